@@ -1,0 +1,37 @@
+"""Test set-up: eight simulated CPU devices, no silent rank promotion, a compilation cache."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps compiled programs between runs, so that a second run of the suite is fast."""
+    folder = os.environ.get("DIFFUSION_JAX_TEST_CACHE") or str(config.cache.mkdir("jax"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(params=["eager", "jit"])
+def compiled(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Either the identity or jax.jit: a test that uses it runs eagerly and compiled."""
+    return jax.jit if request.param == "jit" else lambda function: function
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
