@@ -1,0 +1,118 @@
+"""The project's promises about itself: README commands, dependencies, imports, recipe cards."""
+
+import ast
+import configparser
+import importlib
+import importlib.metadata
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import diffusion_jax
+
+ROOT = Path(__file__).parents[1]
+MODULES = [
+    module.name for module in pkgutil.walk_packages(diffusion_jax.__path__, "diffusion_jax.")
+]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+# Declared because tensorflow-datasets needs them, although our modules do not import them.
+INDIRECT = {"array-record", "importlib-resources"}
+
+
+def normalise(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Top-level names of all absolute imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pip install -e . && python -m diffusion_jax.main --config=configs/digits.py",
+        "pip install -e '.[test]' && pytest",
+    ],
+)
+def test_readme_has_the_command_once_as_a_line_to_copy(command: str):
+    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    assert lines.count(command) == 1
+
+
+def test_the_installed_version_is_the_packages_and_in_the_changelogs_form():
+    assert importlib.metadata.version("diffusion_jax") == diffusion_jax.__version__
+    assert setup_cfg()["metadata"]["version"] == "attr: diffusion_jax.__version__"
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_imported_package_is_declared_and_every_declared_one_is_used():
+    sources = list((ROOT / "diffusion_jax").rglob("*.py"))
+    imported = set().union(*(imported_packages(path) for path in sources))
+    providers = importlib.metadata.packages_distributions()
+    external = imported - set(sys.stdlib_module_names) - {"diffusion_jax"}
+    used = {normalise(providers[name][0]) for name in external}
+    declared = re.findall(r"^[\w.-]+", setup_cfg()["options"]["install_requires"], re.MULTILINE)
+    assert used | INDIRECT == {normalise(name) for name in declared}
+
+
+def test_every_public_name_exists_and_has_a_docstring():
+    for name in diffusion_jax.__all__:
+        value = getattr(diffusion_jax, name)
+        if callable(value):
+            assert value.__doc__, f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_and_its_docstring_says_what_it_holds(name: str):
+    assert importlib.import_module(name).__doc__
+
+
+def test_importing_everything_loads_no_tensorflow_and_starts_no_device(tmp_path: Path):
+    """A present TensorFlow stays unloaded, and jax.distributed can still be initialised."""
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise SystemExit('tensorflow loaded')")
+    program = f"""
+import importlib, sys
+sys.path.insert(0, {str(tmp_path)!r})
+for name in {MODULES}:
+    importlib.import_module(name)
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized(), "a device was started"
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE)
+    assert result.returncode == 0, result.stderr.decode()
+
+
+def test_only_models_import_flax():
+    for path in (ROOT / "diffusion_jax").rglob("*.py"):
+        if path.parent.name != "models":
+            assert "flax" not in imported_packages(path), path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_config_opens_with_its_recipe_card(path: Path):
+    card = ast.get_docstring(ast.parse(path.read_text())) or ""
+    for line in ("Data:", "Parameters:", "Steps:", "Expected:", "Source:", "Device-hours:"):
+        assert re.search(rf"^\s*{line} +\S", card, re.MULTILINE), f"the card has no line {line}"
+
+
+def test_every_promised_config_is_there():
+    promised = {"digits", "fashion_mnist", "cifar10", "celebahq256", "lsun256", "image_folder"}
+    assert promised <= {path.stem for path in CONFIGS}
