@@ -1,0 +1,268 @@
+"""Variance schedules beta_t and all that follows from them (Ho et al., 2020, Sections 2 and 3.2).
+
+Row t of every array, t in {0, ..., T - 1}, is the paper's step t + 1: betas[0] is beta_1. Before
+the first step lies the clean image, whose alpha_bar is 1. Everything is computed in NumPy float64
+from log alpha_bar and rounded to float32 once, at the end: 1 - alpha_bar and its root, taken from a
+float32 alpha_bar, would lose half their digits at the first steps.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from numbers import Integral, Real
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffusion_jax.errors import InputError, choose
+
+# Keeps every coefficient of a sampler finite in float32, also where alpha_bar is 0 (the end of jsd)
+# or underflows. The capped cosine of a million steps ends at -34, so that ordinary schedules are
+# not touched.
+_MAX_ABS_LOGSNR = 40.0
+
+Values = Float[np.ndarray | Array, " T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """A variance schedule of T steps: a pytree of (T,) arrays, float32 unless said otherwise.
+
+    Attributes:
+      betas: beta_t, the variance of the noise that step t adds, in (0, 1].
+      alphas: alpha_t = 1 - beta_t.
+      log_alpha_bar: log of alpha_bar, float64 on the host, so that `respace` loses nothing.
+      alpha_bar: Product of alpha_s over s <= t.
+      alpha_bar_prev: alpha_bar of step t - 1; 1 at t = 0.
+      sqrt_alpha_bar: Scale of x_0 in x_t.
+      sqrt_one_minus_alpha_bar: Standard deviation of the noise in x_t.
+      sqrt_recip_alpha_bar: sqrt(1 / alpha_bar).
+      sqrt_recipm1_alpha_bar: sqrt(1 / alpha_bar - 1).
+      posterior_mean_coef_x0: Coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0), Eq. 7; 1 at t
+        = 0.
+      posterior_mean_coef_xt: Coefficient of x_t there; 0 at t = 0.
+      posterior_variance: Variance beta_tilde_t of q(x_{t-1} | x_t, x_0), Eq. 7; 0 at t = 0.
+      posterior_log_variance_clipped: Its log; the first entry, log 0, is replaced by the second.
+      fixed_large_log_variance: log beta_t; the first entry is replaced by the second step's log
+        beta_tilde.
+      logsnr: log(alpha_bar / (1 - alpha_bar)), limited to [-40, 40].
+      timesteps: The time that the network is given at step t; 0, ..., T - 1 unless respaced.
+
+    If T = 1 there is no second step, and both log variances are log beta of the only one.
+    """
+
+    betas: Values
+    alphas: Values
+    log_alpha_bar: Values
+    alpha_bar: Values
+    alpha_bar_prev: Values
+    sqrt_alpha_bar: Values
+    sqrt_one_minus_alpha_bar: Values
+    sqrt_recip_alpha_bar: Values
+    sqrt_recipm1_alpha_bar: Values
+    posterior_mean_coef_x0: Values
+    posterior_mean_coef_xt: Values
+    posterior_variance: Values
+    posterior_log_variance_clipped: Values
+    fixed_large_log_variance: Values
+    logsnr: Values
+    timesteps: Values
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number T of steps."""
+        return self.betas.shape[0]
+
+
+def make_schedule(
+    name: str = "linear",
+    num_timesteps: int = 1000,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+) -> Schedule:
+    """Returns the schedule of that name.
+
+    Args:
+      name: A key of `SCHEDULES`.
+      num_timesteps: Number T of steps, at least 1.
+      beta_start: First beta of linear, quad, warmup10 and warmup50, in (0, 1); const does not use
+        it. Default: 1e-4 * 1000 / T. It may exceed beta_end.
+      beta_end: Last beta of linear, quad, const, warmup10 and warmup50, in (0, 1). Default: 0.02 *
+        1000 / T, capped at 0.999; a T so small that the cap acts is warned about.
+
+    Raises:
+      InputError: Unknown name, T < 1, a beta outside (0, 1), or a beta for a schedule that has none
+        to set.
+    """
+    choose("schedule", name, SCHEDULES)
+    if not _is_count(num_timesteps):
+        raise InputError(f"num_timesteps is {num_timesteps!r}; it must be an integer of at least 1")
+    _check_beta("beta_start", beta_start, name)
+    _check_beta("beta_end", beta_end, name)
+    if name in _FIXED:
+        betas = _FIXED[name](num_timesteps)
+    else:
+        start = beta_start or _default_beta("beta_start", 1e-4, num_timesteps)
+        end = beta_end or _default_beta("beta_end", 0.02, num_timesteps)
+        betas = _RANGED[name](num_timesteps, start, end)
+    with np.errstate(divide="ignore"):
+        log_alphas = np.maximum(np.log1p(-betas), -_MAX_ABS_LOGSNR)  # jsd ends at beta = 1
+    return _from_log_alpha_bar(np.cumsum(log_alphas), np.arange(num_timesteps))
+
+
+def respace(schedule: Schedule, num_steps: int) -> Schedule:
+    """Returns the process on a subset of the steps (Nichol & Dhariwal, 2021, Section 4).
+
+    The steps are evenly spaced and include the first and the last (num_steps = 1: only the last).
+    Each keeps its alpha_bar and its entry of `timesteps`; beta is 1 - alpha_bar_t / alpha_bar_s,
+    where s is the step kept before t.
+
+    Args:
+      schedule: Schedule of T steps. Not a traced one: the subset is found on the host.
+      num_steps: Number of steps to keep, in {1, ..., T}. T gives an equal schedule.
+
+    Raises:
+      InputError: num_steps outside {1, ..., T}.
+    """
+    last = schedule.num_timesteps - 1
+    if not _is_count(num_steps) or num_steps > last + 1:
+        raise InputError(
+            f"num_steps is {num_steps!r}; it must be an integer from 1 to {last + 1} (T)"
+        )
+    kept = np.rint(np.linspace(last, 0, num_steps)).astype(int)[::-1]
+    log_alpha_bar = np.asarray(schedule.log_alpha_bar, np.float64)
+    return _from_log_alpha_bar(log_alpha_bar[kept], np.asarray(schedule.timesteps)[kept])
+
+
+def _from_log_alpha_bar(log_alpha_bar: Float[np.ndarray, " T"], timesteps: np.ndarray) -> Schedule:
+    """Derives every array, in float64, from a finite and strictly decreasing log alpha_bar."""
+    log_alpha_bar_prev = np.concatenate([[0.0], log_alpha_bar[:-1]])
+    log_alphas = log_alpha_bar - log_alpha_bar_prev
+    betas = -np.expm1(log_alphas)
+    noise = -np.expm1(log_alpha_bar)  # 1 - alpha_bar
+    noise_prev = -np.expm1(log_alpha_bar_prev)
+    variance = betas * (noise_prev / noise)
+    first_variance = variance[1:2] if len(betas) > 1 else betas
+    logsnr = np.clip(log_alpha_bar - np.log(noise), -_MAX_ABS_LOGSNR, _MAX_ABS_LOGSNR)
+    alpha_bar = 1 / (1 + np.exp(-logsnr))
+    arrays = dict(
+        betas=betas,
+        alphas=np.exp(log_alphas),
+        alpha_bar=alpha_bar,
+        alpha_bar_prev=np.concatenate([[1.0], alpha_bar[:-1]]),
+        sqrt_alpha_bar=np.sqrt(alpha_bar),
+        sqrt_one_minus_alpha_bar=1 / np.sqrt(1 + np.exp(logsnr)),
+        sqrt_recip_alpha_bar=np.sqrt(1 + np.exp(-logsnr)),
+        sqrt_recipm1_alpha_bar=np.exp(-logsnr / 2),
+        posterior_mean_coef_x0=np.exp(log_alpha_bar_prev / 2) * betas / noise,
+        posterior_mean_coef_xt=np.exp(log_alphas / 2) * noise_prev / noise,
+        posterior_variance=variance,
+        posterior_log_variance_clipped=np.log(np.concatenate([first_variance, variance[1:]])),
+        fixed_large_log_variance=np.log(np.concatenate([first_variance, betas[1:]])),
+        logsnr=logsnr,
+        timesteps=timesteps,
+    )
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return Schedule(log_alpha_bar=log_alpha_bar, **arrays)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _check_beta(field: str, beta: object, name: str) -> None:
+    if beta is None:
+        return
+    if name in _FIXED:
+        raise InputError(
+            f"{field} is {beta!r}, but the schedule {name!r} has none to set; leave it unset (None)"
+            f" or choose one of {', '.join(_RANGED)}"
+        )
+    if not isinstance(beta, Real) or not 0 < float(beta) < 1:
+        raise InputError(f"{field} is {beta!r}; it must be a number in the open interval (0, 1)")
+
+
+def _default_beta(field: str, at_1000_steps: float, num_timesteps: int) -> float:
+    """Scales Ho et al.'s value for T = 1000 so that the whole chain adds about as much noise."""
+    beta = at_1000_steps * 1000 / num_timesteps
+    if beta > 0.999:
+        warnings.warn(
+            f"{field} for T = {num_timesteps} would be {beta:g} and is capped at 0.999; set it, or"
+            " a larger T",
+            stacklevel=3,
+        )
+    return min(beta, 0.999)
+
+
+def _linear(num_timesteps: int, start: float, end: float) -> Float[np.ndarray, " T"]:
+    """Ho et al. (2020), Section 4."""
+    return np.linspace(start, end, num_timesteps)
+
+
+def _quad(num_timesteps: int, start: float, end: float) -> Float[np.ndarray, " T"]:
+    """sqrt(beta) is linear."""
+    return np.linspace(start**0.5, end**0.5, num_timesteps) ** 2
+
+
+def _const(num_timesteps: int, start: float, end: float) -> Float[np.ndarray, " T"]:
+    del start
+    return np.full(num_timesteps, float(end))
+
+
+def _warmup(fraction: float) -> Callable[[int, float, float], Float[np.ndarray, " T"]]:
+    """beta_end throughout, except that the first part of the steps rises linearly to it."""
+
+    def betas(num_timesteps: int, start: float, end: float) -> Float[np.ndarray, " T"]:
+        rising = int(fraction * num_timesteps)
+        return np.concatenate(
+            [np.linspace(start, end, rising), np.full(num_timesteps - rising, end)]
+        )
+
+    return betas
+
+
+def _jsd(num_timesteps: int) -> Float[np.ndarray, " T"]:
+    """1/T, 1/(T - 1), ..., 1: alpha_bar falls linearly to 0 (Sohl-Dickstein et al., 2015)."""
+    return 1 / np.arange(num_timesteps, 0, -1)
+
+
+def _cosine(num_timesteps: int) -> Float[np.ndarray, " T"]:
+    """alpha_bar = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) * pi / 2), s = 0.008; beta at most
+    0.999.
+
+    Nichol & Dhariwal (2021), Eq. 17.
+    """
+    u = np.linspace(0, 1, num_timesteps + 1)
+    alpha_bar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+def _sigmoid(num_timesteps: int) -> Float[np.ndarray, " T"]:
+    """alpha_bar falls from 1 to 0 as a logistic function of -3 + 6 u; at least 1e-9, as in the
+    paper.
+
+    Jabri et al. (2022), Appendix B: start -3, end 3, tau 1.
+    """
+    u = np.linspace(0, 1, num_timesteps + 1)
+    logistic = 1 / (1 + np.exp(3 - 6 * u))
+    alpha_bar = np.maximum((logistic[-1] - logistic) / (logistic[-1] - logistic[0]), 1e-9)
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+
+_RANGED: dict[str, Callable[[int, float, float], Float[np.ndarray, " T"]]] = {
+    "linear": _linear,
+    "quad": _quad,
+    "const": _const,
+    "warmup10": _warmup(0.1),
+    "warmup50": _warmup(0.5),
+}
+_FIXED: dict[str, Callable[[int], Float[np.ndarray, " T"]]] = {
+    "cosine": _cosine,
+    "sigmoid": _sigmoid,
+    "jsd": _jsd,
+}
+# Betas in float64: f(T, beta_start, beta_end), or f(T) where alpha_bar is given by a formula of its
+# own.
+SCHEDULES: dict[str, Callable[..., Float[np.ndarray, " T"]]] = _RANGED | _FIXED

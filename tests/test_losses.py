@@ -1,0 +1,87 @@
+"""L_simple against the formula by hand and against its expectation for known denoisers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.losses import simple_loss
+from diffusion_jax.schedules import make_schedule
+
+SCHEDULE = make_schedule("linear", 100)
+ALPHA_BAR = np.cumprod(1 - SCHEDULE.betas.astype(float))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_loss_is_the_mean_squared_error_of_each_image_in_its_own_space(compiled, rng, prediction):
+    t = np.array([0, 30, 99])
+    x0, eps = rng.normal(size=(2, 3, 2, 2, 3))
+    expected = []
+    for i in range(3):
+        a, s = np.sqrt(ALPHA_BAR[t[i]]), np.sqrt(1 - ALPHA_BAR[t[i]])
+        output = 0.5 * (a * x0[i] + s * eps[i]) + 0.01 * t[i]
+        target = {"eps": eps[i], "x0": x0[i], "v": a * eps[i] - s * x0[i]}[prediction]
+        expected.append(((target - output) ** 2).sum() / 12)
+
+    def apply_fn(params, x_t, time, labels, dropout_key):
+        assert labels is None and dropout_key is None
+        return params * x_t + 0.01 * time[:, None, None, None]
+
+    def loss(params, x0, eps):
+        return simple_loss(SCHEDULE, prediction, apply_fn, params, x0, jnp.asarray(t), eps)
+
+    value = compiled(loss)(0.5, jnp.asarray(x0, jnp.float32), jnp.asarray(eps, jnp.float32))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)  # float32 sums of 12 terms
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_optimal_denoiser_of_gaussian_data_reaches_the_least_expected_loss(key, prediction):
+    n, t, data_variance = 200_000, 40, 0.3
+    a, s2 = ALPHA_BAR[t], 1 - ALPHA_BAR[t]
+    # Least squares for jointly normal (target, x_t): slope = cov / var, residual = var(target) -
+    # cov^2 / var.
+    variance = a * data_variance + s2
+    covariance, target_variance = {
+        "eps": (np.sqrt(s2), 1.0),
+        "x0": (np.sqrt(a) * data_variance, data_variance),
+        "v": (np.sqrt(a * s2) * (1 - data_variance), a + s2 * data_variance),
+    }[prediction]
+    x0, eps = jax.random.normal(key, (2, n, 1)) * jnp.array([data_variance**0.5, 1.0]).reshape(
+        2, 1, 1
+    )
+
+    def loss(slope):
+        times = jnp.full((n,), t)
+        return simple_loss(
+            SCHEDULE, prediction, lambda p, x, *_: p * x, slope, x0, times, eps
+        ).mean()
+
+    value, slope_gradient = jax.value_and_grad(loss)(covariance / variance)
+    residual = target_variance - covariance**2 / variance
+    # Five standard errors: a squared normal has a relative standard deviation of sqrt(2).
+    np.testing.assert_allclose(value, residual, rtol=5 * np.sqrt(2 / n))
+    # d/dslope = -2 mean(residual * x_t), whose standard error is 2 sqrt(residual variance / n).
+    np.testing.assert_allclose(slope_gradient, 0, atol=5 * 2 * np.sqrt(residual * variance / n))
+
+
+def test_the_network_is_given_labels_time_and_dropout_key(key):
+    seen = {}
+
+    def apply_fn(params, x_t, t, labels, dropout_key):
+        seen.update(t=t, labels=labels, dropout_key=dropout_key)
+        return x_t
+
+    ones = jnp.ones((2, 1, 1, 1))
+    labels, t = jnp.array([3, 4]), jnp.array([5, 99])
+    simple_loss(SCHEDULE, "eps", apply_fn, None, ones, t, ones, labels, key)
+    np.testing.assert_array_equal(seen["labels"], [3, 4])
+    np.testing.assert_array_equal(seen["t"], [5.0, 99.0])
+    assert seen["t"].dtype == jnp.float32
+    assert seen["dropout_key"] is key
+
+
+def test_an_unknown_prediction_lists_the_known_ones():
+    ones = jnp.ones((2, 1))
+    with pytest.raises(InputError, match="unknown prediction 'noise'.*eps, x0, v"):
+        simple_loss(SCHEDULE, "noise", lambda p, x, *_: x, None, ones, jnp.array([0, 1]), ones)
