@@ -1,0 +1,90 @@
+"""Opens a data set by name: finds its source, prepares it once, and reads it."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from diffusion_jax.data.sources import cifar10, digits, fashion_mnist, image_folder
+from diffusion_jax.data.sources.base import Request, Source
+from diffusion_jax.data.split import Split, in_memory
+from diffusion_jax.errors import InputError, choose
+
+TFDS_PREFIX = "tfds:"
+MEMORY_LIMIT = 2 * 2**30
+NAMED_FILES = 10
+
+SOURCES: dict[str, Callable[[Request], Source]] = {
+    "digits": digits.find,
+    "fashion_mnist": fashion_mnist.find,
+    "cifar10": cifar10.find,
+    "image_folder": image_folder.find,
+}
+
+
+def default_cache_dir() -> Path:
+    """Returns $DIFFUSION_JAX_CACHE, else diffusion_jax in $XDG_CACHE_HOME, else in ~/.cache."""
+    if folder := os.environ.get("DIFFUSION_JAX_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_jax"
+
+
+def load(
+    name: str,
+    split: str,
+    *,
+    source_dir: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
+    image_size: int | None = None,
+    test_fraction: float = 0.2,
+    cache_dir: str | os.PathLike[str] | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Split:
+    """Opens a split of a data set; the first time, it prepares the set and keeps it in cache_dir.
+
+    Args:
+      name: A key of SOURCES, or "tfds:<name>" for TFDS data that the user has prepared.
+      split: "train" or "test".
+      source_dir: Folder (for cifar10 also the file) that holds the images; for "tfds:<name>",
+        TFDS's data_dir. Unset, a source looks where it can by itself.
+      sha256: Checksum that replaces the published one of cifar10, to use a repacked file.
+      image_size: Size to crop and resize to; needed by image_folder.
+      test_fraction: Share of digits and image_folder that is held out, in [0, 1).
+      cache_dir: Where prepared data and downloads are kept; default_cache_dir() if unset.
+      memory_limit: A split of more bytes than this is streamed from its files.
+
+    Raises:
+      InputError: Something in these arguments or the files they name is wrong.
+      RunError: The disk is full, or prepared data has been damaged.
+    """
+    choose("split", split, dict.fromkeys(("train", "test")))
+    folder = None if source_dir is None else Path(source_dir).expanduser().absolute()
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size is {image_size}; it must be at least 1")
+    if name.startswith(TFDS_PREFIX):
+        from diffusion_jax.data import reader  # TFDS is slow to import.
+
+        if sha256 is not None:
+            raise InputError(f"sha256 is {sha256!r}, but {name} takes none; leave it unset")
+        opened = reader.open_user(name.removeprefix(TFDS_PREFIX), folder, split, image_size)
+    else:
+        find = choose("data set", name, SOURCES)
+        cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        download_dir = cache.absolute() / "downloads"
+        source = find(Request(folder, sha256, image_size, test_fraction, download_dir))
+        opened = _open(name, source, split, cache.absolute() / "data")
+    return in_memory(opened) if opened.num_bytes <= memory_limit else opened
+
+
+def _open(name: str, source: Source, split: str, root: Path) -> Split:
+    from diffusion_jax.data import prepare, reader  # TFDS is slow to import.
+
+    opened, left_out = reader.open_prepared(prepare.prepared(name, source, root), name, split)
+    if left_out:
+        more = ", ..." if len(left_out) > NAMED_FILES else ""
+        warnings.warn(
+            f"{name}: {len(left_out)} damaged files are left out: "
+            f"{', '.join(sorted(left_out)[:NAMED_FILES])}{more}",
+            stacklevel=3,
+        )
+    return opened

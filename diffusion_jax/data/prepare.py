@@ -1,0 +1,113 @@
+"""Writes a source's images once as a TFDS data set of array_record files, without TensorFlow."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from diffusion_jax.data.sources.base import Contents, LabelledImage, Source
+from diffusion_jax.errors import InputError, RunError
+
+NAMED_FILES = 10
+
+
+class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes any `Contents`: the image as raw bytes, the label as an integer."""
+
+    name = "images"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, read: Callable[[], Contents], **kwargs: Any):
+        self.contents = read()
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        image = tfds.features.Tensor(
+            shape=self.contents.image_shape,
+            dtype=np.uint8,
+            encoding=tfds.features.Encoding.BYTES,
+        )
+        label = tfds.features.Tensor(shape=(), dtype=np.int32)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict({"image": image, "label": label}),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(
+                class_names=self.contents.class_names, left_out=self.contents.left_out
+            ),
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        splits = self.contents.splits
+        return {name: self._generate_examples(name, splits[name]) for name in splits}
+
+    def _generate_examples(
+        self, split: str, images: Iterable[LabelledImage]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        row = -1
+        for row, (image, label) in enumerate(images):
+            yield row, {"image": image, "label": label}
+        if row < 0:
+            raise InputError(
+                f"none of the {split} images can be read: "
+                f"{', '.join(self.contents.left_out[:NAMED_FILES])}"
+            )
+
+
+def prepared(name: str, source: Source, root: Path) -> Path:
+    """Returns the folder that holds the prepared source, and prepares it if it is not there.
+
+    The folder appears under its name only when it is complete. Of several processes one prepares,
+    and the others wait for it.
+
+    Raises:
+      InputError: A source that cannot be read, or a root that cannot be written.
+      RunError: The disk is full.
+    """
+    folder = root / f"{name}-{hashlib.sha256(source.key.encode()).hexdigest()[:16]}"
+    directory = folder / ImageBuilder.name / str(ImageBuilder.VERSION)
+    if directory.exists():
+        return directory
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / "lock"):
+            if not directory.exists():
+                _write(source, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(f"no space is left in {str(root)!r} to prepare {name}") from error
+        raise InputError(
+            f"cannot prepare {name} in {str(root)!r} ({error}); set cache_dir or "
+            "DIFFUSION_JAX_CACHE to a folder that can be written"
+        ) from error
+    return directory
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock that the system takes back from a process that dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(source: Source, folder: Path) -> None:
+    for stale in folder.glob("*/incomplete.*"):  # What a killed process left behind.
+        shutil.rmtree(stale)
+    # TFDS prints sizes that it does not know; its progress bars go to stderr and stay.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder = ImageBuilder(source.read, data_dir=folder)
+        builder.download_and_prepare(
+            # Else TFDS asks the network whether somebody has prepared it already.
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )

@@ -1,0 +1,115 @@
+"""What a source of images is: where it looks, what it finds, and helpers that sources share."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from diffusion_jax.errors import InputError
+
+LabelledImage = tuple[UInt8[np.ndarray, "h w c"], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a user asks of a source; see `load` for the fields."""
+
+    source_dir: Path | None
+    sha256: str | None
+    image_size: int | None
+    test_fraction: float
+    download_dir: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """The images themselves, handed over once, to be written in TFDS's form.
+
+    Attributes:
+      image_shape: (H, W, C) of every image.
+      class_names: Name of each class; empty if there are no labels.
+      splits: For each split that is not empty, its images and labels in order.
+      left_out: Files that could not be read; complete once all splits have been read.
+    """
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    splits: dict[str, Iterable[LabelledImage]]
+    left_out: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A source as found on this machine.
+
+    Attributes:
+      key: All that decides the contents; a prepared copy of equal key is used as it is.
+      read: Reads the contents; slow, and not called if there is a prepared copy.
+    """
+
+    key: str
+    read: Callable[[], Contents]
+
+
+def refuse_options(
+    request: Request, name: str, size: int | None = None, *, sha256: bool = False
+) -> None:
+    """Raises an InputError if the request holds what the source has no use for.
+
+    Args:
+      request: The request.
+      name: The source's name.
+      size: The one size of the source's images; None allows any.
+      sha256: Whether the source takes a checksum.
+    """
+    if size is not None and request.image_size not in (None, size):
+        raise InputError(
+            f"image_size is {request.image_size}, but {name} holds {size}x{size} images; "
+            f"leave it unset or set it to {size}"
+        )
+    if request.sha256 is not None and not sha256:
+        raise InputError(f"sha256 is {request.sha256!r}, but {name} takes none; leave it unset")
+
+
+def existing_source(request: Request, name: str) -> Path:
+    """Returns the request's source_dir, or raises an InputError if it is unset or missing."""
+    if request.source_dir is None:
+        raise InputError(f"source_dir is unset; {name} needs the folder that holds the images")
+    if not request.source_dir.exists():
+        raise InputError(f"source_dir {str(request.source_dir)!r} does not exist")
+    return request.source_dir
+
+
+def listing(files: Sequence[Path]) -> str:
+    """Returns a digest of files' paths, sizes and times: it changes when they do."""
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def held_out(labels: Int[np.ndarray, " n"], test_fraction: float) -> Bool[np.ndarray, " n"]:
+    """Marks the test images of a fixed split, in which each class has its share within one image.
+
+    The images are put in a fixed random order, then sorted by class; every (1/test_fraction)-th of
+    that order is a test image, so that round(n * test_fraction) are.
+    """
+    if not 0 <= test_fraction < 1:
+        raise InputError(f"test_fraction is {test_fraction}; it must be at least 0 and below 1")
+    order = np.argsort(np.random.Philox(key=0).random_raw(len(labels)), kind="stable")
+    order = order[np.argsort(labels[order], kind="stable")]
+    steps = np.round(np.arange(len(labels) + 1) * test_fraction)
+    mark = np.empty(len(labels), bool)
+    mark[order] = np.diff(steps) > 0
+    return mark
+
+
+def split_arrays(
+    images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+) -> Iterable[LabelledImage]:
+    """Yields the images of arrays one by one."""
+    return zip(images, labels.tolist(), strict=True)

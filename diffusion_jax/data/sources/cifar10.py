@@ -1,0 +1,104 @@
+"""CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 images of 32x32x3, cifar-10-python.tar.gz."""
+
+import hashlib
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from diffusion_jax.data.sources.base import (
+    Contents,
+    Request,
+    Source,
+    existing_source,
+    listing,
+    refuse_options,
+    split_arrays,
+)
+from diffusion_jax.data.sources.batch_pickle import load_batch
+from diffusion_jax.data.sources.download import download
+from diffusion_jax.errors import InputError
+
+FILE_NAME = "cifar-10-python.tar.gz"
+URL = "https://www.cs.toronto.edu/~kriz/" + FILE_NAME
+NUM_BYTES = 170_498_071
+SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+
+
+def find(request: Request) -> Source:
+    """Returns the set in source_dir (the file, or the folder that holds it), else a download.
+
+    The file must have the published size and SHA-256, or the SHA-256 that the request gives.
+    """
+    refuse_options(request, "cifar10", 32, sha256=True)
+    sha256 = (request.sha256 or SHA256).lower()
+    if request.source_dir is None:
+        path = request.download_dir / FILE_NAME
+        return Source(sha256, lambda: _read(_downloaded(path, sha256), sha256))
+    path = existing_source(request, "cifar10")
+    if path.is_dir():
+        path = path / FILE_NAME
+        if not path.is_file():
+            raise InputError(f"source_dir {str(path.parent)!r} holds no {FILE_NAME}")
+    return Source(sha256 + listing([path]), lambda: _read(path, sha256))
+
+
+def _downloaded(path: Path, sha256: str) -> Path:
+    return download(URL, path, lambda part: check_file(part, sha256))
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """Raises an InputError unless the file has the checksum and, if published, the size."""
+    size = path.stat().st_size
+    if sha256 == SHA256 and size != NUM_BYTES:
+        raise InputError(
+            f"{str(path)!r} has {size} bytes; the published file has {NUM_BYTES}. "
+            "To use a repacked file, set sha256 to its SHA-256"
+        )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise InputError(f"{str(path)!r} has SHA-256 {found}; it must have {sha256}")
+
+
+def _read(path: Path, sha256: str) -> Contents:
+    check_file(path, sha256)
+    batches: dict[str, dict[str, Any]] = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                name = Path(member.name).name
+                file = archive.extractfile(member) if member.isfile() else None
+                if file is not None and (name == "batches.meta" or "_batch" in name):
+                    batches[name] = load_batch(file.read(), f"{name} in {str(path)!r}")
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{str(path)!r} is not a whole tar.gz file ({error})") from error
+    names = sorted(name for name in batches if name.startswith("data_batch_"))
+    if not names or not {"batches.meta", "test_batch"} <= batches.keys():
+        raise InputError(
+            f"{str(path)!r} holds {', '.join(sorted(batches)) or 'no batches'}; "
+            "data_batch_1, ..., test_batch and batches.meta are needed"
+        )
+    try:
+        classes = tuple(str(name, "ascii") for name in batches["batches.meta"]["label_names"])
+        train = [_arrays(batches[name], len(classes)) for name in names]
+        test = _arrays(batches["test_batch"], len(classes))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the batches in {str(path)!r} are not CIFAR-10's ({error!r})") from error
+    images, labels = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
+    splits = {"train": split_arrays(images, labels), "test": split_arrays(*test)}
+    return Contents((32, 32, 3), classes, splits)
+
+
+def _arrays(
+    batch: dict[str, Any], num_classes: int
+) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int64[np.ndarray, " n"]]:
+    labels = np.array(batch["labels"], np.int64)
+    if labels.ndim != 1 or not ((0 <= labels) & (labels < num_classes)).all():
+        raise ValueError(f"labels must be a list of numbers in 0 to {num_classes - 1}")
+    # Rows are channel-first.
+    images = np.array(batch["data"], np.uint8).reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), labels

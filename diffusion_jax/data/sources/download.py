@@ -1,0 +1,44 @@
+"""One quick attempt at downloading a file, with an answer that helps where there is no network."""
+
+import http.client
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from diffusion_jax.errors import InputError
+
+TIMEOUT_SECONDS = 10
+
+
+def download(url: str, path: Path, check: Callable[[Path], object]) -> Path:
+    """Returns `path`, downloaded from `url` unless it is there already.
+
+    Args:
+      url: Where the file is.
+      path: Where it goes; it appears under this name only when it is complete and checked.
+      check: Raises an InputError if a file is not the right one.
+
+    Raises:
+      InputError: No network, or no place to write; it says which file to put where by hand.
+    """
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            part = Path(folder) / path.name
+            with (
+                urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
+                part.open("wb") as file,
+            ):
+                shutil.copyfileobj(response, file)
+            check(part)
+            part.replace(path)
+    except (OSError, http.client.HTTPException) as error:
+        raise InputError(
+            f"cannot download {url} ({getattr(error, 'reason', error)}); get {path.name} by hand "
+            f"and set source_dir to the folder that holds it, or put it in {str(path.parent)!r}"
+        ) from error
+    return path

@@ -1,0 +1,180 @@
+"""Image folders: which files are read, how they become square arrays, and damaged ones."""
+
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.data import load
+from diffusion_jax.data.image_file import fit
+from diffusion_jax.errors import InputError
+
+
+def save(path, colour=(200, 10, 10), size=(12, 9), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+
+
+def opened(folder, tmp_path, split="train", **arguments):
+    arguments = {"image_size": 8, "test_fraction": 0.0, **arguments}
+    return load("image_folder", split, source_dir=folder, cache_dir=tmp_path / "cache", **arguments)
+
+
+def whole(split):
+    return split.read(np.arange(split.num_images))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "images"
+
+
+def test_sub_folders_are_classes_at_any_depth(folder, tmp_path):
+    save(folder / "a" / "1.png", (255, 0, 0))
+    save(folder / "b" / "deep" / "2.jpeg", (0, 255, 0))
+    save(folder / "b" / "3.WEBP", (0, 0, 255))
+    (folder / "notes.txt").write_text("not an image")
+    split = opened(folder, tmp_path)
+    batch = whole(split)
+    assert split.class_names == ("a", "b")
+    assert split.image_shape == (8, 8, 3)
+    # Sorted by path; each is one colour, JPEG and WebP within a few levels.
+    assert batch["label"].tolist() == [0, 1, 1]
+    assert batch["image"].mean((1, 2)).argmax(1).tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("names", [("1.png", "2.png"), ("1.png", "a/2.png")])
+def test_images_in_the_folder_itself_mean_no_classes(folder, tmp_path, names):
+    for name in names:
+        save(folder / name)
+    split = opened(folder, tmp_path)
+    assert split.num_classes == 0
+    assert whole(split)["label"].tolist() == [0, 0]
+
+
+def test_linked_folders_are_followed_without_going_round(folder, tmp_path):
+    save(tmp_path / "elsewhere" / "1.png")
+    folder.mkdir()
+    (folder / "a").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    assert opened(folder, tmp_path).num_images == 1
+
+
+@pytest.mark.parametrize("grey_mode", ["L", "LA", "1", "I;16"])
+def test_one_channel_stays_only_if_all_images_are_grey(folder, tmp_path, grey_mode):
+    save(folder / "1.png", 0, mode="L")
+    Image.new("L", (9, 9), 255).convert(grey_mode).save(folder / "2.png")
+    assert opened(folder, tmp_path).image_shape == (8, 8, 1)
+    save(folder / "3.png")
+    assert opened(folder, tmp_path).image_shape == (8, 8, 3)
+
+
+def test_16_bit_grey_is_scaled(tmp_path):
+    values = np.array([[0, 257, 128 * 257, 65535]], np.uint16).repeat(4, 0)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert fit(image, 4, "L")[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_become_white(tmp_path, mode):
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    if mode == "P":
+        image = Image.new("P", (4, 4), 0)
+        image.putpalette([0, 0, 0])
+        image.info["transparency"] = 0
+    assert (fit(image.convert(mode), 4, "RGB") == 255).all()
+
+
+def test_half_transparent_pixels_are_laid_over_white():
+    assert abs(int(fit(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), 4, "L")[0, 0, 0]) - 127) <= 1
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be turned a quarter clockwise: top left goes to top right.
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        turned = fit(image, 8, "RGB")
+    np.testing.assert_array_equal(turned, np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_the_centre_is_kept(shape):
+    pixels = np.zeros(shape, np.uint8)
+    pixels[shape[0] // 2 - 4 :, shape[1] // 2 - 4 :][:8, :8] = np.arange(64).reshape(8, 8)
+    np.testing.assert_array_equal(
+        fit(Image.fromarray(pixels), 8, "L")[..., 0], np.arange(64).reshape(8, 8)
+    )
+
+
+def test_shrinking_averages_instead_of_skipping_pixels():
+    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    # The mean is 127.5; away from the border the antialiasing filter leaves at most rounding.
+    assert (abs(fit(Image.fromarray(checks), 8, "L")[1:-1, 1:-1].astype(int) - 127.5) <= 3).all()
+
+
+def test_damaged_files_are_counted_and_named_and_the_rest_is_read(folder, tmp_path):
+    for i in range(4):
+        save(folder / f"{i}.png", (i, i, i))
+    good = (folder / "0.png").read_bytes()
+    (folder / "4.jpg").write_bytes(b"not an image")
+    (folder / "5.png").write_bytes(good[:45])  # The header is whole, the pixels are not.
+    (folder / "6.png").write_bytes(b"")
+    message = r"image_folder: 3 damaged files are left out: 4.jpg, 5.png, 6.png"
+    with pytest.warns(UserWarning, match=message):
+        opened(folder, tmp_path)
+    with pytest.warns(UserWarning, match=message):  # Also when the prepared copy is used.
+        split = opened(folder, tmp_path)
+    np.testing.assert_array_equal(whole(split)["image"][:, 0, 0, 0], np.arange(4))
+
+
+@pytest.mark.parametrize("blob", [b"not an image", None])
+def test_only_damaged_files_is_an_error(folder, tmp_path, blob):
+    save(folder / "1.png")
+    if blob is None:
+        blob = (folder / "1.png").read_bytes()[:45]
+    (folder / "1.png").write_bytes(blob)
+    with pytest.raises(InputError, match="none of the .* can be read"):
+        opened(folder, tmp_path)
+
+
+def test_an_empty_folder_is_an_error(folder, tmp_path):
+    folder.mkdir()
+    with pytest.raises(InputError, match="holds no images"):
+        opened(folder, tmp_path)
+
+
+def test_a_size_is_needed(folder, tmp_path):
+    save(folder / "1.png")
+    with pytest.raises(InputError, match="image_size is None"):
+        opened(folder, tmp_path, image_size=None)
+    with pytest.raises(InputError, match="source_dir is unset"):
+        load("image_folder", "train", image_size=8, cache_dir=tmp_path)
+
+
+def test_a_share_of_each_class_is_held_out_and_the_parts_are_disjoint(folder, tmp_path):
+    for i in range(20):
+        save(folder / "ab"[i % 2] / f"{i:02}.png", (i, i, i))
+    parts = [whole(opened(folder, tmp_path, s, test_fraction=0.2)) for s in ("train", "test")]
+    pixels = [set(part["image"][:, 0, 0, 0].tolist()) for part in parts]
+    assert pixels[0] | pixels[1] == set(range(20)) and not pixels[0] & pixels[1]
+    assert np.bincount(parts[1]["label"]).tolist() == [2, 2]
+
+
+def test_the_copy_is_reused_until_the_files_or_the_size_change(folder, tmp_path, monkeypatch):
+    from diffusion_jax.data.sources import image_folder
+
+    save(folder / "1.png")
+    opened(folder, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "_read", None)
+        assert opened(folder, tmp_path).num_images == 1
+    assert opened(folder, tmp_path, image_size=4).image_shape == (4, 4, 3)
+    save(folder / "2.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert opened(folder, tmp_path).num_images == 2

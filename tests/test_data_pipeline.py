@@ -1,0 +1,156 @@
+"""Batch k depends on (seed, k) alone, and the transforms on their arguments alone."""
+
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from diffusion_jax.data import (
+    batch_indices,
+    batches,
+    from_arrays,
+    random_flip,
+    to_model_range,
+    to_uint8,
+)
+from diffusion_jax.errors import InputError
+
+
+@pytest.fixture
+def split():
+    images = np.arange(10 * 4 * 4 * 3, dtype=np.uint32).astype(np.uint8).reshape(10, 4, 4, 3)
+    return from_arrays(images, np.arange(10), tuple("abcdefghij"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 23])
+def test_batches_in_a_row_hold_each_image_once_an_epoch(batch_size):
+    stream = np.concatenate([batch_indices(0, k, batch_size, 10) for k in range(60 // batch_size)])
+    whole = stream[: len(stream) // 10 * 10].reshape(-1, 10)
+    np.testing.assert_array_equal(np.sort(whole, axis=1), np.tile(np.arange(10), (len(whole), 1)))
+
+
+def test_order_differs_between_epochs_and_seeds():
+    orders = {tuple(batch_indices(seed, k, 50, 50)) for seed in range(3) for k in range(3)}
+    assert len(orders) == 9
+
+
+def test_order_is_uniform_over_positions():
+    # 2,000 draws a cell in expectation, standard deviation about 40: five of them is 200.
+    counts = np.zeros((5, 5))
+    for epoch in range(10_000):
+        counts[np.arange(5), batch_indices(7, epoch, 5, 5)] += 1
+    np.testing.assert_allclose(counts, 2000, atol=200)
+
+
+def test_order_stays_what_it_was():
+    # Pinned: a run must resume to the same order under any later version of NumPy.
+    assert batch_indices(0, 0, 5, 10).tolist() == [0, 2, 9, 1, 8]
+
+
+def test_negative_seed_is_a_seed():
+    assert sorted(batch_indices(-1, 0, 10, 10)) == list(range(10))
+
+
+def test_any_start_continues_the_same_sequence(split):
+    whole = list(batches(split, seed=3, batch_size=4, stop=9))
+    resumed = list(batches(split, seed=3, batch_size=4, start=5, stop=9))
+    assert len(whole) == 9 and len(resumed) == 4
+    for a, b in zip(whole[5:], resumed, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+        np.testing.assert_array_equal(a["label"], b["label"])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_global_batch_does_not_depend_on_the_number_of_processes(split, processes):
+    rows = 8 // processes
+    whole = next(batches(split, seed=1, batch_size=8, start=2))
+    parts = [
+        next(batches(split, seed=1, batch_size=8, start=2, rows=slice(p * rows, (p + 1) * rows)))
+        for p in range(processes)
+    ]
+    np.testing.assert_array_equal(whole["image"], np.concatenate([p["image"] for p in parts]))
+    np.testing.assert_array_equal(whole["label"], np.concatenate([p["label"] for p in parts]))
+
+
+def test_a_far_batch_costs_no_reading_of_those_before_it(split):
+    assert next(batches(split, seed=0, batch_size=4, start=10**12))["image"].shape == (4, 4, 4, 3)
+
+
+def test_images_keep_their_labels(split):
+    for batch in batches(split, seed=0, batch_size=4, stop=5):
+        np.testing.assert_array_equal(
+            batch["image"], split.read(batch["label"].astype(int))["image"]
+        )
+
+
+@pytest.mark.parametrize("how", ["close", "drop", "exhaust"])
+def test_reading_threads_end_with_the_iterator(split, how):
+    def readers():
+        return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+
+    iterator = batches(split, seed=0, batch_size=4, stop=20)
+    next(iterator)
+    assert readers()
+    if how == "close":
+        iterator.close()
+    elif how == "exhaust":
+        list(iterator)
+    del iterator
+    # Idle threads leave as soon as they are scheduled; ten seconds is for a machine under load.
+    deadline = time.monotonic() + 10
+    while readers() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not readers()
+
+
+def test_an_error_in_a_reading_thread_reaches_the_caller(split):
+    def fail(indices):
+        raise OSError("gone")
+
+    broken = type(split)(10, (4, 4, 3), (), fail)
+    with pytest.raises(OSError, match="gone"):
+        next(batches(broken, seed=0, batch_size=2))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"batch_size": 0}, {"prefetch": 0}, {"start": -1}, {"start": 3, "stop": 2}]
+)
+def test_impossible_sizes_are_refused_at_once(split, arguments):
+    with pytest.raises(InputError):
+        batches(split, **{"seed": 0, "batch_size": 2, **arguments})
+
+
+def test_pixels_survive_the_way_to_the_model_and_back(compiled):
+    pixels = np.arange(256, dtype=np.uint8)
+    floats = compiled(to_model_range)(jnp.asarray(pixels))
+    # Two float32 operations on values of at most 2 err by at most 2^-23 each.
+    np.testing.assert_allclose(floats, np.linspace(-1, 1, 256), atol=2.4e-7)
+    assert floats.dtype == jnp.float32
+    np.testing.assert_array_equal(compiled(to_uint8)(floats), pixels)
+
+
+def test_values_outside_the_range_are_clipped():
+    values = jnp.array([-9.0, -1.001, 1.001, 9.0])
+    np.testing.assert_array_equal(to_uint8(values), [0, 0, 255, 255])
+
+
+def test_half_of_the_images_are_mirrored_and_the_others_untouched(compiled):
+    images = jax.random.randint(jax.random.key(0), (1000, 2, 4, 3), 0, 256).astype(jnp.uint8)
+    flipped = np.asarray(compiled(random_flip)(jax.random.key(1), images))
+    same = (flipped == images).all((1, 2, 3))
+    mirrored = (flipped == np.asarray(images)[:, :, ::-1]).all((1, 2, 3))
+    assert (same ^ mirrored).all()
+    # The standard deviation is 16 images; five of them is 80.
+    assert abs(mirrored.sum() - 500) < 80
+
+
+def test_flips_do_not_depend_on_how_the_batch_is_spread():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    images = jax.random.normal(jax.random.key(0), (16, 2, 4, 3))
+    spread = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
+    flip = jax.jit(random_flip)
+    np.testing.assert_array_equal(flip(jax.random.key(1), spread), flip(jax.random.key(1), images))

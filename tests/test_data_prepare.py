@@ -1,0 +1,197 @@
+"""Prepared data appears whole or not at all, once, and is plain TFDS data without TensorFlow."""
+
+import multiprocessing
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from diffusion_jax.data import load
+from diffusion_jax.data.prepare import prepared
+from diffusion_jax.data.sources.base import Contents, Source
+from diffusion_jax.errors import InputError, RunError
+
+
+def source_of(n, *, pause=0.0, log=None):
+    """A source of n images that takes its time and logs each time it is read."""
+
+    def images():
+        for i in range(n):
+            time.sleep(pause)
+            yield np.full((2, 2, 1), i % 256, np.uint8), i % 3
+
+    def read():
+        if log is not None:
+            with log.open("a") as file:
+                file.write("read\n")
+        return Contents((2, 2, 1), ("a", "b", "c"), {"train": images()})
+
+    return Source("key", read)
+
+
+def in_child(root, n, pause, log=None):
+    """Starts a process that prepares source_of(n); a fork of this threaded one could hang."""
+    child = multiprocessing.get_context("spawn").Process(
+        target=prepare_slowly, args=(root, n, pause, log)
+    )
+    child.start()
+    return child
+
+
+def prepare_slowly(root, n, pause, log):
+    prepared("x", source_of(n, pause=pause, log=log), root)
+
+
+def count(directory):
+    return len(tfds_source(directory))
+
+
+def tfds_source(directory):
+    builder: Any = tfds.builder_from_directory(directory)
+    return builder.as_data_source("train")
+
+
+def test_prepared_data_is_what_tfds_itself_reads(tmp_path):
+    source = tfds_source(prepared("x", source_of(5), tmp_path))
+    assert [int(item["image"][0, 0, 0]) for item in source] == [0, 1, 2, 3, 4]
+    assert [int(item["label"]) for item in source] == [0, 1, 2, 0, 1]
+
+
+def test_a_killed_preparation_is_done_again(tmp_path):
+    child = in_child(tmp_path, 10**6, 0.001)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/*/incomplete.*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert list(tmp_path.glob("*/*/incomplete.*"))
+    assert count(prepared("x", source_of(5), tmp_path)) == 5
+    assert not list(tmp_path.glob("*/*/incomplete.*"))
+
+
+def test_of_two_processes_one_prepares_and_both_read(tmp_path):
+    log = tmp_path / "log"
+    children = [in_child(tmp_path / "data", 20, 0.02, log) for _ in range(2)]
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+    assert log.read_text() == "read\n"
+    assert count(prepared("x", source_of(20), tmp_path / "data")) == 20
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot prepare digits in .* set cache_dir"):
+        load("digits", "train", cache_dir=tmp_path / "file")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path):
+    def images():
+        yield np.zeros((2, 2, 1), np.uint8), 0
+        raise OSError(28, "No space left on device")
+
+    full = Source("key", lambda: Contents((2, 2, 1), (), {"train": images()}))
+    with pytest.raises(RunError, match="no space is left"):
+        prepared("x", full, tmp_path)
+    assert count(prepared("x", source_of(5), tmp_path)) == 5
+
+
+@pytest.mark.parametrize("pattern", ["*array_record*", "dataset_info.json", "features.json"])
+def test_damaged_prepared_data_is_named(tmp_path, pattern):
+    load("digits", "train", cache_dir=tmp_path)
+    for file in (tmp_path / "data").rglob(pattern):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(RunError, match="delete that folder"):
+        load("digits", "train", cache_dir=tmp_path)
+
+
+def test_tensorflow_is_never_imported(tmp_path):
+    code = """
+import sys
+import diffusion_jax.data as data
+assert "tensorflow_datasets" not in sys.modules and "grain" not in sys.modules, "slow imports"
+split = data.load("digits", "test", cache_dir=sys.argv[1])
+next(data.batches(split, seed=0, batch_size=8))
+assert "tensorflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+
+
+# tfds:<name>
+
+
+@pytest.fixture
+def make_tfds(tmp_path):
+    def make(features, examples, file_format="array_record"):
+        class Things(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+            name = "things"
+            VERSION = tfds.core.Version("1.2.0")
+
+            def _info(self):
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    features=tfds.features.FeaturesDict(features),
+                    disable_shuffling=True,
+                )
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                yield from enumerate(examples)
+
+        builder = Things(data_dir=tmp_path, file_format=file_format)
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+
+    return make
+
+
+IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+
+
+@pytest.mark.parametrize("encoding", ["none", "bytes", "zlib"])
+def test_user_data_is_read_by_name(tmp_path, make_tfds, encoding):
+    features = {
+        "image": tfds.features.Tensor(shape=(4, 4, 3), dtype=np.uint8, encoding=encoding),
+        "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+        "id": tfds.features.Scalar(np.int64),
+    }
+    make_tfds(features, [{"image": IMAGE + i, "label": i, "id": 7} for i in (0, 1)])
+    split = load("tfds:things", "train", source_dir=tmp_path)
+    assert split.class_names == ("cat", "dog")
+    batch = split.read(np.array([1, 0, 1]))
+    np.testing.assert_array_equal(batch["image"], np.stack([IMAGE + 1, IMAGE, IMAGE + 1]))
+    assert batch["label"].tolist() == [1, 0, 1]
+
+
+def test_user_images_of_any_size_are_resized(tmp_path, make_tfds):
+    images = [np.full((h, 6, 3), h, np.uint8) for h in (5, 9)]
+    features = {
+        "image": tfds.features.Tensor(shape=(None, None, 3), dtype=np.uint8, encoding="zlib")
+    }
+    make_tfds(features, [{"image": image} for image in images])
+    with pytest.raises(InputError, match="differ in size; set image_size"):
+        load("tfds:things", "train", source_dir=tmp_path)
+    split = load("tfds:things", "train", source_dir=tmp_path, image_size=4)
+    assert split.image_shape == (4, 4, 3) and split.num_classes == 0
+    np.testing.assert_array_equal(
+        split.read(np.arange(2))["image"], np.stack([np.full((4, 4, 3), h) for h in (5, 9)])
+    )
+
+
+def test_wrong_user_data_is_named(tmp_path, make_tfds):
+    with pytest.raises(InputError, match="'things' is not prepared in"):
+        load("tfds:things", "train", source_dir=tmp_path)
+    make_tfds(
+        {"image": tfds.features.Tensor(shape=(4,), dtype=np.uint8)}, [{"image": IMAGE[0, :, 0]}]
+    )
+    with pytest.raises(InputError, match="no feature 'image' of uint8"):
+        load("tfds:things", "train", source_dir=tmp_path)
+    with pytest.raises(InputError, match="no split 'test'; it has train"):
+        load("tfds:things", "test", source_dir=tmp_path)
