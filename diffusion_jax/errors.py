@@ -1,0 +1,34 @@
+"""Errors that a command answers with one clear line instead of a stack trace."""
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """Wrong input: says what, which value, and what is allowed. A command exits with status 2."""
+
+
+class RunError(RuntimeError):
+    """The job cannot go on (disk full, loss not finite, …). A command exits with status 1."""
+
+
+def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
+    """Returns " Did you mean 'x'?" for the closest known name, or "" if none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def choose(what: str, name: str, known: Mapping[str, T]) -> T:
+    """Returns known[name].
+
+    Raises:
+      InputError: Unknown name; the message lists the known ones and the nearest.
+    """
+    if name not in known:
+        raise InputError(
+            f"unknown {what} {name!r}; choose one of {', '.join(known)}.{nearest(name, known)}"
+        )
+    return known[name]

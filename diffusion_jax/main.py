@@ -1,0 +1,141 @@
+"""The command line: flags, dispatch to a mode, one clear line for an error, the exit status.
+
+Exit status: 0 the job is complete; 75 stopped by a signal, saved, run it again to go on; 2 wrong input;
+1 anything else.
+"""
+
+import argparse
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import NoReturn
+
+from diffusion_jax.errors import InputError, RunError, nearest
+from diffusion_jax.signals import EXIT_STOPPED, Stopped, StopSignals
+
+MODES = {
+    "train": "train the config's model; continue the run if the workdir holds one",
+    "sample": "draw images from a checkpoint of the workdir",
+}
+DESCRIPTION = """Denoising diffusion models of images in JAX.
+
+  python -m diffusion_jax.main --config=configs/digits.py
+  python -m diffusion_jax.main --config=configs/digits.py --mode=sample --config.sample.num_images=500
+"""
+EPILOG = "modes:\n" + "\n".join(f"  {name:8} {text}" for name, text in MODES.items())
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m diffusion_jax.main",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", help="Python file with get_config(), such as configs/digits.py")
+    parser.add_argument(
+        "--mode", default="train", help=f"one of {', '.join(MODES)} (default: train)"
+    )
+    parser.add_argument("--workdir", help="folder of the run (default: runs/<config name>)")
+    parser.add_argument(
+        "--allow_config_change",
+        action="store_true",
+        help="resume even if config fields that alter the trained result have changed",
+    )
+    parser.add_argument(
+        "--config.GROUP.FIELD",
+        dest="field",
+        metavar="VALUE",
+        help="override any field of the config, such as --config.train.num_steps=200",
+    )
+    return parser
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """Splits the command line into flags and ("group.field", "value") overrides.
+
+    Raises:
+      InputError: An unknown flag or mode, or a field without a value.
+    """
+    plain, assignments = [], []
+    rest = iter(argv)
+    for argument in rest:
+        if not argument.startswith("--config."):
+            plain.append(argument)
+            continue
+        name, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(rest, None)
+            if value is None:
+                raise InputError(f"--config.{name} needs a value: --config.{name}=VALUE")
+        assignments.append((name, value))
+    flags = _parser().parse_args(plain)
+    if flags.mode not in MODES:
+        raise InputError(
+            f"unknown --mode {flags.mode!r}; choose one of {', '.join(MODES)}.{nearest(flags.mode, MODES)}"
+        )
+    if flags.workdir is None:
+        if flags.config is None:
+            raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
+        flags.workdir = f"runs/{Path(flags.config).stem}"
+    return flags, assignments
+
+
+def run(argv: list[str], signals: StopSignals) -> int:
+    """Runs one command; returns the exit status.
+
+    Raises:
+      InputError: Wrong input.
+      RunError: The job cannot go on.
+    """
+    flags, assignments = parse(argv)
+    workdir = Path(flags.workdir)
+    # JAX and what builds on it take seconds to import: a wrong flag is told before.
+    from diffusion_jax import config as config_lib
+    from diffusion_jax import distributed, experiment, sample
+
+    if flags.mode == "train":
+        if flags.config is None:
+            raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
+        config = config_lib.load_file(flags.config)
+        config_lib.override(config, assignments)
+    else:
+        config = sample.load_config(workdir, assignments)
+    experiment.validate(config)
+    distributed.initialize()
+    experiment.keep_compiled_programs(config.data.cache_dir)
+    if flags.mode == "train":
+        from diffusion_jax import train
+
+        return train.train(config, workdir, signals, allow_config_change=flags.allow_config_change)
+    return sample.sample(config, workdir)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and answers errors with one line on standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    signals = StopSignals()
+    signals.install()
+    try:
+        return run(sys.argv[1:] if argv is None else argv, signals)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"{stopped}: stopped; run the same command to go on", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

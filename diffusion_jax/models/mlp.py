@@ -1,0 +1,56 @@
+"""A small denoiser for low-dimensional data."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.models.layers import Dtype, default_init, time_embedding, zero_init
+
+
+class MLP(nn.Module):
+    """Residual multilayer perceptron on the flattened input; same call as `UNet`.
+
+    Attributes:
+      channels: Width of the hidden layers.
+      num_res_blocks: Number of residual layers.
+      dropout: Rate inside the residual layers while training.
+      num_classes: Number of classes to condition on; 0 for none.
+      dtype: Type of the computation. Parameters, norms and output stay float32.
+    """
+
+    channels: int = 128
+    num_res_blocks: int = 3
+    dropout: float = 0.0
+    num_classes: int = 0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, " b"],
+        labels: Int[Array, " b"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b h w c"]:
+        def dense(width: int, name: str, init: nn.initializers.Initializer = default_init):
+            return nn.Dense(width, kernel_init=init, dtype=self.dtype, name=name)
+
+        emb = dense(self.channels, "time_dense")(time_embedding(t, self.channels))
+        if self.num_classes > 0:
+            if labels is None:
+                raise ValueError(f"a model of {self.num_classes} classes needs labels")
+            classes = nn.Embed(self.num_classes, self.channels, dtype=self.dtype, name="class")
+            emb = emb + classes(labels)
+        emb = nn.swish(emb)
+
+        h = dense(self.channels, "dense_in")(x.reshape(x.shape[0], -1))
+        for i in range(self.num_res_blocks):
+            r = nn.LayerNorm(dtype=jnp.float32, name=f"norm_{i}")(h)
+            r = nn.swish(
+                dense(self.channels, f"dense_{i}_a")(r) + dense(self.channels, f"time_{i}")(emb)
+            )
+            r = nn.Dropout(self.dropout, name=f"dropout_{i}")(r, deterministic=not train)
+            h = h + dense(self.channels, f"dense_{i}_b", zero_init)(r)
+        h = nn.swish(nn.LayerNorm(dtype=jnp.float32, name="norm_out")(h))
+        out = dense(x[0].size, "dense_out", zero_init)(h)
+        return out.reshape(x.shape).astype(jnp.float32)

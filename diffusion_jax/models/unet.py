@@ -1,0 +1,117 @@
+"""The U-Net of Ho et al. (2020), Appendix B."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.models.layers import (
+    Conv,
+    Downsample,
+    Dtype,
+    GroupNorm,
+    ResBlock,
+    SelfAttention,
+    Upsample,
+    default_init,
+    time_embedding,
+    zero_init,
+)
+
+
+class UNet(nn.Module):
+    """Time-conditional U-Net; its output has the shape of its input and is float32.
+
+    At the CIFAR-10 setting of the paper (channels 128, channel_mult (1, 2, 2, 2), 2 blocks, attention at
+    16) it has 35,746,307 parameters; at the 256×256 one, (1, 1, 2, 2, 4, 4), 113,673,219.
+
+    Attributes:
+      channels: Width of the first level.
+      channel_mult: Width of each level in units of `channels`; each level halves the resolution.
+      num_res_blocks: Residual blocks a level on the way down; one more on the way up.
+      attention_resolutions: Heights of the feature maps that get self-attention. The middle always does.
+      dropout: Rate inside the residual blocks while training.
+      num_classes: Number of classes to condition on; 0 for none.
+      dtype: Type of the computation. Parameters, norms, softmax and output stay float32.
+      remat: Recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    channels: int = 128
+    channel_mult: Sequence[int] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: Sequence[int] = (16,)
+    dropout: float = 0.0
+    num_classes: int = 0
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, " b"],
+        labels: Int[Array, " b"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b h w c"]:
+        emb = self._embedding(t, labels)
+        h = Conv(self.channels, dtype=self.dtype, name="conv_in")(x)
+        skips = [h]
+        for level, mult in enumerate(self.channel_mult):
+            for block in range(self.num_res_blocks):
+                h = self._block(h, emb, mult, f"down_{level}_{block}", train)
+                skips.append(h)
+            if level != len(self.channel_mult) - 1:
+                h = Downsample(self.dtype, name=f"down_{level}_resize")(h)
+                skips.append(h)
+
+        top = self.channel_mult[-1]
+        h = self._block(h, emb, top, "middle_0", train, attention=True)
+        h = self._block(h, emb, top, "middle_1", train, attention=False)
+
+        for level, mult in reversed(list(enumerate(self.channel_mult))):
+            for block in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._block(h, emb, mult, f"up_{level}_{block}", train)
+            if level != 0:
+                h = Upsample(self.dtype, name=f"up_{level}_resize")(h)
+
+        h = nn.swish(GroupNorm(name="norm_out")(h))
+        out = Conv(x.shape[-1], kernel_init=zero_init, dtype=self.dtype, name="conv_out")(h)
+        return out.astype(jnp.float32)
+
+    def _embedding(self, t: Array, labels: Array | None) -> Array:
+        """Embeds the time and, if conditional, adds an embedding of the class."""
+        width = 4 * self.channels
+        emb = time_embedding(t, self.channels)
+        for i in range(2):
+            emb = emb if i == 0 else nn.swish(emb)
+            emb = nn.Dense(
+                width, kernel_init=default_init, dtype=self.dtype, name=f"time_dense_{i}"
+            )(emb)
+        if self.num_classes > 0:
+            if labels is None:
+                raise ValueError(f"a model of {self.num_classes} classes needs labels")
+            emb = emb + nn.Embed(self.num_classes, width, dtype=self.dtype, name="class")(labels)
+        return emb
+
+    def _block(
+        self,
+        h: Array,
+        emb: Array,
+        mult: int,
+        name: str,
+        train: bool,
+        attention: bool | None = None,
+    ) -> Array:
+        """A residual block, and attention where this resolution (or `attention`) asks for it."""
+        if attention is None:
+            attention = h.shape[1] in self.attention_resolutions
+        res_block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        h = res_block(self.channels * mult, self.dropout, self.dtype, name=f"{name}_res")(
+            h, emb, train
+        )
+        if attention:
+            attend = nn.remat(SelfAttention) if self.remat else SelfAttention
+            h = attend(self.dtype, name=f"{name}_attention")(h)
+        return h

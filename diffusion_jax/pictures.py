@@ -1,0 +1,94 @@
+"""Pictures of samples and of a run: grids, the reverse process as a strip, the loss curve."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+MARGIN = 2
+SMALLEST_SIDE = 56  # Tiny images are magnified to about this many pixels, each pixel a square.
+
+
+def grid(
+    images: UInt8[np.ndarray, "n h w c"], columns: int | None = None
+) -> UInt8[np.ndarray, "gh gw c"]:
+    """Lays images out in rows, on white, as near to a square as can be (or in `columns` columns)."""
+    n, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    cell = (height + MARGIN, width + MARGIN)
+    canvas = np.full((rows * cell[0] + MARGIN, columns * cell[1] + MARGIN, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = (MARGIN + (i // columns) * cell[0], MARGIN + (i % columns) * cell[1])
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def magnified(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n mh mw c"]:
+    """Repeats the pixels of tiny images, so that a person can see them."""
+    factor = max(1, round(SMALLEST_SIDE / min(images.shape[1:3])))
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def strip(
+    frames_x_t: UInt8[np.ndarray, "f n h w c"], frames_x0: UInt8[np.ndarray, "f n h w c"]
+) -> UInt8[np.ndarray, "gh gw c"]:
+    """Shows the reverse process: two rows an image, x_t and below it x0_hat, noise on the left."""
+    num_frames, n = frames_x_t.shape[:2]
+    rows = np.stack([frames_x_t, frames_x0]).transpose(2, 0, 1, 3, 4, 5)
+    return grid(magnified(rows.reshape(n * 2 * num_frames, *rows.shape[3:])), columns=num_frames)
+
+
+def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
+    """Writes one image; a kill leaves either the whole file or none."""
+    from PIL import Image
+
+    pixels = image[:, :, 0] if image.shape[-1] == 1 else image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".png.part")
+    Image.fromarray(pixels).save(unfinished, format="PNG")
+    os.replace(unfinished, path)
+
+
+def load_png(path: Path) -> UInt8[np.ndarray, "h w c"]:
+    """Reads what `save_png` wrote.
+
+    Raises:
+      OSError: The file is damaged.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Draws the loss, its quarters by noise level and the held-out loss from the rows of metrics.jsonl."""
+    from matplotlib.figure import Figure
+
+    curves = {
+        "loss": {"color": "black", "linewidth": 1.8, "label": "training loss"},
+        "loss_q1": {"linewidth": 0.8, "label": "t in the first quarter (least noise)"},
+        "loss_q2": {"linewidth": 0.8, "label": "second"},
+        "loss_q3": {"linewidth": 0.8, "label": "third"},
+        "loss_q4": {"linewidth": 0.8, "label": "last (most noise)"},
+        "eval_loss": {"color": "tab:red", "marker": ".", "label": "held-out loss (EMA)"},
+    }
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, style in curves.items():
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), **style)
+    axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize="small")
+    unfinished = path.with_suffix(".png.part")
+    figure.savefig(unfinished, dpi=120, format="png")
+    os.replace(unfinished, path)

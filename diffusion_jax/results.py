@@ -1,0 +1,52 @@
+"""results/<mode>.json: the figures of each finished command, with where they come from."""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import diffusion_jax
+from diffusion_jax.errors import InputError
+
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Returns what every figure depends on besides its config: versions and devices."""
+    device = jax.devices()[0]
+    return {
+        "diffusion_jax": diffusion_jax.__version__,
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "processes": jax.process_count(),
+    }
+
+
+def add_result(workdir: Path, mode: str, result: dict[str, Any]) -> Path:
+    """Writes a result to results/<mode>.json; the ones before it stay, newest first, under "earlier".
+
+    Raises:
+      InputError: The file is there, but does not hold results.
+    """
+    path = workdir / "results" / f"{mode}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = []
+    if path.exists():
+        try:
+            last = json.loads(path.read_text())
+            earlier = [last, *last.pop("earlier")]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} does not hold results; move it away") from error
+    record = {**result, "provenance": provenance(), "earlier": earlier}
+    write_text(path, json.dumps(record, indent=2) + "\n")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves either the old one or the new one."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)

@@ -1,0 +1,120 @@
+"""What a run says of itself: progress bar, metrics.jsonl, TensorBoard."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+class RunLog:
+    """Writes the metrics of a training run. Only process 0 of a run makes one that writes.
+
+    metrics.jsonl holds one JSON object a logged step. After a resume, rows past the checkpoint are
+    dropped: the run writes them again.
+
+    Args:
+      workdir: Folder of the run.
+      start: Step that the run goes on from.
+      num_steps: Step that it ends at.
+      writes: False on all processes but the first.
+    """
+
+    def __init__(self, workdir: Path, start: int, num_steps: int, *, writes: bool = True) -> None:
+        from tqdm import tqdm
+
+        self._writes = writes
+        self._path = workdir / "metrics.jsonl"
+        self._bar = tqdm(
+            total=num_steps,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (writes and sys.stderr.isatty()),
+        )
+        self._rows = [row for row in read_rows(self._path) if row["step"] <= start]
+        if not writes:
+            return
+        from tensorboardX import SummaryWriter
+
+        unfinished = self._path.with_suffix(".jsonl.part")
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+        os.replace(unfinished, self._path)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far, those before a resume included."""
+        return self._rows
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar to a step."""
+        self._bar.update(step - self._bar.n)
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Records the metrics of a step: row["step"], row["loss"], ...
+
+        Metrics of a step that has a row already (its held-out loss, say) join that row's curve as a row
+        of their own.
+        """
+        self._rows.append(row)
+        if not self._writes:
+            return
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if name != "step" and value is not None:
+                self._board.add_scalar(name, value, row["step"])
+        shown = {
+            "loss": f"{row['loss']:.4f}" if row.get("loss") is not None else None,
+            "eval": f"{row['eval_loss']:.4f}" if "eval_loss" in row else None,
+            "images/s": f"{row['images_per_sec']:.0f}" if row.get("images_per_sec") else None,
+            "input wait": f"{row['input_wait']:.0%}" if "input_wait" in row else None,
+        }
+        shown = {name: text for name, text in shown.items() if text is not None}
+        if self._bar.disable:
+            details = "  ".join(f"{name} {text}" for name, text in shown.items())
+            left = _clock(row.get("seconds_left"))
+            print(f"step {row['step']}/{self._bar.total}  {details}{left}", file=sys.stderr)
+        else:
+            self._bar.set_postfix(shown)
+
+    def image(self, name: str, picture: UInt8[np.ndarray, "h w c"], step: int) -> None:
+        """Shows a picture in TensorBoard."""
+        if self._writes:
+            self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """Prints a line without tearing the progress bar."""
+        if self._writes:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        self._bar.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"  left {hours}:{minutes:02}:{seconds:02}"

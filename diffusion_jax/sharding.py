@@ -1,0 +1,66 @@
+"""The device mesh and how arrays lie on it: batches split along `data`, everything else on each device."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from diffusion_jax.errors import InputError
+
+BATCH_AXIS = "data"
+
+
+def make_mesh(data: int = -1) -> Mesh:
+    """Returns a mesh of `data` devices along the batch; -1 takes all.
+
+    Raises:
+      InputError: More devices than there are, or, with several processes, not all of them.
+    """
+    devices = jax.devices()
+    if data == -1:
+        data = len(devices)
+    if not 1 <= data <= len(devices):
+        raise InputError(
+            f"mesh.data is {data}; it must be -1 or from 1 to {len(devices)} (devices)"
+        )
+    if data < len(devices) and jax.process_count() > 1:
+        raise InputError(f"mesh.data is {data}; several processes need all {len(devices)} devices")
+    return Mesh(np.array(devices[:data]), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The given axis is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
+
+
+def local_rows(batch_size: int) -> slice:
+    """Returns the rows of a global batch that this process feeds to its devices."""
+    rows = batch_size // jax.process_count()
+    return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+
+def put(sharding: NamedSharding, local: Any) -> Any:
+    """Makes global arrays of every process's rows (its `local_rows`)."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
+
+
+def fetch(tree: Any) -> Any:
+    """Returns global arrays as NumPy arrays, whole, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(
+        lambda x: (
+            np.asarray(x)
+            if x.is_fully_replicated
+            else multihost_utils.process_allgather(x, tiled=True)
+        ),
+        tree,
+    )

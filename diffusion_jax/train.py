@@ -1,0 +1,361 @@
+"""`--mode=train`: trains until done or stopped, and resumes where it was."""
+
+import collections
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax import data, distributed, experiment, pictures, results, sharding
+from diffusion_jax.checkpoint import CheckpointStore
+from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.experiment import Experiment, make_optimizer_of
+from diffusion_jax.held_out import make_held_out_loss
+from diffusion_jax.meter import Meter, NotFinite
+from diffusion_jax.models import count_parameters
+from diffusion_jax.run_log import RunLog
+from diffusion_jax.sampling import FRAMES, make_batch_sampler
+from diffusion_jax.signals import EXIT_STOPPED, StopSignals
+from diffusion_jax.train_state import MetricSums, TrainState, abstract_state, create_state
+from diffusion_jax.train_step import TrainStep, make_multi_step, make_train_step
+
+# The host reads the metrics of a dispatch only when this many later ones are queued: the device
+# never waits for it, yet a loss that is not finite, or a signal, is noticed soon.
+LAG = 2
+STOP_POLL = 10  # Dispatches between two agreements of several processes on whether to stop.
+
+
+def train(
+    config: ConfigDict, workdir: Path, signals: StopSignals, *, allow_config_change: bool = False
+) -> int:
+    """Trains to config.train.num_steps and draws the results; returns the exit status.
+
+    Args:
+      config: A config that `experiment.validate` accepts.
+      workdir: Folder of the run; a run that is there already is continued.
+      signals: Where SIGINT and SIGTERM are noticed.
+      allow_config_change: Resume even if fields that alter the result have changed.
+
+    Raises:
+      InputError: Data, model, devices or workdir do not fit the config or the run.
+      RunError: Loss or gradients not finite; checkpoints damaged; disk full.
+    """
+    started = time.monotonic()
+    mesh = sharding.make_mesh(config.mesh.data)
+    _check_batch_size(config, mesh.size)
+    experiment.check_writable(workdir)
+    store = CheckpointStore(
+        workdir / "checkpoints",
+        keep_last=config.train.keep_last,
+        keep_every=config.train.keep_every,
+    )
+    _check_resume(store.meta(), config, allow_config_change)
+    split = experiment.load_split(config, "train")
+    exp = experiment.build(config, split.image_shape, split.num_classes)
+    state = _restore_or_create(exp, store, mesh, split)
+    if jax.process_index() == 0:
+        results.write_text(workdir / "config.json", config_lib.to_json(config))
+    start = int(state.step)
+    log = RunLog(workdir, start, config.train.num_steps, writes=jax.process_index() == 0)
+    log.say(
+        f"{config.data.name}: {split.num_images} images {'x'.join(map(str, split.image_shape))}; "
+        f"{count_parameters(state.params):,} parameters; {mesh.size} device(s); "
+        + (f"resuming at step {start}" if start else f"workdir {workdir}")
+    )
+    run = _Run(config, workdir, exp, mesh, split, store, log, started)
+    try:
+        state, stopped = _loop(run, state, signals)
+        if not stopped:
+            _finish(run, state)
+    except NotFinite as error:
+        store.wait()
+        kept = store.steps()
+        raise RunError(
+            f"{error}; "
+            + (f"the last good checkpoint is step {kept[-1]}" if kept else "nothing was saved yet")
+            + "; try a smaller optimizer.learning_rate"
+        ) from error
+    finally:
+        log.close()
+        store.close()
+    return EXIT_STOPPED if stopped else 0
+
+
+@dataclasses.dataclass
+class _Run:
+    """What all parts of one training run need."""
+
+    config: ConfigDict
+    workdir: Path
+    exp: Experiment
+    mesh: jax.sharding.Mesh
+    split: data.Split
+    store: CheckpointStore
+    log: RunLog
+    started: float
+
+    def __post_init__(self) -> None:
+        images = self.config.train.sample_images
+        frames = min(FRAMES, self.config.sampler.num_steps or self.config.process.num_timesteps)
+        self.draw = make_batch_sampler(self.exp, self.mesh, images, num_frames=frames)
+        self.held_out = _held_out_loss(self.config, self.exp, self.mesh)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What a checkpoint holds besides the state."""
+        images = step * self.config.train.batch_size
+        position = {
+            "seed": self.config.seed,
+            "batch": step,
+            "epoch": images / self.split.num_images,
+            "num_images": self.split.num_images,
+            "image_shape": self.split.image_shape,
+            "num_classes": self.split.num_classes,
+        }
+        return {"config": json.loads(config_lib.to_json(self.config)), "data": position}
+
+
+def _check_batch_size(config: ConfigDict, devices: int) -> None:
+    batch, accumulate = config.train.batch_size, config.train.accumulate
+    if batch % (devices * accumulate):
+        raise InputError(
+            f"train.batch_size is {batch}; it must be divisible by {devices * accumulate} "
+            f"({devices} devices x train.accumulate {accumulate})"
+        )
+
+
+def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) -> None:
+    """Refuses to continue a run under a config that would give another result."""
+    if meta is None or allow:
+        return
+    changed = config_lib.changes(config_lib.from_dict(meta["config"]), config)
+    if changed:
+        raise InputError(
+            "this run was started with another config (field: saved -> now): "
+            f"{'; '.join(changed)}. Use another --workdir, or --allow_config_change to resume with it"
+        )
+
+
+def _keys(seed: int) -> dict[str, jax.Array]:
+    names = ("init", "train", "eval")
+    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+
+
+def _restore_or_create(
+    exp: Experiment, store: CheckpointStore, mesh: jax.sharding.Mesh, split: data.Split
+) -> TrainState:
+    optimizer, everywhere = make_optimizer_of(exp.config), sharding.replicated(mesh)
+    checkpoint = store.restore(abstract_state(exp.model, optimizer, everywhere))
+    if checkpoint is None:
+        create = jax.jit(
+            lambda key: create_state(key, exp.model, optimizer), out_shardings=everywhere
+        )
+        return create(_keys(exp.config.seed)["init"])
+    before = checkpoint.meta["data"]["num_images"]
+    if before != split.num_images:
+        raise InputError(
+            f"this run was trained on {before} images; {exp.config.data.name} now has {split.num_images}"
+        )
+    return checkpoint.state
+
+
+def dispatch_sizes(
+    start: int, num_steps: int, per_dispatch: int, everys: tuple[int, ...]
+) -> Iterator[int]:
+    """Yields the number of steps of each dispatch: `per_dispatch`, or 1 on the way to an event.
+
+    A dispatch never crosses a multiple of `per_dispatch` or of one of `everys`, nor the end. Where the
+    dispatches lie depends on the step alone, so a resumed run repeats the very same programs.
+    """
+    step = start
+    while step < num_steps:
+        edges = [step // every * every + every for every in (per_dispatch, *everys) if every]
+        whole = min(num_steps, *edges) - step == per_dispatch
+        size = per_dispatch if whole else 1
+        yield size
+        step += size
+
+
+def _compiled_steps(run: _Run) -> tuple[int, dict[int, Any]]:
+    """Returns the steps of a full dispatch, and size -> jitted (state, batch) -> (state, metrics)."""
+    config = run.config
+    per_dispatch = config.train.steps_per_dispatch
+    if per_dispatch is None:
+        per_dispatch = 1 if jax.default_backend() == "cpu" else 10
+    train_step = make_train_step(
+        run.exp.loss_fn(),
+        make_optimizer_of(config),
+        _keys(config.seed)["train"],
+        num_timesteps=config.process.num_timesteps,
+        ema_decay=config.optimizer.ema_decay,
+        flip=config.data.random_flip,
+        conditional=run.exp.conditional,
+        accumulate=config.train.accumulate,
+        log_every=config.train.log_every,
+    )
+
+    def compiled(step: TrainStep) -> Any:
+        def with_metrics(state: TrainState, batch: Any) -> tuple[TrainState, MetricSums]:
+            state = step(state, batch)
+            return state, state.metrics  # A copy that outlives the donated state.
+
+        return jax.jit(with_metrics, donate_argnums=0, out_shardings=sharding.replicated(run.mesh))
+
+    return per_dispatch, {
+        size: compiled(make_multi_step(train_step, size)) for size in {1, per_dispatch}
+    }
+
+
+def _loop(run: _Run, state: TrainState, signals: StopSignals) -> tuple[TrainState, bool]:
+    """Trains to the end; returns the state, and whether a signal stopped it (then it is saved)."""
+    config, start = run.config.train, int(state.step)
+    if start >= config.num_steps:
+        return state, False
+    per_dispatch, steps = _compiled_steps(run)
+    events = (config.checkpoint_every, config.sample_every, config.eval_every)
+    rows = sharding.local_rows(config.batch_size)
+    batches = data.batches(
+        run.split,
+        seed=run.config.seed,
+        batch_size=config.batch_size,
+        start=start,
+        stop=config.num_steps,
+        rows=rows,
+    )
+    pending: collections.deque[tuple[int, MetricSums]] = collections.deque()
+    meter = Meter(
+        run.log,
+        start=start,
+        num_steps=config.num_steps,
+        log_every=config.log_every,
+        batch_size=config.batch_size,
+        started=run.started,
+    )
+    done = start
+    with signals.deferred():
+        sizes = dispatch_sizes(start, config.num_steps, per_dispatch, (config.log_every, *events))
+        for count, size in enumerate(sizes):
+            with meter.waiting():
+                batch = _next_batch(batches, size, run.mesh)
+            state, metrics = steps[size](state, batch)
+            done += size
+            pending.append((done, metrics))
+            poll = jax.process_count() == 1 or count % STOP_POLL == 0
+            stop = poll and distributed.any_process(signals.requested is not None)
+            event = stop or done == config.num_steps or any(e and done % e == 0 for e in events)
+            while len(pending) > (0 if event else LAG):
+                meter.read(*pending.popleft())
+            if event:
+                with meter.paused():
+                    _handle_events(run, state, done, stop)
+            if stop:
+                run.log.say(
+                    f"{signals.requested or 'stopped'}: saved step {done}; run the same command to go on"
+                )
+                return state, done < config.num_steps
+    return state, False
+
+
+def _next_batch(batches: Iterator[data.Batch], size: int, mesh: jax.sharding.Mesh) -> Any:
+    if size == 1:
+        return sharding.put(sharding.batch_sharding(mesh), next(batches))
+    stacked = jax.tree.map(lambda *parts: np.stack(parts), *[next(batches) for _ in range(size)])
+    return sharding.put(sharding.batch_sharding(mesh, axis=1), stacked)
+
+
+def _handle_events(run: _Run, state: TrainState, done: int, stop: bool) -> None:
+    """Saves, measures and draws what is due; called only when all losses so far are finite."""
+    config = run.config.train
+    last = done == config.num_steps
+    if stop or last or done % config.checkpoint_every == 0:
+        run.store.save(done, state, run.meta(done))
+    if stop:
+        run.store.wait()
+        return
+    if run.held_out and (last or done % config.eval_every == 0):
+        run.log.metrics({"step": done, "eval_loss": run.held_out(state.ema_params)})
+    if config.sample_every and done % config.sample_every == 0 and not last:
+        _draw_samples(run, state, done)
+
+
+def _held_out_loss(
+    config: ConfigDict, exp: Experiment, mesh: jax.sharding.Mesh
+) -> Callable[[Any], float] | None:
+    if not config.train.eval_every:
+        return None
+    split = experiment.load_split(config, "test")
+    if split.num_images == 0:
+        raise InputError("train.eval_every is set, but the data has no test images")
+    return make_held_out_loss(
+        exp.loss_fn(),
+        split,
+        mesh,
+        _keys(config.seed)["eval"],
+        num_timesteps=config.process.num_timesteps,
+        conditional=exp.conditional,
+        num_images=config.eval.num_images,
+        batch_size=config.eval.batch_size,
+    )
+
+
+def _draw_samples(run: _Run, state: TrainState, step: int) -> None:
+    """Draws a grid of samples of the averaged parameters, and how the first of them came about."""
+    sample = run.config.sample
+    indices = np.arange(run.config.train.sample_images)
+    result = run.draw(state.ema_params, sample.seed, indices, sample.labels)
+    if jax.process_index() != 0:
+        return
+    samples = pictures.grid(pictures.magnified(result.images))
+    for name, picture in {"grid": samples, "strip": result.strip()}.items():
+        assert picture is not None
+        pictures.save_png(run.workdir / "samples" / f"{name}-{step:08}.png", picture)
+        run.log.image(name, picture, step)
+
+
+def _finish(run: _Run, state: TrainState) -> None:
+    """Draws the last pictures and writes results/train.json."""
+    run.store.wait()
+    step = int(state.step)
+    run.log.say(f"trained {step} steps; drawing {run.config.train.sample_images} samples")
+    sampling = time.monotonic()
+    _draw_samples(run, state, step)
+    sampling = time.monotonic() - sampling
+    if jax.process_index() != 0:
+        return
+    rows = run.log.rows
+    curve = run.workdir / "loss.png"
+    pictures.save_loss_curve(curve, rows)
+    trained = [row for row in rows if "loss" in row]
+    held_out = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    path = results.add_result(
+        run.workdir,
+        "train",
+        {
+            "step": step,
+            "loss": trained[-1]["loss"] if trained else None,
+            "eval_loss": held_out[-1] if held_out else None,
+            "config_hash": config_lib.config_hash(run.config),
+            "parameters": count_parameters(state.params),
+            "train_seconds": round(sum(row["seconds"] for row in trained), 1),
+            "sampling_seconds": round(sampling, 1),
+            "seconds_this_start": round(time.monotonic() - run.started, 1),
+            "images_per_sec": _median([row["images_per_sec"] for row in trained]),
+        },
+    )
+    samples = run.workdir / "samples"
+    run.log.say(
+        f"samples {samples / f'grid-{step:08}.png'}\n"
+        f"reverse process {samples / f'strip-{step:08}.png'}\n"
+        f"loss curve {curve}\nresults {path}"
+    )
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value]
+    return round(float(np.median(known)), 1) if known else None
