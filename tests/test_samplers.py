@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError
-from diffusion_jax.samplers import SAMPLERS, ancestral, image_keys, sample_loop
+from diffusion_jax.samplers import SAMPLERS, SampleResult, ancestral, image_keys, sample_loop
 from diffusion_jax.schedules import Schedule, make_schedule, respace
 
 MEAN = np.array([0.3, -0.5])
@@ -57,13 +57,19 @@ def draw(full: Schedule, schedule: Schedule, keys: jax.Array, variance: str) -> 
     return np.asarray(run(keys), np.float64)[:, 0, 0, :]
 
 
-@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 @pytest.mark.parametrize(
-    ("num_timesteps", "num_steps", "discretisation"),
-    [(1000, 1000, 0.005), (1000, 50, 0.06), (8, 8, 0.3), (1, 1, 1.0)],
+    ("num_timesteps", "num_steps", "variance", "discretisation"),
+    [
+        (1000, 1000, "fixed_small", 0.005),
+        (1000, 50, "fixed_small", 0.06),
+        (1000, 50, "fixed_large", 0.06),
+        (8, 8, "fixed_small", 0.3),
+        (8, 8, "fixed_large", 0.3),
+        (1, 1, "fixed_large", 1.0),
+    ],
 )
 def test_gaussian_data_are_sampled_with_their_mean_and_covariance(
-    variance, num_timesteps, num_steps, discretisation
+    num_timesteps, num_steps, variance, discretisation
 ):
     n = 4_000 if num_steps == 1000 else 20_000
     full = make_schedule("cosine", num_timesteps)
@@ -106,6 +112,11 @@ def draw_images(keys: jax.Array) -> jax.Array:
     return sample_loop(denoiser(), SAMPLER, keys, SHAPE).images
 
 
+@jax.jit
+def draw_frames(keys: jax.Array) -> SampleResult:
+    return sample_loop(denoiser(), SAMPLER, keys, SHAPE, num_frames=4)
+
+
 def sample(seed: int, indices: list[int]) -> np.ndarray:
     return np.asarray(draw_images(image_keys(seed, jnp.array(indices))))
 
@@ -130,9 +141,8 @@ def test_image_i_is_the_same_on_any_number_of_devices(num_devices):
     )
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     keys = image_keys(5, jnp.arange(16))
-    on_one = jax.jit(lambda k: sample_loop(denoiser(), SAMPLER, k, SHAPE, num_frames=3))(keys)
-    function = jax.jit(lambda k: sample_loop(denoiser(), SAMPLER, k, SHAPE, num_frames=3))
-    program = function.lower(jax.device_put(keys, sharding)).compile()
+    on_one = draw_frames(keys)
+    program = draw_frames.lower(jax.device_put(keys, sharding)).compile()
     on_many = program(jax.device_put(keys, sharding))
     assert on_many.images.sharding.is_equivalent_to(sharding, 4)
     frames = NamedSharding(mesh, PartitionSpec(None, "data"))
@@ -173,9 +183,7 @@ def reference_path(clip: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
     raise AssertionError
 
 
-@pytest.mark.parametrize(
-    ("num_frames", "clip"), [(0, False), (1, True), (2, True), (4, False), (7, True), (31, True)]
-)
+@pytest.mark.parametrize(("num_frames", "clip"), [(0, True), (1, True), (4, False), (31, True)])
 def test_frames_are_evenly_spaced_moments_of_the_path(num_frames, clip):
     keys = image_keys(5, jnp.arange(3))
     sampler = ancestral(SCHEDULE, clip=clip)
@@ -189,9 +197,7 @@ def test_frames_are_evenly_spaced_moments_of_the_path(num_frames, clip):
         assert result.frames_x_t is None and result.frames_x0 is None
         return
     assert result.frames_x_t.shape == result.frames_x0.shape == (num_frames, 3, *SHAPE)
-    moments = {1: [30], 2: [0, 30], 4: [0, 10, 20, 30], 7: range(0, 31, 5), 31: range(31)}[
-        num_frames
-    ]
+    moments = {1: [30], 4: [0, 10, 20, 30], 31: range(31)}[num_frames]
     for frame, moment in enumerate(moments):
         np.testing.assert_allclose(result.frames_x_t[frame, 2], path[moment], rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(
@@ -239,7 +245,7 @@ def test_bad_choices_are_one_clear_line():
     assert set(SAMPLERS) == {"ancestral"}
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(prediction):
     schedule = make_schedule("jsd", 20)
     denoise = make_denoiser(schedule, prediction, lambda p, x, t, labels: 0.5 * x, None)
