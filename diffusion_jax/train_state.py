@@ -18,23 +18,26 @@ QUARTILES = 4
 class MetricSums:
     """Sums over the steps since the last logged one; part of the state, so that a resume continues them.
 
+    Scalars and arrays of shape (4,); not annotated as such, since JAX builds the same tree of shapes,
+    shardings and other things.
+
     Attributes:
       steps: Number of steps summed.
       loss: Sum of the steps' losses.
-      quartile_loss: Sum of the images' losses, by quarter of the timesteps, least noisy first.
-      quartile_images: Number of images in each quarter.
+      quartile_loss: Sum of the images' losses, by quarter of the timesteps, least noisy first; (4,).
+      quartile_images: Number of images in each quarter; (4,).
       grad_norm: Sum of the gradients' global norms, before clipping.
       param_norm: Global norm of the parameters after the last step.
       bad_step: First step at which loss or gradients were not finite; -1 if none. Never reset.
     """
 
-    steps: Int[Array, ""]
-    loss: Float[Array, ""]
-    quartile_loss: Float[Array, " 4"]
-    quartile_images: Float[Array, " 4"]
-    grad_norm: Float[Array, ""]
-    param_norm: Float[Array, ""]
-    bad_step: Int[Array, ""]
+    steps: Any
+    loss: Any
+    quartile_loss: Any
+    quartile_images: Any
+    grad_norm: Any
+    param_norm: Any
+    bad_step: Any
 
 
 @jax.tree_util.register_dataclass
@@ -42,7 +45,7 @@ class MetricSums:
 class TrainState:
     """Parameters, their average, the optimiser's state, the number of steps done, and the metrics."""
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     ema_params: Any
     opt_state: Any

@@ -53,7 +53,7 @@ class SampleResult(NamedTuple):
     frames_x0: Float[Array, " f b *dims"] | None
 
 
-def image_keys(seed: int, indices: Int[Array, " b"]) -> Key[Array, " b"]:
+def image_keys(seed: int | Array, indices: Int[Array, " b"]) -> Key[Array, " b"]:
     """Returns the keys of the images with these indices: fold_in(key(seed), i)."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), indices)
 
