@@ -59,6 +59,7 @@ def train(
     _check_resume(store.meta(), config, allow_config_change)
     split = experiment.load_split(config, "train")
     exp = experiment.build(config, split.image_shape, split.num_classes)
+    held_out = _held_out_loss(config, exp, mesh)
     state = _restore_or_create(exp, store, mesh, split)
     if jax.process_index() == 0:
         results.write_text(workdir / "config.json", config_lib.to_json(config))
@@ -69,7 +70,7 @@ def train(
         f"{count_parameters(state.params):,} parameters; {mesh.size} device(s); "
         + (f"resuming at step {start}" if start else f"workdir {workdir}")
     )
-    run = _Run(config, workdir, exp, mesh, split, store, log, started)
+    run = _Run(config, workdir, exp, mesh, split, held_out, store, log, started)
     try:
         state, stopped = _loop(run, state, signals)
         if not stopped:
@@ -97,6 +98,7 @@ class _Run:
     exp: Experiment
     mesh: jax.sharding.Mesh
     split: data.Split
+    held_out: Callable[[Any], float] | None
     store: CheckpointStore
     log: RunLog
     started: float
@@ -105,7 +107,6 @@ class _Run:
         images = self.config.train.sample_images
         frames = min(FRAMES, self.config.sampler.num_steps or self.config.process.num_timesteps)
         self.draw = make_batch_sampler(self.exp, self.mesh, images, num_frames=frames)
-        self.held_out = _held_out_loss(self.config, self.exp, self.mesh)
 
     def meta(self, step: int) -> dict[str, Any]:
         """What a checkpoint holds besides the state."""
