@@ -13,8 +13,8 @@ import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from diffusion_jax import config as config_lib
 from diffusion_jax import data, losses, train_step
-from diffusion_jax.config import locate
 from diffusion_jax.denoiser import PREDICTIONS, make_denoiser
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.models import MODELS, Model, as_functions
@@ -180,11 +180,14 @@ def validate(config: ConfigDict) -> None:
     choose("loss.name", config.loss.name, losses.LOSSES)
     choose("sampler.name", config.sampler.name, SAMPLERS)
     for name, (low, high) in RANGES.items():
-        group, leaf = locate(config, name)
+        group, leaf = config_lib.locate(config, name)
         value = group[leaf]
         if value is not None and not low <= value <= high:
             bound = f"at least {low}" if high == math.inf else f"from {low} to {high}"
             raise InputError(f"{name} is {value}; it must be {bound}")
+    for name, value in config_lib.fields(config):
+        if isinstance(value, tuple) and not all(type(item) is int for item in value):
+            raise InputError(f"{name} is {value}; it must be integers")
     process, model = config.process, config.model
     make_schedule(process.schedule, process.num_timesteps, process.beta_start, process.beta_end)
     steps = config.sampler.num_steps
@@ -208,6 +211,7 @@ def validate(config: ConfigDict) -> None:
 
 INF = math.inf
 RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
     "data.image_size": (1, INF),
     "data.test_fraction": (0.0, 0.9),
     "model.channels": (4, INF),
@@ -233,6 +237,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "sampler.num_steps": (1, INF),
     "sample.num_images": (1, INF),
     "sample.batch_size": (1, INF),
+    "sample.seed": (0, 2**32 - 1),
     "sample.step": (0, INF),
     "eval.num_images": (1, INF),
     "eval.batch_size": (1, INF),
