@@ -217,7 +217,8 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
         try:
             group[leaf] = tuple(value) if isinstance(value, list) else value
         except TypeError as error:
-            raise InputError(f"saved config: field {name} is {value!r}") from error
+            allowed = group.get_type(leaf).__name__
+            raise InputError(f"saved config: {name} is {value!r}; it must be {allowed}") from error
     return config
 
 

@@ -35,7 +35,10 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> Config
     if not path.is_file():
         raise InputError(f"--workdir: no trained run in {workdir} (there is no config.json)")
     try:
-        config = config_lib.from_dict(json.loads(path.read_text()))
+        saved = json.loads(path.read_text())
+        if not isinstance(saved, dict):
+            raise InputError(f"it holds {saved!r}; it must be an object of config fields")
+        config = config_lib.from_dict(saved)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
     for name, _ in assignments:
