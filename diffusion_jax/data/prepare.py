@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import io
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ def _locked(path: Path) -> Iterator[None]:
 def _write(source: Source, folder: Path) -> None:
     for stale in folder.glob("*/incomplete.*"):  # What a killed process left behind.
         shutil.rmtree(stale)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # In a log it would be lines of escape sequences.
     # TFDS prints sizes that it does not know; its progress bars go to stderr and stay.
     with contextlib.redirect_stdout(io.StringIO()):
         builder = ImageBuilder(source.read, data_dir=folder)
