@@ -1,0 +1,171 @@
+"""Runs the command, in this process or in another one, on runs that take seconds."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import config as config_lib
+from diffusion_jax import data, experiment
+from diffusion_jax.checkpoint import CheckpointStore
+from diffusion_jax.main import main
+from diffusion_jax.train_state import TrainState, abstract_state
+
+# A perceptron compiles in seconds; the cosine schedule warns of no small T.
+TINY = """
+from diffusion_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.model.name = "mlp"
+    config.model.channels = 16
+    config.model.num_res_blocks = 1
+    config.process.schedule = "cosine"
+    config.process.num_timesteps = 20
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 5
+    config.train.num_steps = 12
+    config.train.batch_size = 16
+    config.train.log_every = 3
+    config.train.checkpoint_every = 4
+    config.train.sample_images = 4
+    config.sample.num_images = 4
+    config.mesh.data = 1
+    return config
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def write_config(folder: Path, more: str = "") -> Path:
+    """Writes tiny.py: TINY with more lines such as "config.train.num_steps = 3"."""
+    path = folder / "tiny.py"
+    lines = "".join(f"    {line}\n" for line in more.splitlines())
+    path.write_text(TINY.replace("    return config\n", f"{lines}    return config\n"))
+    return path
+
+
+@contextlib.contextmanager
+def _process_as_it_was() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers, show = [signal.getsignal(number) for number in numbers], warnings.showwarning
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+
+
+def run(*arguments: str | Path) -> Outcome:
+    """Runs the command in this process. An exception that it lets through fails the test."""
+    out, err = io.StringIO(), io.StringIO()
+    with _process_as_it_was(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            status = stop.code
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def process_environment(cache: Path, devices: int = 1) -> dict[str, str]:
+    """Returns the environment of another process: the CPU, and caches that tests share."""
+    return {
+        **os.environ,
+        "DIFFUSION_JAX_CACHE": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+    }
+
+
+def start(
+    arguments: Sequence[str | Path], environment: dict[str, str], prologue: str = ""
+) -> "subprocess.Popen[str]":
+    """Starts the command in another process, after lines of Python that may set traps in it."""
+    program = f"{prologue}\nimport sys\nfrom diffusion_jax.main import main\nsys.exit(main())\n"
+    head = ["-c", program] if prologue else ["-m", "diffusion_jax.main"]
+    return subprocess.Popen(
+        [sys.executable, *head, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]", timeout: float = 240) -> Outcome:
+    """Waits for a started command; kills it if it takes too long."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {timeout} s:\n{out}{err}") from None
+    return Outcome(process.returncode, out, err)
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the rows of metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def results(workdir: Path, mode: str) -> dict[str, Any]:
+    """Returns results/<mode>.json."""
+    return json.loads((workdir / "results" / f"{mode}.json").read_text())
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Returns the steps of the checkpoints, ascending."""
+    return CheckpointStore(workdir / "checkpoints").steps()
+
+
+def state_of(workdir: Path, step: int | None = None) -> TrainState:
+    """Returns the state in a checkpoint of a run, the newest by default."""
+    config = config_lib.from_dict(json.loads((workdir / "config.json").read_text()))
+    store = CheckpointStore(workdir / "checkpoints")
+    meta = store.meta(step)
+    assert meta is not None
+    height, width, channels = meta["data"]["image_shape"]
+    exp = experiment.build(config, (height, width, channels), meta["data"]["num_classes"])
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = abstract_state(exp.model, experiment.make_optimizer_of(config), here)
+    checkpoint = store.restore(template, step)
+    assert checkpoint is not None
+    return checkpoint.state
+
+
+def assert_same_bits(one: TrainState, other: TrainState) -> None:
+    """Compares every array of two states bit for bit."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(path)
+
+
+def prepare_digits(cache: Path) -> Path:
+    """Prepares the digits, as the first command would; returns the cache folder."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        data.load("digits", "train", cache_dir=cache)
+    return cache
