@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
@@ -19,6 +20,8 @@ from diffusion_jax.train_state import (
     ema_decay_at,
     zero_metrics,
 )
+
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 # (params, x0, t, eps, labels, dropout_key) -> loss of each image
 LossFn = Callable[..., Float[Array, " b"]]
@@ -149,14 +152,15 @@ def make_eval_step(loss_fn: LossFn, key: Key[Array, ""], *, num_timesteps: int, 
     """Returns (params, batch, k) -> losses of each image of held-out batch k, with fixed noise and t.
 
     The timesteps are spread evenly over {0, ..., T - 1} instead of drawn, which removes most of the noise
-    that makes losses of single batches incomparable.
+    that makes losses of single batches incomparable. Multiples of the golden ratio do so for the first
+    rows of a batch too: the others may be padding.
     """
 
     def eval_step(params: Any, batch: DeviceBatch, k: Int[Array, ""]) -> Float[Array, " b"]:
         t_key, eps_key = jax.random.split(jax.random.fold_in(key, k))
         x0 = to_model_range(batch["image"])
         offset = jax.random.uniform(t_key)
-        spread = (jnp.arange(x0.shape[0]) + offset) / x0.shape[0]
+        spread = (jnp.asarray(np.arange(x0.shape[0]) * GOLDEN_RATIO % 1, jnp.float32) + offset) % 1
         t = jnp.minimum(spread * num_timesteps, num_timesteps - 1).astype(jnp.int32)
         labels = batch["label"] if conditional else None
         return loss_fn(params, x0, t, _normal(eps_key, x0.shape), labels, None)
