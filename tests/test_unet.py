@@ -1,0 +1,282 @@
+"""The U-Net and its layers against float64 computations, parameter counts and known invariances."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.models import Model, UNet, as_functions, count_parameters
+from diffusion_jax.models.layers import GroupNorm, SelfAttention, time_embedding
+
+SHAPE = (8, 8, 3)
+CLASSES = 3
+TINY: dict[str, Any] = dict(
+    channels=8,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    dropout=0.5,
+    num_classes=CLASSES,
+)
+
+# Most of the time here is compilation, and most of that is the optimisation of machine code.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def tiny(**changes: Any) -> Model:
+    return as_functions(UNet(**{**TINY, **changes}), SHAPE)
+
+
+def parameter_shapes(model: Model) -> Any:
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def random_parameters(shapes: Any) -> Any:
+    """Returns parameters none of which is special: no zero kernel or bias, no unit scale."""
+    rng = np.random.default_rng(1)
+
+    def draw(leaf: Any) -> np.ndarray:
+        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 4
+        return (rng.normal(size=leaf.shape) / np.sqrt(fan_in)).astype(leaf.dtype)
+
+    return jax.tree.map(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return random_parameters(parameter_shapes(tiny()))
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns x, t and labels of two images."""
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(2, *SHAPE)), jnp.float32)
+    return x, jnp.array([3.0, 700.5]), jnp.array([0, 2])
+
+
+@pytest.fixture(scope="module")
+def forward() -> Any:
+    return jit(tiny().apply)
+
+
+def loss_and_gradients(model: Model, params: Any, inputs: tuple) -> tuple[jax.Array, Any]:
+    x, t, labels = inputs
+
+    def loss(params: Any) -> jax.Array:
+        return jnp.square(model.apply(params, x, t, labels) - x[:, ::-1]).mean()
+
+    return jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.fixture(scope="module")
+def gradients(params: Any, inputs: tuple) -> tuple[jax.Array, Any]:
+    return loss_and_gradients(tiny(), params, inputs)
+
+
+@pytest.mark.parametrize(
+    ("size", "channel_mult", "expected"),
+    [(32, (1, 2, 2, 2), 35_746_307), (256, (1, 1, 2, 2, 4, 4), 113_673_219)],
+)
+def test_the_papers_networks_have_exactly_its_numbers_of_parameters(size, channel_mult, expected):
+    module = UNet(channels=128, channel_mult=channel_mult, attention_resolutions=(16,))
+    model = as_functions(module, (size, size, 3))
+    assert count_parameters(parameter_shapes(model)) == expected
+
+
+# ---- the network as a whole --------------------------------------------------------------------------
+
+
+def swish(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def dense(p: Any, x: np.ndarray) -> np.ndarray:
+    return x @ p["kernel"] + p["bias"]
+
+
+def group_norm(p: Any, x: np.ndarray) -> np.ndarray:
+    b, h, w, c = x.shape
+    groups = np.gcd(32, c // 4)
+    grouped = x.reshape(b, h * w, groups, c // groups)
+    mean, variance = (f(grouped, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    return ((grouped - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape) * p["scale"] + p["bias"]
+
+
+def convolution(p: Any, x: np.ndarray, stride: int = 1) -> np.ndarray:
+    """3x3, "SAME": at stride 2 and even size the padding is one row and column at the end."""
+    first, last = (1, 1) if stride == 1 else (0, 1)
+    x = np.pad(x, ((0, 0), (first, last), (first, last), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+    windows = windows[:, ::stride, ::stride]
+    return np.einsum("bhwcij,ijcd->bhwd", windows, p["kernel"]) + p["bias"]
+
+
+def attention(p: Any, x: np.ndarray) -> np.ndarray:
+    b, h, w, c = x.shape
+    pixels = group_norm(p["norm"], x).reshape(b, h * w, c)
+    q, k, v = (dense(p[name], pixels) for name in ("query", "key", "value"))
+    scores = np.exp(q @ k.swapaxes(1, 2) / np.sqrt(c))
+    mixed = scores / scores.sum(-1, keepdims=True) @ v
+    return x + dense(p["out"], mixed).reshape(x.shape)
+
+
+def res_block(p: Any, x: np.ndarray, emb: np.ndarray) -> np.ndarray:
+    h = convolution(p["conv1"], swish(group_norm(p["norm1"], x)))
+    h = h + dense(p["time_proj"], swish(emb))[:, None, None, :]
+    h = convolution(p["conv2"], swish(group_norm(p["norm2"], h)))
+    return (dense(p["shortcut"], x) if "shortcut" in p else x) + h
+
+
+def sinusoids(t: np.ndarray, channels: int) -> np.ndarray:
+    """Vaswani et al. (2017): wavelengths in a geometric progression from 2 pi to 10000 * 2 pi."""
+    angles = t[:, None] / np.geomspace(1, 10_000, channels // 2)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def unet(p: Any, x: np.ndarray, t: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The network of `TINY` written out: two levels, attention on the lower one."""
+    emb = dense(p["time_dense_1"], swish(dense(p["time_dense_0"], sinusoids(t, 8))))
+    emb = emb + p["class"]["embedding"][labels]
+    h0 = convolution(p["conv_in"], x)
+    h1 = res_block(p["down_0_0_res"], h0, emb)
+    h2 = convolution(p["down_0_resize"]["conv"], h1, stride=2)
+    h3 = attention(p["down_1_0_attention"], res_block(p["down_1_0_res"], h2, emb))
+    h = attention(p["middle_0_attention"], res_block(p["middle_0_res"], h3, emb))
+    h = res_block(p["middle_1_res"], h, emb)
+    for i, skip in enumerate([h3, h2]):
+        h = res_block(p[f"up_1_{i}_res"], np.concatenate([h, skip], axis=-1), emb)
+        h = attention(p[f"up_1_{i}_attention"], h)
+    h = convolution(p["up_1_resize"]["conv"], h.repeat(2, axis=1).repeat(2, axis=2))
+    for i, skip in enumerate([h1, h0]):
+        h = res_block(p[f"up_0_{i}_res"], np.concatenate([h, skip], axis=-1), emb)
+    return convolution(p["conv_out"], swish(group_norm(p["norm_out"], h)))
+
+
+def test_output_is_that_of_the_network_written_out_in_float64(forward, params, inputs):
+    double = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    expected = unet(double, *(np.asarray(a) for a in inputs))
+    value = forward(params, *inputs)
+    assert value.shape == inputs[0].shape
+    # Some twenty float32 layers, whose roundings (6e-8) norms and attention enlarge.
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_the_first_output_is_zero(inputs):
+    model = tiny(channel_mult=(1,))
+    output = jit(lambda key: model.apply(model.init(key), *inputs))(jax.random.key(0))
+    np.testing.assert_array_equal(output, 0)
+
+
+def test_bfloat16_keeps_parameters_and_output_in_float32_and_their_values_close(
+    forward, params, inputs
+):
+    model = tiny(dtype=jnp.bfloat16)
+    shapes = parameter_shapes(model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
+    value, expected = jit(model.apply)(params, *inputs), forward(params, *inputs)
+    assert value.dtype == expected.dtype == jnp.float32
+    difference = np.asarray(value - expected)
+    # Rounding to 8 binary digits (0.4%) in each of some twenty layers; but not float32 in disguise.
+    assert 1e-4 < np.sqrt(np.mean(difference**2) / np.mean(np.square(expected))) < 0.05
+
+
+def test_every_parameter_has_a_gradient_but_the_key_biases_of_attention(gradients):
+    # A key's bias adds the same number q . bias to all logits of a query, and softmax is invariant to it.
+    # Groups have four channels, so that the norms hide no bias before them.
+    leaves = jax.tree_util.tree_leaves_with_path(gradients[1])
+    norms = {jax.tree_util.keystr(path): float(jnp.abs(g).max()) for path, g in leaves}
+    largest = max(norms.values())
+    without = {name for name, norm in norms.items() if norm < 1e-6 * largest}
+    expected = {f"['{block}_attention']['key']['bias']" for block in
+                ("down_1_0", "middle_0", "up_1_0", "up_1_1")}  # fmt: skip
+    assert without == expected
+
+
+def test_remat_changes_neither_outputs_nor_gradients(gradients, params, inputs):
+    model = tiny(remat=True)
+    assert jax.tree.structure(parameter_shapes(model)) == jax.tree.structure(params)
+    again = loss_and_gradients(model, params, inputs)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(gradients), strict=True):
+        # The compiler fuses the two programs differently: float32 rounding.
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_each_image_depends_on_its_own_time_and_class_alone(forward, params, inputs):
+    x, t, labels = inputs
+    base = np.asarray(forward(params, x, t, labels))
+    for changed in [forward(params, x, t + jnp.array([0.0, 9.0]), labels),
+                    forward(params, x, t, labels.at[1].set(1)),
+                    forward(params, x.at[1].add(0.1), t, labels)]:  # fmt: skip
+        np.testing.assert_array_equal(changed[0], base[0])
+        assert np.abs(changed[1] - base[1]).max() > 1e-3
+
+
+def test_gradients_reach_the_embeddings_of_the_classes_seen_only(gradients):
+    rows = np.abs(gradients[1]["class"]["embedding"]).max(axis=1)
+    assert rows[0] > 0 and rows[1] == 0 and rows[2] > 0
+
+
+def test_a_conditional_model_without_labels_is_an_error(params, inputs):
+    with pytest.raises(ValueError, match="a model of 3 classes needs labels"):
+        jax.eval_shape(tiny().apply, params, *inputs[:2])
+
+
+def test_an_unconditional_model_has_no_class_embedding_and_ignores_labels(inputs):
+    model = tiny(num_classes=0)
+    shapes = parameter_shapes(model)
+    assert "class" not in shapes
+    assert jax.eval_shape(model.apply, shapes, *inputs[:2]).shape == inputs[0].shape
+
+
+def test_dropout_acts_with_a_key_and_as_the_key_says(forward, params, inputs):
+    # Without a key the output was the float64 network's, though its dropout is 0.5.
+    one, same, other = (forward(params, *inputs, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 1e-3
+    assert np.abs(one - forward(params, *inputs)).max() > 1e-3
+
+
+# ---- layers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [4, 32])
+def test_time_embedding_is_the_closed_form(compiled, channels):
+    t = np.array([0.0, 1.0, 17.25, 999.0])
+    value = compiled(lambda t: time_embedding(t, channels))(jnp.asarray(t, jnp.float32))
+    # An angle of 999 has a float32 rounding of 6e-5.
+    np.testing.assert_allclose(value, sinusoids(t, channels), atol=2e-4)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(4, 1), (24, 2), (64, 16), (128, 32), (192, 16)])
+def test_group_norm_is_flaxs_with_groups_of_at_least_four_channels(rng, channels, groups):
+    x = jnp.asarray(rng.normal(3, 2, size=(2, 5, 3, channels)), jnp.float32)
+    params = {"params": {"scale": jnp.asarray(rng.normal(size=channels), jnp.float32),
+                         "bias": jnp.asarray(rng.normal(size=channels), jnp.float32)}}  # fmt: skip
+    value = jax.jit(GroupNorm().apply)(params, x)
+    expected = jax.jit(nn.GroupNorm(groups).apply)(params, x)
+    assert isinstance(value, jax.Array) and isinstance(expected, jax.Array)
+    np.testing.assert_allclose(value, expected, atol=2e-5)  # float32 sums in another order
+
+
+def test_group_norm_computes_in_float32_whatever_its_input(rng):
+    # In bfloat16 the mean square of values around 100 has a rounding of 20 times their variance.
+    x = jnp.asarray(rng.normal(100, 1, size=(1, 8, 8, 8)), jnp.bfloat16)
+    params = {"scale": np.ones(8), "bias": np.zeros(8)}
+    value = jax.jit(GroupNorm().apply)({"params": params}, x)
+    assert isinstance(value, jax.Array) and value.dtype == jnp.float32
+    expected = group_norm(params, np.asarray(x, np.float64))
+    np.testing.assert_allclose(value, expected, atol=0.02)  # 1e4 in float32 is rounded by 1e-3
+
+
+def test_self_attention_is_the_float64_computation(rng):
+    x = jnp.asarray(rng.normal(size=(2, 3, 4, 8)), jnp.float32)
+    module = SelfAttention(jnp.float32)
+    params = random_parameters(jax.eval_shape(module.init, jax.random.key(0), x)["params"])
+    value = jax.jit(module.apply)({"params": params}, x)
+    assert isinstance(value, jax.Array)
+    expected = attention(params, np.asarray(x, np.float64))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
