@@ -179,4 +179,4 @@ def test_gpus_get_the_derived_gradients_and_cpus_matrix_products():
 
 def test_a_kernel_without_a_middle_is_refused() -> None:
     with pytest.raises(ValueError, match="2x3; both must be odd"):
-        conv(np.zeros((1, 4, 4, 1)), np.zeros((2, 3, 1, 1)))
+        conv(jnp.zeros((1, 4, 4, 1)), jnp.zeros((2, 3, 1, 1)))
