@@ -1,4 +1,13 @@
-"""x"""
+"""Fashion-MNIST, unconditional: a U-Net small enough to train on two CPU cores in about an hour.
+
+Data: Fashion-MNIST (Xiao et al., 2017), 60,000 training and 10,000 test images, 28x28x1, MIT licence.
+Parameters: 686,769.
+Steps: 3,000 of batch 64 (3.2 epochs).
+Expected: recognisable garments of all ten classes; see docs/results/ for the curve and the samples.
+Source: our own run; no published figure exists for a network this small.
+Device-hours: about 1 on two CPU cores; minutes on a GPU.
+"""
+
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import default_config
@@ -7,8 +16,21 @@ from diffusion_jax.config import default_config
 def get_config() -> ConfigDict:
     config = default_config()
     config.data.name = "fashion_mnist"
-    config.model.channels = 32
-    config.model.channel_mult = (1, 2, 2)
+
+    config.model.channels = 16
+    config.model.channel_mult = (1, 2, 4)
+    config.model.num_res_blocks = 1
     config.model.attention_resolutions = (7,)
+
+    config.process.schedule = "cosine"
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.ema_decay = 0.999
+
+    config.train.num_steps = 3000
     config.train.batch_size = 64
+    config.train.log_every = 50
+    config.train.checkpoint_every = 250
+    config.train.eval_every = 500
     return config

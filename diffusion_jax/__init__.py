@@ -1,3 +1,80 @@
 """Denoising diffusion models of images in JAX and Flax."""
 
+from diffusion_jax.checkpoint import Checkpoint, CheckpointStore
+from diffusion_jax.config import default_config
+from diffusion_jax.data import (
+    Split,
+    batch_indices,
+    batches,
+    load,
+    random_flip,
+    to_model_range,
+    to_uint8,
+)
+from diffusion_jax.denoiser import Prediction, make_denoiser
+from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.gaussian import (
+    clip_x0,
+    eps_from_v,
+    eps_from_x0,
+    q_posterior,
+    q_sample,
+    score_from_eps,
+    v_from_x0_eps,
+    x0_from_eps,
+    x0_from_v,
+)
+from diffusion_jax.losses import simple_loss
+from diffusion_jax.models import MLP, Model, UNet, as_functions, count_parameters
+from diffusion_jax.pictures import grid, strip
+from diffusion_jax.samplers import ancestral, image_keys, sample_loop
+from diffusion_jax.schedules import Schedule, make_schedule, respace
+from diffusion_jax.train_state import TrainState, create_state, make_optimizer
+from diffusion_jax.train_step import loss_function, make_train_step
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointStore",
+    "InputError",
+    "MLP",
+    "Model",
+    "Prediction",
+    "RunError",
+    "Schedule",
+    "Split",
+    "TrainState",
+    "UNet",
+    "ancestral",
+    "as_functions",
+    "batch_indices",
+    "batches",
+    "clip_x0",
+    "count_parameters",
+    "create_state",
+    "default_config",
+    "eps_from_v",
+    "eps_from_x0",
+    "grid",
+    "image_keys",
+    "load",
+    "loss_function",
+    "make_denoiser",
+    "make_optimizer",
+    "make_schedule",
+    "make_train_step",
+    "q_posterior",
+    "q_sample",
+    "random_flip",
+    "respace",
+    "sample_loop",
+    "score_from_eps",
+    "simple_loss",
+    "strip",
+    "to_model_range",
+    "to_uint8",
+    "v_from_x0_eps",
+    "x0_from_eps",
+    "x0_from_v",
+]
