@@ -148,7 +148,7 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
     Raises:
       InputError: Unknown field (with the nearest name), or a value of another type.
     """
-    known = dict(fields(config))
+    known, optional = dict(fields(config)), optional_fields()
     for name, text in assignments:
         if name not in known:
             groups = {field.split(".")[0] for field in known}
@@ -156,7 +156,7 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
             raise InputError(f"unknown config field {name!r}.{hint}")
         group, leaf = locate(config, name)
         try:
-            group[leaf] = _parse(text, group.get_type(leaf), known[name] is None)
+            group[leaf] = _parse(text, group.get_type(leaf), name in optional)
         except (TypeError, ValueError, SyntaxError, OverflowError) as error:
             allowed = group.get_type(leaf).__name__
             raise InputError(f"config field {name} is {text!r}; it must be {allowed}") from error
@@ -195,6 +195,11 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from fields(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def optional_fields() -> set[str]:
+    """Returns the fields that may be None: those that are by default."""
+    return {name for name, value in fields(default_config()) if value is None}
 
 
 def to_json(config: ConfigDict) -> str:

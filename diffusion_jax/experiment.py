@@ -169,6 +169,12 @@ def validate(config: ConfigDict) -> None:
     Raises:
       InputError: The first wrong field: its name, its value and what is allowed.
     """
+    optional = config_lib.optional_fields()
+    for name, value in config_lib.fields(config):
+        if value is None and name not in optional:
+            raise InputError(f"{name} is None; it must be set")
+        if isinstance(value, tuple) and not all(type(item) is int for item in value):
+            raise InputError(f"{name} is {value}; it must be integers")
     if not config.data.name.startswith("tfds:"):
         choose("data.name", config.data.name, data.SOURCES)
     choose("model.name", config.model.name, MODELS)
@@ -185,9 +191,6 @@ def validate(config: ConfigDict) -> None:
         if value is not None and not low <= value <= high:
             bound = f"at least {low}" if high == math.inf else f"from {low} to {high}"
             raise InputError(f"{name} is {value}; it must be {bound}")
-    for name, value in config_lib.fields(config):
-        if isinstance(value, tuple) and not all(type(item) is int for item in value):
-            raise InputError(f"{name} is {value}; it must be integers")
     process, model = config.process, config.model
     make_schedule(process.schedule, process.num_timesteps, process.beta_start, process.beta_end)
     steps = config.sampler.num_steps
