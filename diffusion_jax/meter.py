@@ -79,7 +79,8 @@ class Meter:
 
     def _row(self, step: int, sums: MetricSums) -> dict[str, Any]:
         seconds = time.monotonic() - self._since - self._paused
-        speed = (step - self._row_step) / seconds if step > self._row_step else None
+        steps = step - self._row_step
+        speed = steps / seconds if steps > 0 and seconds > 0 else None
         with np.errstate(invalid="ignore"):
             quartiles = sums.quartile_loss / sums.quartile_images
         return {
