@@ -1,4 +1,12 @@
-"""scikit-learn's handwritten digits: the demo, no network needed."""
+"""scikit-learn's handwritten digits, unconditional: the demo. Nothing is downloaded.
+
+Data: digits (Alpaydin & Kaynak, 1998; inside scikit-learn), 1,438 training and 359 held-out images, 8x8x1.
+Parameters: 701,345.
+Steps: 1,000 of batch 64 (44 epochs).
+Expected: a classifier trained on real digits is sure of the samples as often as of held-out real ones.
+Source: measured by benchmarks/digits_quality.py; see benchmarks/README.md.
+Device-hours: under 0.1 on two CPU cores (at most five minutes, compilation and sampling included).
+"""
 
 from ml_collections import ConfigDict
 
@@ -8,14 +16,18 @@ from diffusion_jax.config import default_config
 def get_config() -> ConfigDict:
     config = default_config()
     config.data.name = "digits"
+
     config.model.channels = 32
     config.model.channel_mult = (1, 2)
     config.model.num_res_blocks = 1
     config.model.attention_resolutions = (4,)
+
     config.process.schedule = "cosine"
+
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.ema_decay = 0.99
+
     config.train.num_steps = 1000
     config.train.batch_size = 64
     config.train.checkpoint_every = 250
