@@ -85,9 +85,7 @@ def default_config() -> ConfigDict:
                 "log_every": 100,
                 "checkpoint_every": 5000,
                 "keep_last": 3,
-                "keep_every": unset(
-                    int
-                ),  # besides the last ones, keep every step divisible by this
+                "keep_every": unset(int),  # besides the last, keep multiples of this
                 "sample_every": 0,  # 0: only at the end
                 "sample_images": 36,  # in the grids drawn while training
                 "eval_every": 0,  # held-out loss; 0: never
