@@ -5,6 +5,7 @@ Exit status: 0 the job is complete; 75 stopped by a signal, saved, run it again 
 """
 
 import argparse
+import errno
 import logging
 import sys
 import warnings
@@ -18,6 +19,7 @@ MODES = {
     "train": "train the config's model; continue the run if the workdir holds one",
     "sample": "draw images from a checkpoint of the workdir",
 }
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DESCRIPTION = """Denoising diffusion models of images in JAX.
 
   python -m diffusion_jax.main --config=configs/digits.py
@@ -131,6 +133,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{where}; checkpoints are intact", file=sys.stderr)
         return 1
     except Stopped as stopped:
         print(f"{stopped}: stopped; run the same command to go on", file=sys.stderr)

@@ -1,8 +1,10 @@
 """What a run says of itself: progress bar, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,11 @@ class RunLog:
         self._rows = [row for row in read_rows(self._path) if row["step"] <= start]
         if not writes:
             return
-        from tensorboardX import SummaryWriter
-
         unfinished = self._path.with_suffix(".jsonl.part")
         unfinished.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
         os.replace(unfinished, self._path)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._board = _Board(workdir / "tensorboard", start)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -66,9 +66,9 @@ class RunLog:
             return
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in row.items():
-            if name != "step" and value is not None:
-                self._board.add_scalar(name, value, row["step"])
+        self._board.scalars(
+            {name: value for name, value in row.items() if name != "step"}, row["step"]
+        )
         shown = {
             "loss": f"{row['loss']:.4f}" if row.get("loss") is not None else None,
             "eval": f"{row['eval_loss']:.4f}" if "eval_loss" in row else None,
@@ -86,7 +86,7 @@ class RunLog:
     def image(self, name: str, picture: UInt8[np.ndarray, "h w c"], step: int) -> None:
         """Shows a picture in TensorBoard."""
         if self._writes:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            self._board.image(name, picture, step)
 
     def say(self, text: str) -> None:
         """Prints a line without tearing the progress bar."""
@@ -97,8 +97,46 @@ class RunLog:
         """Flushes and closes everything."""
         self._bar.close()
         if self._writes:
-            self._file.close()
-            self._board.close()
+            with contextlib.closing(self._board), self._file:
+                pass  # Both are closed, whichever fails.
+
+
+class _Board:
+    """Writes TensorBoard's events.
+
+    Not by tensorboardX's SummaryWriter: its thread dies on a full disk, and the run would wait for it for ever.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._summary, self._event = summary, getattr(event_pb2, "Event")  # noqa: B009
+        # The process in the name, since a restart may fall into the same second.
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        # TensorBoard forgets what an earlier start has written beyond this step.
+        log = getattr(event_pb2, "SessionLog")  # noqa: B009
+        self._write(start + 1, session_log=log(status=log.START))
+
+    def scalars(self, values: dict[str, float | None], step: int) -> None:
+        """Adds a point to the curve of each value that is known."""
+        for name, value in values.items():
+            if value is not None:
+                self._write(step, summary=self._summary.scalar(name, value))
+        self._writer.flush()
+
+    def image(self, name: str, picture: UInt8[np.ndarray, "h w c"], step: int) -> None:
+        """Adds a picture."""
+        self._write(step, summary=self._summary.image(name, picture, dataformats="HWC"))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """`--mode=train`: trains until done or stopped, and resumes where it was."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import time
@@ -72,20 +73,17 @@ def train(
     )
     run = _Run(config, workdir, exp, mesh, split, held_out, store, log, started)
     try:
-        state, stopped = _loop(run, state, signals)
-        if not stopped:
-            _finish(run, state)
+        with contextlib.closing(store), contextlib.closing(log):
+            state, stopped = _loop(run, state, signals)
+            if not stopped:
+                _finish(run, state)
     except NotFinite as error:
-        store.wait()
         kept = store.steps()
         raise RunError(
             f"{error}; "
             + (f"the last good checkpoint is step {kept[-1]}" if kept else "nothing was saved yet")
             + "; try a smaller optimizer.learning_rate"
         ) from error
-    finally:
-        log.close()
-        store.close()
     return EXIT_STOPPED if stopped else 0
 
 
