@@ -141,7 +141,9 @@ def _draw(
     def progress(done: int) -> None:
         bar.update(base + done * min(size, len(missing)) - bar.n)
 
-    draw = make_batch_sampler(exp, mesh, size, num_frames=frames, progress=progress)
+    # A program that reports to the host is compiled anew each time: only for a person who looks.
+    shown = None if bar.disable else progress
+    draw = make_batch_sampler(exp, mesh, size, num_frames=frames, progress=shown)
     for first in range(0, len(missing), size):
         indices = np.array(missing[first : first + size])
         result = draw(params, fields.seed, indices, fields.labels)
