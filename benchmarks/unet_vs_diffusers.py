@@ -1,0 +1,210 @@
+"""Measures the U-Net's forward pass and train step against diffusers' UNet2DModel on torch.
+
+Both build the same network (the CIFAR-10 one of Ho et al., or --small: the Fashion-MNIST config's) in
+float32. A train step is noise, loss, gradients, clipping, Adam and the moving average, on both sides.
+torch also runs under bfloat16 autocast. The peer lives in a process of its own, with the interpreter
+--peer_python that has torch and diffusers, and the two take turns; each side's CPU time while the
+other works is reported. Warm-ups do not count.
+
+Idle OpenMP threads of torch spin by default, which makes torch many times slower as soon as anything else
+runs; here they sleep (OMP_WAIT_POLICY=passive), unless the environment sets OMP_WAIT_POLICY. On a quiet
+machine try both, and quote the one that is better for torch.
+
+  python benchmarks/unet_vs_diffusers.py --peer_python=/path/to/venv/bin/python --out=unet.json
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import report
+
+from diffusion_jax.losses import simple_loss
+from diffusion_jax.models import Model, UNet, as_functions, count_parameters
+from diffusion_jax.schedules import make_schedule
+from diffusion_jax.train_state import create_state, make_optimizer
+from diffusion_jax.train_step import loss_function, make_train_step
+
+SETTLE = 0.2  # Seconds between two turns, for the other side's threads to fall asleep.
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Sizes of network and batch; `groups` of diffusers' norms (ours follow from the channels)."""
+
+    image: tuple[int, int, int]
+    channels: int
+    channel_mult: tuple[int, ...]
+    attention_resolutions: tuple[int, ...]
+    batch_size: int
+    groups: int
+    num_res_blocks: int = 2
+
+    def model(self) -> Model:
+        """Returns our network."""
+        module = UNet(
+            self.channels, self.channel_mult, self.num_res_blocks, self.attention_resolutions
+        )
+        return as_functions(module, self.image)
+
+
+CIFAR10 = Size((32, 32, 3), 128, (1, 2, 2, 2), (16,), batch_size=8, groups=32)
+SMALL = Size((28, 28, 1), 32, (1, 2, 2), (7,), batch_size=64, groups=8)
+
+
+class Peer:
+    """torch and diffusers, in a process that sleeps between requests."""
+
+    def __init__(self, python: str, size: Size) -> None:
+        script = Path(__file__).with_name("diffusers_peer.py")
+        self._process = subprocess.Popen(
+            [python, str(script), json.dumps(dataclasses.asdict(size))],
+            env={"OMP_WAIT_POLICY": "passive", **os.environ},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.idle_cpu = 0.0
+        self.about = self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the peer ended with status {self._process.wait()}")
+        return json.loads(line)
+
+    def run(self, what: str, autocast: bool, passes: int) -> float:
+        """Returns the seconds of one pass."""
+        assert self._process.stdin is not None
+        time.sleep(SETTLE)
+        request = {"what": what, "autocast": autocast, "passes": passes}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = self._answer()
+        self.idle_cpu += answer["idle_cpu_seconds"]
+        return answer["seconds"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+
+def our_forward(size: Size) -> Callable[[], Any]:
+    """Returns a function that does one compiled forward pass and waits for it."""
+    model = size.model()
+    params = model.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (size.batch_size, *size.image))
+    t = jnp.arange(size.batch_size, dtype=jnp.float32)
+    forward = jax.jit(model.apply)
+    return lambda: jax.block_until_ready(forward(params, x, t))
+
+
+def our_step(size: Size) -> Callable[[], Any]:
+    """Returns a function that does one compiled training step and waits for it."""
+    model, optimizer = size.model(), make_optimizer()
+    loss = loss_function(simple_loss, make_schedule(), "eps", model.apply)
+    step = make_train_step(loss, optimizer, jax.random.key(1), num_timesteps=1000, ema_decay=0.9999)
+    compiled = jax.jit(step, donate_argnums=0)
+    shape = (size.batch_size, *size.image)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    batch = {"image": images, "label": np.zeros(len(images), np.int32)}
+    state = jax.jit(lambda key: create_state(key, model, optimizer))(jax.random.key(0))
+
+    def run() -> None:
+        nonlocal state
+        state = jax.block_until_ready(compiled(state, batch))
+
+    return run
+
+
+class Ours:
+    """Our two compiled functions, timed, with the CPU time used between two turns."""
+
+    def __init__(self, size: Size) -> None:
+        self._work = {"forward": our_forward(size), "step": our_step(size)}
+        self._slept: float | None = None
+        self.idle_cpu = 0.0
+
+    def run(self, what: str, passes: int) -> float:
+        """Returns the seconds of one pass."""
+        if self._slept is not None:
+            self.idle_cpu += time.process_time() - self._slept
+        time.sleep(SETTLE)
+        started = time.perf_counter()
+        for _ in range(passes):
+            self._work[what]()
+        seconds = (time.perf_counter() - started) / passes
+        self._slept = time.process_time()
+        return seconds
+
+
+def measure(arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
+    """Returns the seconds a pass of every side took, and what the sides are."""
+    ours, peer = Ours(size), Peer(arguments.peer_python, size)
+    about = {"parameters": count_parameters(jax.eval_shape(size.model().init, jax.random.key(0)))}
+    print(f"ours {about['parameters']:,} parameters, jax {jax.__version__}; peer {peer.about}")
+    seconds = {}
+    for what in ("forward", "step"):
+        sides = {
+            "ours": functools.partial(ours.run, what),
+            "diffusers": functools.partial(peer.run, what, False),
+        }
+        if not arguments.no_bfloat16:
+            sides["diffusers bfloat16"] = functools.partial(peer.run, what, True)
+        for side in sides.values():
+            side(1)
+            side(1)
+        print(what, flush=True)
+        timed = {name: functools.partial(side, arguments.passes) for name, side in sides.items()}
+        seconds[what] = report.alternate(timed, arguments.repeats)
+    peer.close()
+    return {
+        "size": dataclasses.asdict(size),
+        "ours": {**about, "jax": jax.__version__, "idle_cpu_seconds": ours.idle_cpu},
+        "peer": {**peer.about, "idle_cpu_seconds": peer.idle_cpu},
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    """Prints a table, and writes the figures as JSON if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peer_python", required=True, help="Python with torch and diffusers")
+    parser.add_argument("--small", action="store_true", help="the Fashion-MNIST network")
+    parser.add_argument("--batch_size", type=int, help="default: 8; with --small 64")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--passes", type=int, default=2, help="passes a measurement")
+    parser.add_argument("--no_bfloat16", action="store_true", help="leave autocast out")
+    parser.add_argument("--out", type=Path, help="file to write the figures to, as JSON")
+    arguments = parser.parse_args()
+    size = SMALL if arguments.small else CIFAR10
+    size = dataclasses.replace(size, batch_size=arguments.batch_size or size.batch_size)
+    figures = measure(arguments, size)
+    rows, ratios = [], {}
+    for what, sides in figures["seconds"].items():
+        ours = report.median(sides["ours"])
+        for name, values in sides.items():
+            ratios[f"{what}, {name}"] = report.median(values) / ours
+            rows.append([what, name, report.median(values), min(values), max(values)])
+            rows[-1].append(f"{ratios[f'{what}, {name}']:.2f}x")
+    header = ["what", "side", "median s", "fastest", "slowest", "time against ours"]
+    report.print_table(header, rows)
+    idle = {name: figures[name]["idle_cpu_seconds"] for name in ("ours", "peer")}
+    print(f"\nCPU seconds used while the other side worked: {idle}")
+    report.write(arguments.out, {**figures, "time_against_ours": ratios})
+
+
+if __name__ == "__main__":
+    main()
