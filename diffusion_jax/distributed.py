@@ -24,6 +24,8 @@ def initialize() -> None:
       InputError: The variables contradict each other.
       RunError: The coordinator cannot be reached.
     """
+    # JAX's own would take SIGTERM away from our handler, and a preempted run would not be saved.
+    jax.config.update("jax_enable_preemption_service", False)
     address = os.environ.get(ADDRESS)
     if address:
         _join(address, _integer(COUNT), _integer(INDEX))
