@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command import Outcome, finish, prepare_digits, process_environment, run, start, write_config
+from tiny_run import Outcome, digits_in, environment, finish, run, start, write_config
 
 from diffusion_jax import data, experiment, losses
 from diffusion_jax.data.sources import fashion_mnist
@@ -31,9 +31,7 @@ def assert_refused(outcome: Outcome, *fragments: str) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = prepare_digits(tmp_path_factory.mktemp("cache"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIFFUSION_JAX_CACHE", str(folder))
+    with digits_in(tmp_path_factory.mktemp("cache")) as folder:
         yield folder
 
 
@@ -98,12 +96,12 @@ def test_help_lists_the_modes_that_are_built_and_no_other() -> None:
     assert "--allow_config_change" in outcome.out
 
 
-def test_a_real_process_answers_a_wrong_flag_and_a_wrong_field(tiny: Path, cache: Path) -> None:
+def test_a_real_process_answers_a_wrong_flag_and_a_wrong_field(tiny: Path) -> None:
     for argument, fragment in {
         "--mode=no": "'no'",
         "--config.train.batchsize=8": "'train.batchsize'. Did you mean 'train.batch_size'?",
     }.items():
-        process = start([f"--config={tiny}", argument], process_environment(cache))
+        process = start([f"--config={tiny}", argument], environment())
         assert_refused(finish(process), fragment)
 
 

@@ -15,12 +15,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
-from diffusion_jax import config as config_lib
-from diffusion_jax import data, experiment
+from diffusion_jax import data
 from diffusion_jax.checkpoint import CheckpointStore
 from diffusion_jax.main import main
-from diffusion_jax.train_state import TrainState, abstract_state
 
 # A perceptron compiles in seconds; the cosine schedule warns of no small T.
 TINY = """
@@ -87,27 +86,28 @@ def run(*arguments: str | Path) -> Outcome:
     return Outcome(status, out.getvalue(), err.getvalue())
 
 
-def process_environment(cache: Path, devices: int = 1) -> dict[str, str]:
-    """Returns the environment of another process: the CPU, and caches that tests share."""
+def environment(devices: int = 1, **more: str) -> dict[str, str]:
+    """Returns the environment of another process: the CPU, and this process's caches."""
     return {
         **os.environ,
-        "DIFFUSION_JAX_CACHE": str(cache),
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "compiled"),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
+        **more,
     }
 
 
 def start(
-    arguments: Sequence[str | Path], environment: dict[str, str], prologue: str = ""
+    arguments: Sequence[str | Path], variables: dict[str, str], prologue: str = ""
 ) -> "subprocess.Popen[str]":
     """Starts the command in another process, after lines of Python that may set traps in it."""
     program = f"{prologue}\nimport sys\nfrom diffusion_jax.main import main\nsys.exit(main())\n"
     head = ["-c", program] if prologue else ["-m", "diffusion_jax.main"]
     return subprocess.Popen(
         [sys.executable, *head, *map(str, arguments)],
-        env=environment,
+        env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -140,32 +140,41 @@ def checkpoint_steps(workdir: Path) -> list[int]:
     return CheckpointStore(workdir / "checkpoints").steps()
 
 
-def state_of(workdir: Path, step: int | None = None) -> TrainState:
-    """Returns the state in a checkpoint of a run, the newest by default."""
-    config = config_lib.from_dict(json.loads((workdir / "config.json").read_text()))
-    store = CheckpointStore(workdir / "checkpoints")
-    meta = store.meta(step)
-    assert meta is not None
-    height, width, channels = meta["data"]["image_shape"]
-    exp = experiment.build(config, (height, width, channels), meta["data"]["num_classes"])
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    template = abstract_state(exp.model, experiment.make_optimizer_of(config), here)
-    checkpoint = store.restore(template, step)
-    assert checkpoint is not None
-    return checkpoint.state
+def state_of(workdir: Path, step: int | None = None) -> dict[str, Any]:
+    """Returns the arrays of a checkpoint, the newest by default, as Orbax itself reads them."""
+    import orbax.checkpoint as ocp
+
+    folder = workdir / "checkpoints" / str(step or checkpoint_steps(workdir)[-1]) / "state"
+    handler = ocp.PyTreeCheckpointHandler()
+    as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree
+    )
+    return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
-def assert_same_bits(one: TrainState, other: TrainState) -> None:
-    """Compares every array of two states bit for bit."""
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
-    ):
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(path)
+def assert_same_run(one: Path, other: Path) -> None:
+    """Asserts that two runs ended with the same losses and, bit for bit, the same arrays."""
+    assert [(row["step"], row["loss"]) for row in rows(one)] == [
+        (row["step"], row["loss"]) for row in rows(other)
+    ]
+    assert checkpoint_steps(one)[-1] == checkpoint_steps(other)[-1]
+    leaves, theirs = (jax.tree_util.tree_leaves_with_path(state_of(run)) for run in (one, other))
+    assert len(leaves) > 10  # Parameters, their average, Adam's moments, metrics.
+    for (path, a), (there, b) in zip(leaves, theirs, strict=True):
+        assert path == there and a.dtype == b.dtype
+        assert a.tobytes() == b.tobytes(), jax.tree_util.keystr(path)
 
 
-def prepare_digits(cache: Path) -> Path:
-    """Prepares the digits, as the first command would; returns the cache folder."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        data.load("digits", "train", cache_dir=cache)
-    return cache
+@contextlib.contextmanager
+def digits_in(cache: Path) -> Iterator[Path]:
+    """Prepares the digits in a cache folder, which is the commands' within the block."""
+    data.load("digits", "train", cache_dir=cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFUSION_JAX_CACHE", str(cache))
+        # Tiny programs cost far more to optimise than to run.
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            yield cache
+        finally:
+            jax.config.update("jax_disable_most_optimizations", False)

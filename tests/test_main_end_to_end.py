@@ -1,0 +1,335 @@
+"""The command line end to end: a run leaves what is promised, and its checkpoints are sampled."""
+
+import itertools
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tiny_run import checkpoint_steps, digits_in, results, rows, run, state_of, write_config
+
+import diffusion_jax
+from diffusion_jax import config as config_lib
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with digits_in(tmp_path_factory.mktemp("cache")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Trains the tiny config with these fields changed; returns the workdir."""
+    tiny = write_config(tmp_path_factory.mktemp("config"))
+
+    def train(*fields: str) -> Path:
+        workdir = tmp_path_factory.mktemp("runs") / "run"
+        flags = [f"--config.{field}" for field in fields]
+        outcome = run(f"--config={tiny}", f"--workdir={workdir}", *flags)
+        assert outcome.status == 0, outcome.err
+        return workdir
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def unet(train: Callable[..., Path]) -> Path:
+    """Twelve steps of a small U-Net on eight devices."""
+    return train(
+        *("model.name=unet", "model.channels=8", "model.channel_mult=1,2", "mesh.data=-1"),
+        *("model.attention_resolutions=()", "train.eval_every=6", "train.sample_every=6"),
+        *("eval.num_images=50", "eval.batch_size=40"),
+    )
+
+
+@pytest.fixture(scope="module")
+def conditional(train: Callable[..., Path]) -> Path:
+    """Twelve steps of a perceptron that is given labels."""
+    return train("model.num_classes=10", "optimizer.learning_rate=0.01")
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+# What a training leaves
+
+
+def test_config_json_is_the_whole_config(unet: Path) -> None:
+    saved = json.loads((unet / "config.json").read_text())
+    assert (
+        dict(config_lib.fields(config_lib.from_dict(saved))).keys()
+        == dict(config_lib.fields(config_lib.default_config())).keys()
+    )
+    assert saved["model"]["channel_mult"] == [1, 2] and saved["train"]["num_steps"] == 12
+
+
+def test_metrics_have_a_row_per_logged_step_and_per_held_out_loss(unet: Path) -> None:
+    trained = [row for row in rows(unet) if "loss" in row]
+    held_out = [row for row in rows(unet) if "eval_loss" in row]
+    assert [row["step"] for row in trained] == [3, 6, 9, 12]
+    assert [row["step"] for row in held_out] == [6, 12]
+    for row in trained:
+        # The untrained output is 0, so the loss is the noise's power, 1, give or take its spread.
+        assert 0.8 < row["loss"] < 1.2
+        quartiles = [row[f"loss_q{i}"] for i in range(1, 5)]
+        assert min(quartiles) < row["loss"] < max(quartiles)
+        assert row["grad_norm"] > 0 and row["param_norm"] > 0
+    assert all(0.8 < row["eval_loss"] < 1.2 for row in held_out)
+    assert held_out[1]["eval_loss"] < held_out[0]["eval_loss"]
+
+
+def events(workdir: Path) -> Iterator[Event]:
+    """Reads TensorBoard's files: a length, its checksum, an event, its checksum, and so on."""
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content, position = path.read_bytes(), 0
+        while position < len(content):
+            (length,) = struct.unpack_from("<Q", content, position)
+            yield Event.FromString(content[position + 12 : position + 12 + length])
+            position += length + 16
+
+
+def test_tensorboard_has_the_scalars_and_the_pictures(unet: Path) -> None:
+    values = [(event.step, value) for event in events(unet) for value in event.summary.value]
+    logged = {(step, v.tag): v.simple_value for step, v in values if v.HasField("simple_value")}
+    for row in rows(unet):
+        for name in row.keys() & {"loss", "loss_q1", "grad_norm", "eval_loss"}:
+            assert logged[row["step"], name] == pytest.approx(row[name], rel=1e-6)  # float32
+    drawn = {(step, value.tag) for step, value in values if value.HasField("image")}
+    assert drawn == set(itertools.product((6, 12), ("grid", "strip")))
+
+
+def test_checkpoints_pictures_and_the_loss_curve_are_there(unet: Path) -> None:
+    assert checkpoint_steps(unet) == [4, 8, 12]
+    side = 8 * 7 + 2  # 8 pixels, each drawn as 7, and a margin
+    for step in (6, 12):
+        grid = pixels(unet / "samples" / f"grid-{step:08}.png")
+        strip = pixels(unet / "samples" / f"strip-{step:08}.png")
+        assert grid.shape == (2 * side + 2, 2 * side + 2)
+        assert strip.shape == (4 * 2 * side + 2, 11 * side + 2)
+    assert pixels(unet / "loss.png").ndim == 3
+    assert not list(unet.rglob("*.part"))
+
+
+def test_train_json_has_the_figures_and_where_they_come_from(unet: Path) -> None:
+    result = results(unet, "train")
+    trained = [row for row in rows(unet) if "loss" in row]
+    assert result["step"] == 12
+    assert result["loss"] == trained[-1]["loss"]
+    assert result["eval_loss"] == rows(unet)[-1]["eval_loss"]
+    leaves = jax.tree.leaves(state_of(unet)["params"])
+    assert result["parameters"] == sum(leaf.size for leaf in leaves)
+    assert result["seconds_this_start"] > result["train_seconds"] > 0
+    assert result["images_per_sec"] > 0 and result["sampling_seconds"] > 0
+    saved = config_lib.from_dict(json.loads((unet / "config.json").read_text()))
+    assert result["config_hash"] == config_lib.config_hash(saved)
+    assert result["provenance"]["diffusion_jax"] == diffusion_jax.__version__
+    assert result["provenance"]["device"] == "8 x cpu (cpu)"
+    assert result["earlier"] == []
+
+
+def test_the_averaged_parameters_trail_the_parameters(unet: Path) -> None:
+    first, last = state_of(unet, 4), state_of(unet, 12)
+    for average, start, end in zip(
+        jax.tree.leaves(last["ema_params"]),
+        jax.tree.leaves(first["params"]),
+        jax.tree.leaves(last["params"]),
+        strict=True,
+    ):
+        moved = float(abs(end - start).sum())
+        assert 0 < float(abs(average - end).sum()) < moved or moved == 0
+
+
+# Sampling
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path]]:
+    """Samples a copy of a run with these fields; returns results/sample.json and the job's folder."""
+
+    def sample(workdir: Path, *fields: str) -> tuple[dict[str, Any], Path]:
+        copy = tmp_path / "run"
+        shutil.copytree(workdir, copy, dirs_exist_ok=True)
+        flags = [f"--config.{field}" for field in fields]
+        outcome = run("--mode=sample", f"--workdir={copy}", *flags)
+        assert outcome.status == 0, outcome.err
+        result = results(copy, "sample")
+        return result, copy / "samples" / result["job"]
+
+    return sample
+
+
+def images(folder: Path) -> np.ndarray:
+    with np.load(folder / "images.npz") as arrays:
+        return arrays["images"]
+
+
+def test_samples_are_pngs_a_grid_an_npz_and_a_result(
+    unet: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    result, folder = sample(unet, "sample.num_images=5", "sample.batch_size=3")
+    drawn = images(folder)
+    assert drawn.shape == (5, 8, 8, 1) and drawn.dtype == np.uint8
+    assert sorted(path.name for path in folder.iterdir()) == ["grid.png", "images.npz", "png"]
+    assert sorted(path.name for path in (folder / "png").iterdir()) == [
+        f"{i:06}.png" for i in range(5)
+    ]
+    for i, image in enumerate(drawn):
+        np.testing.assert_array_equal(pixels(folder / "png" / f"{i:06}.png"), image[..., 0])
+    assert len({image.tobytes() for image in drawn}) == 5
+    side = 8 * 7 + 2
+    assert pixels(folder / "grid.png").shape == (2 * side + 2, 3 * side + 2)
+    assert (result["num_images"], result["drawn_this_start"]) == (5, 5)
+    assert (result["step"], result["ema"], result["nfe"]) == (12, True, 20)
+    assert result["config_hash"] == results(unet, "train")["config_hash"]
+    assert result["sampler"]["name"] == "ancestral"
+
+
+def test_an_image_does_not_depend_on_batch_size_devices_or_the_training_command(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    many = images(sample(conditional, "sample.num_images=6", "sample.batch_size=6")[1])
+    few = images(
+        sample(conditional, "sample.num_images=5", "sample.batch_size=2", "mesh.data=2")[1]
+    )
+    # Rounding in another program may move a pixel by one.
+    np.testing.assert_allclose(few.astype(int), many[:5].astype(int), atol=1)
+    grid = pixels(conditional / "samples" / "grid-00000012.png")
+    corner = grid[2 : 2 + 56 : 7, 2 : 2 + 56 : 7]
+    np.testing.assert_allclose(corner.astype(int), many[0, ..., 0].astype(int), atol=1)
+
+
+def test_a_restarted_job_draws_only_what_is_missing_or_damaged(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    fields = ("sample.num_images=6", "sample.batch_size=4")
+    _, folder = sample(conditional, *fields)
+    drawn, path = images(folder), lambda i: folder / "png" / f"{i:06}.png"
+    path(1).unlink()
+    path(2).write_bytes(path(2).read_bytes()[:60])
+    broken = bytearray(path(3).read_bytes())
+    broken[50] ^= 0xFF
+    path(3).write_bytes(broken)
+    path(5).write_bytes(b"")
+    (folder / "images.npz").unlink()
+    untouched = path(0).stat().st_mtime_ns
+    result, again = sample(conditional, *fields)
+    assert again == folder and result["drawn_this_start"] == 4
+    np.testing.assert_array_equal(images(folder), drawn)
+    np.testing.assert_array_equal(pixels(path(3)), drawn[3, ..., 0])
+    assert path(0).stat().st_mtime_ns == untouched
+    assert [earlier["drawn_this_start"] for earlier in result["earlier"]] == [6]
+    result, _ = sample(conditional, *fields, "sample.batch_size=2")
+    assert result["drawn_this_start"] == 0
+
+
+def test_labels_choose_the_class_and_default_to_all_in_turn(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    _, in_turn = sample(conditional, "sample.num_images=12")
+    _, chosen = sample(conditional, "sample.num_images=12", "sample.labels=7,1")
+    for folder, expected in ((in_turn, [*range(10), 0, 1]), (chosen, [7, 1] * 6)):
+        with np.load(folder / "images.npz") as arrays:
+            assert arrays["labels"].tolist() == expected
+    # Images 1 and 11 are of class 1 either way; image 0 is not.
+    one, other = images(in_turn).astype(int), images(chosen).astype(int)
+    np.testing.assert_array_equal(one[[1, 11]], other[[1, 11]])
+    assert (one[0] != other[0]).any()
+
+
+@pytest.mark.parametrize(
+    "field, nfe",
+    [("sampler.num_steps=5", 5), ("sample.ema=false", 20), ("sample.seed=1", 20)]
+    + [("sampler.clip=false", 20)],
+)
+def test_what_decides_pixels_gives_other_pixels_in_another_folder(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]], field: str, nfe: int
+) -> None:
+    _, usual = sample(conditional)
+    result, folder = sample(conditional, field)
+    assert folder != usual and result["nfe"] == nfe
+    assert (images(folder) != images(usual)).any()
+
+
+def test_an_older_checkpoint_can_be_sampled(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    result, folder = sample(conditional, "sample.step=4")
+    assert result["step"] == 4 and folder.name.startswith("step00000004-")
+    assert (images(folder) != images(sample(conditional)[1])).any()
+
+
+def test_progressive_sampling_draws_the_way_from_noise_to_the_images(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    _, folder = sample(conditional, "sample.progressive=true", "sample.num_images=5")
+    strip, side = pixels(folder / "strip.png"), 8 * 7 + 2
+    assert strip.shape == (4 * 2 * side + 2, 11 * side + 2)
+    for i, image in enumerate(images(folder)[:4]):  # The last frame of x_t and of x0_hat.
+        for row in (2 * i, 2 * i + 1):
+            top, left = row * side + 2, 10 * side + 2
+            frame = strip[top : top + 56 : 7, left : left + 56 : 7]
+            np.testing.assert_array_equal(frame, image[..., 0])
+    before = images(folder)
+    sample(conditional, "sample.progressive=true", "sample.num_images=5")
+    np.testing.assert_array_equal(images(folder), before)
+
+
+# Choices
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("process.prediction=v", "model.dtype=bfloat16", "optimizer.grad_clip=0"),
+        ("process.prediction=x0", "process.variance=fixed_small", "model.dropout=0.1"),
+    ],
+    ids=lambda fields: fields[0],
+)
+def test_every_prediction_trains_and_samples(train: Callable[..., Path], fields: list[str]) -> None:
+    workdir = train("train.num_steps=3", *fields)
+    (row,) = rows(workdir)
+    assert 0 < row["loss"] < 2
+    for leaf in jax.tree.leaves(state_of(workdir)["params"]):
+        assert leaf.dtype == np.float32 and np.isfinite(leaf).all()
+
+
+def test_a_folder_of_colour_images_trains_and_samples(
+    train: Callable[..., Path],
+    tmp_path: Path,
+    rng: np.random.Generator,
+    sample: Callable[..., tuple[dict[str, Any], Path]],
+) -> None:
+    for name, i in itertools.product(("cats", "dogs"), range(10)):
+        path = tmp_path / "pictures" / name / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (9, 14, 3), dtype=np.uint8)).save(path)
+    workdir = train(
+        *("data.name=image_folder", f"data.source_dir={tmp_path / 'pictures'}"),
+        *("data.image_size=4", "data.random_flip=true", "data.test_fraction=0.3"),
+        *("model.num_classes=2", "train.accumulate=2", "train.num_steps=3", "train.eval_every=3"),
+    )
+    shutil.rmtree(tmp_path / "pictures")  # Sampling needs no data.
+    _, folder = sample(workdir, "sample.num_images=3")
+    assert images(folder).shape == (3, 4, 4, 3)
+    np.testing.assert_array_equal(pixels(folder / "png" / "000002.png"), images(folder)[2])
+    assert "eval_loss" in rows(workdir)[-1]
+
+
+def test_steps_in_one_dispatch_or_in_several_train_alike(train: Callable[..., Path]) -> None:
+    single, several = train(), train("train.steps_per_dispatch=3")
+    for one, other in zip(rows(single), rows(several), strict=True):
+        assert one["step"] == other["step"]
+        # The same sums in another program: float rounding.
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    assert checkpoint_steps(several) == [4, 8, 12]
