@@ -56,7 +56,8 @@ def zero_metrics() -> MetricSums:
     """Returns sums over no steps."""
     zero, zeros = jnp.zeros(()), jnp.zeros((QUARTILES,))
     none = jnp.zeros((), jnp.int32)
-    return MetricSums(none, zero, zeros, zeros, zero, zero, none - 1)
+    sums = MetricSums(none, zero, zeros, zeros, zero, zero, none - 1)
+    return jax.tree.map(jnp.copy, sums)  # No aliases: all are donated.
 
 
 def make_optimizer(
