@@ -83,6 +83,7 @@ def _handler() -> Any:
 
     # What Orbax's threads log as an error with a traceback, they also raise to us.
     logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in str(record.msg))
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in str(record.msg))
     # Slicing replicated arrays so that every replica writes a part compiles a program per shape:
     # on 8 devices the first save of 36 M parameters blocked for 35 s instead of 0.3 s.
     arrays = ocp.type_handlers.ArrayHandler(

@@ -21,20 +21,22 @@ ARRAYS = "state"
 META = "meta.json"
 TEMPORARY = ".tmp-"
 BARRIER_TIMEOUT_S = 1200
+SPARE_BYTES = 16 << 20
 
 
 def prepare(final: Path, temporary: Path, num_bytes: int) -> None:
     """Makes the temporary directory, unless `final` is already there; sweeps up leftovers.
 
     Raises:
-      OSError: It cannot be made, or the disk has less than `num_bytes` free.
+      OSError: It cannot be made, or the disk has not clearly more than `num_bytes` free.
     """
     for leftover in temporary.parent.glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     if final.exists():
         return
     (temporary / ARRAYS).mkdir(parents=True)
-    if shutil.disk_usage(temporary).free < num_bytes:
+    # A disk that fills up later is an error too, but TensorStore's threads then print tracebacks.
+    if shutil.disk_usage(temporary).free < num_bytes + num_bytes // 8 + SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
