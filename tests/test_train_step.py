@@ -16,7 +16,7 @@ from diffusion_jax.data import from_arrays
 from diffusion_jax.held_out import make_held_out_loss
 from diffusion_jax.losses import simple_loss
 from diffusion_jax.models import MLP, Model, as_functions
-from diffusion_jax.models.layers import Conv, ResBlock, SelfAttention, Upsample, time_embedding
+from diffusion_jax.models.layers import Conv, ResBlock, SelfAttention, time_embedding
 from diffusion_jax.schedules import make_schedule
 from diffusion_jax.sharding import batch_sharding, fetch, make_mesh, put, replicated
 from diffusion_jax.train import dispatch_sizes
@@ -281,13 +281,12 @@ def test_labels_are_given_to_conditional_losses_only():
 
 
 class Blocks(nn.Module):
-    """What a U-Net is made of, once each: little to compile."""
+    """What a U-Net is made of, with little to compile."""
 
     @nn.compact
     def __call__(self, x: Any, t: Any, labels: Any = None, train: bool = False) -> Any:
-        h = Conv(8, stride=2)(x)
-        h = ResBlock(8, 0.1, jnp.float32)(h, time_embedding(t, 8), train)
-        return Conv(x.shape[-1])(Upsample(jnp.float32)(SelfAttention(jnp.float32)(h)))
+        h = ResBlock(8, 0.1, jnp.float32)(Conv(8)(x), time_embedding(t, 8), train)
+        return Conv(x.shape[-1])(SelfAttention(jnp.float32)(h))
 
 
 def test_one_device_and_eight_have_the_same_loss_curve():

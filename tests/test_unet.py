@@ -196,11 +196,15 @@ def test_every_parameter_has_a_gradient_but_the_key_biases_of_attention(gradient
     assert without == expected
 
 
-def test_remat_changes_neither_outputs_nor_gradients(gradients, params, inputs):
-    model = tiny(remat=True)
-    assert jax.tree.structure(parameter_shapes(model)) == jax.tree.structure(params)
-    again = loss_and_gradients(model, params, inputs)
-    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(gradients), strict=True):
+def test_remat_changes_neither_outputs_nor_gradients(inputs):
+    models = [tiny(channel_mult=(1,), num_res_blocks=0, remat=remat) for remat in (False, True)]
+    plain, remat = (parameter_shapes(model) for model in models)
+    assert plain == remat
+    params = random_parameters(plain)
+    programs = [str(jax.make_jaxpr(model.apply)(params, *inputs)) for model in models]
+    assert ["checkpoint" in program for program in programs] == [False, True]
+    expected, value = (loss_and_gradients(model, params, inputs) for model in models)
+    for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
         # The compiler fuses the two programs differently: float32 rounding.
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
