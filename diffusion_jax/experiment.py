@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,17 +254,16 @@ def check_writable(workdir: Path) -> None:
     Raises:
       InputError: It cannot be made or written to.
     """
-    probe = workdir / f".writable-{os.getpid()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
     except OSError as error:
         raise InputError(f"--workdir: cannot write to {workdir}: {error.strerror}") from error
 
 
 def keep_compiled_programs(cache_dir: str | None) -> None:
-    """Turns on JAX's persistent compilation cache: the second start of a run compiles nothing."""
+    """Turns on JAX's persistent compilation cache: a second start compiles next to nothing."""
     if jax.config.values.get("jax_compilation_cache_dir"):
         return  # The user has chosen one.
     root = Path(cache_dir).expanduser() if cache_dir else data.default_cache_dir()

@@ -8,6 +8,7 @@ import argparse
 import errno
 import logging
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -90,7 +91,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     return flags, assignments
 
 
-def run(argv: list[str], signals: StopSignals) -> int:
+def run(argv: list[str], signals: StopSignals, started: float) -> int:
     """Runs one command; returns the exit status.
 
     Raises:
@@ -98,8 +99,11 @@ def run(argv: list[str], signals: StopSignals) -> int:
       RunError: The job cannot go on.
     """
     flags, assignments = parse(argv)
+    if "://" in flags.workdir:
+        raise InputError(
+            f"--workdir is {flags.workdir!r}; it must be a folder of a file system, not a URL"
+        )
     workdir = Path(flags.workdir)
-    # JAX and what builds on it take seconds to import: a wrong flag is told before.
     from diffusion_jax import config as config_lib
     from diffusion_jax import distributed, experiment, sample
 
@@ -116,7 +120,13 @@ def run(argv: list[str], signals: StopSignals) -> int:
     if flags.mode == "train":
         from diffusion_jax import train
 
-        return train.train(config, workdir, signals, allow_config_change=flags.allow_config_change)
+        return train.train(
+            config,
+            workdir,
+            signals,
+            started=started,
+            allow_config_change=flags.allow_config_change,
+        )
     return sample.sample(config, workdir)
 
 
@@ -124,10 +134,11 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line and answers errors with one line on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    started = time.monotonic()
     signals = StopSignals()
     signals.install()
     try:
-        return run(sys.argv[1:] if argv is None else argv, signals)
+        return run(sys.argv[1:] if argv is None else argv, signals, started)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

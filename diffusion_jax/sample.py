@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax import experiment, pictures, results, sharding
 from diffusion_jax.checkpoint import CheckpointStore
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import Experiment, make_optimizer_of
 from diffusion_jax.sampling import FRAMES, STRIP_IMAGES, class_of_images, make_batch_sampler
 from diffusion_jax.train_state import TrainState, abstract_state
@@ -67,7 +67,9 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     experiment.check_writable(workdir)
     mesh = sharding.make_mesh(config.mesh.data)
     exp, step, params = _restore(config, workdir, mesh)
-    folder = workdir / "samples" / job_name(config, step)
+    config = exp.config
+    manifest = workdir / "checkpoints" / str(step) / "manifest.json"
+    folder = workdir / "samples" / job_name(config, step, manifest.read_bytes())
     images, drawn = _draw(exp, mesh, params, folder)
     if jax.process_index() != 0:
         return 0
@@ -82,9 +84,16 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def job_name(config: ConfigDict, step: int) -> str:
-    """Names a sampling job by all that decides its pixels; not by batch size or devices."""
+def job_name(config: ConfigDict, step: int, manifest: bytes) -> str:
+    """Names a sampling job by all that decides its pixels; not by batch size or devices.
+
+    Args:
+      config: The config.
+      step: Step of the checkpoint.
+      manifest: The checkpoint's manifest, which stands for its parameters.
+    """
     decisive = {
+        "checkpoint": hashlib.sha256(manifest).hexdigest(),
         "trained": config_lib.config_hash(config),
         "step": step,
         "ema": config.sample.ema,
@@ -104,12 +113,22 @@ def _restore(
     meta = store.meta(config.sample.step)
     if meta is None:
         raise InputError(f"no checkpoint to sample from in {store.directory}")
+    # The checkpoint's own config: the workdir's may have changed since.
+    trained = config_lib.from_dict(meta["config"])
+    for group in OVERRIDABLE:
+        trained[group] = config[group]
+    config = trained
     shape = tuple(meta["data"]["image_shape"])
     exp = experiment.build(config, shape, meta["data"]["num_classes"])
     template = abstract_state(exp.model, make_optimizer_of(config), sharding.replicated(mesh))
     checkpoint = store.restore(template, config.sample.step)
     store.close()
     assert checkpoint is not None
+    if checkpoint.meta["config"] != meta["config"]:  # The newest was damaged: an older one is used.
+        raise RunError(
+            f"checkpoint {checkpoint.step} was trained with another config than the damaged newest; "
+            f"ask for it: --config.sample.step={checkpoint.step}"
+        )
     state: TrainState = checkpoint.state
     return exp, checkpoint.step, state.ema_params if config.sample.ema else state.params
 
@@ -142,7 +161,7 @@ def _draw(
         bar.update(base + done * min(size, len(missing)) - bar.n)
 
     # A program that reports to the host is compiled anew each time: only for a person who looks.
-    shown = None if bar.disable else progress
+    shown = progress if not bar.disable and jax.process_count() == 1 else None
     draw = make_batch_sampler(exp, mesh, size, num_frames=frames, progress=shown)
     for first in range(0, len(missing), size):
         indices = np.array(missing[first : first + size])
@@ -162,9 +181,12 @@ def _draw(
 def _read(folder: Path, i: int, images: UInt8[np.ndarray, "n h w c"]) -> bool:
     """Reads image i of an earlier start of this job into its row; False if it is not there."""
     try:
-        images[i] = pictures.load_png(folder / "png" / f"{i:06}.png")
+        image = pictures.load_png(folder / "png" / f"{i:06}.png")
     except (OSError, ValueError):
         return False
+    if image.shape != images.shape[1:]:
+        return False
+    images[i] = image
     return True
 
 

@@ -2,10 +2,7 @@
 
 import collections
 import contextlib
-import dataclasses
-import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +11,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import data, distributed, experiment, pictures, results, sharding
+from diffusion_jax import data, distributed, experiment, milestones, results, sharding
 from diffusion_jax.checkpoint import CheckpointStore
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import Experiment, make_optimizer_of
-from diffusion_jax.held_out import make_held_out_loss
+from diffusion_jax.keys import stream
 from diffusion_jax.meter import Meter, NotFinite
+from diffusion_jax.milestones import Run
 from diffusion_jax.models import count_parameters
 from diffusion_jax.run_log import RunLog
-from diffusion_jax.sampling import FRAMES, make_batch_sampler
 from diffusion_jax.signals import EXIT_STOPPED, StopSignals
 from diffusion_jax.train_state import MetricSums, TrainState, abstract_state, create_state
 from diffusion_jax.train_step import TrainStep, make_multi_step, make_train_step
@@ -34,7 +31,12 @@ STOP_POLL = 10  # Dispatches between two agreements of several processes on whet
 
 
 def train(
-    config: ConfigDict, workdir: Path, signals: StopSignals, *, allow_config_change: bool = False
+    config: ConfigDict,
+    workdir: Path,
+    signals: StopSignals,
+    *,
+    started: float,
+    allow_config_change: bool = False,
 ) -> int:
     """Trains to config.train.num_steps and draws the results; returns the exit status.
 
@@ -42,13 +44,13 @@ def train(
       config: A config that `experiment.validate` accepts.
       workdir: Folder of the run; a run that is there already is continued.
       signals: Where SIGINT and SIGTERM are noticed.
+      started: `time.monotonic()` when the command began.
       allow_config_change: Resume even if fields that alter the result have changed.
 
     Raises:
       InputError: Data, model, devices or workdir do not fit the config or the run.
       RunError: Loss or gradients not finite; checkpoints damaged; disk full.
     """
-    started = time.monotonic()
     mesh = sharding.make_mesh(config.mesh.data)
     _check_batch_size(config, mesh.size)
     experiment.check_writable(workdir)
@@ -60,23 +62,27 @@ def train(
     _check_resume(store.meta(), config, allow_config_change)
     split = experiment.load_split(config, "train")
     exp = experiment.build(config, split.image_shape, split.num_classes)
-    held_out = _held_out_loss(config, exp, mesh)
+    held_out = milestones.make_held_out(config, exp, mesh)
     state = _restore_or_create(exp, store, mesh, split)
     if jax.process_index() == 0:
         results.write_text(workdir / "config.json", config_lib.to_json(config))
     start = int(state.step)
+    if start > config.train.num_steps:
+        raise InputError(
+            f"train.num_steps is {config.train.num_steps}; this run has done {start} steps already"
+        )
     log = RunLog(workdir, start, config.train.num_steps, writes=jax.process_index() == 0)
     log.say(
         f"{config.data.name}: {split.num_images} images {'x'.join(map(str, split.image_shape))}; "
         f"{count_parameters(state.params):,} parameters; {mesh.size} device(s); "
         + (f"resuming at step {start}" if start else f"workdir {workdir}")
     )
-    run = _Run(config, workdir, exp, mesh, split, held_out, store, log, started)
+    run = Run(config, workdir, exp, mesh, split, held_out, store, log, started)
     try:
         with contextlib.closing(store), contextlib.closing(log):
             state, stopped = _loop(run, state, signals)
             if not stopped:
-                _finish(run, state)
+                milestones.finish(run, state)
     except NotFinite as error:
         kept = store.steps()
         raise RunError(
@@ -85,39 +91,6 @@ def train(
             + "; try a smaller optimizer.learning_rate"
         ) from error
     return EXIT_STOPPED if stopped else 0
-
-
-@dataclasses.dataclass
-class _Run:
-    """What all parts of one training run need."""
-
-    config: ConfigDict
-    workdir: Path
-    exp: Experiment
-    mesh: jax.sharding.Mesh
-    split: data.Split
-    held_out: Callable[[Any], float] | None
-    store: CheckpointStore
-    log: RunLog
-    started: float
-
-    def __post_init__(self) -> None:
-        images = self.config.train.sample_images
-        frames = min(FRAMES, self.config.sampler.num_steps or self.config.process.num_timesteps)
-        self.draw = make_batch_sampler(self.exp, self.mesh, images, num_frames=frames)
-
-    def meta(self, step: int) -> dict[str, Any]:
-        """What a checkpoint holds besides the state."""
-        images = step * self.config.train.batch_size
-        position = {
-            "seed": self.config.seed,
-            "batch": step,
-            "epoch": images / self.split.num_images,
-            "num_images": self.split.num_images,
-            "image_shape": self.split.image_shape,
-            "num_classes": self.split.num_classes,
-        }
-        return {"config": json.loads(config_lib.to_json(self.config)), "data": position}
 
 
 def _check_batch_size(config: ConfigDict, devices: int) -> None:
@@ -141,11 +114,6 @@ def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) 
         )
 
 
-def _keys(seed: int) -> dict[str, jax.Array]:
-    names = ("init", "train", "eval")
-    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
-
-
 def _restore_or_create(
     exp: Experiment, store: CheckpointStore, mesh: jax.sharding.Mesh, split: data.Split
 ) -> TrainState:
@@ -155,7 +123,7 @@ def _restore_or_create(
         create = jax.jit(
             lambda key: create_state(key, exp.model, optimizer), out_shardings=everywhere
         )
-        return create(_keys(exp.config.seed)["init"])
+        return create(stream(exp.config.seed, "init"))
     before = checkpoint.meta["data"]["num_images"]
     if before != split.num_images:
         raise InputError(
@@ -181,7 +149,7 @@ def dispatch_sizes(
         step += size
 
 
-def _compiled_steps(run: _Run) -> tuple[int, dict[int, Any]]:
+def _compiled_steps(run: Run) -> tuple[int, dict[int, Any]]:
     """Returns the steps of a full dispatch, and size -> jitted (state, batch) -> (state, metrics)."""
     config = run.config
     per_dispatch = config.train.steps_per_dispatch
@@ -190,7 +158,7 @@ def _compiled_steps(run: _Run) -> tuple[int, dict[int, Any]]:
     train_step = make_train_step(
         run.exp.loss_fn(),
         make_optimizer_of(config),
-        _keys(config.seed)["train"],
+        stream(config.seed, "train"),
         num_timesteps=config.process.num_timesteps,
         ema_decay=config.optimizer.ema_decay,
         flip=config.data.random_flip,
@@ -211,9 +179,11 @@ def _compiled_steps(run: _Run) -> tuple[int, dict[int, Any]]:
     }
 
 
-def _loop(run: _Run, state: TrainState, signals: StopSignals) -> tuple[TrainState, bool]:
+def _loop(run: Run, state: TrainState, signals: StopSignals) -> tuple[TrainState, bool]:
     """Trains to the end; returns the state, and whether a signal stopped it (then it is saved)."""
     config, start = run.config.train, int(state.step)
+    if start > 0:
+        milestones.measure(run, state, start)
     if start >= config.num_steps:
         return state, False
     per_dispatch, steps = _compiled_steps(run)
@@ -252,7 +222,7 @@ def _loop(run: _Run, state: TrainState, signals: StopSignals) -> tuple[TrainStat
                 meter.read(*pending.popleft())
             if event:
                 with meter.paused():
-                    _handle_events(run, state, done, stop)
+                    _pass_milestone(run, state, done, stop)
             if stop:
                 run.log.say(
                     f"{signals.requested or 'stopped'}: saved step {done}; run the same command to go on"
@@ -268,93 +238,12 @@ def _next_batch(batches: Iterator[data.Batch], size: int, mesh: jax.sharding.Mes
     return sharding.put(sharding.batch_sharding(mesh, axis=1), stacked)
 
 
-def _handle_events(run: _Run, state: TrainState, done: int, stop: bool) -> None:
-    """Saves, measures and draws what is due; called only when all losses so far are finite."""
+def _pass_milestone(run: Run, state: TrainState, done: int, stop: bool) -> None:
     config = run.config.train
-    last = done == config.num_steps
-    if stop or last or done % config.checkpoint_every == 0:
-        run.store.save(done, state, run.meta(done))
     if stop:
+        milestones.save(run, state, done)
         run.store.wait()
         return
-    if run.held_out and (last or done % config.eval_every == 0):
-        run.log.metrics({"step": done, "eval_loss": run.held_out(state.ema_params)})
-    if config.sample_every and done % config.sample_every == 0 and not last:
-        _draw_samples(run, state, done)
-
-
-def _held_out_loss(
-    config: ConfigDict, exp: Experiment, mesh: jax.sharding.Mesh
-) -> Callable[[Any], float] | None:
-    if not config.train.eval_every:
-        return None
-    split = experiment.load_split(config, "test")
-    if split.num_images == 0:
-        raise InputError("train.eval_every is set, but the data has no test images")
-    return make_held_out_loss(
-        exp.loss_fn(),
-        split,
-        mesh,
-        _keys(config.seed)["eval"],
-        num_timesteps=config.process.num_timesteps,
-        conditional=exp.conditional,
-        num_images=config.eval.num_images,
-        batch_size=config.eval.batch_size,
-    )
-
-
-def _draw_samples(run: _Run, state: TrainState, step: int) -> None:
-    """Draws a grid of samples of the averaged parameters, and how the first of them came about."""
-    sample = run.config.sample
-    indices = np.arange(run.config.train.sample_images)
-    result = run.draw(state.ema_params, sample.seed, indices, sample.labels)
-    if jax.process_index() != 0:
-        return
-    samples = pictures.grid(pictures.magnified(result.images))
-    for name, picture in {"grid": samples, "strip": result.strip()}.items():
-        assert picture is not None
-        pictures.save_png(run.workdir / "samples" / f"{name}-{step:08}.png", picture)
-        run.log.image(name, picture, step)
-
-
-def _finish(run: _Run, state: TrainState) -> None:
-    """Draws the last pictures and writes results/train.json."""
-    run.store.wait()
-    step = int(state.step)
-    run.log.say(f"trained {step} steps; drawing {run.config.train.sample_images} samples")
-    sampling = time.monotonic()
-    _draw_samples(run, state, step)
-    sampling = time.monotonic() - sampling
-    if jax.process_index() != 0:
-        return
-    rows = run.log.rows
-    curve = run.workdir / "loss.png"
-    pictures.save_loss_curve(curve, rows)
-    trained = [row for row in rows if "loss" in row]
-    held_out = [row["eval_loss"] for row in rows if "eval_loss" in row]
-    path = results.add_result(
-        run.workdir,
-        "train",
-        {
-            "step": step,
-            "loss": trained[-1]["loss"] if trained else None,
-            "eval_loss": held_out[-1] if held_out else None,
-            "config_hash": config_lib.config_hash(run.config),
-            "parameters": count_parameters(state.params),
-            "train_seconds": round(sum(row["seconds"] for row in trained), 1),
-            "sampling_seconds": round(sampling, 1),
-            "seconds_this_start": round(time.monotonic() - run.started, 1),
-            "images_per_sec": _median([row["images_per_sec"] for row in trained]),
-        },
-    )
-    samples = run.workdir / "samples"
-    run.log.say(
-        f"samples {samples / f'grid-{step:08}.png'}\n"
-        f"reverse process {samples / f'strip-{step:08}.png'}\n"
-        f"loss curve {curve}\nresults {path}"
-    )
-
-
-def _median(values: list[float | None]) -> float | None:
-    known = [value for value in values if value]
-    return round(float(np.median(known)), 1) if known else None
+    milestones.measure(run, state, done)
+    if done == config.num_steps or done % config.checkpoint_every == 0:
+        milestones.save(run, state, done)

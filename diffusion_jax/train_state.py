@@ -28,7 +28,7 @@ class MetricSums:
       quartile_images: Number of images in each quarter; (4,).
       grad_norm: Sum of the gradients' global norms, before clipping.
       param_norm: Global norm of the parameters after the last step.
-      bad_step: First step at which loss or gradients were not finite; -1 if none. Never reset.
+      bad_step: First step at which loss, gradients or new parameters were not finite; -1 if none. Never reset.
     """
 
     steps: Any

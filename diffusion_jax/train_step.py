@@ -135,7 +135,9 @@ def _add_step(
     fresh = dataclasses.replace(zero_metrics(), bad_step=old.bad_step)
     restart = state.step % log_every == 0
     old = jax.tree.map(lambda a, b: jnp.where(restart, a, b), fresh, old)
-    bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)) & (old.bad_step < 0)
+    param_norm = optax.global_norm(params)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
+    bad = ~finite & (old.bad_step < 0)
     one_hot = jax.nn.one_hot(quarter, QUARTILES)
     return MetricSums(
         steps=old.steps + 1,
@@ -143,7 +145,7 @@ def _add_step(
         quartile_loss=old.quartile_loss + losses @ one_hot,
         quartile_images=old.quartile_images + one_hot.sum(0),
         grad_norm=old.grad_norm + grad_norm,
-        param_norm=optax.global_norm(params),
+        param_norm=param_norm,
         bad_step=jnp.where(bad, state.step + 1, old.bad_step),
     )
 

@@ -240,7 +240,7 @@ def test_if_every_checkpoint_is_damaged_nothing_is_overwritten(
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_last_good_checkpoint(
     train: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    diverging = ("optimizer.learning_rate=1e30", "optimizer.warmup_steps=0")
+    diverging = ("optimizer.learning_rate=1e15", "optimizer.warmup_steps=0")
     outcome = train(*diverging, "train.checkpoint_every=1")
     assert_failed(outcome, "loss or gradients are not finite at step", "learning_rate")
     match = re.search(r"at step (\d+); the last good checkpoint is step (\d+)", outcome.err)

@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError
+from diffusion_jax.keys import stream
 from diffusion_jax.samplers import SAMPLERS, SampleResult, ancestral, image_keys, sample_loop
 from diffusion_jax.schedules import Schedule, make_schedule, respace
 
@@ -162,7 +163,7 @@ def test_eager_and_compiled_samples_agree():
 
 def reference_path(clip: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """x_t and x0_hat of one image at every moment, in NumPy from the same random numbers."""
-    key = jax.random.fold_in(jax.random.key(5), 2)
+    key = jax.random.fold_in(stream(5, "sample"), 2)
     kernel_denoise = denoiser()
     betas = SCHEDULE.betas.astype(float)
     alpha_bar = np.cumprod(1 - betas)

@@ -12,6 +12,7 @@ from diffusion_jax.models.conv import conv
 
 Dtype = Any
 
+
 # Ho et al. initialise every kernel with variance 1 / fan_avg; the last layer of a residual path is zero,
 # so that each block starts as the identity and the network's first output is 0.
 def default_init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:

@@ -77,8 +77,7 @@ class UNet(nn.Module):
                 h = Upsample(self.dtype, name=f"up_{level}_resize")(h)
 
         h = nn.swish(GroupNorm(name="norm_out")(h))
-        out = Conv(x.shape[-1], kernel_init=zero_init, dtype=self.dtype, name="conv_out")(h)
-        return out.astype(jnp.float32)
+        return Conv(x.shape[-1], kernel_init=zero_init, name="conv_out")(h)  # In float32.
 
     def _embedding(self, t: Array, labels: Array | None) -> Array:
         """Embeds the time and, if conditional, adds an embedding of the class."""

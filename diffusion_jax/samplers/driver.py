@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
+from diffusion_jax.keys import stream
 
 
 class Step(NamedTuple):
@@ -54,8 +55,8 @@ class SampleResult(NamedTuple):
 
 
 def image_keys(seed: int | Array, indices: Int[Array, " b"]) -> Key[Array, " b"]:
-    """Returns the keys of the images with these indices: fold_in(key(seed), i)."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), indices)
+    """Returns the keys of the images with these indices: fold_in(stream(seed, "sample"), i)."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(stream(seed, "sample"), indices)
 
 
 def image_normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, " b ..."]:
