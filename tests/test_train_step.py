@@ -204,17 +204,20 @@ def test_metrics_are_sums_since_the_last_multiple_of_log_every():
         earlier_loss = m.loss
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("what", ["loss", "gradient", "parameters"])
 def test_the_first_step_that_is_not_finite_is_remembered(what):
     def loss(params: Any, x0: Any, *_: Any) -> Any:
         bad = x0.max() > 0
-        if what == "loss":
-            return jnp.where(bad, jnp.nan, params) + 0 * x0.mean((1, 2, 3))
-        # sqrt(0) = 0 has an infinite slope.
-        return jnp.sqrt(jnp.where(bad, 0 * params, 1 + 0 * params)) + 0 * x0.mean((1, 2, 3))
+        value = {
+            "loss": jnp.where(bad, jnp.nan, params),
+            "gradient": jnp.sqrt(jnp.where(bad, 0 * params, 1.0)),  # An infinite slope at 0.
+            "parameters": params * jnp.where(bad, 100.0, 0.0),  # Times the rate: past float32.
+        }[what]
+        return value + 0 * x0.mean((1, 2, 3))
 
-    step = jit(toy_step(optax.sgd(0.0), loss, log_every=2))
-    state = new_state(optax.sgd(0.0), 1.0)
+    optimizer = optax.sgd(1e37 if what == "parameters" else 0.0)
+    step = jit(toy_step(optimizer, loss, log_every=2))
+    state = new_state(optimizer, 1.0)
     found = []
     for pixel in (0, 0, 255, 0, 255, 0):
         batch = {

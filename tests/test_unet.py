@@ -202,7 +202,7 @@ def test_remat_changes_neither_outputs_nor_gradients(inputs):
     assert plain == remat
     params = random_parameters(plain)
     programs = [str(jax.make_jaxpr(model.apply)(params, *inputs)) for model in models]
-    assert ["checkpoint" in program for program in programs] == [False, True]
+    assert ["remat" in program or "checkpoint" in program for program in programs] == [False, True]
     expected, value = (loss_and_gradients(model, params, inputs) for model in models)
     for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
         # The compiler fuses the two programs differently: float32 rounding.
