@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import report
+from etils import epath
 
 ROOT = Path(__file__).resolve().parents[1]
 MOMENTS = ("starting", "training", "saving")
@@ -110,7 +111,7 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
     steps = [
         int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()
     ]
-    folder = workdir / "checkpoints" / str(max(steps)) / "state"
+    folder = epath.Path(workdir) / "checkpoints" / str(max(steps)) / "state"
     handler = ocp.PyTreeCheckpointHandler()
     as_numpy = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree

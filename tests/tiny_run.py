@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from diffusion_jax import data
 from diffusion_jax.checkpoint import CheckpointStore
@@ -144,12 +145,12 @@ def state_of(workdir: Path, step: int | None = None) -> dict[str, Any]:
     """Returns the arrays of a checkpoint, the newest by default, as Orbax itself reads them."""
     import orbax.checkpoint as ocp
 
-    folder = workdir / "checkpoints" / str(step or checkpoint_steps(workdir)[-1]) / "state"
+    folder = epath.Path(workdir) / "checkpoints" / str(step or checkpoint_steps(workdir)[-1])
     handler = ocp.PyTreeCheckpointHandler()
     as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder / "state").tree
     )
-    return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return handler.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def assert_same_run(one: Path, other: Path) -> None:
