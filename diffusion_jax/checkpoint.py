@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ class CheckpointStore:
         self._keep_every = keep_every
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._damaged: set[int] = set()  # Those that could not be moved aside.
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, ascending."""
@@ -106,7 +108,8 @@ class CheckpointStore:
         """Starts to save; waits only for an earlier save and for the copy to host memory.
 
         `state` may be donated at once: later steps cannot alter what is written. A step that is
-        already there is left as it is, since a resumed run computes the same state again.
+        already there is left as it is, since a resumed run computes the same state again; one that
+        is damaged and could not be moved aside is an error.
 
         Args:
           step: Number of finished training steps, at least 0.
@@ -126,15 +129,17 @@ class CheckpointStore:
             with barrier_after(f"prepare {temporary}"):
                 if jax.process_index() == 0:
                     prepare(final, temporary, num_bytes)
-            if not temporary.is_dir():
+            if not (temporary / ARRAYS).is_dir():
+                if step in self._damaged:
+                    raise RunError("a damaged one is there that cannot be moved aside")
                 if final.is_dir():
                     logger.info("checkpoint %s exists already", final)
                     return
                 raise RunError("process 0 could not begin")
             start = self._pool.submit(checkpoint_arrays.start_writing, temporary / ARRAYS, state)
-            self._pending = self._pool.submit(
-                self._finish, final, temporary, payload, start.result()
-            )
+            # Also after a failure, so that this process enters the barriers where others wait for it.
+            self._pending = self._pool.submit(self._finish, final, temporary, payload, start)
+            wait_for_futures([start])
 
     def wait(self) -> None:
         """Waits until the last save is committed.
@@ -196,12 +201,12 @@ class CheckpointStore:
     def _path(self, step: int) -> Path:
         return self.directory / str(step)
 
-    def _finish(self, final: Path, temporary: Path, payload: str, writes: list[Any]) -> None:
+    def _finish(self, final: Path, temporary: Path, payload: str, start: Future[list[Any]]) -> None:
         """Waits for the arrays, commits, deletes old ones; runs in the background thread."""
         with failure_named(final, temporary):
             with barrier_after(f"commit {temporary}"):
                 with barrier_after(f"write {temporary}"):
-                    for write in writes:
+                    for write in start.result():
                         write.result()
                     mark_written(temporary)
                 if jax.process_index() == 0:
@@ -236,6 +241,8 @@ class CheckpointStore:
                 answer = int(multihost_utils.broadcast_one_to_all(np.int32(answer)))
         if answer == failed:
             raise RunError(f"process 0 found no usable checkpoint in {self.directory}")
+        if step is None:
+            self._damaged.update(s for s in self.steps() if s > answer)
         return None if answer == nothing else answer
 
     def _newest_sound(self, step: int | None, only: str | None) -> int | None:

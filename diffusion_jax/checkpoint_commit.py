@@ -34,10 +34,12 @@ def prepare(final: Path, temporary: Path, num_bytes: int) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     if final.exists():
         return
-    (temporary / ARRAYS).mkdir(parents=True)
+    # Nothing may be there after a failure: it is how the other processes know.
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     # A disk that fills up later is an error too, but TensorStore's threads then print tracebacks.
-    if shutil.disk_usage(temporary).free < num_bytes + num_bytes // 8 + SPARE_BYTES:
+    if shutil.disk_usage(temporary.parent).free < num_bytes + num_bytes // 8 + SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    (temporary / ARRAYS).mkdir(parents=True)
 
 
 def mark_written(temporary: Path) -> None:

@@ -445,14 +445,30 @@ def test_two_processes_save_and_restore_together(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(shard.data, host[shard.index])
         print(restored.step, store.meta(), store.steps())
         # A process that cannot write its part: all are told, none commits.
+        def fail(*_):
+            raise OSError(28, "No space left on device")
         if jax.process_index() == 1:
-            def fail(*_):
-                raise OSError(28, "No space left on device")
             import diffusion_jax.checkpoint
             diffusion_jax.checkpoint.mark_written = fail
         store.save(4, state, {})
         try:
             store.wait()
+        except RunError as error:
+            print(error)
+        print(store.steps(), flush=True)
+        # A process that cannot even begin to write: likewise.
+        if jax.process_index() == 1:
+            checkpoint_arrays.start_writing = fail
+        store.save(5, state, {})
+        try:
+            store.wait()
+        except RunError as error:
+            print(error)
+        # No space: process 0 finds it, and the other must not begin alone.
+        if jax.process_index() == 0:
+            checkpoint_commit.shutil.disk_usage = fail
+        try:
+            store.save(6, state, {})
         except RunError as error:
             print(error)
         print(store.steps(), flush=True)
@@ -472,11 +488,14 @@ def test_two_processes_save_and_restore_together(tmp_path: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    for rank, (restored, error, steps) in enumerate(outputs):
+    for rank, (restored, error, steps, not_begun, no_space, still) in enumerate(outputs):
         assert restored == "2 {'step': 2} [2]"
         why = ("process 1 could not write its part", "no space left on device")[rank]
         assert error.startswith(f"cannot save checkpoint {tmp_path}/4: {why};")
-        assert steps == "[2]"
+        assert steps == still == "[2]"
+        assert not_begun.startswith(f"cannot save checkpoint {tmp_path}/5: {why};")
+        why = ("no space left on device", "process 0 could not begin")[rank]
+        assert no_space.startswith(f"cannot save checkpoint {tmp_path}/6: {why};")
 
 
 def test_the_manifest_lists_every_file_with_its_checksum(open_store: Open) -> None:
@@ -494,7 +513,7 @@ def test_the_manifest_lists_every_file_with_its_checksum(open_store: Open) -> No
         assert listed[name]["sha256"] == checksum
 
 
-def test_a_directory_that_cannot_be_moved_is_skipped_with_a_warning(
+def test_a_damaged_one_that_cannot_be_moved_is_skipped_but_not_taken_for_a_new_one(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = open_store()
@@ -508,3 +527,8 @@ def test_a_directory_that_cannot_be_moved_is_skipped_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert store.meta() == {"position": 1}
     assert "cannot be moved aside: permission denied" in caplog.text
+    restored = store.restore(template(make_state()))
+    assert restored is not None and restored.step == 1
+    with pytest.raises(RunError, match="checkpoint .*/2: a damaged one is there that cannot be"):
+        store.save(2, make_state(2), {})
+    assert store.steps() == [1, 2]
