@@ -9,6 +9,7 @@ import errno
 import logging
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -139,21 +140,28 @@ def main(argv: list[str] | None = None) -> int:
     signals.install()
     try:
         return run(sys.argv[1:] if argv is None else argv, signals, started)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
+    except (Exception, Stopped) as error:
+        status = _tell(error)
+    if "jax" in sys.modules:
+        from diffusion_jax import distributed
+
+        distributed.leave(status)
+    return status
+
+
+def _tell(error: BaseException) -> int:
+    """Prints one line, or the traceback of an error that nobody foresaw; returns the exit status."""
+    if isinstance(error, Stopped):
+        print(f"{error}: stopped; run the same command to go on", file=sys.stderr)
+        return EXIT_STOPPED
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         where = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror}{where}; checkpoints are intact", file=sys.stderr)
-        return 1
-    except Stopped as stopped:
-        print(f"{stopped}: stopped; run the same command to go on", file=sys.stderr)
-        return EXIT_STOPPED
+    elif isinstance(error, (InputError, RunError)):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return 2 if isinstance(error, InputError) else 1
 
 
 if __name__ == "__main__":
