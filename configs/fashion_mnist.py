@@ -3,8 +3,8 @@
 Data: Fashion-MNIST (Xiao et al., 2017), 60,000 training and 10,000 test images, 28x28x1, MIT licence.
 Parameters: 686,769.
 Steps: 3,000 of batch 64 (3.2 epochs).
-Expected: recognisable garments of all ten classes; see docs/results/ for the curve and the samples.
-Source: our own run; no published figure exists for a network this small.
+Expected: recognisable garments; not yet run to its end by this project.
+Source: no published figure exists for a network this small.
 Device-hours: about 1 on two CPU cores; minutes on a GPU.
 """
 

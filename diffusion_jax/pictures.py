@@ -88,7 +88,7 @@ def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper right")
     unfinished = path.with_suffix(".png.part")
     figure.savefig(unfinished, dpi=120, format="png")
     os.replace(unfinished, path)
