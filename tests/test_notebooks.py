@@ -19,6 +19,7 @@ def test_notebook_is_kept_without_outputs(path: Path):
 def test_notebook_runs_from_top_to_bottom(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # Else a kernel shows no figures.
     monkeypatch.setenv("QUICKSTART_STEPS", "20")
     monkeypatch.setenv("QUICKSTART_TIMESTEPS", "20")
     monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path))
