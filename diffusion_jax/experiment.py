@@ -188,6 +188,8 @@ def validate(config: ConfigDict) -> None:
     for name, (low, high) in RANGES.items():
         group, leaf = config_lib.locate(config, name)
         value = group[leaf]
+        if value is not None and math.isinf(value):
+            raise InputError(f"{name} is {value}; it must be finite")
         if value is not None and not low <= value <= high:
             bound = f"at least {low}" if high == math.inf else f"from {low} to {high}"
             raise InputError(f"{name} is {value}; it must be {bound}")

@@ -1,6 +1,7 @@
 """The config: overriding, saving, comparing; and every file in configs/."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +286,10 @@ def test_every_config_file_is_valid_and_its_network_can_be_built(path):
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     if path.stem in PARAMETERS:
         assert count_parameters(params) == PARAMETERS[path.stem]
+
+
+def test_an_infinite_rate_is_refused() -> None:
+    config = default_config()
+    config.optimizer.learning_rate = math.inf
+    with pytest.raises(InputError, match="learning_rate is inf; it must be finite"):
+        validate(config)
