@@ -1,15 +1,17 @@
 """The convolution and its own gradient rule against loops in float64 and against JAX's derived rule."""
 
+import math
 from functools import partial
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from diffusion_jax.models.conv import conv
+from diffusion_jax.models.conv import conv, conv_of_doubled, matmul
 from diffusion_jax.sharding import batch_sharding, make_mesh, replicated
 
 # (batch, height, width, channels in, channels out, kernel, stride)
@@ -23,6 +25,9 @@ CASES = {
     "smaller than the kernel": (2, 2, 1, 2, 2, (3, 3), 1),
     "1x1": (2, 3, 3, 4, 2, (1, 1), 1),
     "not square kernel": (2, 5, 4, 2, 2, (3, 5), 1),
+    "even kernel": (2, 5, 4, 2, 3, (2, 4), 1),
+    "stride 3, even kernel": (2, 8, 7, 2, 3, (4, 2), 3),
+    "stride beyond the kernel": (2, 7, 8, 2, 3, (1, 2), 3),
     "more pixels than are taken at once": (6, 16, 17, 2, 2, (3, 3), 1),
     "the same, stride 2": (6, 33, 16, 2, 2, (3, 3), 2),
 }
@@ -86,14 +91,6 @@ def test_output_and_both_gradients_are_those_of_plain_loops(case):
         assert value.shape == expected.shape
         # float32 sums of at most 1632 products of unit variance.
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("kernel", [(2, 3), (3, 4)])
-def test_a_kernel_without_a_middle_is_an_error(kernel):
-    with pytest.raises(
-        ValueError, match=f"the kernel is {kernel[0]}x{kernel[1]}; both must be odd"
-    ):
-        conv(jnp.ones((1, 4, 4, 1)), jnp.ones((*kernel, 1, 1)))
 
 
 @pytest.mark.parametrize("case", ["3x3", "stride 2, odd size"])
@@ -187,6 +184,56 @@ def test_gpus_get_the_derived_gradients_and_cpus_matrix_products():
     }
 
 
-def test_a_kernel_without_a_middle_is_refused() -> None:
-    with pytest.raises(ValueError, match="2x3; both must be odd"):
-        conv(jnp.zeros((1, 4, 4, 1)), jnp.zeros((2, 3, 1, 1)))
+@pytest.mark.parametrize("size", [(4, 4), (1, 3), (33, 31)])
+def test_convolving_the_doubled_image_is_convolving_its_repeated_pixels(size):
+    rng = np.random.default_rng(0)
+    shapes = (2, *size, 3), (3, 3, 3, 4), (2, 2 * size[0], 2 * size[1], 4)
+    x, w, dy = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    y, pullback = jax.vjp(jax.jit(conv_of_doubled), x, w)
+    dx, dw = pullback(dy)
+    repeated = np.asarray(x).repeat(2, axis=1).repeat(2, axis=2)
+    expected, d_repeated, expected_dw = loops(repeated, w, dy, 1)
+    expected_dx = d_repeated.reshape(2, size[0], 2, size[1], 2, 3).sum((2, 4))
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(dx, expected_dx, rtol=1e-5, atol=1e-4)
+    # float32 sums of up to 8184 products of unit variance.
+    np.testing.assert_allclose(dw, expected_dw, rtol=1e-5, atol=1e-3)
+
+
+def test_the_doubled_image_costs_four_ninths_of_the_multiplications():
+    x, w = jnp.ones((1, 16, 16, 8)), jnp.ones((3, 3, 8, 8))
+    repeated = x.repeat(2, axis=1).repeat(2, axis=2)
+
+    def multiplications(function: Any, image: Any) -> int:
+        """Counts those of the convolutions in the program, from the shapes of their operands."""
+        count = 0
+        for equation in jax.make_jaxpr(function)(image, w).eqns:
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                for inside in inner.eqns:
+                    if inside.primitive.name == "conv_general_dilated":
+                        kernel: Any = inside.invars[1].aval
+                        output: Any = inside.outvars[0].aval
+                        count += math.prod(output.shape) * math.prod(kernel.shape[:3])
+        return count
+
+    assert multiplications(conv, repeated) == 32 * 32 * 9 * 8 * 8
+    assert multiplications(conv_of_doubled, x) * 9 == 32 * 32 * 9 * 8 * 8 * 4
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-8)])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 4, 3)])
+def test_the_product_and_both_gradients_are_those_in_float64(compiled, shape, dtype, tolerance):
+    rng = np.random.default_rng(0)
+    arrays = (rng.normal(size=s) for s in (shape, (3, 6), (*shape[:-1], 6)))
+    x, w, dy = (jnp.asarray(a, dtype) for a in arrays)
+
+    def both(x: Any, w: Any, dy: Any) -> Any:
+        y, pullback = jax.vjp(matmul, x, w)
+        return y, *pullback(dy)
+
+    exact = [np.asarray(a, np.float64) for a in (x, w, dy)]
+    rows, columns = exact[0].reshape(-1, 3), exact[2].reshape(-1, 6)
+    expected = exact[0] @ exact[1], exact[2] @ exact[1].T, rows.T @ columns
+    for value, right in zip(compiled(both)(x, w, dy), expected, strict=True):
+        assert value.dtype == dtype
+        np.testing.assert_allclose(np.asarray(value, np.float64), right, rtol=tolerance, atol=1e-3)

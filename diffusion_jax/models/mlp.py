@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.models.layers import Dtype, default_init, time_embedding, zero_init
+from diffusion_jax.models.layers import Dense, Dtype, default_init, time_embedding, zero_init
 
 
 class MLP(nn.Module):
@@ -33,7 +33,7 @@ class MLP(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b h w c"]:
         def dense(width: int, name: str, init: nn.initializers.Initializer = default_init):
-            return nn.Dense(width, kernel_init=init, dtype=self.dtype, name=name)
+            return Dense(width, kernel_init=init, dtype=self.dtype, name=name)
 
         emb = dense(self.channels, "time_dense")(time_embedding(t, self.channels))
         if self.num_classes > 0:

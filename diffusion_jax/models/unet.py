@@ -8,13 +8,13 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.models.layers import (
     Conv,
+    Dense,
     Downsample,
     Dtype,
     GroupNorm,
     ResBlock,
     SelfAttention,
     Upsample,
-    default_init,
     time_embedding,
     zero_init,
 )
@@ -85,9 +85,7 @@ class UNet(nn.Module):
         emb = time_embedding(t, self.channels)
         for i in range(2):
             emb = emb if i == 0 else nn.swish(emb)
-            emb = nn.Dense(
-                width, kernel_init=default_init, dtype=self.dtype, name=f"time_dense_{i}"
-            )(emb)
+            emb = Dense(width, dtype=self.dtype, name=f"time_dense_{i}")(emb)
         if self.num_classes > 0:
             if labels is None:
                 raise ValueError(f"a model of {self.num_classes} classes needs labels")
