@@ -141,6 +141,10 @@ def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: in
 
 def _check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:
     model = config.model
+    if shape[2] not in (1, 3):
+        raise InputError(
+            f"{config.data.name} holds images of {shape[2]} channels; they must have 1 (grey) or 3 (RGB)"
+        )
     if model.num_classes not in (0, num_classes):
         raise InputError(
             f"model.num_classes is {model.num_classes}; {config.data.name} has {num_classes} classes"

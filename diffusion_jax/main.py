@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow_config_change",
         action="store_true",
-        help="resume even if config fields that alter the trained result have changed",
+        help="resume even if the data or config fields that alter the trained result have changed",
     )
     parser.add_argument(
         "--config.GROUP.FIELD",
@@ -85,6 +85,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
         raise InputError(
             f"unknown --mode {flags.mode!r}; choose one of {', '.join(MODES)}.{nearest(flags.mode, MODES)}"
         )
+    if flags.allow_config_change and flags.mode != "train":
+        raise InputError(f"--allow_config_change is for --mode=train, not --mode={flags.mode}")
     if flags.workdir is None:
         if flags.config is None:
             raise InputError("--config=FILE is needed, such as --config=configs/digits.py")

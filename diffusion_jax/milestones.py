@@ -41,6 +41,7 @@ class Run:
     def __post_init__(self) -> None:
         images = self.config.train.sample_images
         frames = min(FRAMES, self.config.sampler.num_steps or self.config.process.num_timesteps)
+        self.fingerprint = data.fingerprint(self.split)
         self.draw = make_batch_sampler(self.exp, self.mesh, images, num_frames=frames)
 
     def meta(self, step: int) -> dict[str, Any]:
@@ -51,6 +52,7 @@ class Run:
             "batch": step,
             "epoch": images / self.split.num_images,
             "num_images": self.split.num_images,
+            "fingerprint": self.fingerprint,
             "image_shape": self.split.image_shape,
             "num_classes": self.split.num_classes,
         }

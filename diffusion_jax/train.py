@@ -27,6 +27,7 @@ from diffusion_jax.train_step import TrainStep, make_multi_step, make_train_step
 # The host reads the metrics of a dispatch only when this many later ones are queued: the device
 # never waits for it, yet a loss that is not finite, or a signal, is noticed soon.
 LAG = 2
+ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
 STOP_POLL = 10  # Dispatches between two agreements of several processes on whether to stop.
 
 
@@ -45,7 +46,7 @@ def train(
       workdir: Folder of the run; a run that is there already is continued.
       signals: Where SIGINT and SIGTERM are noticed.
       started: `time.monotonic()` when the command began.
-      allow_config_change: Resume even if fields that alter the result have changed.
+      allow_config_change: Resume even if the data or fields that alter the result have changed.
 
     Raises:
       InputError: Data, model, devices or workdir do not fit the config or the run.
@@ -63,7 +64,7 @@ def train(
     split = experiment.load_split(config, "train")
     exp = experiment.build(config, split.image_shape, split.num_classes)
     held_out = milestones.make_held_out(config, exp, mesh)
-    state = _restore_or_create(exp, store, mesh, split)
+    state = _restore_or_create(exp, store, mesh, split, allow_config_change)
     if jax.process_index() == 0:
         results.write_text(workdir / "config.json", config_lib.to_json(config))
     start = int(state.step)
@@ -110,12 +111,16 @@ def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) 
     if changed:
         raise InputError(
             "this run was started with another config (field: saved -> now): "
-            f"{'; '.join(changed)}. Use another --workdir, or --allow_config_change to resume with it"
+            f"{'; '.join(changed)}. {ADVICE}"
         )
 
 
 def _restore_or_create(
-    exp: Experiment, store: CheckpointStore, mesh: jax.sharding.Mesh, split: data.Split
+    exp: Experiment,
+    store: CheckpointStore,
+    mesh: jax.sharding.Mesh,
+    split: data.Split,
+    allow_change: bool,
 ) -> TrainState:
     optimizer, everywhere = make_optimizer_of(exp.config), sharding.replicated(mesh)
     checkpoint = store.restore(abstract_state(exp.model, optimizer, everywhere))
@@ -124,11 +129,13 @@ def _restore_or_create(
             lambda key: create_state(key, exp.model, optimizer), out_shardings=everywhere
         )
         return create(stream(exp.config.seed, "init"))
-    before = checkpoint.meta["data"]["num_images"]
-    if before != split.num_images:
+    before, name = checkpoint.meta["data"], exp.config.data.name
+    if before["num_images"] != split.num_images and not allow_change:
         raise InputError(
-            f"this run was trained on {before} images; {exp.config.data.name} now has {split.num_images}"
+            f"this run was trained on {before['num_images']} images; {name} now has {split.num_images}. {ADVICE}"
         )
+    if before.get("fingerprint") not in (None, data.fingerprint(split)) and not allow_change:
+        raise InputError(f"this run was trained on other images than {name} now has. {ADVICE}")
     return checkpoint.state
 
 
@@ -224,11 +231,15 @@ def _loop(run: Run, state: TrainState, signals: StopSignals) -> tuple[TrainState
                 with meter.paused():
                     _pass_milestone(run, state, done, stop)
             if stop:
-                run.log.say(
-                    f"{signals.requested or 'stopped'}: saved step {done}; run the same command to go on"
-                )
-                return state, done < config.num_steps
-    return state, False
+                break
+        # Again, since a signal may have come during the last step's checkpoint.
+        stopped = distributed.any_process(signals.requested is not None)
+    if stopped:
+        run.store.wait()
+        run.log.say(
+            f"{signals.requested or 'stopped'}: saved step {done}; run the same command to go on"
+        )
+    return state, stopped
 
 
 def _next_batch(batches: Iterator[data.Batch], size: int, mesh: jax.sharding.Mesh) -> Any:

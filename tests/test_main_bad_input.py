@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny_run import Outcome, digits_in, environment, finish, run, start, write_config
 
 from diffusion_jax import data, experiment, losses
+from diffusion_jax.config import default_config
 from diffusion_jax.data.sources import fashion_mnist
 from diffusion_jax.denoiser import PREDICTIONS
+from diffusion_jax.errors import InputError
 from diffusion_jax.main import MODES
 from diffusion_jax.models import MODELS
 from diffusion_jax.samplers import SAMPLERS
@@ -78,6 +81,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--config.train.num_steps"], ["--config.train.num_steps=VALUE"]),
         ([], ["--config=FILE", "configs/digits.py"]),
         (["--workdir=runs/x"], ["--config=FILE"]),
+        (["--mode=sample", "--allow_config_change"], ["--allow_config_change", "--mode=train"]),
         (["--config=no/such.py"], ["no such file", "no/such.py"]),
     ],
 )
@@ -242,6 +246,11 @@ def test_an_image_size_that_the_unet_cannot_halve_is_refused(
     assert_refused(outcome, "attention_resolutions", "5", "8, 4")
 
 
+def test_images_that_are_neither_grey_nor_rgb_are_refused_before_training() -> None:
+    with pytest.raises(InputError, match="digits holds images of 4 channels.*1 .*3"):
+        experiment.build(default_config(), (8, 8, 4), 0)
+
+
 def test_a_batch_that_devices_times_accumulation_do_not_divide_is_refused(
     train: Callable[..., Outcome],
 ) -> None:
@@ -359,7 +368,10 @@ def test_sampling_without_a_run_or_a_checkpoint_says_so(
 @pytest.mark.parametrize(
     "field, fragments",
     [
-        ("model.channels=32", ["model.channels", "fixed", "sampler, sample, eval, mesh"]),
+        (
+            "model.channels=32",
+            ["model.channels", "fixed", "sampler, sample, eval, mesh, process.variance"],
+        ),
         ("seed=1", ["seed", "fixed"]),
         ("sampler.nam=x", ["'sampler.nam'", "Did you mean 'sampler.name'?"]),
         ("sample.labels=1", ["sample.labels", "(1,)", "unconditional"]),
@@ -411,6 +423,28 @@ def test_a_resume_with_another_config_lists_the_fields_and_the_flag(
     )
     assert "num_steps" not in outcome.err and "clip" not in outcome.err
     assert (trained / "config.json").read_text() == before
+
+
+def test_a_resume_on_other_images_is_refused_unless_changes_are_allowed(
+    tiny: Path, tmp_path: Path
+) -> None:
+    def train(value: int, *flags: str, count: int = 8) -> Outcome:
+        folder = tmp_path / "pictures"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for i in range(count):
+            Image.new("L", (8, 8), value + i).save(folder / f"{i}.png")
+        fields = {"data.name": "image_folder", "data.source_dir": folder, "data.image_size": 8}
+        fields |= {"train.num_steps": 2 if value == 0 else 3, "data.test_fraction": 0.0}
+        return run(
+            *(f"--config={tiny}", f"--workdir={tmp_path / 'run'}", *flags),
+            *[f"--config.{name}={field}" for name, field in fields.items()],
+        )
+
+    assert train(0).status == 0
+    assert_refused(train(100), "other images", "image_folder", "--allow_config_change")
+    assert_refused(train(0, count=9), "8 images", "now has 9", "--allow_config_change")
+    assert train(100, "--allow_config_change").status == 0
 
 
 def test_a_model_that_does_not_fit_the_checkpoint_is_refused_even_if_changes_are_allowed(

@@ -2,7 +2,7 @@
 
 from diffusion_jax.data.loading import SOURCES, default_cache_dir, load
 from diffusion_jax.data.pipeline import batch_indices, batches
-from diffusion_jax.data.split import Batch, Split, from_arrays, in_memory
+from diffusion_jax.data.split import Batch, Split, fingerprint, from_arrays, in_memory
 from diffusion_jax.data.transforms import random_flip, to_model_range, to_uint8
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "batch_indices",
     "batches",
     "default_cache_dir",
+    "fingerprint",
     "from_arrays",
     "in_memory",
     "load",

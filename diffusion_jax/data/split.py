@@ -1,6 +1,7 @@
 """A split of a data set: uint8 images and labels, read many at a time by index."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import TypedDict
 
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64, UInt8
 
 READ_CHUNK = 1024
+FINGERPRINT_IMAGES = 1024
 
 
 class Batch(TypedDict):
@@ -42,6 +44,19 @@ class Split:
     def num_bytes(self) -> int:
         """Size of all images in memory."""
         return self.num_images * int(np.prod(self.image_shape))
+
+
+def fingerprint(split: Split) -> str:
+    """Returns 16 hexadecimal digits that name a split's contents: its size, and a sample of it.
+
+    The sample is at most FINGERPRINT_IMAGES images with their labels, evenly spaced.
+    """
+    count = min(split.num_images, FINGERPRINT_IMAGES)
+    batch = split.read(np.linspace(0, split.num_images - 1, count).astype(np.int64))
+    digest = hashlib.sha256(repr((split.num_images, split.image_shape, split.class_names)).encode())
+    digest.update(batch["image"].tobytes())
+    digest.update(batch["label"].astype("<i4").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def from_arrays(
