@@ -18,6 +18,7 @@ from diffusion_jax.errors import InputError, nearest
 # What a resume may change: none of it alters the trained parameters beyond float rounding.
 FREE_GROUPS = ("sampler", "sample", "eval", "mesh")
 FREE_FIELDS = (
+    "process.variance",  # of the reverse steps: L_simple does not depend on it
     "data.source_dir",
     "data.cache_dir",
     "train.num_steps",
@@ -53,7 +54,7 @@ def default_config() -> ConfigDict:
             "model": {
                 "name": "unet",
                 "channels": 128,
-                "channel_mult": (1, 2, 2, 2),
+                "channel_mult": (1, 2, 2, 2),  # this, attention and remat: of the U-Net alone
                 "num_res_blocks": 2,
                 "attention_resolutions": (16,),
                 "dropout": 0.0,

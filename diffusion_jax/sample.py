@@ -22,7 +22,7 @@ from diffusion_jax.sampling import FRAMES, STRIP_IMAGES, class_of_images, make_b
 from diffusion_jax.train_state import TrainState, abstract_state
 
 GRID_IMAGES = 100
-OVERRIDABLE = ("sampler", "sample", "eval", "mesh")
+OVERRIDABLE = ("sampler", "sample", "eval", "mesh", "process.variance")
 
 
 def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> ConfigDict:
@@ -43,10 +43,10 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> Config
         raise InputError(f"{path}: {error}") from error
     for name, _ in assignments:
         known = name in dict(config_lib.fields(config))
-        if known and name.split(".")[0] not in OVERRIDABLE:
+        if known and not {name, name.split(".")[0]} & set(OVERRIDABLE):
             raise InputError(
                 f"config field {name} is fixed by the trained run; "
-                f"this mode may set fields of {', '.join(OVERRIDABLE)}"
+                f"this mode may set {', '.join(OVERRIDABLE)}"
             )
     config_lib.override(config, assignments)
     return config
@@ -98,6 +98,7 @@ def job_name(config: ConfigDict, step: int, manifest: bytes) -> str:
         "step": step,
         "ema": config.sample.ema,
         "sampler": config.sampler.to_dict(),
+        "variance": config.process.variance,
         "seed": config.sample.seed,
         "labels": config.sample.labels,
         "num_images": config.sample.num_images,
@@ -115,8 +116,10 @@ def _restore(
         raise InputError(f"no checkpoint to sample from in {store.directory}")
     # The checkpoint's own config: the workdir's may have changed since.
     trained = config_lib.from_dict(meta["config"])
-    for group in OVERRIDABLE:
-        trained[group] = config[group]
+    for name in OVERRIDABLE:
+        group, leaf = config_lib.locate(trained, name)
+        source, _ = config_lib.locate(config, name)
+        group[leaf] = source[leaf]
     config = trained
     shape = tuple(meta["data"]["image_shape"])
     exp = experiment.build(config, shape, meta["data"]["num_classes"])
@@ -166,6 +169,7 @@ def _draw(
     for first in range(0, len(missing), size):
         indices = np.array(missing[first : first + size])
         result = draw(params, fields.seed, indices, fields.labels)
+        jax.effects_barrier()  # The last calls of `progress` still use the old `base`.
         base += len(indices) * exp.num_sampler_steps
         bar.update(base - bar.n)
         images[indices] = result.images
@@ -210,6 +214,7 @@ def _result(
         "step": step,
         "ema": config.sample.ema,
         "sampler": config.sampler.to_dict(),
+        "variance": config.process.variance,
         "nfe": config.sampler.num_steps or config.process.num_timesteps,
         "seed": config.sample.seed,
         "drawn_this_start": drawn,

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_jax import pictures, sharding
+from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import Experiment
 
 FRAMES = 11  # Moments of the reverse process in a strip.
@@ -54,8 +55,8 @@ def make_batch_sampler(
 ) -> Callable[..., Samples]:
     """Returns (params, seed, indices, labels=None) -> Samples.
 
-    At most `batch_size` indices are taken; they are padded to one compiled shape, a multiple of
-    the devices. Image i depends only on (seed, i) and its label.
+    The indices, at most `batch_size`, are padded to one compiled shape, a multiple of the devices.
+    Image i depends only on (seed, i) and its label.
     """
     size = -(-batch_size // mesh.size) * mesh.size
     batched, frames = sharding.batch_sharding(mesh), sharding.batch_sharding(mesh, axis=1)
@@ -70,6 +71,8 @@ def make_batch_sampler(
         params: Any, seed: int, indices: np.ndarray, labels: Sequence[int] | None = None
     ) -> Samples:
         count = len(indices)
+        if count > batch_size:
+            raise InputError(f"{count} indices, but the sampler is made for {batch_size} at a time")
         padded = np.resize(np.asarray(indices, np.int32), size)
         classes = class_of_images(padded, experiment.config.model.num_classes, labels)
         inputs = sharding.put(batched, jax.tree.map(lambda x: x[rows], (padded, classes)))

@@ -87,8 +87,8 @@ def make_schedule(
     Args:
       name: A key of `SCHEDULES`.
       num_timesteps: Number T of steps, at least 1.
-      beta_start: First beta of linear, quad, warmup10 and warmup50, in (0, 1); const does not use
-        it. Default: 1e-4 * 1000 / T. It may exceed beta_end.
+      beta_start: First beta of linear, quad, warmup10 and warmup50, in (0, 1). Default:
+        1e-4 * 1000 / T. It may exceed beta_end.
       beta_end: Last beta of linear, quad, const, warmup10 and warmup50, in (0, 1). Default: 0.02 *
         1000 / T, capped at 0.999; a T so small that the cap acts is warned about.
 
@@ -100,6 +100,10 @@ def make_schedule(
     if not _is_count(num_timesteps):
         raise InputError(f"num_timesteps is {num_timesteps!r}; it must be an integer of at least 1")
     _check_beta("beta_start", beta_start, name)
+    if name == "const" and beta_start is not None:
+        raise InputError(
+            f"beta_start is {beta_start!r}, but const takes beta_end alone; leave it unset"
+        )
     _check_beta("beta_end", beta_end, name)
     if name in _FIXED:
         betas = _FIXED[name](num_timesteps)

@@ -103,9 +103,7 @@ def make_train_step(
             lambda average, new: average + (1 - decay) * (new - average), state.ema_params, params
         )
         quarter = inputs["t"] * QUARTILES // num_timesteps
-        metrics = _add_step(
-            state, log_every, loss, losses, quarter, optax.global_norm(grads), params
-        )
+        metrics = _add_step(state, log_every, loss, losses, quarter, optax.tree.norm(grads), params)
         return TrainState(state.step + 1, params, ema_params, opt_state, metrics)
 
     return train_step
@@ -135,7 +133,7 @@ def _add_step(
     fresh = dataclasses.replace(zero_metrics(), bad_step=old.bad_step)
     restart = state.step % log_every == 0
     old = jax.tree.map(lambda a, b: jnp.where(restart, a, b), fresh, old)
-    param_norm = optax.global_norm(params)
+    param_norm = optax.tree.norm(params)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
     bad = ~finite & (old.bad_step < 0)
     one_hot = jax.nn.one_hot(quarter, QUARTILES)

@@ -249,7 +249,7 @@ def test_labels_choose_the_class_and_default_to_all_in_turn(
 @pytest.mark.parametrize(
     "field, nfe",
     [("sampler.num_steps=5", 5), ("sample.ema=false", 20), ("sample.seed=1", 20)]
-    + [("sampler.clip=false", 20)],
+    + [("sampler.clip=false", 20), ("process.variance=fixed_small", 20)],
 )
 def test_what_decides_pixels_gives_other_pixels_in_another_folder(
     conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]], field: str, nfe: int

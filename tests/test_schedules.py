@@ -65,7 +65,8 @@ def test_derived_arrays_are_exact_to_one_float32_rounding(name, num_timesteps):
         warnings.simplefilter("ignore")
         default = {} if name in ("cosine", "sigmoid", "jsd") else {"start": 0.1, "end": 0.5}
         if default:
-            schedule = make_schedule(name, num_timesteps, 0.1, 0.5)
+            start = None if name == "const" else 0.1
+            schedule = make_schedule(name, num_timesteps, start, 0.5)
     args = tuple(default.values())
     with localcontext() as context:
         context.prec = 60
@@ -223,6 +224,7 @@ def test_one_step_posterior_is_the_clean_image():
             {"name": "cosine", "beta_end": 0.02},
             "beta_end is 0.02, but the schedule 'cosine' has none",
         ),
+        ({"name": "const", "beta_start": 0.01}, "beta_start is 0.01, but const takes beta_end"),
         (
             {"name": "jsd", "beta_start": 0.02},
             "beta_start is 0.02, but the schedule 'jsd' has none",
