@@ -24,23 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from diffusion_jax import checkpoint_arrays
 from diffusion_jax.checkpoint_commit import (
     ARRAYS,
     META,
     TEMPORARY,
-    barrier_after,
     commit,
     failure_named,
-    mark_written,
     prepare,
-    reason,
 )
 from diffusion_jax.checkpoint_integrity import find_damage
-from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.distributed import all_do, first_decides
+from diffusion_jax.errors import InputError, RunError, reason
 
 DAMAGED = "damaged"
 
@@ -126,18 +122,13 @@ class CheckpointStore:
         final = self._path(step)
         temporary = self.directory / f"{TEMPORARY}{next(_attempts)}-{step}"
         with failure_named(final, temporary):
-            with barrier_after(f"prepare {temporary}"):
-                if jax.process_index() == 0:
-                    prepare(final, temporary, num_bytes)
-            if not (temporary / ARRAYS).is_dir():
-                if step in self._damaged:
-                    raise RunError("a damaged one is there that cannot be moved aside")
-                if final.is_dir():
-                    logger.info("checkpoint %s exists already", final)
-                    return
-                raise RunError("process 0 could not begin")
+            if not first_decides(
+                "prepare a checkpoint", lambda: self._begin(final, temporary, num_bytes)
+            ):
+                logger.info("checkpoint %s exists already", final)
+                return
             start = self._pool.submit(checkpoint_arrays.start_writing, temporary / ARRAYS, state)
-            # Also after a failure, so that this process enters the barriers where others wait for it.
+            # Also after a failure, so that this process tells the others, who wait for it.
             self._pending = self._pool.submit(self._finish, final, temporary, payload, start)
             wait_for_futures([start])
 
@@ -201,18 +192,22 @@ class CheckpointStore:
     def _path(self, step: int) -> Path:
         return self.directory / str(step)
 
+    def _begin(self, final: Path, temporary: Path, num_bytes: int) -> bool:
+        """Makes the temporary directory; False if the checkpoint exists already."""
+        if int(final.name) in self._damaged and final.is_dir():
+            raise RunError("a damaged one is there that cannot be moved aside")
+        return prepare(final, temporary, num_bytes)
+
     def _finish(self, final: Path, temporary: Path, payload: str, start: Future[list[Any]]) -> None:
         """Waits for the arrays, commits, deletes old ones; runs in the background thread."""
+
+        def write() -> None:
+            for part in start.result():
+                part.result()
+
         with failure_named(final, temporary):
-            with barrier_after(f"commit {temporary}"):
-                with barrier_after(f"write {temporary}"):
-                    for write in start.result():
-                        write.result()
-                    mark_written(temporary)
-                if jax.process_index() == 0:
-                    commit(final, temporary, payload)
-            if not final.is_dir():
-                raise RunError("process 0 could not commit it")
+            all_do("write a checkpoint", write)
+            first_decides("commit a checkpoint", lambda: commit(final, temporary, payload))
         if jax.process_index() == 0:
             self._delete_old(int(final.name))
 
@@ -230,20 +225,7 @@ class CheckpointStore:
     def _choose(self, step: int | None, only: str | None = None) -> int | None:
         """Returns the newest sound step, the same in every process."""
         self.wait()
-        nothing, failed = -1, -2
-        answer = failed
-        try:
-            if jax.process_index() == 0:
-                found = self._newest_sound(step, only)
-                answer = nothing if found is None else found
-        finally:
-            if jax.process_count() > 1:
-                answer = int(multihost_utils.broadcast_one_to_all(np.int32(answer)))
-        if answer == failed:
-            raise RunError(f"process 0 found no usable checkpoint in {self.directory}")
-        if step is None:
-            self._damaged.update(s for s in self.steps() if s > answer)
-        return None if answer == nothing else answer
+        return first_decides("choose a checkpoint", lambda: self._newest_sound(step, only))
 
     def _newest_sound(self, step: int | None, only: str | None) -> int | None:
         steps = self.steps()
@@ -278,5 +260,6 @@ class CheckpointStore:
             self._path(step).rename(target)
             outcome = f"moved to {target}"
         except OSError as error:
+            self._damaged.add(step)
             outcome = f"ignored, as it cannot be moved aside: {reason(error)}"
         logger.warning("checkpoint %s is damaged (%s); %s", self._path(step), damage, outcome)

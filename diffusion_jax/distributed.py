@@ -4,19 +4,29 @@ Each process runs the same command. On a TPU pod or under Slurm set DIFFUSION_JA
 does); elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
+import collections
+import itertools
+import json
 import os
 import socket
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 
-from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.errors import InputError, RunError, reason
+
+T = TypeVar("T")
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 JOIN_TIMEOUT = 300
 HEARTBEAT_TIMEOUT = 60
 LEAVE_TIMEOUT = 10
+EXCHANGE_TIMEOUT = 1200
+
+_exchanges: dict[str, Any] = collections.defaultdict(itertools.count)
 
 
 def initialize() -> None:
@@ -71,6 +81,21 @@ def _initialize(
     except (RuntimeError, ValueError) as error:
         line = str(error).partition("\n")[0]
         raise RunError(f"cannot join the other processes: {line}") from error
+    if jax.process_count() > 1:
+        _connect()
+
+
+def _connect() -> None:
+    """Computes something on all devices: gloo connects at the first such computation, within 30 s.
+
+    Here all processes are at the same point. Later one may be long in compiling, say, while the others wait.
+    """
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    exchange("connect", "")
+    multihost_utils.process_allgather(np.zeros(1))  # One device a process.
+    multihost_utils.sync_global_devices("connect")  # All devices.
 
 
 def _wait_for(address: str) -> None:
@@ -99,6 +124,73 @@ def any_process(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def exchange(name: str, text: str) -> list[str]:
+    """Returns the text of every process, in their order; waits for all of them.
+
+    The coordination service carries the texts, not the devices: a device computation of a background
+    thread could cross those of the training.
+
+    Args:
+      name: Names the occasion; every process calls this equally often for each name.
+      text: What this process has to say.
+    """
+    if jax.process_count() == 1:
+        return [text]
+    from jax._src import distributed  # There is no public way to the key-value store.
+
+    client: Any = distributed.global_state.client
+    key = f"diffusion_jax/{name}/{next(_exchanges[name])}"
+    client.key_value_set(f"{key}/{jax.process_index()}", f"={text}")
+    timeout = EXCHANGE_TIMEOUT * 1000
+    texts = [
+        client.blocking_key_value_get(f"{key}/{i}", timeout) for i in range(jax.process_count())
+    ]
+    return [text[1:] for text in texts]
+
+
+def all_do(name: str, action: Callable[[], T]) -> T:
+    """Does the action on every process; if it fails on one, every process raises.
+
+    Args:
+      name: See `exchange`.
+      action: What to do; each process gets the value of its own.
+
+    Raises:
+      Exception: What this process's own action raised.
+      RunError: What another one's did. An InputError there is one here.
+    """
+    error, value = None, None
+    try:
+        value = action()
+    except Exception as raised:
+        error = raised
+    outcome = {"reason": reason(error), "input": isinstance(error, InputError)} if error else {}
+    outcomes = [json.loads(text) for text in exchange(name, json.dumps(outcome))]
+    if error is not None:
+        raise error
+    for process, outcome in enumerate(outcomes):
+        if outcome:
+            kind = InputError if outcome["input"] else RunError
+            raise kind(f"process {process}: {outcome['reason']}")
+    return value  # pyright: ignore[reportReturnType]
+
+
+def first_decides(name: str, decide: Callable[[], T]) -> T:
+    """Returns what process 0 decides, on every process; the others do not look for themselves.
+
+    What they would look at, a folder that all share, may have changed by then, or not show there yet.
+
+    Args:
+      name: See `exchange`.
+      decide: Called on process 0 alone; its value must be JSON-serialisable.
+
+    Raises:
+      Exception: What `decide` raised; on the other processes as in `all_do`.
+    """
+    decided: Any = all_do(name, decide if jax.process_index() == 0 else lambda: None)
+    return json.loads(exchange(name, json.dumps(decided))[0])
 
 
 def leave(status: int) -> None:

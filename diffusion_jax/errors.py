@@ -1,6 +1,8 @@
 """Errors that a command answers with one clear line instead of a stack trace."""
 
 import difflib
+import errno
+import os
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -13,6 +15,15 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """The job cannot go on (disk full, loss not finite, …). A command exits with status 1."""
+
+
+def reason(error: BaseException) -> str:
+    """Returns the cause in one line: the operating system's words where it gave any."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if os.strerror(errno.ENOSPC) in str(error):
+        return os.strerror(errno.ENOSPC).lower()
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:

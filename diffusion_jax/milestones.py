@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import data, experiment, pictures, results
+from diffusion_jax import data, distributed, experiment, pictures, results
 from diffusion_jax.checkpoint import CheckpointStore
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import Experiment
@@ -71,13 +71,18 @@ def measure(run: Run, state: TrainState, step: int) -> None:
     """
     config = run.config.train
     last = step == config.num_steps
-    if run.held_out and (last or step % config.eval_every == 0):
+
+    def due() -> tuple[bool, bool]:
         known = any(row["step"] == step and "eval_loss" in row for row in run.log.rows)
-        if not known:
-            run.log.metrics({"step": step, "eval_loss": run.held_out(state.ema_params)})
-    if config.sample_every and step % config.sample_every == 0 and not last:
-        if not _picture(run, "grid", step).exists():
-            _draw_samples(run, state, step)
+        held_out = run.held_out is not None and (last or step % config.eval_every == 0)
+        draws = bool(config.sample_every) and step % config.sample_every == 0 and not last
+        return held_out and not known, draws and not _picture(run, "grid", step).exists()
+
+    held_out_due, samples_due = distributed.first_decides("what is due", due)
+    if held_out_due and run.held_out:
+        run.log.metrics({"step": step, "eval_loss": run.held_out(state.ema_params)})
+    if samples_due:
+        _draw_samples(run, state, step)
 
 
 def _picture(run: Run, name: str, step: int) -> Path:
@@ -147,7 +152,7 @@ def finish(run: Run, state: TrainState) -> None:
             "eval_loss": held_out[-1] if held_out else None,
             "config_hash": config_lib.config_hash(run.config),
             "parameters": count_parameters(state.params),
-            "train_seconds": round(sum(row["seconds"] for row in trained), 1),
+            "train_seconds": round(sum(row["seconds"] for row in trained), 3),
             "sampling_seconds": round(sampling, 1),
             "seconds_this_start": round(time.monotonic() - run.started, 1),
             "images_per_sec": _median([row["images_per_sec"] for row in trained]),

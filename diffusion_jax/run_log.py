@@ -37,9 +37,10 @@ class RunLog:
             dynamic_ncols=True,
             disable=not (writes and sys.stderr.isatty()),
         )
-        self._rows = [row for row in read_rows(self._path) if row["step"] <= start]
+        self._rows: list[dict[str, Any]] = []
         if not writes:
             return
+        self._rows += [row for row in read_rows(self._path) if row["step"] <= start]
         unfinished = self._path.with_suffix(".jsonl.part")
         unfinished.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
         os.replace(unfinished, self._path)
@@ -48,7 +49,7 @@ class RunLog:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """All rows so far, those before a resume included."""
+        """All rows so far, those before a resume included; without those where `writes` is false."""
         return self._rows
 
     def advance(self, step: int) -> None:

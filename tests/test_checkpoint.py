@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from tiny_run import finish_all
 
 from diffusion_jax import checkpoint_commit
 from diffusion_jax.checkpoint import CheckpointStore
@@ -377,7 +378,7 @@ def test_a_kill_at_any_stage_leaves_whole_checkpoints_only(tmp_path: Path) -> No
     ]
     value = jnp.zeros((300_000,))
     for number, (stage, process) in enumerate(zip(stages, processes, strict=True)):
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL, stderr
         store = CheckpointStore(tmp_path / str(number))
         expected = 2 if stage == "after the rename" else 1
@@ -411,7 +412,7 @@ def test_a_write_that_the_operating_system_refuses_is_reported(tmp_path: Path) -
         """,
         tmp_path,
     )
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     message, step, files = stdout.splitlines()
     assert message.startswith(f"cannot save checkpoint {tmp_path}/2: "), stderr
     assert "File too large" in message and message.endswith("; earlier checkpoints are intact")
@@ -447,9 +448,12 @@ def test_two_processes_save_and_restore_together(tmp_path: Path) -> None:
         # A process that cannot write its part: all are told, none commits.
         def fail(*_):
             raise OSError(28, "No space left on device")
+        write = checkpoint_arrays.start_writing
         if jax.process_index() == 1:
-            import diffusion_jax.checkpoint
-            diffusion_jax.checkpoint.mark_written = fail
+            import concurrent.futures
+            failed = concurrent.futures.Future()
+            failed.set_exception(OSError(28, "No space left on device"))
+            checkpoint_arrays.start_writing = lambda *args: [*write(*args), failed]
         store.save(4, state, {})
         try:
             store.wait()
@@ -479,22 +483,18 @@ def test_two_processes_save_and_restore_together(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [start(script, tmp_path, port, rank) for rank in range(2)]
-    outputs = []
-    try:
-        for process in processes:
-            stdout, stderr = process.communicate(timeout=60)
-            assert process.returncode == 0, stderr
-            outputs.append([line for line in stdout.splitlines() if "Gloo" not in line])
-    finally:
-        for process in processes:
-            process.kill()
+    finished = finish_all(processes)
+    assert [outcome.status for outcome in finished] == [0, 0], finished
+    outputs = [
+        [line for line in outcome.out.splitlines() if "Gloo" not in line] for outcome in finished
+    ]
     for rank, (restored, error, steps, not_begun, no_space, still) in enumerate(outputs):
         assert restored == "2 {'step': 2} [2]"
-        why = ("process 1 could not write its part", "no space left on device")[rank]
+        why = ("process 1: no space left on device", "no space left on device")[rank]
         assert error.startswith(f"cannot save checkpoint {tmp_path}/4: {why};")
         assert steps == still == "[2]"
         assert not_begun.startswith(f"cannot save checkpoint {tmp_path}/5: {why};")
-        why = ("no space left on device", "process 0 could not begin")[rank]
+        why = ("no space left on device", "process 0: no space left on device")[rank]
         assert no_space.startswith(f"cannot save checkpoint {tmp_path}/6: {why};")
 
 

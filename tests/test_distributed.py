@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import pytest
+from tiny_run import Outcome, finish_all
 
 from diffusion_jax import distributed
 from diffusion_jax.errors import RunError
@@ -62,8 +63,8 @@ def test_a_process_by_itself_leaves_in_the_ordinary_way():
     distributed.leave(3)
 
 
-def in_two_processes(script: str) -> tuple[list[subprocess.Popen[str]], list[str], float]:
-    """Runs a script in two tasks of a simulated Slurm job; returns them, their stderr and the time."""
+def in_two_processes(script: str) -> tuple[list[Outcome], float]:
+    """Runs a script in two tasks of a simulated Slurm job; returns their outcomes and the time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,34 +87,31 @@ def in_two_processes(script: str) -> tuple[list[subprocess.Popen[str]], list[str
         subprocess.Popen(
             [sys.executable, "-c", head + textwrap.dedent(script)],
             env={**environment, "SLURM_PROCID": str(index)},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for index in range(2)
     ]
     started = time.monotonic()
-    try:
-        errors = [process.communicate(timeout=60)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return processes, errors, time.monotonic() - started
+    outcomes = finish_all(processes)
+    return outcomes, time.monotonic() - started
 
 
 def test_processes_that_leave_alike_keep_their_own_status():
-    processes, errors, _ = in_two_processes(
+    outcomes, _ = in_two_processes(
         """
         time.sleep(index)
         distributed.leave(2)
         sys.exit(2)
         """
     )
-    assert [process.returncode for process in processes] == [2, 2], errors
+    assert [outcome.status for outcome in outcomes] == [2, 2], outcomes
 
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_when_one_process_leaves_the_other_fails_soon(failing: int):
-    processes, errors, seconds = in_two_processes(
+    outcomes, seconds = in_two_processes(
         f"""
         distributed.LEAVE_TIMEOUT = 1
         distributed.any_process(False)
@@ -126,7 +124,56 @@ def test_when_one_process_leaves_the_other_fails_soon(failing: int):
             distributed.leave(4)
         """
     )
-    assert processes[failing].returncode == 3 and "error: mine" in errors[failing]
-    assert processes[1 - failing].returncode not in (0, 3), errors
-    # JAX's own shutdown would wait for 5 minutes, and a lost heartbeat be noticed after one.
-    assert seconds < 45
+    assert outcomes[failing].status == 3 and "error: mine" in outcomes[failing].err, outcomes
+    assert outcomes[1 - failing].status not in (0, 3), outcomes
+    # JAX's own shutdown would wait for 5 minutes.
+    assert seconds < 240, outcomes
+
+
+def test_a_process_that_comes_late_to_the_first_computation_is_waited_for():
+    outcomes, _ = in_two_processes(
+        """
+        if index == 1:
+            time.sleep(35)  # The connections of gloo itself give up after 30 s.
+        print(distributed.any_process(index == 1))
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        sharding = jax.NamedSharding(mesh, jax.P("data"))
+        local = jax.numpy.full((1,), index + 1.0)
+        print(float(jax.jit(jax.numpy.sum)(jax.make_array_from_process_local_data(sharding, local))))
+        """
+    )
+    assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
+    for outcome in outcomes:
+        assert "True" in outcome.out and "3.0" in outcome.out, outcomes
+
+
+def test_process_0_decides_and_tells_the_others():
+    outcomes, _ = in_two_processes(
+        """
+        from diffusion_jax.errors import InputError
+        def decide():
+            time.sleep(1)
+            return [index, "decided"]
+        def refuse():
+            raise InputError("not this one")
+        print(distributed.first_decides("one", decide), distributed.first_decides("one", decide))
+        print(distributed.all_do("all", lambda: index))
+        for action in (
+            lambda: distributed.first_decides("two", refuse),
+            lambda: distributed.all_do("three", refuse if index == 1 else int),
+        ):
+            try:
+                action()
+            except InputError as error:
+                print(error)
+        """
+    )
+    assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
+    for index, outcome in enumerate(outcomes):
+        lines = [line for line in outcome.out.splitlines() if "Gloo" not in line]
+        assert lines == [
+            "[0, 'decided'] [0, 'decided']",
+            str(index),
+            "process 0: not this one" if index else "not this one",
+            "not this one" if index else "process 1: not this one",
+        ]

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -124,6 +126,35 @@ def finish(process: "subprocess.Popen[str]", timeout: float = 240) -> Outcome:
         out, err = process.communicate()
         raise AssertionError(f"still running after {timeout} s:\n{out}{err}") from None
     return Outcome(process.returncode, out, err)
+
+
+def finish_all(processes: "Sequence[subprocess.Popen[str]]", timeout: float = 600) -> list[Outcome]:
+    """Waits for processes that work together; if one takes too long, shows what each has printed.
+
+    Their pipes are read at once, since a full one would hold up its process, and with it the others.
+    """
+    outputs: list[tuple[str, str]] = [("", "")] * len(processes)
+
+    def read(i: int) -> None:
+        outputs[i] = processes[i].communicate()
+
+    readers = [threading.Thread(target=read, args=(i,)) for i in range(len(processes))]
+    for reader in readers:
+        reader.start()
+    deadline = time.monotonic() + timeout
+    for reader in readers:
+        reader.join(max(0.0, deadline - time.monotonic()))
+    late = [i for i, process in enumerate(processes) if process.poll() is None]
+    for process in processes:
+        process.kill()
+    for reader in readers:
+        reader.join()
+    outcomes = [
+        Outcome(process.returncode, *output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+    assert not late, f"processes {late} still ran after {timeout} s: {outcomes}"
+    return outcomes
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
