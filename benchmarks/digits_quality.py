@@ -21,7 +21,8 @@ from jaxtyping import Float, Int, UInt8
 from sklearn.metrics import pairwise_distances
 from sklearn.svm import SVC
 
-from diffusion_jax import data, pictures
+from diffusion_jax import data
+from diffusion_jax.reporting import pictures
 
 Images = UInt8[np.ndarray, "n h w c"]
 CONFIDENT = 0.9

@@ -19,8 +19,8 @@ import report
 
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.models import UNet, as_functions, count_parameters
+from diffusion_jax.processes.schedules import make_schedule, respace
 from diffusion_jax.samplers import ancestral, image_keys, sample_loop
-from diffusion_jax.schedules import make_schedule, respace
 
 SHAPE = (32, 32, 3)
 

@@ -31,9 +31,9 @@ import report
 
 from diffusion_jax.losses import simple_loss
 from diffusion_jax.models import Model, UNet, as_functions, count_parameters
-from diffusion_jax.schedules import make_schedule
-from diffusion_jax.train_state import create_state, make_optimizer
-from diffusion_jax.train_step import loss_function, make_train_step
+from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.training.state import create_state, make_optimizer
+from diffusion_jax.training.step import loss_function, make_train_step
 
 SETTLE = 0.2  # Seconds between two turns, for the other side's threads to fall asleep.
 

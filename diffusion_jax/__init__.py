@@ -1,6 +1,6 @@
 """Denoising diffusion models of images in JAX and Flax."""
 
-from diffusion_jax.checkpoint import Checkpoint, CheckpointStore
+from diffusion_jax.checkpoints.store import Checkpoint, CheckpointStore
 from diffusion_jax.config import default_config
 from diffusion_jax.data import (
     Split,
@@ -13,7 +13,9 @@ from diffusion_jax.data import (
 )
 from diffusion_jax.denoiser import Prediction, make_denoiser
 from diffusion_jax.errors import InputError, RunError
-from diffusion_jax.gaussian import (
+from diffusion_jax.losses import simple_loss
+from diffusion_jax.models import MLP, Model, UNet, as_functions, count_parameters
+from diffusion_jax.processes.gaussian import (
     clip_x0,
     eps_from_v,
     eps_from_x0,
@@ -24,13 +26,11 @@ from diffusion_jax.gaussian import (
     x0_from_eps,
     x0_from_v,
 )
-from diffusion_jax.losses import simple_loss
-from diffusion_jax.models import MLP, Model, UNet, as_functions, count_parameters
-from diffusion_jax.pictures import grid, strip
+from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
+from diffusion_jax.reporting.pictures import grid, strip
 from diffusion_jax.samplers import ancestral, image_keys, sample_loop
-from diffusion_jax.schedules import Schedule, make_schedule, respace
-from diffusion_jax.train_state import TrainState, create_state, make_optimizer
-from diffusion_jax.train_step import loss_function, make_train_step
+from diffusion_jax.training.state import TrainState, create_state, make_optimizer
+from diffusion_jax.training.step import loss_function, make_train_step
 
 __version__ = "0.1.0"
 

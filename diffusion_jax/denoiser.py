@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax import gaussian
 from diffusion_jax.errors import choose
-from diffusion_jax.gaussian import per_image
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.processes import gaussian
+from diffusion_jax.processes.gaussian import per_image
+from diffusion_jax.processes.schedules import Schedule
 
 
 class Prediction(NamedTuple):

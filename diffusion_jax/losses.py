@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import choose
-from diffusion_jax.gaussian import per_image, q_sample, v_from_x0_eps
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.processes.gaussian import per_image, q_sample, v_from_x0_eps
+from diffusion_jax.processes.schedules import Schedule
 
 # (params, x_t, t, labels, dropout_key) -> output; t is the float time of each image.
 TrainApplyFn = Callable[[Any, Array, Array, Array | None, Array | None], Array]

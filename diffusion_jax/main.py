@@ -14,8 +14,8 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
+from diffusion_jax.commands.signals import EXIT_STOPPED, Stopped, StopSignals
 from diffusion_jax.errors import InputError, RunError, nearest
-from diffusion_jax.signals import EXIT_STOPPED, Stopped, StopSignals
 
 MODES = {
     "train": "train the config's model; continue the run if the workdir holds one",
@@ -107,8 +107,10 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
             f"--workdir is {flags.workdir!r}; it must be a folder of a file system, not a URL"
         )
     workdir = Path(flags.workdir)
+    from diffusion_jax import build
     from diffusion_jax import config as config_lib
-    from diffusion_jax import distributed, experiment, sample
+    from diffusion_jax.commands import sample
+    from diffusion_jax.parallel import distributed
 
     if flags.mode == "train":
         if flags.config is None:
@@ -117,11 +119,11 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
         config_lib.override(config, assignments)
     else:
         config = sample.load_config(workdir, assignments)
-    experiment.validate(config)
+    build.validate(config)
     distributed.initialize()
-    experiment.keep_compiled_programs(config.data.cache_dir)
+    build.keep_compiled_programs(config.data.cache_dir)
     if flags.mode == "train":
-        from diffusion_jax import train
+        from diffusion_jax.commands import train
 
         return train.train(
             config,
@@ -145,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     except (Exception, Stopped) as error:
         status = _tell(error)
     if "jax" in sys.modules:
-        from diffusion_jax import distributed
+        from diffusion_jax.parallel import distributed
 
         distributed.leave(status)
     return status

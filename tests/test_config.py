@@ -9,6 +9,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from diffusion_jax.build import RANGES, build, make_optimizer_of, validate
 from diffusion_jax.config import (
     FREE_FIELDS,
     FREE_GROUPS,
@@ -24,7 +25,6 @@ from diffusion_jax.config import (
     to_json,
 )
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment import RANGES, build, make_optimizer_of, validate
 from diffusion_jax.models import count_parameters
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

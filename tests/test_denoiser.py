@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_jax.denoiser import PREDICTIONS, make_denoiser
 from diffusion_jax.errors import InputError
-from diffusion_jax.schedules import make_schedule, respace
+from diffusion_jax.processes.schedules import make_schedule, respace
 
 SCHEDULE = make_schedule("linear", 100)
 

@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.losses import simple_loss
-from diffusion_jax.schedules import make_schedule
+from diffusion_jax.processes.schedules import make_schedule
 
 SCHEDULE = make_schedule("linear", 100)
 ALPHA_BAR = np.cumprod(1 - SCHEDULE.betas.astype(float))

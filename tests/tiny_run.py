@@ -21,7 +21,7 @@ import pytest
 from etils import epath
 
 from diffusion_jax import data
-from diffusion_jax.checkpoint import CheckpointStore
+from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.main import main
 
 # A perceptron compiles in seconds; the cosine schedule warns of no small T.

@@ -1,7 +1,7 @@
 """Samplers: one update rule per file, and the loop that they share."""
 
 from diffusion_jax.samplers.ancestral import ancestral
-from diffusion_jax.samplers.driver import (
+from diffusion_jax.samplers.loop import (
     Sampler,
     SampleResult,
     Step,

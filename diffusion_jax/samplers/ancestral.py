@@ -5,9 +5,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import choose
-from diffusion_jax.gaussian import clip_x0, per_image, q_posterior
-from diffusion_jax.samplers.driver import Sampler, Step, image_normal
-from diffusion_jax.schedules import Schedule, Values
+from diffusion_jax.processes.gaussian import clip_x0, per_image, q_posterior
+from diffusion_jax.processes.schedules import Schedule, Values
+from diffusion_jax.samplers.loop import Sampler, Step, image_normal
 
 
 def _fixed_large(schedule: Schedule) -> Values:

@@ -1,0 +1,278 @@
+"""From a config to the objects that commands work with: process, network, data, sampler."""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax import data, losses
+from diffusion_jax.denoiser import PREDICTIONS, make_denoiser
+from diffusion_jax.errors import InputError, choose
+from diffusion_jax.models import MODELS, Model, as_functions
+from diffusion_jax.processes.schedules import SCHEDULES, Schedule, make_schedule, respace
+from diffusion_jax.samplers import SAMPLERS, SampleResult, image_keys, sample_loop
+from diffusion_jax.samplers.ancestral import VARIANCES
+from diffusion_jax.training import step
+from diffusion_jax.training.state import make_optimizer
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+PROCESSES = {"ddpm": make_schedule}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What data, model and process of a config stand for.
+
+    Attributes:
+      config: The config.
+      schedule: Variance schedule of the process.
+      model: Network as pure functions.
+      image_shape: (H, W, C).
+    """
+
+    config: ConfigDict
+    schedule: Schedule
+    model: Model
+    image_shape: tuple[int, int, int]
+
+    def loss_fn(self) -> step.LossFn:
+        """Returns the training loss, (params, x0, t, eps, labels, dropout_key) -> (b,)."""
+        loss = choose("loss.name", self.config.loss.name, losses.LOSSES)
+        prediction = self.config.process.prediction
+        return step.loss_function(loss, self.schedule, prediction, self.model.apply)
+
+    def sample_fn(
+        self, *, num_frames: int = 0, progress: Callable[[int], object] | None = None
+    ) -> Callable[..., SampleResult]:
+        """Returns (params, seed, indices, labels) -> SampleResult of uint8 images, to be compiled."""
+        process, sampler = self.config.process, self.config.sampler
+        schedule = respace(self.schedule, self.num_sampler_steps)
+        make = choose("sampler.name", sampler.name, SAMPLERS)
+        update = make(schedule, variance=process.variance, clip=sampler.clip)
+
+        def sample(params: Any, seed: Any, indices: Array, labels: Array | None) -> SampleResult:
+            denoise = make_denoiser(
+                schedule, process.prediction, self.model.apply, params, labels=labels
+            )
+            result = sample_loop(
+                denoise,
+                update,
+                image_keys(seed, indices),
+                self.image_shape,
+                num_frames=num_frames,
+                progress=progress,
+            )
+            return jax.tree.map(data.to_uint8, result)
+
+        return sample
+
+    @property
+    def num_sampler_steps(self) -> int:
+        """Network evaluations an image."""
+        return self.config.sampler.num_steps or self.schedule.num_timesteps
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network is given labels."""
+        return self.config.model.num_classes > 0
+
+
+def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns the config's optimiser."""
+    fields = config.optimizer
+    return make_optimizer(fields.learning_rate, fields.warmup_steps, fields.grad_clip)
+
+
+def load_split(config: ConfigDict, split: str) -> data.Split:
+    """Opens the config's data, preparing it if this is the first time."""
+    fields = config.data
+    return data.load(
+        fields.name,
+        split,
+        source_dir=fields.source_dir,
+        sha256=fields.sha256,
+        image_size=fields.image_size,
+        test_fraction=fields.test_fraction,
+        cache_dir=fields.cache_dir,
+    )
+
+
+def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int) -> Experiment:
+    """Builds process and network for images of this shape.
+
+    Args:
+      config: A valid config.
+      image_shape: (H, W, C) of the data.
+      num_classes: Number of classes that the data has; 0 if it is not labelled.
+
+    Raises:
+      InputError: Image size or classes that the model does not fit.
+    """
+    model = config.model
+    _check_model_fits(config, image_shape, num_classes)
+    arguments: dict[str, Any] = {
+        "channels": model.channels,
+        "num_res_blocks": model.num_res_blocks,
+        "dropout": model.dropout,
+        "num_classes": model.num_classes,
+        "dtype": DTYPES[model.dtype],
+    }
+    if model.name == "unet":
+        arguments |= {
+            "channel_mult": tuple(model.channel_mult),
+            "attention_resolutions": tuple(model.attention_resolutions),
+            "remat": model.remat,
+        }
+    process = config.process
+    schedule = PROCESSES[process.name](
+        process.schedule, process.num_timesteps, process.beta_start, process.beta_end
+    )
+    network = as_functions(MODELS[model.name](**arguments), image_shape)
+    return Experiment(config, schedule, network, image_shape)
+
+
+def _check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:
+    model = config.model
+    if shape[2] not in (1, 3):
+        raise InputError(
+            f"{config.data.name} holds images of {shape[2]} channels; they must have 1 (grey) or 3 (RGB)"
+        )
+    if model.num_classes not in (0, num_classes):
+        raise InputError(
+            f"model.num_classes is {model.num_classes}; {config.data.name} has {num_classes} classes"
+            f" (0 makes the model unconditional)"
+        )
+    if model.name != "unet":
+        return
+    factor = 2 ** (len(model.channel_mult) - 1)
+    if shape[0] % factor or shape[1] % factor:
+        raise InputError(
+            f"image size {shape[0]}x{shape[1]} is not divisible by {factor}, the factor of a U-Net with "
+            f"{len(model.channel_mult)} levels; change data.image_size or model.channel_mult"
+        )
+    heights = [shape[0] // 2**level for level in range(len(model.channel_mult))]
+    for resolution in model.attention_resolutions:
+        if resolution not in heights:
+            raise InputError(
+                f"model.attention_resolutions has {resolution}; the levels of this model have "
+                f"{', '.join(map(str, heights))}"
+            )
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field that can be checked without data or devices.
+
+    Raises:
+      InputError: The first wrong field: its name, its value and what is allowed.
+    """
+    optional = config_lib.optional_fields()
+    for name, value in config_lib.fields(config):
+        if value is None and name not in optional:
+            raise InputError(f"{name} is None; it must be set")
+        if isinstance(value, tuple) and not all(type(item) is int for item in value):
+            raise InputError(f"{name} is {value}; it must be integers")
+    if not config.data.name.startswith("tfds:"):
+        choose("data.name", config.data.name, data.SOURCES)
+    choose("model.name", config.model.name, MODELS)
+    choose("model.dtype", config.model.dtype, DTYPES)
+    choose("process.name", config.process.name, PROCESSES)
+    choose("process.schedule", config.process.schedule, SCHEDULES)
+    choose("process.prediction", config.process.prediction, PREDICTIONS)
+    choose("process.variance", config.process.variance, VARIANCES)
+    choose("loss.name", config.loss.name, losses.LOSSES)
+    choose("sampler.name", config.sampler.name, SAMPLERS)
+    for name, (low, high) in RANGES.items():
+        group, leaf = config_lib.locate(config, name)
+        value = group[leaf]
+        if value is not None and math.isinf(value):
+            raise InputError(f"{name} is {value}; it must be finite")
+        if value is not None and not low <= value <= high:
+            bound = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise InputError(f"{name} is {value}; it must be {bound}")
+    process, model = config.process, config.model
+    make_schedule(process.schedule, process.num_timesteps, process.beta_start, process.beta_end)
+    steps = config.sampler.num_steps
+    if steps is not None and steps > process.num_timesteps:
+        raise InputError(
+            f"sampler.num_steps is {steps}; it must be at most process.num_timesteps, {process.num_timesteps}"
+        )
+    if not model.channel_mult or min(model.channel_mult) < 1:
+        raise InputError(f"model.channel_mult is {model.channel_mult}; it must be integers >= 1")
+    if model.channels % 4:
+        raise InputError(f"model.channels is {model.channels}; it must be divisible by 4")
+    labels = config.sample.labels
+    if labels is not None:
+        if model.num_classes == 0:
+            raise InputError(f"sample.labels is {labels}, but the model is unconditional")
+        if not labels or min(labels) < 0 or max(labels) >= model.num_classes:
+            raise InputError(
+                f"sample.labels is {labels}; labels must be from 0 to {model.num_classes - 1}"
+            )
+
+
+INF = math.inf
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "data.image_size": (1, INF),
+    "data.test_fraction": (0.0, 0.9),
+    "model.channels": (4, INF),
+    "model.num_res_blocks": (1, INF),
+    "model.dropout": (0.0, 0.99),
+    "model.num_classes": (0, INF),
+    "process.num_timesteps": (1, INF),
+    "optimizer.learning_rate": (0.0, INF),
+    "optimizer.warmup_steps": (0, INF),
+    "optimizer.grad_clip": (0.0, INF),
+    "optimizer.ema_decay": (0.0, 1.0),
+    "train.num_steps": (1, 2**31 - 1),
+    "train.batch_size": (1, INF),
+    "train.accumulate": (1, INF),
+    "train.steps_per_dispatch": (1, INF),
+    "train.log_every": (1, INF),
+    "train.checkpoint_every": (1, INF),
+    "train.keep_last": (1, INF),
+    "train.keep_every": (1, INF),
+    "train.sample_every": (0, INF),
+    "train.sample_images": (1, INF),
+    "train.eval_every": (0, INF),
+    "sampler.num_steps": (1, INF),
+    "sample.num_images": (1, INF),
+    "sample.batch_size": (1, INF),
+    "sample.seed": (0, 2**32 - 1),
+    "sample.step": (0, INF),
+    "eval.num_images": (1, INF),
+    "eval.batch_size": (1, INF),
+    "mesh.data": (-1, INF),
+}
+
+
+def check_writable(workdir: Path) -> None:
+    """Makes the workdir.
+
+    Raises:
+      InputError: It cannot be made or written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise InputError(f"--workdir: cannot write to {workdir}: {error.strerror}") from error
+
+
+def keep_compiled_programs(cache_dir: str | None) -> None:
+    """Turns on JAX's persistent compilation cache: a second start compiles next to nothing."""
+    if jax.config.values.get("jax_compilation_cache_dir"):
+        return  # The user has chosen one.
+    root = Path(cache_dir).expanduser() if cache_dir else data.default_cache_dir()
+    jax.config.update("jax_compilation_cache_dir", str(root.absolute() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

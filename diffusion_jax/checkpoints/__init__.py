@@ -1,0 +1,1 @@
+"""Checkpoints: written by Orbax, sealed by our manifest, committed by one rename."""

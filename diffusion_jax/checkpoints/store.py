@@ -1,0 +1,265 @@
+"""Checkpoints: written by Orbax in the background, committed by one rename, verified before use.
+
+A checkpoint is a directory named by its step:
+
+    <directory>/<step>/state/         the arrays (Orbax, OCDBT and Zarr 3)
+    <directory>/<step>/meta.json      step, the caller's JSON, shape and dtype of every leaf
+    <directory>/<step>/manifest.json  size and SHA-256 of every file
+    <directory>/damaged/<step>-<n>/   what failed the check, moved aside
+    <directory>/.tmp-*                being written or deleted; leftovers go with the next save
+
+A process that is killed at any moment leaves a whole checkpoint or none.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_futures
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from diffusion_jax.checkpoints import arrays
+from diffusion_jax.checkpoints.commit import (
+    ARRAYS,
+    META,
+    TEMPORARY,
+    commit,
+    failure_named,
+    prepare,
+)
+from diffusion_jax.checkpoints.integrity import find_damage
+from diffusion_jax.errors import InputError, RunError, reason
+from diffusion_jax.parallel.distributed import all_do, first_decides
+
+DAMAGED = "damaged"
+
+logger = logging.getLogger(__name__)
+# Numbers the attempts to save, alike in all processes: a write that outlives a failed attempt must
+# not reach into the next one's directory.
+_attempts = itertools.count()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A restored checkpoint: its step, its pytree of arrays and the JSON saved with them."""
+
+    step: int
+    state: Any
+    meta: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    With several processes each of them calls every method alike, on a file system they share;
+    process 0 decides, commits and deletes. One run at a time may save into a directory; others
+    may read it meanwhile.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep_last: int = 3,
+        keep_every: int | None = None,
+    ):
+        """Names a directory; it is made by the first save.
+
+        Args:
+          directory: Where the checkpoints are, on a local or network file system.
+          keep_last: Number of newest checkpoints to keep, at least 1.
+          keep_every: Checkpoints whose step is a multiple of it are kept for ever; None keeps none.
+
+        Raises:
+          InputError: `keep_last` or `keep_every` is below 1.
+        """
+        for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        self.directory = Path(directory).absolute()
+        self._keep_last = keep_last
+        self._keep_every = keep_every
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._damaged: set[int] = set()  # Those that could not be moved aside.
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the committed checkpoints, ascending."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(
+                int(path.name)
+                for path in self.directory.iterdir()
+                if path.name.isdecimal() and path.name == str(int(path.name)) and path.is_dir()
+            )
+        return []
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Starts to save; waits only for an earlier save and for the copy to host memory.
+
+        `state` may be donated at once: later steps cannot alter what is written. A step that is
+        already there is left as it is, since a resumed run computes the same state again; one that
+        is damaged and could not be moved aside is an error.
+
+        Args:
+          step: Number of finished training steps, at least 0.
+          state: Pytree of `jax.Array`s; typed PRNG keys are fine.
+          meta: JSON-serialisable; read back with tuples turned into lists.
+
+        Raises:
+          RunError: This save could not begin or an earlier one failed (disk full, ...).
+        """
+        self.wait()
+        leaves = arrays.describe(state)
+        payload = json.dumps({"step": step, "meta": meta, "leaves": leaves}, indent=1)
+        num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        final = self._path(step)
+        temporary = self.directory / f"{TEMPORARY}{next(_attempts)}-{step}"
+        with failure_named(final, temporary):
+            if not first_decides(
+                "prepare a checkpoint", lambda: self._begin(final, temporary, num_bytes)
+            ):
+                logger.info("checkpoint %s exists already", final)
+                return
+            start = self._pool.submit(arrays.start_writing, temporary / ARRAYS, state)
+            # Also after a failure, so that this process tells the others, who wait for it.
+            self._pending = self._pool.submit(self._finish, final, temporary, payload, start)
+            wait_for_futures([start])
+
+    def wait(self) -> None:
+        """Waits until the last save is committed.
+
+        Raises:
+          RunError: It failed. Earlier checkpoints are intact; the next save may be tried.
+        """
+        if self._pending is not None:
+            error = self._pending.exception()
+            self._pending = None
+            if error is not None:
+                raise error
+
+    def close(self) -> None:
+        """Waits like `wait`, and ends the background thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def restore(self, template: Any, step: int | None = None) -> Checkpoint | None:
+        """Returns the newest sound checkpoint, bit for bit as saved, or None if there is none.
+
+        Damaged ones are named in a warning and moved to `damaged/`.
+
+        Args:
+          template: Pytree of `jax.ShapeDtypeStruct` (or arrays) that says the structure and, by
+            its shardings, where each array goes: not necessarily where it was when saved.
+          step: Takes this very checkpoint instead of the newest.
+
+        Raises:
+          InputError: No such step, or the template does not fit the saved state.
+          RunError: There are checkpoints, but none (or not the one asked for) is sound.
+        """
+        chosen = self._choose(step)
+        if chosen is None:
+            return None
+        path = self._path(chosen)
+        content = json.loads((path / META).read_bytes())
+        misfit = arrays.misfit(content["leaves"], template)
+        if misfit:
+            raise InputError(f"checkpoint {path} does not fit: {misfit}")
+        try:
+            state = arrays.read(path / ARRAYS, template)
+        except Exception as error:
+            raise RunError(f"cannot read checkpoint {path}: {reason(error)}") from error
+        return Checkpoint(chosen, state, content["meta"])
+
+    def meta(self, step: int | None = None) -> dict[str, Any] | None:
+        """Returns the JSON of the newest checkpoint, or of `step`, without reading the arrays.
+
+        Like `restore`, except that only the JSON itself is verified.
+        """
+        chosen = self._choose(step, only=META)
+        if chosen is None:
+            return None
+        return json.loads((self._path(chosen) / META).read_bytes())["meta"]
+
+    def _path(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    def _begin(self, final: Path, temporary: Path, num_bytes: int) -> bool:
+        """Makes the temporary directory; False if the checkpoint exists already."""
+        if int(final.name) in self._damaged and final.is_dir():
+            raise RunError("a damaged one is there that cannot be moved aside")
+        return prepare(final, temporary, num_bytes)
+
+    def _finish(self, final: Path, temporary: Path, payload: str, start: Future[list[Any]]) -> None:
+        """Waits for the arrays, commits, deletes old ones; runs in the background thread."""
+
+        def write() -> None:
+            for part in start.result():
+                part.result()
+
+        with failure_named(final, temporary):
+            all_do("write a checkpoint", write)
+            first_decides("commit a checkpoint", lambda: commit(final, temporary, payload))
+        if jax.process_index() == 0:
+            self._delete_old(int(final.name))
+
+    def _delete_old(self, saved: int) -> None:
+        steps = self.steps()
+        kept = {saved, *steps[-self._keep_last :]}
+        kept |= {s for s in steps if self._keep_every and s % self._keep_every == 0}
+        for step in sorted(set(steps) - kept):
+            try:
+                # By rename, so that a reader finds a whole checkpoint or none.
+                shutil.rmtree(self._path(step).rename(self.directory / f"{TEMPORARY}old-{step}"))
+            except OSError as error:
+                logger.warning("cannot delete %s: %s", self._path(step), reason(error))
+
+    def _choose(self, step: int | None, only: str | None = None) -> int | None:
+        """Returns the newest sound step, the same in every process."""
+        self.wait()
+        return first_decides("choose a checkpoint", lambda: self._newest_sound(step, only))
+
+    def _newest_sound(self, step: int | None, only: str | None) -> int | None:
+        steps = self.steps()
+        if step is not None and step not in steps:
+            listed = ", ".join(map(str, steps)) or "none"
+            raise InputError(f"no checkpoint {step} in {self.directory}; available: {listed}")
+        for candidate in reversed(steps) if step is None else [step]:
+            damage = find_damage(self._path(candidate), only)
+            if damage is None:
+                return candidate
+            if not self._path(candidate).is_dir():
+                # A run that is training has just deleted it.
+                return self._newest_sound(step, only)
+            self._move_aside(candidate, damage)
+        if step is not None:
+            raise RunError(f"checkpoint {self._path(step)} is damaged")
+        if steps or any(self.directory.glob(f"{DAMAGED}/*")):
+            raise RunError(
+                f"every checkpoint in {self.directory} is damaged; to start anew, "
+                "use another directory or remove this one"
+            )
+        return None
+
+    def _move_aside(self, step: int, damage: str) -> None:
+        aside = self.directory / DAMAGED
+        number = 1
+        while (aside / f"{step}-{number}").exists():
+            number += 1
+        target = aside / f"{step}-{number}"
+        try:
+            aside.mkdir(exist_ok=True)
+            self._path(step).rename(target)
+            outcome = f"moved to {target}"
+        except OSError as error:
+            self._damaged.add(step)
+            outcome = f"ignored, as it cannot be moved aside: {reason(error)}"
+        logger.warning("checkpoint %s is damaged (%s); %s", self._path(step), damage, outcome)

@@ -1,0 +1,224 @@
+"""`--mode=sample`: images from a checkpoint, as PNGs, a grid and an .npz; picks up where it was killed."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from diffusion_jax import build
+from diffusion_jax import config as config_lib
+from diffusion_jax.build import Experiment, make_optimizer_of
+from diffusion_jax.checkpoints.store import CheckpointStore
+from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.parallel import sharding
+from diffusion_jax.reporting import pictures, results
+from diffusion_jax.samplers.batches import FRAMES, STRIP_IMAGES, class_of_images, make_batch_sampler
+from diffusion_jax.training.state import TrainState, abstract_state
+
+GRID_IMAGES = 100
+OVERRIDABLE = ("sampler", "sample", "eval", "mesh", "process.variance")
+
+
+def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> ConfigDict:
+    """Returns the config that the run was trained with, with what the command line may change.
+
+    Raises:
+      InputError: No run in this workdir, or a field that is fixed by the training.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise InputError(f"--workdir: no trained run in {workdir} (there is no config.json)")
+    try:
+        saved = json.loads(path.read_text())
+        if not isinstance(saved, dict):
+            raise InputError(f"it holds {saved!r}; it must be an object of config fields")
+        config = config_lib.from_dict(saved)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    for name, _ in assignments:
+        known = name in dict(config_lib.fields(config))
+        if known and not {name, name.split(".")[0]} & set(OVERRIDABLE):
+            raise InputError(
+                f"config field {name} is fixed by the trained run; "
+                f"this mode may set {', '.join(OVERRIDABLE)}"
+            )
+    config_lib.override(config, assignments)
+    return config
+
+
+def sample(config: ConfigDict, workdir: Path) -> int:
+    """Draws config.sample.num_images images from a checkpoint of a run; returns the exit status.
+
+    Writes samples/<job>/: png/<i>.png as they come, then grid.png, images.npz (uint8 `images`, N×H×W×C, and
+    `labels` of a conditional model), strip.png if sample.progressive, and results/sample.json. Images of the
+    same job that an earlier, killed command has finished are not drawn again.
+
+    Raises:
+      InputError: No checkpoint, or workdir not writable.
+      RunError: No sound checkpoint; disk full.
+    """
+    started = time.monotonic()
+    build.check_writable(workdir)
+    mesh = sharding.make_mesh(config.mesh.data)
+    exp, step, params = _restore(config, workdir, mesh)
+    config = exp.config
+    manifest = workdir / "checkpoints" / str(step) / "manifest.json"
+    folder = workdir / "samples" / job_name(config, step, manifest.read_bytes())
+    images, drawn = _draw(exp, mesh, params, folder)
+    if jax.process_index() != 0:
+        return 0
+    labels = class_of_images(np.arange(len(images)), config.model.num_classes, config.sample.labels)
+    _save_npz(folder / "images.npz", images, labels)
+    pictures.save_png(folder / "grid.png", pictures.grid(pictures.magnified(images[:GRID_IMAGES])))
+    seconds = time.monotonic() - started
+    path = results.add_result(
+        workdir, "sample", _result(config, step, folder, len(images), drawn, seconds)
+    )
+    print(f"{len(images)} images ({drawn} drawn now) in {folder}\nresults {path}", file=sys.stderr)
+    return 0
+
+
+def job_name(config: ConfigDict, step: int, manifest: bytes) -> str:
+    """Names a sampling job by all that decides its pixels; not by batch size or devices.
+
+    Args:
+      config: The config.
+      step: Step of the checkpoint.
+      manifest: The checkpoint's manifest, which stands for its parameters.
+    """
+    decisive = {
+        "checkpoint": hashlib.sha256(manifest).hexdigest(),
+        "trained": config_lib.config_hash(config),
+        "step": step,
+        "ema": config.sample.ema,
+        "sampler": config.sampler.to_dict(),
+        "variance": config.process.variance,
+        "seed": config.sample.seed,
+        "labels": config.sample.labels,
+        "num_images": config.sample.num_images,
+    }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
+    return f"step{step:08}-{config.sampler.name}-seed{config.sample.seed}-{digest}"
+
+
+def _restore(
+    config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh
+) -> tuple[Experiment, int, Any]:
+    store = CheckpointStore(workdir / "checkpoints")
+    meta = store.meta(config.sample.step)
+    if meta is None:
+        raise InputError(f"no checkpoint to sample from in {store.directory}")
+    # The checkpoint's own config: the workdir's may have changed since.
+    trained = config_lib.from_dict(meta["config"])
+    for name in OVERRIDABLE:
+        group, leaf = config_lib.locate(trained, name)
+        source, _ = config_lib.locate(config, name)
+        group[leaf] = source[leaf]
+    config = trained
+    shape = tuple(meta["data"]["image_shape"])
+    exp = build.build(config, shape, meta["data"]["num_classes"])
+    template = abstract_state(exp.model, make_optimizer_of(config), sharding.replicated(mesh))
+    checkpoint = store.restore(template, config.sample.step)
+    store.close()
+    assert checkpoint is not None
+    if checkpoint.meta["config"] != meta["config"]:  # The newest was damaged: an older one is used.
+        raise RunError(
+            f"checkpoint {checkpoint.step} was trained with another config than the damaged newest; "
+            f"ask for it: --config.sample.step={checkpoint.step}"
+        )
+    state: TrainState = checkpoint.state
+    return exp, checkpoint.step, state.ema_params if config.sample.ema else state.params
+
+
+def _draw(
+    exp: Experiment, mesh: jax.sharding.Mesh, params: Any, folder: Path
+) -> tuple[UInt8[np.ndarray, "n h w c"], int]:
+    """Draws the images that are missing; returns all of them, and how many were drawn now."""
+    from tqdm import tqdm
+
+    fields = exp.config.sample
+    frames = min(FRAMES, exp.num_sampler_steps) if fields.progressive else 0
+    size = min(fields.batch_size, fields.num_images)
+    writes = jax.process_index() == 0
+    images = np.zeros((fields.num_images, *exp.image_shape), np.uint8)
+    missing = [i for i in range(fields.num_images) if not _read(folder, i, images)]
+    if frames and not (folder / "strip.png").exists():
+        missing = sorted({*missing, *range(min(STRIP_IMAGES, fields.num_images))})
+    if jax.process_count() > 1:
+        missing = list(range(fields.num_images))  # Each process must draw the same batches.
+    bar = tqdm(
+        total=len(missing) * exp.num_sampler_steps,
+        unit="step",
+        unit_scale=True,
+        disable=not (writes and sys.stderr.isatty()),
+    )
+    base = 0
+
+    def progress(done: int) -> None:
+        bar.update(base + done * min(size, len(missing)) - bar.n)
+
+    # A program that reports to the host is compiled anew each time: only for a person who looks.
+    shown = progress if not bar.disable and jax.process_count() == 1 else None
+    draw = make_batch_sampler(exp, mesh, size, num_frames=frames, progress=shown)
+    for first in range(0, len(missing), size):
+        indices = np.array(missing[first : first + size])
+        result = draw(params, fields.seed, indices, fields.labels)
+        jax.effects_barrier()  # The last calls of `progress` still use the old `base`.
+        base += len(indices) * exp.num_sampler_steps
+        bar.update(base - bar.n)
+        images[indices] = result.images
+        if writes:
+            for i, image in zip(indices, result.images, strict=True):
+                pictures.save_png(folder / "png" / f"{i:06}.png", image)
+        if writes and first == 0 and (strip := result.strip()) is not None:
+            pictures.save_png(folder / "strip.png", strip)
+    bar.close()
+    return images, len(missing)
+
+
+def _read(folder: Path, i: int, images: UInt8[np.ndarray, "n h w c"]) -> bool:
+    """Reads image i of an earlier start of this job into its row; False if it is not there."""
+    try:
+        image = pictures.load_png(folder / "png" / f"{i:06}.png")
+    except (OSError, ValueError):
+        return False
+    if image.shape != images.shape[1:]:
+        return False
+    images[i] = image
+    return True
+
+
+def _save_npz(path: Path, images: UInt8[np.ndarray, "n h w c"], labels: np.ndarray | None) -> None:
+    unfinished = path.with_suffix(".npz.part")
+    with unfinished.open("wb") as file:
+        arrays: dict[str, Any] = (
+            {"images": images} if labels is None else {"images": images, "labels": labels}
+        )
+        np.savez_compressed(file, **arrays)
+    unfinished.replace(path)
+
+
+def _result(
+    config: ConfigDict, step: int, folder: Path, num_images: int, drawn: int, seconds: float
+) -> dict[str, Any]:
+    return {
+        "job": folder.name,
+        "num_images": num_images,
+        "config_hash": config_lib.config_hash(config),
+        "step": step,
+        "ema": config.sample.ema,
+        "sampler": config.sampler.to_dict(),
+        "variance": config.process.variance,
+        "nfe": config.sampler.num_steps or config.process.num_timesteps,
+        "seed": config.sample.seed,
+        "drawn_this_start": drawn,
+        "seconds_this_start": round(seconds, 1),
+    }

@@ -1,0 +1,1 @@
+"""The forward process q: variance schedules and the Gaussian identities."""

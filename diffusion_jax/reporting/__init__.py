@@ -1,0 +1,1 @@
+"""What a command leaves for people and scripts: pictures and result files."""

@@ -1,0 +1,83 @@
+"""Compiled sampling in batches of one shape, over a mesh; for notebooks, training and `--mode=sample`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from diffusion_jax.build import Experiment
+from diffusion_jax.errors import InputError
+from diffusion_jax.parallel import sharding
+from diffusion_jax.reporting import pictures
+
+FRAMES = 11  # Moments of the reverse process in a strip.
+STRIP_IMAGES = 4
+
+
+def class_of_images(
+    indices: np.ndarray, num_classes: int, labels: Sequence[int] | None
+) -> np.ndarray | None:
+    """Returns the class that each image gets: `labels`, or all classes, again and again.
+
+    Args:
+      indices: Indices of the images.
+      num_classes: Number of classes of the model; 0 gives None.
+      labels: Classes to take in turn; None takes all.
+    """
+    if num_classes == 0:
+        return None
+    cycle = np.asarray(labels if labels is not None else range(num_classes), np.int32)
+    return cycle[indices % len(cycle)]
+
+
+class Samples(NamedTuple):
+    """Images on the host, and how they came about; see `samplers.SampleResult`."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    frames_x_t: UInt8[np.ndarray, "f n h w c"] | None
+    frames_x0: UInt8[np.ndarray, "f n h w c"] | None
+
+    def strip(self) -> UInt8[np.ndarray, "gh gw c"] | None:
+        """Pictures the reverse process of the first images; None without frames."""
+        if self.frames_x_t is None or self.frames_x0 is None:
+            return None
+        return pictures.strip(self.frames_x_t[:, :STRIP_IMAGES], self.frames_x0[:, :STRIP_IMAGES])
+
+
+def make_batch_sampler(
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    *,
+    num_frames: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> Callable[..., Samples]:
+    """Returns (params, seed, indices, labels=None) -> Samples.
+
+    The indices, at most `batch_size`, are padded to one compiled shape, a multiple of the devices.
+    Image i depends only on (seed, i) and its label.
+    """
+    size = -(-batch_size // mesh.size) * mesh.size
+    batched, frames = sharding.batch_sharding(mesh), sharding.batch_sharding(mesh, axis=1)
+    draw = experiment.sample_fn(num_frames=num_frames, progress=progress)
+    compiled = jax.jit(
+        lambda *inputs: tuple(draw(*inputs)),
+        out_shardings=(batched, *([frames, frames] if num_frames else [None, None])),
+    )
+    rows = sharding.local_rows(size)
+
+    def sample(
+        params: Any, seed: int, indices: np.ndarray, labels: Sequence[int] | None = None
+    ) -> Samples:
+        count = len(indices)
+        if count > batch_size:
+            raise InputError(f"{count} indices, but the sampler is made for {batch_size} at a time")
+        padded = np.resize(np.asarray(indices, np.int32), size)
+        classes = class_of_images(padded, experiment.config.model.num_classes, labels)
+        inputs = sharding.put(batched, jax.tree.map(lambda x: x[rows], (padded, classes)))
+        images, *frames = sharding.fetch(compiled(params, np.uint32(seed % 2**32), *inputs))
+        return Samples(images[:count], *[None if f is None else f[:, :count] for f in frames])
+
+    return sample

@@ -1,0 +1,1 @@
+"""Training: state, step, and what a run does and says besides its steps."""

@@ -1,0 +1,289 @@
+"""Runs survive kills, signals, damaged checkpoints and full disks, and end bit for bit the same."""
+
+import errno
+import logging
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import (
+    Outcome,
+    assert_same_run,
+    checkpoint_steps,
+    digits_in,
+    environment,
+    finish,
+    results,
+    run,
+    start,
+    state_of,
+    write_config,
+)
+
+from diffusion_jax.checkpoints import commit
+from diffusion_jax.reporting import pictures
+from diffusion_jax.training.meter import Meter
+from diffusion_jax.training.run_log import RunLog
+
+# Ends the process, as a kill would, when the checkpoint of step 8 is whole but not yet renamed.
+KILLED_BEFORE_COMMIT = """
+import os, signal
+from diffusion_jax.checkpoints import commit
+def trap(directory):
+    write_manifest(directory)
+    if directory.name.endswith("-8"):
+        os.kill(os.getpid(), signal.SIGKILL)
+write_manifest = commit.write_manifest
+commit.write_manifest = trap
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with digits_in(tmp_path_factory.mktemp("cache")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    outcome = run(f"--config={tiny}", f"--workdir={workdir}")
+    assert outcome.status == 0, outcome.err
+    return workdir
+
+
+@pytest.fixture
+def workdir(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return shutil.copytree(uninterrupted, tmp_path / "run")
+
+
+@pytest.fixture
+def train(tiny: Path, tmp_path: Path) -> Callable[..., Outcome]:
+    def train(*fields: str) -> Outcome:
+        flags = [f"--config.{field}" for field in fields]
+        return run(f"--config={tiny}", f"--workdir={tmp_path / 'run'}", *flags)
+
+    return train
+
+
+def assert_failed(outcome: Outcome, *fragments: str) -> None:
+    assert outcome.status == 1, outcome.err
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in outcome.err, outcome.err
+    assert outcome.err.splitlines()[-1] == errors[0]
+    for fragment in fragments:
+        assert fragment in errors[0]
+
+
+# Kills and signals
+
+
+def test_a_run_killed_while_it_saves_ends_bit_for_bit_like_one_that_was_not(
+    tiny: Path, tmp_path: Path
+) -> None:
+    flags, plain = [f"--config={tiny}", f"--workdir={tmp_path / 'run'}"], tmp_path / "plain"
+    reference = start([f"--config={tiny}", f"--workdir={plain}"], environment())
+    killed = finish(start(flags, environment(), KILLED_BEFORE_COMMIT))
+    assert killed.status == -signal.SIGKILL
+    assert checkpoint_steps(tmp_path / "run") == [4]
+    assert list((tmp_path / "run" / "checkpoints").glob(".tmp-*"))
+    resumed = finish(start(flags, environment()))
+    assert resumed.status == 0 and "resuming at step 4" in resumed.err, resumed.err
+    assert finish(reference).status == 0
+    assert_same_run(tmp_path / "run", plain)
+    assert not list((tmp_path / "run" / "checkpoints").glob(".tmp-*"))
+
+
+@pytest.fixture
+def signal_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, signal.Signals], None]:
+    """Has this process get a signal, once, when the metrics of a step are read."""
+
+    def signal_after(step: int, number: signal.Signals) -> None:
+        read = Meter.read
+
+        def read_and_signal(self: Meter, done: int, metrics: Any) -> None:
+            read(self, done, metrics)
+            if done == step:
+                monkeypatch.setattr(Meter, "read", read)
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Meter, "read", read_and_signal)
+
+    return signal_after
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_exits_75_and_the_same_command_goes_on(
+    number: signal.Signals,
+    signal_after: Callable[[int, signal.Signals], None],
+    train: Callable[..., Outcome],
+    tmp_path: Path,
+    uninterrupted: Path,
+) -> None:
+    signal_after(4, number)  # Noticed a step later, in the middle of a row's three steps.
+    stopped = train()
+    assert stopped.status == 75
+    assert f"{number.name}: saved step 5; run the same command to go on" in stopped.err
+    assert checkpoint_steps(tmp_path / "run") == [4, 5]
+    assert not (tmp_path / "run" / "results").exists()
+    resumed = train()
+    assert resumed.status == 0 and "resuming at step 5" in resumed.err
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_signal_at_the_last_step_leaves_a_run_that_only_draws_when_restarted(
+    signal_after: Callable[[int, signal.Signals], None],
+    train: Callable[..., Outcome],
+    tmp_path: Path,
+    uninterrupted: Path,
+) -> None:
+    signal_after(12, signal.SIGTERM)
+    stopped = train()
+    assert stopped.status == 75 and "SIGTERM: saved step 12" in stopped.err
+    assert not (tmp_path / "run" / "results").exists()
+    assert train().status == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+    assert results(tmp_path / "run", "train")["step"] == 12
+
+
+def test_sigterm_before_training_stops_at_once(tiny: Path, tmp_path: Path) -> None:
+    trap = "import os, signal\nfrom diffusion_jax import build\n"
+    trap += "build.validate = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
+    flags = [f"--config={tiny}", f"--workdir={tmp_path / 'run'}"]
+    outcome = finish(start(flags, environment(), trap))
+    assert outcome.status == 75
+    assert outcome.err.splitlines() == ["SIGTERM: stopped; run the same command to go on"]
+
+
+# Restarts
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_parameters(
+    train: Callable[..., Outcome], workdir: Path, uninterrupted: Path
+) -> None:
+    (workdir / "loss.png").unlink()
+    assert train().status == 0
+    assert_same_run(workdir, uninterrupted)
+    assert (workdir / "loss.png").exists()
+    assert len(results(workdir, "train")["earlier"]) == 1
+
+
+def test_a_longer_run_continues_a_finished_one_as_if_it_had_always_been_longer(
+    train: Callable[..., Outcome], workdir: Path, tiny: Path, tmp_path: Path
+) -> None:
+    outcome = train("train.num_steps=15")
+    assert outcome.status == 0 and "resuming at step 12" in outcome.err
+    whole = tmp_path / "whole"
+    run(f"--config={tiny}", f"--workdir={whole}", "--config.train.num_steps=15")
+    assert_same_run(workdir, whole)
+
+
+# Damage
+
+
+def flip_a_bit(workdir: Path, step: int) -> None:
+    files = (workdir / "checkpoints" / str(step)).rglob("*")
+    largest = max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def test_a_damaged_newest_checkpoint_is_named_moved_aside_and_the_one_before_it_used(
+    train: Callable[..., Outcome],
+    workdir: Path,
+    uninterrupted: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flip_a_bit(workdir, 12)
+    outcome = train()
+    assert outcome.status == 0 and "resuming at step 8" in outcome.err
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert str(workdir / "checkpoints" / "12") in warning and "wrong checksum" in warning
+    assert (workdir / "checkpoints" / "damaged" / "12-1").is_dir()
+    assert_same_run(workdir, uninterrupted)
+
+
+def test_if_every_checkpoint_is_damaged_nothing_is_overwritten(
+    train: Callable[..., Outcome], workdir: Path
+) -> None:
+    def contents() -> dict[str, bytes]:
+        files = [path for path in workdir.rglob("*") if path.is_file()]
+        kept = [path for path in files if "checkpoints" not in path.parts]
+        return {str(path): path.read_bytes() for path in kept}
+
+    for step in (4, 8, 12):
+        flip_a_bit(workdir, step)
+    before = contents()
+    for _ in range(2):  # Nor by a second try.
+        outcome = train()
+        assert_failed(outcome, f"every checkpoint in {workdir / 'checkpoints'} is damaged")
+        assert outcome.err.count("\n") == 1
+        assert contents() == before
+    damaged = workdir / "checkpoints" / "damaged"
+    assert sorted(path.name for path in damaged.iterdir()) == ["12-1", "4-1", "8-1"]
+
+
+# What cannot go on
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_last_good_checkpoint(
+    train: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    diverging = ("optimizer.learning_rate=1e15", "optimizer.warmup_steps=0")
+    outcome = train(*diverging, "train.checkpoint_every=1")
+    assert_failed(outcome, "loss or gradients are not finite at step", "learning_rate")
+    match = re.search(r"at step (\d+); the last good checkpoint is step (\d+)", outcome.err)
+    assert match is not None
+    bad, good = map(int, match.groups())
+    assert good == bad - 1 == checkpoint_steps(tmp_path / "run")[-1]
+    for leaf in jax.tree.leaves(state_of(tmp_path / "run")["params"]):
+        assert np.isfinite(leaf).all()
+    shutil.rmtree(tmp_path / "run")
+    assert_failed(train(*diverging, "train.checkpoint_every=100"), "nothing was saved yet")
+
+
+def test_a_disk_that_fills_up_is_a_clear_error_and_earlier_checkpoints_stay(
+    train: Callable[..., Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Path,
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    original = commit.write_manifest
+
+    def write_manifest(directory: Path) -> None:
+        if directory.name.endswith("-8"):
+            raise full
+        original(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "write_manifest", write_manifest)
+        outcome = train()
+    path = tmp_path / "run" / "checkpoints" / "8"
+    assert_failed(outcome, f"cannot save checkpoint {path}: no space left on device")
+    assert "earlier checkpoints are intact" in outcome.err
+    assert checkpoint_steps(tmp_path / "run") == [4]
+
+    def fail(*_: Any) -> None:
+        raise full
+
+    for owner, name in ((RunLog, "metrics"), (pictures, "save_png")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            assert_failed(train(), "No space left on device")
+    assert train().status == 0
+    assert_same_run(tmp_path / "run", uninterrupted)

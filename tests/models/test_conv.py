@@ -1,0 +1,239 @@
+"""The convolution and its own gradient rule against loops in float64 and against JAX's derived rule."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from diffusion_jax.models.conv import conv, conv_of_doubled, matmul
+from diffusion_jax.parallel.sharding import batch_sharding, make_mesh, replicated
+
+# (batch, height, width, channels in, channels out, kernel, stride)
+CASES = {
+    "3x3": (2, 6, 6, 3, 4, (3, 3), 1),
+    "one image, odd size": (1, 5, 5, 2, 3, (3, 3), 1),
+    "batch of 3, not square": (3, 4, 7, 2, 5, (3, 3), 1),
+    "stride 2, even size": (8, 6, 6, 2, 4, (3, 3), 2),
+    "stride 2, odd size": (3, 5, 7, 2, 3, (3, 3), 2),
+    "stride 2, one odd side": (1, 4, 5, 3, 2, (3, 3), 2),
+    "smaller than the kernel": (2, 2, 1, 2, 2, (3, 3), 1),
+    "1x1": (2, 3, 3, 4, 2, (1, 1), 1),
+    "not square kernel": (2, 5, 4, 2, 2, (3, 5), 1),
+    "even kernel": (2, 5, 4, 2, 3, (2, 4), 1),
+    "stride 3, even kernel": (2, 8, 7, 2, 3, (4, 2), 3),
+    "stride beyond the kernel": (2, 7, 8, 2, 3, (1, 2), 3),
+    "more pixels than are taken at once": (6, 16, 17, 2, 2, (3, 3), 1),
+    "the same, stride 2": (6, 33, 16, 2, 2, (3, 3), 2),
+}
+
+
+def arrays(case: str) -> tuple[jax.Array, jax.Array, jax.Array, int]:
+    """Returns x, w and dy of unit variance, and the stride."""
+    b, h, w, c, d, kernel, stride = CASES[case]
+    rng = np.random.default_rng(0)
+    shapes = (b, h, w, c), (*kernel, c, d), (b, -(-h // stride), -(-w // stride), d)
+    x, weights, dy = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    return x, weights, dy, stride
+
+
+def loops(x: Any, w: Any, dy: Any, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns y, dx and dw of a "SAME" convolution, one output pixel at a time, in float64."""
+    x, w, dy = (np.asarray(a, np.float64) for a in (x, w, dy))
+    kh, kw = w.shape[:2]
+    # "SAME" reaches beyond both edges alike; the odd row or column goes to the end.
+    total = [
+        max((out - 1) * stride + k - size, 0)
+        for out, k, size in zip(dy.shape[1:3], (kh, kw), x.shape[1:3], strict=True)
+    ]
+    padded = np.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in total), (0, 0)))
+    y, dx, dw = np.zeros_like(dy), np.zeros_like(padded), np.zeros_like(w)
+    for i, j in np.ndindex(dy.shape[1:3]):
+        patch = (
+            slice(None),
+            slice(i * stride, i * stride + kh),
+            slice(j * stride, j * stride + kw),
+        )
+        y[:, i, j] = np.einsum("bijc,ijcd->bd", padded[patch], w)
+        dx[patch] += np.einsum("bd,ijcd->bijc", dy[:, i, j], w)
+        dw += np.einsum("bijc,bd->ijcd", padded[patch], dy[:, i, j])
+    top, left = total[0] // 2, total[1] // 2
+    return y, dx[:, top : top + x.shape[1], left : left + x.shape[2]], dw
+
+
+def forward_and_gradients(x: Any, w: Any, dy: Any, stride: int) -> tuple[Any, Any, Any]:
+    y, pullback = jax.vjp(lambda x, w: conv(x, w, stride), x, w)
+    return y, *pullback(dy)
+
+
+def derived(x: Any, w: Any, dy: Any, stride: int) -> tuple[Any, Any, Any]:
+    """The same by XLA's own "SAME" convolution and the gradients that JAX derives for it."""
+
+    def convolve(x: Any, w: Any) -> Any:
+        return jax.lax.conv_general_dilated(
+            x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    y, pullback = jax.vjp(convolve, x, w)
+    return y, *pullback(dy)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_output_and_both_gradients_are_those_of_plain_loops(case):
+    x, w, dy, stride = arrays(case)
+    result = jax.jit(forward_and_gradients, static_argnums=3)(x, w, dy, stride)
+    for value, expected in zip(result, loops(x, w, dy, stride), strict=True):
+        assert value.shape == expected.shape
+        # float32 sums of at most 1632 products of unit variance.
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["3x3", "stride 2, odd size"])
+def test_output_and_both_gradients_are_those_that_jax_derives(compiled, case):
+    x, w, dy, stride = arrays(case)
+    result = compiled(partial(forward_and_gradients, stride=stride))(x, w, dy)
+    for value, expected in zip(result, derived(x, w, dy, stride), strict=True):
+        np.testing.assert_allclose(
+            value, expected, rtol=1e-5, atol=1e-5
+        )  # Two orders of summation.
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_are_finite_differences(stride):
+    x, w, _, _ = arrays("one image, odd size")
+    # Linear in each argument: a wide step has no error but rounding.
+    function = jax.jit(lambda x, w: conv(x, w, stride))
+    check_grads(function, (x, w), order=1, modes=["rev"], eps=0.5, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("case", ["3x3", "the same, stride 2"])
+def test_bfloat16_inputs_give_bfloat16_results_summed_in_more_digits(case):
+    x, w, dy, stride = arrays(case)
+    x, w, dy = (jnp.asarray(a, jnp.bfloat16) for a in (x, w, dy))
+    result = jax.jit(forward_and_gradients, static_argnums=3)(x, w, dy, stride)
+    for value, expected in zip(result, loops(x, w, dy, stride), strict=True):
+        assert value.dtype == jnp.bfloat16
+        # Only the result is rounded, to 8 binary digits; a sum rounded term by term misses this.
+        np.testing.assert_allclose(value.astype(np.float32), expected, rtol=2**-8, atol=1e-3)
+
+
+def test_gradients_inside_a_scan_are_those_outside():
+    x, w, dy, stride = arrays("stride 2, even size")
+    outside = jax.jit(forward_and_gradients, static_argnums=3)(x, w, dy, stride)
+
+    def body(total: Any, scale: Any) -> tuple[Any, None]:
+        parts = forward_and_gradients(scale * x, w, dy, stride)
+        return jax.tree.map(jnp.add, total, parts), None
+
+    zeros = jax.tree.map(jnp.zeros_like, outside)
+    inside, _ = jax.jit(lambda: jax.lax.scan(body, zeros, jnp.array([1.0, 2.0])))()
+    # x scaled by 1 and 2: output and dw are linear in it, dx does not depend on it.
+    for value, expected, times in zip(inside, outside, (3, 2, 3), strict=True):
+        np.testing.assert_allclose(value, times * expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_batch_split_over_eight_devices_gives_the_same(stride):
+    x, w, _, _ = arrays("stride 2, even size")
+    mesh = make_mesh()
+
+    def total(x: Any, w: Any) -> Any:
+        return (jnp.square(conv(x, w, stride)) / len(x)).sum()
+
+    expected = jax.jit(jax.value_and_grad(total, (0, 1)))(x, w)
+    split = jax.device_put(x, batch_sharding(mesh)), jax.device_put(w, replicated(mesh))
+    value = jax.jit(jax.value_and_grad(total, (0, 1)))(*split)
+    assert value[1][0].sharding.is_equivalent_to(batch_sharding(mesh), ndim=4)
+    for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # Sums in another order.
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_rule_can_be_differentiated_again(stride):
+    x, w, _, _ = arrays("one image, odd size")
+
+    def gradient_norm(convolve: Any, w: Any) -> Any:
+        return jnp.square(jax.grad(lambda x: jnp.sum(jnp.tanh(convolve(x, w))))(x)).sum()
+
+    def convolve(x: Any, w: Any) -> Any:
+        return jax.lax.conv_general_dilated(
+            x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    value = jax.jit(jax.grad(lambda w: gradient_norm(lambda x, w: conv(x, w, stride), w)))(w)
+    expected = jax.jit(jax.grad(lambda w: gradient_norm(convolve, w)))(w)
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gpus_get_the_derived_gradients_and_cpus_matrix_products():
+    x, w, dy, _ = arrays("3x3")
+    traced = jax.jit(partial(forward_and_gradients, stride=1)).trace(x, w, dy)
+    programs = {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert {name: "dot_general" in text for name, text in programs.items()} == {
+        "cpu": True,
+        "cuda": False,
+        "tpu": False,
+    }
+
+
+@pytest.mark.parametrize("size", [(4, 4), (1, 3), (33, 31)])
+def test_convolving_the_doubled_image_is_convolving_its_repeated_pixels(size):
+    rng = np.random.default_rng(0)
+    shapes = (2, *size, 3), (3, 3, 3, 4), (2, 2 * size[0], 2 * size[1], 4)
+    x, w, dy = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    y, pullback = jax.vjp(jax.jit(conv_of_doubled), x, w)
+    dx, dw = pullback(dy)
+    repeated = np.asarray(x).repeat(2, axis=1).repeat(2, axis=2)
+    expected, d_repeated, expected_dw = loops(repeated, w, dy, 1)
+    expected_dx = d_repeated.reshape(2, size[0], 2, size[1], 2, 3).sum((2, 4))
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(dx, expected_dx, rtol=1e-5, atol=1e-4)
+    # float32 sums of up to 8184 products of unit variance.
+    np.testing.assert_allclose(dw, expected_dw, rtol=1e-5, atol=1e-3)
+
+
+def test_the_doubled_image_costs_four_ninths_of_the_multiplications():
+    x, w = jnp.ones((1, 16, 16, 8)), jnp.ones((3, 3, 8, 8))
+    repeated = x.repeat(2, axis=1).repeat(2, axis=2)
+
+    def multiplications(function: Any, image: Any) -> int:
+        """Counts those of the convolutions in the program, from the shapes of their operands."""
+        count = 0
+        for equation in jax.make_jaxpr(function)(image, w).eqns:
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                for inside in inner.eqns:
+                    if inside.primitive.name == "conv_general_dilated":
+                        kernel: Any = inside.invars[1].aval
+                        output: Any = inside.outvars[0].aval
+                        count += math.prod(output.shape) * math.prod(kernel.shape[:3])
+        return count
+
+    assert multiplications(conv, repeated) == 32 * 32 * 9 * 8 * 8
+    assert multiplications(conv_of_doubled, x) * 9 == 32 * 32 * 9 * 8 * 8 * 4
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-8)])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 4, 3)])
+def test_the_product_and_both_gradients_are_those_in_float64(compiled, shape, dtype, tolerance):
+    rng = np.random.default_rng(0)
+    arrays = (rng.normal(size=s) for s in (shape, (3, 6), (*shape[:-1], 6)))
+    x, w, dy = (jnp.asarray(a, dtype) for a in arrays)
+
+    def both(x: Any, w: Any, dy: Any) -> Any:
+        y, pullback = jax.vjp(matmul, x, w)
+        return y, *pullback(dy)
+
+    exact = [np.asarray(a, np.float64) for a in (x, w, dy)]
+    rows, columns = exact[0].reshape(-1, 3), exact[2].reshape(-1, 6)
+    expected = exact[0] @ exact[1], exact[2] @ exact[1].T, rows.T @ columns
+    for value, right in zip(compiled(both)(x, w, dy), expected, strict=True):
+        assert value.dtype == dtype
+        np.testing.assert_allclose(np.asarray(value, np.float64), right, rtol=tolerance, atol=1e-3)

@@ -1,0 +1,64 @@
+"""Meshes and where arrays lie on them, on eight simulated devices."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.parallel.sharding import (
+    batch_sharding,
+    fetch,
+    local_rows,
+    make_mesh,
+    put,
+    replicated,
+)
+
+
+@pytest.mark.parametrize(("data", "size"), [(-1, 8), (1, 1), (4, 4), (8, 8)])
+def test_a_mesh_has_the_devices_asked_for(data, size):
+    assert make_mesh(data).shape == {"data": size}
+
+
+@pytest.mark.parametrize("data", [0, -2, 9])
+def test_a_mesh_of_devices_that_are_not_there_says_how_many_there_are(data):
+    with pytest.raises(InputError, match=f"mesh.data is {data}; it must be -1 or from 1 to 8"):
+        make_mesh(data)
+
+
+def test_all_devices_are_needed_where_there_are_several_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match="mesh.data is 4; several processes need all 8 devices"):
+        make_mesh(4)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_batch_is_split_along_its_axis_and_comes_back_whole(axis):
+    values = np.arange(3 * 16).reshape((16, 3) if axis == 0 else (3, 16))
+    array = put(batch_sharding(make_mesh(), axis), values)
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[axis].start)
+    for i, shard in enumerate(shards):
+        np.testing.assert_array_equal(shard.data, values.take([2 * i, 2 * i + 1], axis))
+    np.testing.assert_array_equal(fetch(array), values)
+
+
+def test_a_replicated_array_is_whole_on_every_device():
+    array = jax.device_put(np.arange(3), replicated(make_mesh()))
+    assert [shard.data.shape for shard in array.addressable_shards] == [(3,)] * 8
+
+
+def test_put_and_fetch_take_trees_and_keep_types():
+    batch = {"image": np.zeros((8, 2), np.uint8), "label": np.arange(8, dtype=np.int32)}
+    back = fetch(put(batch_sharding(make_mesh()), batch))
+    assert back.keys() == batch.keys()
+    assert back["image"].dtype == np.uint8 and back["label"].dtype == np.int32
+    np.testing.assert_array_equal(back["label"], batch["label"])
+
+
+def test_the_rows_of_all_processes_make_up_the_batch(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    rows = []
+    for process in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        rows.extend(range(24)[local_rows(24)])
+    assert rows == list(range(24))

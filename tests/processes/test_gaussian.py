@@ -1,0 +1,158 @@
+"""The Gaussian process against the one-step kernel iterated, and against Bayes' rule on a grid."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.processes import gaussian
+from diffusion_jax.processes.schedules import SCHEDULES, Schedule, make_schedule
+
+SCHEDULE = make_schedule("linear", 60, 1e-3, 0.2)
+
+
+def images(rng, *shape: int) -> jax.Array:
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "jsd"])
+def test_q_sample_has_the_moments_of_the_iterated_kernel(compiled, name):
+    schedule = make_schedule(name, 60)
+    t = jnp.arange(60)
+    ones, zeros = jnp.ones((60, 1, 1, 1)), jnp.zeros((60, 1, 1, 1))
+    q_sample = compiled(gaussian.q_sample)
+    scale = q_sample(schedule, ones, t, zeros)[:, 0, 0, 0]
+    std = q_sample(schedule, zeros, t, ones)[:, 0, 0, 0]
+
+    mean, variance = 1.0, 0.0
+    for step, beta in enumerate(schedule.betas.astype(float)):
+        mean, variance = np.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
+        # jsd ends at 0, kept at 2e-9. The betas are read in float32: 60 relative errors of 6e-8 add
+        # up, times 1 / (1 - beta) = 1e3 for cosine.
+        np.testing.assert_allclose(scale[step], mean, rtol=6e-5, atol=1e-8)
+        np.testing.assert_allclose(std[step] ** 2, variance, rtol=5e-6)
+
+
+def test_q_sample_agrees_with_simulating_the_chain(rng):
+    n, steps = 40_000, 10
+    x = np.full(n, 0.8)
+    for beta in SCHEDULE.betas[:steps].astype(float):
+        x = np.sqrt(1 - beta) * x + np.sqrt(beta) * rng.normal(size=n)
+    direct = gaussian.q_sample(
+        SCHEDULE, jnp.full((n, 1), 0.8), jnp.full((n,), steps - 1), images(rng, n, 1)
+    )
+    # Five standard errors of a difference of means, and of a relative difference of variances.
+    np.testing.assert_allclose(np.mean(direct), x.mean(), atol=5 * x.std() * np.sqrt(2 / n))
+    np.testing.assert_allclose(np.var(direct), x.var(), rtol=5 * np.sqrt(2 * 2 / n))
+
+
+@pytest.mark.parametrize("t", [1, 2, 20, 59])
+def test_q_posterior_is_bayes_rule_on_a_grid(compiled, t):
+    x0, x_t = 0.4, -0.3
+    betas = SCHEDULE.betas.astype(float)
+    prior_mean, prior_variance = x0, 0.0
+    for beta in betas[:t]:
+        prior_mean, prior_variance = (
+            np.sqrt(1 - beta) * prior_mean,
+            (1 - beta) * prior_variance + beta,
+        )
+    grid = np.linspace(-12, 12, 2_400_001) * np.sqrt(prior_variance) + prior_mean
+    log_density = -((grid - prior_mean) ** 2) / (2 * prior_variance)
+    log_density += -((x_t - np.sqrt(1 - betas[t]) * grid) ** 2) / (2 * betas[t])
+    weights = np.exp(log_density - log_density.max())
+    weights /= weights.sum()
+    mean = weights @ grid
+    variance = weights @ (grid - mean) ** 2
+
+    posterior = compiled(gaussian.q_posterior)(
+        SCHEDULE, jnp.full((1, 1, 1, 1), x0), jnp.full((1, 1, 1, 1), x_t), jnp.array([t])
+    )
+    # Sums over the grid are exact to 1e-9; the rest is float32.
+    np.testing.assert_allclose(posterior.mean.item(), mean, atol=1e-6)
+    np.testing.assert_allclose(posterior.variance.item(), variance, rtol=2e-6)
+    np.testing.assert_allclose(posterior.log_variance.item(), np.log(variance), atol=2e-6)
+
+
+def test_first_posterior_is_the_clean_image(rng):
+    x0, x_t = images(rng, 3, 4, 4, 1), images(rng, 3, 4, 4, 1)
+    posterior = gaussian.q_posterior(SCHEDULE, x0, x_t, jnp.zeros(3, int))
+    np.testing.assert_array_equal(posterior.mean, x0)
+    np.testing.assert_array_equal(posterior.variance, 0)
+    assert posterior.variance.shape == posterior.log_variance.shape == (3, 1, 1, 1)
+
+
+@pytest.mark.parametrize("shape", [(2,), (4, 4, 3), ()])
+def test_conversions_between_eps_x0_and_v_are_inverse(compiled, rng, shape):
+    t = jnp.array([0, 5, 20, 40, 59])
+    x0, eps = images(rng, 5, *shape), images(rng, 5, *shape)
+
+    def convert(x0, eps):
+        x_t = gaussian.q_sample(SCHEDULE, x0, t, eps)
+        v = gaussian.v_from_x0_eps(SCHEDULE, x0, t, eps)
+        return (
+            (gaussian.x0_from_eps(SCHEDULE, x_t, t, eps), x0),
+            (gaussian.eps_from_x0(SCHEDULE, x_t, t, x0), eps),
+            (gaussian.x0_from_v(SCHEDULE, x_t, t, v), x0),
+            (gaussian.eps_from_v(SCHEDULE, x_t, t, v), eps),
+        )
+
+    for value, expected in compiled(convert)(x0, eps):
+        # Dividing by sqrt(alpha_bar) >= 0.05 or by sqrt(1 - alpha_bar) >= 0.03 magnifies a rounding
+        # of 1e-7.
+        np.testing.assert_allclose(value, expected, atol=2e-5)
+
+
+def test_v_is_the_derivative_of_x_t_along_the_angle(rng):
+    # Salimans & Ho (2022): x_phi = cos(phi) x0 + sin(phi) eps and v = dx/dphi.
+    t, x0, eps = 30, rng.normal(size=7), rng.normal(size=7)
+    phi = np.arccos(np.sqrt(np.prod(1 - SCHEDULE.betas[: t + 1].astype(float))))
+    x = [np.cos(angle) * x0 + np.sin(angle) * eps for angle in (phi - 1e-6, phi + 1e-6)]
+    v = gaussian.v_from_x0_eps(
+        SCHEDULE,
+        jnp.asarray(x0[None], jnp.float32),
+        jnp.array([t]),
+        jnp.asarray(eps[None], jnp.float32),
+    )
+    np.testing.assert_allclose(v[0], (x[1] - x[0]) / 2e-6, atol=2e-6)
+
+
+def test_score_is_the_gradient_of_the_log_density(compiled, rng):
+    # For one clean image, q(x_t | x_0) is normal and its score is known from autodiff of the log
+    # density.
+    t, x0, eps = jnp.array([3, 30]), images(rng, 2, 5), images(rng, 2, 5)
+    x_t = gaussian.q_sample(SCHEDULE, x0, t, eps)
+    alpha_bar = jnp.asarray(
+        np.cumprod(1 - SCHEDULE.betas.astype(float))[np.array([3, 30])], jnp.float32
+    )
+
+    def log_density(x):
+        residual = x - jnp.sqrt(alpha_bar)[:, None] * x0
+        return -jnp.sum(residual**2 / (2 * (1 - alpha_bar[:, None])))
+
+    score = compiled(gaussian.score_from_eps)(SCHEDULE, eps, t)
+    np.testing.assert_allclose(score, jax.grad(log_density)(x_t), rtol=1e-4, atol=1e-4)
+
+
+def test_clipping_limits_pixels_to_their_range():
+    clipped = gaussian.clip_x0(jnp.array([[-3.0, -1.0, 0.25, 1.0, 7.0]]))
+    np.testing.assert_array_equal(clipped, [[-1, -1, 0.25, 1, 1]])
+
+
+def test_a_step_beyond_the_schedule_gives_nan():
+    x = jnp.ones((2, 1))
+    x_t = gaussian.q_sample(SCHEDULE, x, jnp.array([59, 60]), x)
+    np.testing.assert_array_equal(np.isnan(x_t[:, 0]), [False, True])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_conversions_are_finite_on_every_step_of_every_schedule(rng, name):
+    schedule: Schedule = make_schedule(name, 100)
+    t = jnp.arange(100)
+    x, y = images(rng, 100, 3), images(rng, 100, 3)
+    for function in (
+        gaussian.x0_from_eps,
+        gaussian.eps_from_x0,
+        gaussian.x0_from_v,
+        gaussian.eps_from_v,
+    ):
+        assert np.isfinite(function(schedule, x, t, y)).all()

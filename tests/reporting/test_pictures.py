@@ -1,0 +1,93 @@
+"""Pictures: layout of grids and strips, PNG files, the loss curve."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.reporting.pictures import (
+    grid,
+    load_png,
+    magnified,
+    save_loss_curve,
+    save_png,
+    strip,
+)
+
+
+def flat_images(*values: int, shape: tuple[int, int, int] = (2, 3, 1)) -> np.ndarray:
+    """Returns one image a value, each of that value alone."""
+    return np.stack([np.full(shape, value, np.uint8) for value in values])
+
+
+def test_a_grid_is_row_by_row_on_white_with_margins_of_two_pixels():
+    picture = grid(flat_images(10, 20, 30, 40, 50))  # 3 columns, 2 rows of images of 2x3 pixels
+    assert picture.shape == (2 + 2 * (2 + 2), 2 + 3 * (3 + 2), 1)
+    expected = np.full(picture.shape, 255)
+    for i, value in enumerate((10, 20, 30, 40, 50)):
+        top, left = 2 + i // 3 * 4, 2 + i % 3 * 5
+        expected[top : top + 2, left : left + 3] = value
+    np.testing.assert_array_equal(picture, expected)
+
+
+@pytest.mark.parametrize(("n", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (16, 4, 4), (17, 5, 4)])
+def test_a_grid_is_as_near_to_a_square_as_can_be(n, columns, rows):
+    picture = grid(np.zeros((n, 1, 1, 3), np.uint8))
+    assert picture.shape == (2 + 3 * rows, 2 + 3 * columns, 3)
+
+
+def test_a_grid_takes_the_columns_it_is_given():
+    assert grid(flat_images(*range(6)), columns=6).shape == (2 + 4, 2 + 6 * 5, 1)
+
+
+@pytest.mark.parametrize(("side", "factor"), [(8, 7), (28, 2), (32, 2), (64, 1), (256, 1)])
+def test_tiny_images_are_magnified_pixel_by_pixel(side, factor):
+    images = np.arange(side, dtype=np.uint8)[None, :, None, None].repeat(side, axis=2)
+    large = magnified(images)
+    assert large.shape == (1, side * factor, side * factor, 1)
+    np.testing.assert_array_equal(large[0, :, 0, 0], np.arange(side).repeat(factor))
+
+
+def test_a_strip_has_two_rows_an_image_x_t_above_x0_and_a_column_a_frame():
+    # Frame f of image i: x_t is 10 i + f, x0_hat is 100 more.
+    x_t = np.stack([flat_images(f, 10 + f, shape=(64, 64, 3)) for f in range(3)])
+    picture = strip(x_t, x_t + 100)
+    assert picture.shape == (2 + 4 * 66, 2 + 3 * 66, 3)
+    middles = picture[2 + 32 :: 66, 2 + 32 :: 66, 0]
+    np.testing.assert_array_equal(
+        middles, [[0, 1, 2], [100, 101, 102], [10, 11, 12], [110, 111, 112]]
+    )
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_a_png_gives_the_same_pixels_back_and_replaces_the_one_before(
+    tmp_path, rng, channels, mode
+):
+    path = tmp_path / "new" / "folder" / "image.png"
+    for _ in range(2):
+        pixels = rng.integers(0, 256, (5, 7, channels), np.uint8)
+        save_png(path, pixels)
+        np.testing.assert_array_equal(load_png(path), pixels)
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.mode == mode and image.size == (7, 5)
+    assert [file.name for file in path.parent.iterdir()] == ["image.png"]
+
+
+def test_a_damaged_png_is_an_os_error(tmp_path, rng):
+    path = tmp_path / "image.png"
+    save_png(path, rng.integers(0, 256, (50, 50, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(OSError):
+        load_png(path)
+
+
+def test_the_loss_curve_is_a_png_with_a_line_for_each_metric_there_is(tmp_path):
+    path = tmp_path / "loss.png"
+    save_loss_curve(path, [])
+    empty = load_png(path)
+    rows = [{"step": k, "loss": 1 / k, "loss_q1": 2 / k, "loss_q2": None} for k in range(1, 5)]
+    save_loss_curve(path, [*rows, {"step": 4, "eval_loss": 0.5}])
+    drawn = load_png(path)
+    assert drawn.shape == empty.shape and min(drawn.shape[:2]) > 400
+    red = (drawn[..., 0] > 150) & (drawn[..., 1] < 80) & (drawn[..., 2] < 80)  # held-out loss
+    assert red.any() and not ((empty[..., 0] > 150) & (empty[..., 1] < 80)).any()
+    assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]

@@ -1,0 +1,449 @@
+"""The train step: optimiser, average, metrics, noise, accumulation, several devices; the dispatches."""
+
+import dataclasses
+import itertools
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion_jax.commands.train import dispatch_sizes
+from diffusion_jax.data import from_arrays
+from diffusion_jax.losses import simple_loss
+from diffusion_jax.models import MLP, Model, as_functions
+from diffusion_jax.models.layers import Conv, ResBlock, SelfAttention, time_embedding
+from diffusion_jax.parallel.sharding import batch_sharding, fetch, make_mesh, put, replicated
+from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.training.held_out import make_held_out_loss
+from diffusion_jax.training.state import (
+    TrainState,
+    abstract_state,
+    create_state,
+    ema_decay_at,
+    make_optimizer,
+)
+from diffusion_jax.training.step import (
+    TrainStep,
+    loss_function,
+    make_eval_step,
+    make_multi_step,
+    make_train_step,
+)
+
+T = 100
+
+# Most of the time here is compilation, and most of that is the optimisation of machine code.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def toy_loss(params: Any, x0: Any, t: Any, eps: Any, labels: Any, key: Any) -> Any:
+    """A loss that every input but the dropout key has a part in."""
+    time = t[:, None, None, None] / T
+    error = params["w"][None, None, None, :] * x0 + params["b"] * eps - time
+    return jnp.square(error).mean((1, 2, 3)) + (0 if labels is None else 0.1 * labels)
+
+
+def new_state(optimizer: optax.GradientTransformation, params: Any = None) -> TrainState:
+    params = {"w": [0.5, -1.0, 2.0], "b": 0.3} if params is None else params
+    # Of one type from the start: a weakly typed scalar would compile each step twice.
+    params = jax.tree.map(jnp.float32, params, is_leaf=lambda x: isinstance(x, list))
+    return create_state(jax.random.key(0), Model(lambda key: params, lambda *_: None), optimizer)  # type: ignore[arg-type]
+
+
+def make_batch(k: int = 0, size: int = 8, shape: tuple = (2, 2, 3)) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(k)
+    images = rng.integers(0, 256, (size, *shape), np.uint8)
+    return {
+        "image": jnp.asarray(images),
+        "label": jnp.asarray(rng.integers(0, 10, size), jnp.int32),
+    }
+
+
+def toy_step(optimizer: optax.GradientTransformation, loss: Any = toy_loss, **changes) -> TrainStep:
+    settings: dict[str, Any] = dict(num_timesteps=T, ema_decay=0.99)
+    return make_train_step(loss, optimizer, jax.random.key(7), **{**settings, **changes})
+
+
+def assert_close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+# ---- optimiser and average ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grad_clip", [1.0, 0.0])
+@pytest.mark.parametrize("warmup_steps", [4, 0])
+def test_optimizer_is_adam_with_warm_up_and_clipping_done_by_hand(warmup_steps, grad_clip):
+    gradients = np.array(
+        [[3.0, 4.0], [0.3, -0.4], [-30.0, 40.0], [0.0, 0.5], [6.0, 0.0], [1.0, 1.0]]
+    )
+    optimizer = make_optimizer(0.01, warmup_steps, grad_clip)
+    params = jnp.array([1.0, -1.0])
+    state = optimizer.init(params)
+    update = jit(optimizer.update)
+    mean = variance = np.zeros(2)
+    expected = np.array(params, np.float64)
+    for k, gradient in enumerate(gradients):
+        updates, state = update(jnp.asarray(gradient, jnp.float32), state, params)
+        params = jnp.asarray(optax.apply_updates(params, updates))
+        if grad_clip:
+            gradient = gradient * min(1.0, grad_clip / np.linalg.norm(gradient))
+        mean = 0.9 * mean + 0.1 * gradient
+        variance = 0.999 * variance + 0.001 * gradient**2
+        rate = 0.01 * min(1.0, (k + 1) / warmup_steps) if warmup_steps else 0.01
+        unbiased = np.sqrt(variance / (1 - 0.999 ** (k + 1))) + 1e-8
+        expected = expected - rate * mean / (1 - 0.9 ** (k + 1)) / unbiased
+        np.testing.assert_allclose(params, expected, rtol=1e-5)  # float32
+
+
+def test_decay_of_the_average_warms_up():
+    steps = np.array([0, 1, 8, 90, 10_000])
+    values = [ema_decay_at(jnp.asarray(k), 0.99) for k in steps]
+    np.testing.assert_allclose(values, [1 / 10, 2 / 11, 9 / 18, 91 / 100, 0.99], rtol=1e-6)
+
+
+def test_average_follows_the_parameters_and_forgets_their_random_start():
+    # Clipped gradient descent on a slope: w falls by 1 a step, so it is 1000 - k after k steps.
+    def slope(params: Any, x0: Any, *_: Any) -> Any:
+        return 5 * params + 0 * x0.mean((1, 2, 3))
+
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+    step = jit(toy_step(optimizer, slope, ema_decay=0.9999))
+    state = new_state(optimizer, 1000.0)
+    expected = 1000.0
+    for k in range(20):
+        state = step(state, make_batch())
+        decay = min(0.9999, (1 + k) / (10 + k))
+        expected = decay * expected + (1 - decay) * (1000.0 - (k + 1))
+        np.testing.assert_allclose(state.params, 1000.0 - (k + 1))
+        np.testing.assert_allclose(state.ema_params, expected, rtol=1e-6)
+    assert state.ema_params < 990  # With a decay of 0.9999 throughout it would still be at 999.98.
+
+
+# ---- batches in pieces, steps in groups ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_four_micro_batches_are_one_batch(conditional):
+    optimizer = optax.sgd(0.1)
+    states = []
+    for accumulate in (1, 4):
+        step = toy_step(optimizer, conditional=conditional, accumulate=accumulate, flip=True)
+        state, step = new_state(optimizer), jit(step)
+        for k in range(3):
+            state = step(state, make_batch(k))
+        states.append(state)
+    assert_close(
+        states[1], states[0]
+    )  # The same sums in another order; plain SGD enlarges nothing.
+
+
+def test_micro_batches_have_dropout_of_their_own():
+    def dropout_noise(params: Any, x0: Any, t: Any, eps: Any, labels: Any, key: Any) -> Any:
+        return params * jax.random.normal(key, (len(x0),))
+
+    def gradient(accumulate: int) -> Any:
+        step = toy_step(optax.sgd(1.0), dropout_noise, accumulate=accumulate)
+        state = jit(step)(new_state(optax.sgd(1.0), 1.0), make_batch(size=64))
+        return state.metrics.quartile_loss.sum()
+
+    # Equal noise in each of the 16 pieces of 4 would multiply the sum of one by 16.
+    key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 4)[3]
+    pieces = [jax.random.normal(jax.random.fold_in(key, i), (4,)).sum() for i in range(16)]
+    np.testing.assert_allclose(gradient(16), sum(pieces), rtol=1e-5)
+
+
+def test_three_steps_in_one_scan_are_three_steps():
+    optimizer = make_optimizer(0.01, 2)
+    step = toy_step(optimizer, flip=True, log_every=2)
+    batches = [make_batch(k) for k in range(3)]
+    single, compiled = new_state(optimizer), jit(step)
+    for batch in batches:
+        single = compiled(single, batch)
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
+    together = jit(make_multi_step(step, 3))(new_state(optimizer), stacked)
+    assert_close(together, single)  # Two programs, fused differently.
+    assert together.step == 3 and together.metrics.steps == 1
+
+
+def test_one_step_a_dispatch_is_the_step_itself():
+    step = toy_step(optax.sgd(0.1))
+    assert make_multi_step(step, 1) is step
+
+
+# ---- metrics -----------------------------------------------------------------------------------------
+
+
+def test_metrics_are_sums_since_the_last_multiple_of_log_every():
+    # The loss of an image is its t; the gradient (3, 4) is clipped, and then divided by 10.
+    def timestep_loss(params: Any, x0: Any, t: Any, *_: Any) -> Any:
+        slope = params @ jnp.array([3.0, 4.0])
+        return t + slope - jax.lax.stop_gradient(slope)
+
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+    step = jit(toy_step(optimizer, timestep_loss, log_every=3, num_timesteps=4))
+    state = new_state(optimizer, [0.0, 0.0])
+    earlier_loss = 0.0
+    for k in range(7):
+        state = step(state, make_batch(size=64))
+        m, steps = state.metrics, k % 3 + 1
+        assert m.steps == steps and m.bad_step == -1
+        np.testing.assert_allclose(m.grad_norm, 5 * steps, rtol=1e-6)  # Before clipping.
+        np.testing.assert_allclose(m.param_norm, 0.1 * (k + 1), rtol=1e-5)  # After the step.
+        assert m.quartile_images.sum() == 64 * steps
+        np.testing.assert_allclose(m.quartile_loss.sum() / 64, m.loss, rtol=1e-6)
+        np.testing.assert_allclose(m.quartile_loss, np.arange(4) * m.quartile_images, rtol=1e-6)
+        if steps > 1:
+            assert m.loss > earlier_loss
+        earlier_loss = m.loss
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "parameters"])
+def test_the_first_step_that_is_not_finite_is_remembered(what):
+    def loss(params: Any, x0: Any, *_: Any) -> Any:
+        bad = x0.max() > 0
+        value = {
+            "loss": jnp.where(bad, jnp.nan, params),
+            "gradient": jnp.sqrt(jnp.where(bad, 0 * params, 1.0)),  # An infinite slope at 0.
+            "parameters": params * jnp.where(bad, 100.0, 0.0),  # Times the rate: past float32.
+        }[what]
+        return value + 0 * x0.mean((1, 2, 3))
+
+    optimizer = optax.sgd(1e37 if what == "parameters" else 0.0)
+    step = jit(toy_step(optimizer, loss, log_every=2))
+    state = new_state(optimizer, 1.0)
+    found = []
+    for pixel in (0, 0, 255, 0, 255, 0):
+        batch = {
+            "image": jnp.full((8, 1, 1, 1), pixel, jnp.uint8),
+            "label": jnp.zeros(8, jnp.int32),
+        }
+        state = step(state, batch)
+        found.append(int(state.metrics.bad_step))
+        state = dataclasses.replace(state, params=jnp.float32(1.0))
+    assert found == [-1, -1, 3, 3, 3, 3]
+
+
+# ---- randomness --------------------------------------------------------------------------------------
+
+
+def draws(steps: int = 1, size: int = 4096, **changes: Any) -> list[dict[str, Any]]:
+    """Returns what the loss was given at each step, for images that are black left and white right."""
+    seen = []
+
+    def record(params: Any, x0: Any, t: Any, eps: Any, labels: Any, key: Any) -> Any:
+        seen.append({"x0": np.asarray(x0), "t": np.asarray(t), "eps": np.asarray(eps),
+                     "labels": labels, "key": jax.random.key_data(key)})  # fmt: skip
+        return params * jnp.ones(len(x0))
+
+    step = toy_step(optax.sgd(0.1), record, **changes)
+    images = jnp.broadcast_to(jnp.array([0, 255], jnp.uint8)[None, None, :, None], (size, 1, 2, 1))
+    state = new_state(optax.sgd(0.1), 1.0)
+    for _ in range(steps):
+        state = step(state, {"image": images, "label": jnp.arange(size)})
+    return seen
+
+
+def test_timesteps_are_uniform_and_noise_is_standard_normal():
+    (seen,) = draws(num_timesteps=8)
+    counts = np.bincount(seen["t"], minlength=8)
+    assert len(counts) == 8
+    np.testing.assert_allclose(counts, 512, atol=5 * np.sqrt(4096 * 7 / 64))  # five sigma
+    eps = seen["eps"]
+    np.testing.assert_allclose(eps.mean(), 0, atol=5 / np.sqrt(eps.size))
+    np.testing.assert_allclose(eps.var(), 1, atol=5 * np.sqrt(2 / eps.size))
+
+
+def test_half_of_the_images_are_mirrored_if_asked_for():
+    left = draws(flip=True)[0]["x0"][:, 0, 0, 0]
+    assert set(np.unique(left)) == {-1.0, 1.0}
+    np.testing.assert_allclose(left.mean(), 0, atol=5 / np.sqrt(4096))
+    np.testing.assert_array_equal(draws()[0]["x0"][:, 0, 0, 0], -1)
+
+
+def test_every_step_draws_anew_and_draws_the_same_again():
+    first, again = draws(steps=2, size=64), draws(steps=2, size=64)
+    for name in ("t", "eps", "key"):
+        assert not np.array_equal(first[0][name], first[1][name])
+        np.testing.assert_array_equal(first[0][name], again[0][name])
+        np.testing.assert_array_equal(first[1][name], again[1][name])
+
+
+def test_labels_are_given_to_conditional_losses_only():
+    assert draws(size=8)[0]["labels"] is None
+    np.testing.assert_array_equal(draws(size=8, conditional=True)[0]["labels"], np.arange(8))
+
+
+# ---- a whole model -----------------------------------------------------------------------------------
+
+
+class Blocks(nn.Module):
+    """What a U-Net is made of, with little to compile."""
+
+    @nn.compact
+    def __call__(self, x: Any, t: Any, labels: Any = None, train: bool = False) -> Any:
+        h = ResBlock(8, 0.1, jnp.float32)(Conv(8)(x), time_embedding(t, 8), train)
+        return Conv(x.shape[-1])(SelfAttention(jnp.float32)(h))
+
+
+def test_one_device_and_eight_have_the_same_loss_curve():
+    model = as_functions(Blocks(), (8, 8, 1))
+    optimizer = make_optimizer(1e-3, 5)
+    loss = loss_function(simple_loss, make_schedule("linear", T), "eps", model.apply)
+    step = make_train_step(
+        loss, optimizer, jax.random.key(1), num_timesteps=T, ema_decay=0.99, flip=True
+    )
+    batches = [make_batch(k, 16, (8, 8, 1)) for k in range(10)]
+    create = jit(partial(create_state, model=model, optimizer=optimizer))
+    initial = fetch(create(jax.random.key(2)))
+    curves = []
+    for devices in (1, 8):
+        mesh = make_mesh(devices)
+        state = jax.device_put(initial, replicated(mesh))
+        compiled = jit(
+            lambda state, batch: (step(state, batch), 0),
+            donate_argnums=0,
+            out_shardings=replicated(mesh),
+        )
+        before = state
+        for batch in batches:
+            before = state
+            state, _ = compiled(state, put(batch_sharding(mesh), batch))
+        large = jax.tree.leaves((before.params, before.ema_params, before.opt_state))
+        assert all(leaf.is_deleted() for leaf in large), "not donated"
+        curves.append(fetch(state))
+    one, eight = curves
+    assert one.step == eight.step == 10
+    # The sums over the batch are split: float32 rounding, which ten steps hardly enlarge.
+    assert_close(eight.metrics.loss, one.metrics.loss, rtol=1e-5)
+    assert_close(eight.metrics.quartile_loss, one.metrics.quartile_loss, rtol=1e-4)
+    np.testing.assert_array_equal(eight.metrics.quartile_images, one.metrics.quartile_images)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_training_reduces_the_loss(prediction):
+    model = as_functions(MLP(channels=32, num_res_blocks=1), (1, 1, 2))
+    optimizer = make_optimizer(1e-2, 10)
+    loss = loss_function(simple_loss, make_schedule("cosine", T), prediction, model.apply)
+    step = make_train_step(
+        loss, optimizer, jax.random.key(1), num_timesteps=T, ema_decay=0.9, log_every=20
+    )
+    # One image again and again: a network can tell the noise from it exactly.
+    batch = {
+        "image": jnp.broadcast_to(jnp.array([0, 200], jnp.uint8), (20, 64, 1, 1, 2)),
+        "label": jnp.zeros((20, 64), jnp.int32),
+    }
+    steps = jit(make_multi_step(step, 20))
+    state = jit(partial(create_state, model=model, optimizer=optimizer))(jax.random.key(0))
+    curve = []
+    for _ in range(10):
+        state = steps(state, batch)
+        curve.append(float(state.metrics.loss) / 20)
+    assert state.metrics.bad_step == -1
+    assert curve[-1] < 0.25 * curve[0]
+
+
+# ---- held-out loss -----------------------------------------------------------------------------------
+
+
+def test_held_out_timesteps_are_spread_evenly_whatever_part_of_the_batch_counts():
+    def timestep(params: Any, x0: Any, t: Any, eps: Any, labels: Any, key: Any) -> Any:
+        assert key is None  # No dropout.
+        return t.astype(jnp.float32)
+
+    step = make_eval_step(timestep, jax.random.key(0), num_timesteps=T, conditional=False)
+    t = np.asarray(jit(step)(None, make_batch(size=200), 0))
+    assert t.min() == 0 and t.max() == T - 1
+    for count in (10, 50, 200):
+        # The mean of a sequence of such low discrepancy is off by less than T / count.
+        np.testing.assert_allclose(t[:count].mean(), (T - 1) / 2, atol=T / count)
+    np.testing.assert_array_equal(t, jit(step)(None, make_batch(k=5, size=200), 0))
+    assert not np.array_equal(t, jit(step)(None, make_batch(size=200), 1))
+
+
+@pytest.mark.parametrize("num_images", [10, 19, 100])
+def test_held_out_loss_is_the_mean_over_the_first_images_each_counted_once(num_images):
+    def brightness(params: Any, x0: Any, t: Any, eps: Any, labels: Any, key: Any) -> Any:
+        return params * (x0.mean((1, 2, 3)) + labels)
+
+    images, labels = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1) * 5, np.arange(20) % 3
+    held_out = make_held_out_loss(
+        brightness,
+        from_arrays(images, labels, ("a", "b", "c")),
+        make_mesh(),
+        jax.random.key(0),
+        num_timesteps=T,
+        conditional=True,
+        num_images=num_images,
+        batch_size=6,  # Rounded up to 8 devices: 10, 19 and 20 images leave a batch half full.
+    )
+    n = min(num_images, 20)
+    expected = 2 * (images[:n].mean() / 127.5 - 1 + labels[:n].mean())
+    np.testing.assert_allclose(held_out(jnp.array(2.0)), expected, rtol=1e-5)
+
+
+# ---- dispatches --------------------------------------------------------------------------------------
+
+
+def random_settings() -> list[tuple[int, int, tuple[int, ...]]]:
+    """Returns (num_steps, per_dispatch, everys)."""
+    rng = np.random.default_rng(0)
+    return [
+        (
+            int(rng.integers(1, 200)),
+            int(rng.integers(1, 13)),
+            tuple(int(every) for every in rng.choice([0, 1, 3, 10, 24, 50], rng.integers(1, 4))),
+        )
+        for _ in range(200)
+    ]
+
+
+def test_dispatches_end_at_every_event_and_at_the_end():
+    for num_steps, per_dispatch, everys in random_settings():
+        sizes = list(dispatch_sizes(0, num_steps, per_dispatch, everys))
+        assert set(sizes) <= {1, per_dispatch}
+        edges = {0, *itertools.accumulate(sizes)}
+        events = {k for every in everys if every for k in range(0, num_steps, every)}
+        assert events | {num_steps} <= edges
+        assert sum(sizes) == num_steps
+
+
+def test_a_resume_at_any_boundary_has_the_dispatches_of_an_uninterrupted_run():
+    for num_steps, per_dispatch, everys in random_settings():
+        sizes = list(dispatch_sizes(0, num_steps, per_dispatch, everys))
+        for i, start in enumerate([0, *itertools.accumulate(sizes)]):
+            assert list(dispatch_sizes(start, num_steps, per_dispatch, everys)) == sizes[i:]
+
+
+def test_dispatches_are_full_where_no_event_is_near():
+    assert list(dispatch_sizes(0, 35, 10, (20, 0))) == [10, 10, 10, 1, 1, 1, 1, 1]
+    assert list(dispatch_sizes(0, 20, 10, (5,))) == [1] * 20
+    assert list(dispatch_sizes(20, 20, 10, ())) == []
+
+
+# ---- state -------------------------------------------------------------------------------------------
+
+
+def test_the_template_of_a_state_has_its_shapes_types_and_shardings():
+    model, optimizer = as_functions(MLP(channels=8), (1, 1, 2)), make_optimizer()
+    everywhere = replicated(make_mesh())
+    create = jit(partial(create_state, model=model, optimizer=optimizer), out_shardings=everywhere)
+    state, template = create(jax.random.key(0)), abstract_state(model, optimizer, everywhere)
+    described = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
+    )
+    assert described == template
+    assert state.step == 0 and state.metrics.bad_step == -1
+
+
+def test_the_average_starts_as_a_copy_so_that_a_state_can_be_donated():
+    state = new_state(optax.adam(0.1))
+    assert_close(state.ema_params, state.params, rtol=0, atol=0)
+    # Donating one buffer twice is an error.
+    jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)
