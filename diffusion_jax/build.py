@@ -18,6 +18,7 @@ from diffusion_jax import data, losses
 from diffusion_jax.denoiser import PREDICTIONS, make_denoiser
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.models import MODELS, Model, as_functions
+from diffusion_jax.models.layers import group_count
 from diffusion_jax.processes.schedules import SCHEDULES, Schedule, make_schedule, respace
 from diffusion_jax.samplers import SAMPLERS, SampleResult, image_keys, sample_loop
 from diffusion_jax.samplers.ancestral import VARIANCES
@@ -130,6 +131,8 @@ def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: in
         arguments |= {
             "channel_mult": tuple(model.channel_mult),
             "attention_resolutions": tuple(model.attention_resolutions),
+            "norm_groups": model.norm_groups,
+            "norm_eps": model.norm_eps,
             "remat": model.remat,
         }
     process = config.process
@@ -209,6 +212,10 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"model.channel_mult is {model.channel_mult}; it must be integers >= 1")
     if model.channels % 4:
         raise InputError(f"model.channels is {model.channels}; it must be divisible by 4")
+    try:
+        group_count(model.channels, model.norm_groups)  # All widths are multiples of this one.
+    except ValueError as error:
+        raise InputError(f"model.{error}") from error
     labels = config.sample.labels
     if labels is not None:
         if model.num_classes == 0:
@@ -228,6 +235,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.num_res_blocks": (1, INF),
     "model.dropout": (0.0, 0.99),
     "model.num_classes": (0, INF),
+    "model.norm_groups": (1, INF),
+    "model.norm_eps": (1e-12, 1.0),
     "process.num_timesteps": (1, INF),
     "optimizer.learning_rate": (0.0, INF),
     "optimizer.warmup_steps": (0, INF),

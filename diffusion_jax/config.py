@@ -54,11 +54,18 @@ def default_config() -> ConfigDict:
             "model": {
                 "name": "unet",
                 "channels": 128,
-                "channel_mult": (1, 2, 2, 2),  # this, attention and remat: of the U-Net alone
+                "channel_mult": (
+                    1,
+                    2,
+                    2,
+                    2,
+                ),  # this, attention, norms and remat: of the U-Net alone
                 "num_res_blocks": 2,
                 "attention_resolutions": (16,),
                 "dropout": 0.0,
                 "num_classes": 0,  # 0: unconditional
+                "norm_groups": unset(int),  # unset: up to 32, of at least four channels
+                "norm_eps": 1e-6,
                 "dtype": "float32",  # of the computation; parameters are float32
                 "remat": False,
             },

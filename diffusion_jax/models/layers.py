@@ -1,6 +1,7 @@
 """Layers of the U-Net: normalisation, convolution, time embedding, residual and attention blocks."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -41,19 +42,45 @@ def time_embedding(t: Float[Array, " b"], channels: int) -> Float[Array, "b c"]:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
+def group_count(channels: int, groups: int | None = None) -> int:
+    """Returns the number of groups of a norm over this many channels.
+
+    Args:
+      channels: Number of channels.
+      groups: The number wanted; None: the largest divisor of `channels` that is at most 32 and leaves
+        at least four channels a group.
+
+    Raises:
+      ValueError: `groups` does not divide `channels`.
+    """
+    if groups is None:
+        most = max(1, min(32, channels // 4))
+        return next(n for n in range(most, 0, -1) if channels % n == 0)
+    if channels % groups:
+        raise ValueError(
+            f"norm_groups is {groups}; it must divide the channels of every norm, of which one has {channels}"
+        )
+    return groups
+
+
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He, 2018) from per-channel sums, in float32.
 
     Same mathematics as `nn.GroupNorm`, but reduced over contiguous axes only: several times faster on
-    the CPU. There are gcd(32, c // 4) equal groups: 32 from 128 channels on, of at least four channels.
+    the CPU.
+
+    Attributes:
+      groups: Number of equal groups; None: as `group_count` chooses.
+      epsilon: Added to the variance.
     """
 
+    groups: int | None = None
     epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, _, _, c = x.shape
-        groups = math.gcd(32, max(c // 4, 1))
+        groups = group_count(c, self.groups)
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
         x = x.astype(jnp.float32)
@@ -117,15 +144,16 @@ class ResBlock(nn.Module):
     features: int
     dropout: float
     dtype: Dtype
+    norm: Callable[..., nn.Module] = GroupNorm
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"], train: bool
     ) -> Float[Array, "b h w d"]:
-        h = nn.swish(GroupNorm(name="norm1")(x))
+        h = nn.swish(self.norm(name="norm1")(x))
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         shift = Dense(self.features, dtype=self.dtype, name="time_proj")(nn.swish(emb))
-        h = nn.swish(GroupNorm(name="norm2")(h + shift[:, None, None, :]))
+        h = nn.swish(self.norm(name="norm2")(h + shift[:, None, None, :]))
         h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=not train)
         h = Conv(self.features, kernel_init=zero_init, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
@@ -137,6 +165,7 @@ class SelfAttention(nn.Module):
     """Single-head self-attention over the pixels, with a residual connection."""
 
     dtype: Dtype
+    norm: Callable[..., nn.Module] = GroupNorm
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -145,7 +174,7 @@ class SelfAttention(nn.Module):
         def dense(name: str, init: nn.initializers.Initializer = default_init) -> Dense:
             return Dense(c, kernel_init=init, dtype=self.dtype, name=name)
 
-        normed = GroupNorm(name="norm")(x).reshape(b, h * w, c)
+        normed = self.norm(name="norm")(x).reshape(b, h * w, c)
         q, k, v = dense("query")(normed), dense("key")(normed), dense("value")(normed)
         logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * c**-0.5, axis=-1).astype(self.dtype)

@@ -1,6 +1,7 @@
 """The U-Net of Ho et al. (2020), Appendix B."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -33,6 +34,8 @@ class UNet(nn.Module):
       attention_resolutions: Heights of the feature maps that get self-attention. The middle always does.
       dropout: Rate inside the residual blocks while training.
       num_classes: Number of classes to condition on; 0 for none.
+      norm_groups: Groups of every norm, a divisor of `channels`; None: as `group_count` chooses.
+      norm_eps: Added to the variances in the norms.
       dtype: Type of the computation. Parameters, norms, softmax and output stay float32.
       remat: Recompute each block in the backward pass instead of keeping its activations.
     """
@@ -43,6 +46,8 @@ class UNet(nn.Module):
     attention_resolutions: Sequence[int] = (16,)
     dropout: float = 0.0
     num_classes: int = 0
+    norm_groups: int | None = None
+    norm_eps: float = 1e-6
     dtype: Dtype = jnp.float32
     remat: bool = False
 
@@ -76,7 +81,7 @@ class UNet(nn.Module):
             if level != 0:
                 h = Upsample(self.dtype, name=f"up_{level}_resize")(h)
 
-        h = nn.swish(GroupNorm(name="norm_out")(h))
+        h = nn.swish(GroupNorm(self.norm_groups, self.norm_eps, name="norm_out")(h))
         return Conv(x.shape[-1], kernel_init=zero_init, name="conv_out")(h)  # In float32.
 
     def _embedding(self, t: Array, labels: Array | None) -> Array:
@@ -104,11 +109,12 @@ class UNet(nn.Module):
         """A residual block, and attention where this resolution (or `attention`) asks for it."""
         if attention is None:
             attention = h.shape[1] in self.attention_resolutions
+        norm = partial(GroupNorm, self.norm_groups, self.norm_eps)
         res_block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        h = res_block(self.channels * mult, self.dropout, self.dtype, name=f"{name}_res")(
+        h = res_block(self.channels * mult, self.dropout, self.dtype, norm, name=f"{name}_res")(
             h, emb, train
         )
         if attention:
             attend = nn.remat(SelfAttention) if self.remat else SelfAttention
-            h = attend(self.dtype, name=f"{name}_attention")(h)
+            h = attend(self.dtype, norm, name=f"{name}_attention")(h)
         return h

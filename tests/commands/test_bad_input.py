@@ -179,6 +179,7 @@ def test_a_config_file_that_sets_a_field_wrongly_is_named(
         ("model.channel_mult=1,0", ["model.channel_mult", "(1, 0)", ">= 1"]),
         ("model.channel_mult=()", ["model.channel_mult", "()", ">= 1"]),
         ("model.channels=6", ["model.channels", "6", "divisible by 4"]),
+        ("model.norm_groups=5", ["model.norm_groups", "5", "divide", "16"]),
         ("process.num_timesteps=0", ["process.num_timesteps", "0", "at least 1"]),
         ("sampler.num_steps=21", ["sampler.num_steps", "21", "at most", "20"]),
         ("model.num_classes=7", ["model.num_classes", "7", "digits has 10"]),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.models import Model, UNet, as_functions, count_parameters
-from diffusion_jax.models.layers import GroupNorm, SelfAttention, time_embedding
+from diffusion_jax.models.layers import GroupNorm, SelfAttention, group_count, time_embedding
 
 SHAPE = (8, 8, 3)
 CLASSES = 3
@@ -100,7 +100,7 @@ def dense(p: Any, x: np.ndarray) -> np.ndarray:
 
 def group_norm(p: Any, x: np.ndarray) -> np.ndarray:
     b, h, w, c = x.shape
-    groups = np.gcd(32, c // 4)
+    groups = {8: 2, 16: 4, 24: 6, 32: 8}[c]  # Four channels each.
     grouped = x.reshape(b, h * w, groups, c // groups)
     mean, variance = (f(grouped, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
     return ((grouped - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape) * p["scale"] + p["bias"]
@@ -244,6 +244,30 @@ def test_dropout_acts_with_a_key_and_as_the_key_says(forward, params, inputs):
     assert np.abs(one - forward(params, *inputs)).max() > 1e-3
 
 
+def test_every_norm_has_the_groups_and_the_epsilon_of_the_network(params, inputs):
+    def called(**changes: Any) -> set[tuple[int | None, float]]:
+        found = []
+
+        def spy(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+            if isinstance(context.module, GroupNorm):
+                found.append((context.module.groups, context.module.epsilon))
+            return call(*arguments, **keywords)
+
+        with nn.intercept_methods(spy):
+            jax.eval_shape(tiny(**changes).apply, params, *inputs)
+        assert len(found) == 8 * 2 + 4 + 1  # Blocks, attentions, the end.
+        return set(found)
+
+    assert called() == {(None, 1e-6)}
+    assert called(norm_groups=8, norm_eps=0.25) == {(8, 0.25)}
+    assert called(norm_groups=8, norm_eps=0.25, remat=True) == {(8, 0.25)}
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused(params, inputs):
+    with pytest.raises(ValueError, match="norm_groups is 3; .* one has 8"):
+        jax.eval_shape(tiny(norm_groups=3).apply, params, *inputs)
+
+
 # ---- layers ------------------------------------------------------------------------------------------
 
 
@@ -255,13 +279,23 @@ def test_time_embedding_is_the_closed_form(compiled, channels):
     np.testing.assert_allclose(value, sinusoids(t, channels), atol=2e-4)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(4, 1), (24, 2), (64, 16), (128, 32), (192, 16)])
-def test_group_norm_is_flaxs_with_groups_of_at_least_four_channels(rng, channels, groups):
+@pytest.mark.parametrize("channels", range(1, 400))
+def test_as_many_groups_as_can_be_of_four_channels_or_more_but_at_most_32(channels):
+    equal = {channels // size for size in range(4, channels + 1) if channels % size == 0}
+    assert group_count(channels) == max((n for n in equal if n <= 32), default=1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "chosen", "groups"),
+    [(4, None, 1), (48, None, 12), (128, None, 32), (192, None, 32), (48, 8, 8), (48, 48, 48)],
+)
+@pytest.mark.parametrize("epsilon", [1e-6, 0.1])
+def test_group_norm_is_flaxs(rng, channels, chosen, groups, epsilon):
     x = jnp.asarray(rng.normal(3, 2, size=(2, 5, 3, channels)), jnp.float32)
     params = {"params": {"scale": jnp.asarray(rng.normal(size=channels), jnp.float32),
                          "bias": jnp.asarray(rng.normal(size=channels), jnp.float32)}}  # fmt: skip
-    value = jax.jit(GroupNorm().apply)(params, x)
-    expected = jax.jit(nn.GroupNorm(groups).apply)(params, x)
+    value = jax.jit(GroupNorm(chosen, epsilon).apply)(params, x)
+    expected = jax.jit(nn.GroupNorm(groups, epsilon=epsilon).apply)(params, x)
     assert isinstance(value, jax.Array) and isinstance(expected, jax.Array)
     np.testing.assert_allclose(value, expected, atol=2e-5)  # float32 sums in another order
 
