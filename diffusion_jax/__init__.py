@@ -1,36 +1,40 @@
 """Denoising diffusion models of images in JAX and Flax."""
 
-from diffusion_jax.checkpoints.store import Checkpoint, CheckpointStore
-from diffusion_jax.config import default_config
-from diffusion_jax.data import (
-    Split,
-    batch_indices,
-    batches,
-    load,
-    random_flip,
-    to_model_range,
-    to_uint8,
-)
-from diffusion_jax.denoiser import Prediction, make_denoiser
-from diffusion_jax.errors import InputError, RunError
-from diffusion_jax.losses import simple_loss
-from diffusion_jax.models import MLP, Model, UNet, as_functions, count_parameters
-from diffusion_jax.processes.gaussian import (
-    clip_x0,
-    eps_from_v,
-    eps_from_x0,
-    q_posterior,
-    q_sample,
-    score_from_eps,
-    v_from_x0_eps,
-    x0_from_eps,
-    x0_from_v,
-)
-from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
-from diffusion_jax.reporting.pictures import grid, strip
-from diffusion_jax.samplers import ancestral, image_keys, sample_loop
-from diffusion_jax.training.state import TrainState, create_state, make_optimizer
-from diffusion_jax.training.step import loss_function, make_train_step
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES says where a name is.
+    from diffusion_jax.checkpoints.store import Checkpoint, CheckpointStore
+    from diffusion_jax.config import default_config
+    from diffusion_jax.data import (
+        Split,
+        batch_indices,
+        batches,
+        load,
+        random_flip,
+        to_model_range,
+        to_uint8,
+    )
+    from diffusion_jax.denoiser import Prediction, make_denoiser
+    from diffusion_jax.errors import InputError, RunError
+    from diffusion_jax.losses import simple_loss
+    from diffusion_jax.models import MLP, Model, UNet, as_functions, count_parameters
+    from diffusion_jax.processes.gaussian import (
+        clip_x0,
+        eps_from_v,
+        eps_from_x0,
+        q_posterior,
+        q_sample,
+        score_from_eps,
+        v_from_x0_eps,
+        x0_from_eps,
+        x0_from_v,
+    )
+    from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
+    from diffusion_jax.reporting.pictures import grid, strip
+    from diffusion_jax.samplers import ancestral, image_keys, sample_loop
+    from diffusion_jax.training.state import TrainState, create_state, make_optimizer
+    from diffusion_jax.training.step import loss_function, make_train_step
 
 __version__ = "0.1.0"
 
@@ -78,3 +82,63 @@ __all__ = [
     "x0_from_eps",
     "x0_from_v",
 ]
+
+# Module of each public name, imported when the name is first used: none costs those who use another.
+_MODULES = {
+    "Checkpoint": "checkpoints.store",
+    "CheckpointStore": "checkpoints.store",
+    "InputError": "errors",
+    "MLP": "models",
+    "Model": "models",
+    "Prediction": "denoiser",
+    "RunError": "errors",
+    "Schedule": "processes.schedules",
+    "Split": "data",
+    "TrainState": "training.state",
+    "UNet": "models",
+    "ancestral": "samplers",
+    "as_functions": "models",
+    "batch_indices": "data",
+    "batches": "data",
+    "clip_x0": "processes.gaussian",
+    "count_parameters": "models",
+    "create_state": "training.state",
+    "default_config": "config",
+    "eps_from_v": "processes.gaussian",
+    "eps_from_x0": "processes.gaussian",
+    "grid": "reporting.pictures",
+    "image_keys": "samplers",
+    "load": "data",
+    "loss_function": "training.step",
+    "make_denoiser": "denoiser",
+    "make_optimizer": "training.state",
+    "make_schedule": "processes.schedules",
+    "make_train_step": "training.step",
+    "q_posterior": "processes.gaussian",
+    "q_sample": "processes.gaussian",
+    "random_flip": "data",
+    "respace": "processes.schedules",
+    "sample_loop": "samplers",
+    "score_from_eps": "processes.gaussian",
+    "simple_loss": "losses",
+    "strip": "reporting.pictures",
+    "to_model_range": "data",
+    "to_uint8": "data",
+    "v_from_x0_eps": "processes.gaussian",
+    "x0_from_eps": "processes.gaussian",
+    "x0_from_v": "processes.gaussian",
+}
+
+
+if not TYPE_CHECKING:  # A type checker that saw it would take any name for a public one.
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = value  # So that it is looked up once.
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

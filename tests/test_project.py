@@ -79,6 +79,42 @@ def test_every_public_name_exists_and_has_a_docstring():
             assert value.__doc__, f"{name} has no docstring"
 
 
+def test_the_public_names_are_the_same_where_they_run_where_they_are_typed_and_in_dir():
+    tree = ast.parse((ROOT / "diffusion_jax" / "__init__.py").read_text())
+    typed = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in typed.body if isinstance(node, ast.ImportFrom)]
+    modules = {alias.name: node.module for node in imports for alias in node.names}
+    assert modules == {
+        name: f"diffusion_jax.{module}" for name, module in diffusion_jax._MODULES.items()
+    }
+    assert set(diffusion_jax.__all__) == modules.keys() <= set(dir(diffusion_jax))
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'diffusion_jax' has no attribute 'no_such_name'"):
+        diffusion_jax.no_such_name()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_library_function_imports_only_what_it_needs():
+    """Importing the package loads nothing, and q_sample neither data, models nor checkpoints."""
+    program = """
+import sys
+import numpy as np
+before = set(sys.modules)
+import diffusion_jax
+loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
+assert not loaded - {"diffusion_jax"} - set(sys.stdlib_module_names), loaded
+schedule = diffusion_jax.make_schedule("cosine", 10)
+t = np.array([9])
+diffusion_jax.q_sample(schedule, np.ones((1, 2)), t, np.zeros((1, 2)))
+assert "jax" in sys.modules
+heavy = "tensorflow_datasets sklearn matplotlib tensorboardX grain orbax flax optax PIL".split()
+assert not set(heavy) & set(sys.modules), set(heavy) & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE)
+    assert result.returncode == 0, result.stderr.decode()
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_module_imports_and_its_docstring_says_what_it_holds(name: str):
     assert importlib.import_module(name).__doc__
