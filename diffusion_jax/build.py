@@ -1,7 +1,6 @@
 """From a config to the objects that commands work with: process, network, data, sampler."""
 
 import dataclasses
-import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,11 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import data, losses
-from diffusion_jax.denoiser import PREDICTIONS, make_denoiser
+from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.models import MODELS, Model, as_functions
-from diffusion_jax.models.layers import group_count
-from diffusion_jax.processes.schedules import SCHEDULES, Schedule, make_schedule, respace
+from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
 from diffusion_jax.samplers import SAMPLERS, SampleResult, image_keys, sample_loop
-from diffusion_jax.samplers.ancestral import VARIANCES
 from diffusion_jax.training import step
 from diffusion_jax.training.state import make_optimizer
 
@@ -135,12 +132,8 @@ def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: in
             "norm_eps": model.norm_eps,
             "remat": model.remat,
         }
-    process = config.process
-    schedule = PROCESSES[process.name](
-        process.schedule, process.num_timesteps, process.beta_start, process.beta_end
-    )
     network = as_functions(MODELS[model.name](**arguments), image_shape)
-    return Experiment(config, schedule, network, image_shape)
+    return Experiment(config, make_process(config), network, image_shape)
 
 
 def _check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:
@@ -172,96 +165,25 @@ def _check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_class
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks every field that can be checked without data or devices.
+    """Checks all that can be checked without data or devices.
 
     Raises:
       InputError: The first wrong field: its name, its value and what is allowed.
     """
-    optional = config_lib.optional_fields()
-    for name, value in config_lib.fields(config):
-        if value is None and name not in optional:
-            raise InputError(f"{name} is None; it must be set")
-        if isinstance(value, tuple) and not all(type(item) is int for item in value):
-            raise InputError(f"{name} is {value}; it must be integers")
-    if not config.data.name.startswith("tfds:"):
-        choose("data.name", config.data.name, data.SOURCES)
-    choose("model.name", config.model.name, MODELS)
-    choose("model.dtype", config.model.dtype, DTYPES)
-    choose("process.name", config.process.name, PROCESSES)
-    choose("process.schedule", config.process.schedule, SCHEDULES)
-    choose("process.prediction", config.process.prediction, PREDICTIONS)
-    choose("process.variance", config.process.variance, VARIANCES)
-    choose("loss.name", config.loss.name, losses.LOSSES)
-    choose("sampler.name", config.sampler.name, SAMPLERS)
-    for name, (low, high) in RANGES.items():
-        group, leaf = config_lib.locate(config, name)
-        value = group[leaf]
-        if value is not None and math.isinf(value):
-            raise InputError(f"{name} is {value}; it must be finite")
-        if value is not None and not low <= value <= high:
-            bound = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise InputError(f"{name} is {value}; it must be {bound}")
-    process, model = config.process, config.model
-    make_schedule(process.schedule, process.num_timesteps, process.beta_start, process.beta_end)
-    steps = config.sampler.num_steps
-    if steps is not None and steps > process.num_timesteps:
-        raise InputError(
-            f"sampler.num_steps is {steps}; it must be at most process.num_timesteps, {process.num_timesteps}"
-        )
-    if not model.channel_mult or min(model.channel_mult) < 1:
-        raise InputError(f"model.channel_mult is {model.channel_mult}; it must be integers >= 1")
-    if model.channels % 4:
-        raise InputError(f"model.channels is {model.channels}; it must be divisible by 4")
-    try:
-        group_count(model.channels, model.norm_groups)  # All widths are multiples of this one.
-    except ValueError as error:
-        raise InputError(f"model.{error}") from error
-    labels = config.sample.labels
-    if labels is not None:
-        if model.num_classes == 0:
-            raise InputError(f"sample.labels is {labels}, but the model is unconditional")
-        if not labels or min(labels) < 0 or max(labels) >= model.num_classes:
-            raise InputError(
-                f"sample.labels is {labels}; labels must be from 0 to {model.num_classes - 1}"
-            )
+    config_lib.validate(config)
+    make_process(config)
 
 
-INF = math.inf
-RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),
-    "data.image_size": (1, INF),
-    "data.test_fraction": (0.0, 0.9),
-    "model.channels": (4, INF),
-    "model.num_res_blocks": (1, INF),
-    "model.dropout": (0.0, 0.99),
-    "model.num_classes": (0, INF),
-    "model.norm_groups": (1, INF),
-    "model.norm_eps": (1e-12, 1.0),
-    "process.num_timesteps": (1, INF),
-    "optimizer.learning_rate": (0.0, INF),
-    "optimizer.warmup_steps": (0, INF),
-    "optimizer.grad_clip": (0.0, INF),
-    "optimizer.ema_decay": (0.0, 1.0),
-    "train.num_steps": (1, 2**31 - 1),
-    "train.batch_size": (1, INF),
-    "train.accumulate": (1, INF),
-    "train.steps_per_dispatch": (1, INF),
-    "train.log_every": (1, INF),
-    "train.checkpoint_every": (1, INF),
-    "train.keep_last": (1, INF),
-    "train.keep_every": (1, INF),
-    "train.sample_every": (0, INF),
-    "train.sample_images": (1, INF),
-    "train.eval_every": (0, INF),
-    "sampler.num_steps": (1, INF),
-    "sample.num_images": (1, INF),
-    "sample.batch_size": (1, INF),
-    "sample.seed": (0, 2**32 - 1),
-    "sample.step": (0, INF),
-    "eval.num_images": (1, INF),
-    "eval.batch_size": (1, INF),
-    "mesh.data": (-1, INF),
-}
+def make_process(config: ConfigDict) -> Schedule:
+    """Returns the config's process.
+
+    Raises:
+      InputError: A beta for a schedule that has none to set.
+    """
+    process = config.process
+    return PROCESSES[process.name](
+        process.schedule, process.num_timesteps, process.beta_start, process.beta_end
+    )
 
 
 def check_writable(workdir: Path) -> None:

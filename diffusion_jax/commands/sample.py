@@ -24,7 +24,6 @@ from diffusion_jax.samplers.batches import FRAMES, STRIP_IMAGES, class_of_images
 from diffusion_jax.training.state import TrainState, abstract_state
 
 GRID_IMAGES = 100
-OVERRIDABLE = ("sampler", "sample", "eval", "mesh", "process.variance")
 
 
 def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> ConfigDict:
@@ -44,11 +43,10 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> Config
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
     for name, _ in assignments:
-        known = name in dict(config_lib.fields(config))
-        if known and not {name, name.split(".")[0]} & set(OVERRIDABLE):
+        if name in config_lib.FIELDS and not config_lib.is_settable(name):
             raise InputError(
                 f"config field {name} is fixed by the trained run; "
-                f"this mode may set {', '.join(OVERRIDABLE)}"
+                f"this mode may set {', '.join(config_lib.settable_names())}"
             )
     config_lib.override(config, assignments)
     return config
@@ -118,7 +116,7 @@ def _restore(
         raise InputError(f"no checkpoint to sample from in {store.directory}")
     # The checkpoint's own config: the workdir's may have changed since.
     trained = config_lib.from_dict(meta["config"])
-    for name in OVERRIDABLE:
+    for name in filter(config_lib.is_settable, config_lib.FIELDS):
         group, leaf = config_lib.locate(trained, name)
         source, _ = config_lib.locate(config, name)
         group[leaf] = source[leaf]

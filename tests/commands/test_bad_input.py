@@ -11,16 +11,12 @@ import pytest
 from PIL import Image
 from tiny_run import Outcome, digits_in, environment, finish, run, start, write_config
 
-from diffusion_jax import build, data, losses
-from diffusion_jax.config import default_config
+from diffusion_jax import build
+from diffusion_jax.config import FIELDS, default_config
+from diffusion_jax.config.kinds import Choice
 from diffusion_jax.data.sources import fashion_mnist
-from diffusion_jax.denoiser import PREDICTIONS
 from diffusion_jax.errors import InputError
 from diffusion_jax.main import MODES
-from diffusion_jax.models import MODELS
-from diffusion_jax.processes.schedules import SCHEDULES
-from diffusion_jax.samplers import SAMPLERS
-from diffusion_jax.samplers.ancestral import VARIANCES
 
 
 def assert_refused(outcome: Outcome, *fragments: str) -> None:
@@ -144,7 +140,7 @@ def test_a_config_file_that_gives_no_config_is_named(
         ("config.train.num_steps = 3.5", ["num_steps", "3.5", "int"]),
         ("config.model.channel_mult = 2", ["channel_mult", "2", "tuple"]),
         ("config.model = 'unet'", ["model", "unet"]),
-        ("config.model.channel_mult = ('a',)", ["model.channel_mult", "a", "integers"]),
+        ("config.model.channel_mult = ('a',)", ["model.channel_mult", "a", "each an integer"]),
         ("config.model.attention_resolutions = (4.5,)", ["attention_resolutions", "4.5"]),
     ],
 )
@@ -171,13 +167,13 @@ def test_a_config_file_that_sets_a_field_wrongly_is_named(
         ("train.num_steps=inf", ["train.num_steps", "'inf'", "int"]),
         ("train.num_steps=none", ["train.num_steps", "'none'", "int"]),
         ("sampler.num_steps=all", ["sampler.num_steps", "'all'", "int"]),
-        ("optimizer.learning_rate=fast", ["optimizer.learning_rate", "'fast'", "float"]),
+        ("optimizer.learning_rate=fast", ["optimizer.learning_rate", "'fast'", "a finite number"]),
         ("optimizer.learning_rate=nan", ["optimizer.learning_rate", "nan", "at least 0"]),
-        ("data.random_flip=maybe", ["data.random_flip", "'maybe'", "bool"]),
-        ("model.channel_mult=1,two", ["model.channel_mult", "'1,two'", "tuple"]),
-        ("model.channel_mult=(1,", ["model.channel_mult", "'(1,'", "tuple"]),
-        ("model.channel_mult=1,0", ["model.channel_mult", "(1, 0)", ">= 1"]),
-        ("model.channel_mult=()", ["model.channel_mult", "()", ">= 1"]),
+        ("data.random_flip=maybe", ["data.random_flip", "'maybe'", "true or false"]),
+        ("model.channel_mult=1,two", ["model.channel_mult", "'1,two'", "separated by commas"]),
+        ("model.channel_mult=(1,", ["model.channel_mult", "'(1,'", "separated by commas"]),
+        ("model.channel_mult=1,0", ["model.channel_mult", "(1, 0)", "at least 1"]),
+        ("model.channel_mult=()", ["model.channel_mult", "()", "at least 1"]),
         ("model.channels=6", ["model.channels", "6", "divisible by 4"]),
         ("model.norm_groups=5", ["model.norm_groups", "5", "divide", "16"]),
         ("process.num_timesteps=0", ["process.num_timesteps", "0", "at least 1"]),
@@ -196,12 +192,6 @@ def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
     assert_refused(train(field), *fragments)
 
 
-@pytest.mark.parametrize("name", list(build.RANGES))
-def test_a_number_below_its_range_is_refused(train: Callable[..., Outcome], name: str) -> None:
-    below = int(build.RANGES[name][0]) - 1
-    assert_refused(train(f"{name}={below}"), name, str(below))
-
-
 @pytest.mark.parametrize("value", ["0", "1", "-0.1", "1.5"])
 @pytest.mark.parametrize("name", ["beta_start", "beta_end"])
 def test_beta_outside_0_to_1_is_refused(
@@ -211,22 +201,12 @@ def test_beta_outside_0_to_1_is_refused(
     assert_refused(outcome, name, value, "(0, 1)")
 
 
-CHOICES = {
-    "data.name": data.SOURCES,
-    "model.name": MODELS,
-    "model.dtype": build.DTYPES,
-    "process.name": build.PROCESSES,
-    "process.schedule": SCHEDULES,
-    "process.prediction": PREDICTIONS,
-    "process.variance": VARIANCES,
-    "loss.name": losses.LOSSES,
-    "sampler.name": SAMPLERS,
-}
+CHOICES = {name: f.kind.names for name, f in FIELDS.items() if isinstance(f.kind, Choice)}
 
 
 @pytest.mark.parametrize("field", list(CHOICES))
 def test_an_unknown_choice_lists_the_known_ones(train: Callable[..., Outcome], field: str) -> None:
-    known = list(CHOICES[field])
+    known = CHOICES[field]
     misspelt = known[0] + "x"
     assert_refused(
         train(f"{field}={misspelt}"), field, repr(misspelt), f"Did you mean {known[0]!r}", *known

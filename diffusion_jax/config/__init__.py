@@ -1,0 +1,44 @@
+"""The configuration: one table of fields, and what is read from it.
+
+A config is a locked `ConfigDict`; it stops at the commands, and library functions take plain arguments.
+"""
+
+from diffusion_jax.config.checks import validate
+from diffusion_jax.config.compare import (
+    changes,
+    config_hash,
+    differing,
+    is_free,
+    is_settable,
+    settable_names,
+)
+from diffusion_jax.config.loading import (
+    default_config,
+    fields,
+    from_dict,
+    load_file,
+    locate,
+    override,
+    to_json,
+)
+from diffusion_jax.config.table import FIELDS, GROUPS, Field
+
+__all__ = [
+    "FIELDS",
+    "GROUPS",
+    "Field",
+    "changes",
+    "config_hash",
+    "default_config",
+    "differing",
+    "fields",
+    "from_dict",
+    "is_free",
+    "is_settable",
+    "load_file",
+    "locate",
+    "override",
+    "settable_names",
+    "to_json",
+    "validate",
+]

@@ -1,0 +1,34 @@
+"""Is a config right? All that can be said without data, devices or what the process is made of."""
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.config.loading import fields
+from diffusion_jax.config.table import FIELDS
+from diffusion_jax.errors import InputError
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field by the table, then the fields that must fit one another.
+
+    Raises:
+      InputError: The first wrong field: its name, its value and what is allowed.
+    """
+    values = dict(fields(config))
+    for name, field in FIELDS.items():
+        if (problem := field.problem(values[name])) is not None:
+            raise InputError(f"{name} {problem}")
+    channels, groups = config.model.channels, config.model.norm_groups
+    if groups is not None and channels % groups:
+        raise InputError(
+            f"model.norm_groups is {groups}; it must divide model.channels, {channels}"
+        )
+    steps, timesteps = config.sampler.num_steps, config.process.num_timesteps
+    if steps is not None and steps > timesteps:
+        raise InputError(
+            f"sampler.num_steps is {steps}; it must be at most process.num_timesteps, {timesteps}"
+        )
+    labels, classes = config.sample.labels, config.model.num_classes
+    if labels is not None and classes == 0:
+        raise InputError(f"sample.labels is {labels}, but the model is unconditional")
+    if labels is not None and max(labels) >= classes:
+        raise InputError(f"sample.labels is {labels}; labels must be from 0 to {classes - 1}")

@@ -1,0 +1,225 @@
+"""What a field of the config may hold: how its text is read, which values it accepts, and how to say so."""
+
+import abc
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+from diffusion_jax.errors import nearest
+
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+class Kind(abc.ABC):
+    """A set of values.
+
+    Attributes:
+      python_type: Type of the values, which a `ConfigDict` enforces.
+    """
+
+    python_type: ClassVar[type]
+
+    @property
+    @abc.abstractmethod
+    def allowed(self) -> str:
+        """The values in words: "it must be …"."""
+
+    @abc.abstractmethod
+    def parse(self, text: str) -> Any:
+        """Reads a value, which may still be out of range; ValueError if it is of another type."""
+
+    @abc.abstractmethod
+    def accepts(self, value: object) -> bool:
+        """Whether this is one of the values."""
+
+    def hint(self, value: object) -> str:
+        """Returns " Did you mean 'x'?" for a misspelt name, else ""."""
+        del value
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Int(Kind):
+    """Integers from `low` to `high` that `factor` divides."""
+
+    low: int | float = -math.inf
+    high: int | float = math.inf
+    factor: int = 1
+    python_type = int
+
+    @property
+    def allowed(self) -> str:
+        divisible = f" divisible by {self.factor}" if self.factor > 1 else ""
+        return f"an integer{divisible}{_bounds(self.low, self.high)}"
+
+    def parse(self, text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            value = float(text)  # Such as 1e5.
+        if not value.is_integer():
+            raise ValueError(text)
+        return int(value)
+
+    def accepts(self, value: object) -> bool:
+        return type(value) is int and self.low <= value <= self.high and value % self.factor == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Float(Kind):
+    """Finite numbers from `low` to `high`, without these two if the range is `open`."""
+
+    low: int | float = -math.inf
+    high: int | float = math.inf
+    open: bool = False
+    python_type = float
+
+    @property
+    def allowed(self) -> str:
+        if self.open:
+            return f"a number in ({self.low}, {self.high})"
+        finite = "finite " if math.isinf(self.high) else ""
+        return f"a {finite}number{_bounds(self.low, self.high)}"
+
+    def parse(self, text: str) -> float:
+        return float(text)
+
+    def accepts(self, value: object) -> bool:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False
+        inside = self.low <= value <= self.high and abs(value) < math.inf
+        return inside and not (self.open and value in (self.low, self.high))
+
+
+def _bounds(low: int | float, high: int | float) -> str:
+    if math.isinf(high):
+        return "" if math.isinf(low) else f" of at least {low}"
+    return f" of at most {high}" if math.isinf(low) else f" from {low} to {high}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bool(Kind):
+    """True and False."""
+
+    python_type = bool
+
+    @property
+    def allowed(self) -> str:
+        return "true or false"
+
+    def parse(self, text: str) -> bool:
+        if text.lower() not in _BOOLEANS:
+            raise ValueError(text)
+        return _BOOLEANS[text.lower()]
+
+    def accepts(self, value: object) -> bool:
+        return type(value) is bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Text(Kind):
+    """Any text but the empty one; `what` says what it stands for, as in "a folder"."""
+
+    what: str
+    python_type = str
+
+    @property
+    def allowed(self) -> str:
+        return self.what
+
+    def parse(self, text: str) -> str:
+        return text
+
+    def accepts(self, value: object) -> bool:
+        return isinstance(value, str) and value != ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice(Kind):
+    """One of these names, or any name after `prefix`."""
+
+    names: tuple[str, ...]
+    prefix: str | None = None
+    python_type = str
+
+    @property
+    def allowed(self) -> str:
+        prefixed = f" or {self.prefix}NAME" if self.prefix else ""
+        return f"one of {', '.join(self.names)}{prefixed}"
+
+    def parse(self, text: str) -> str:
+        return text
+
+    def accepts(self, value: object) -> bool:
+        if not isinstance(value, str):
+            return False
+        prefixed = (
+            self.prefix is not None and value.startswith(self.prefix) and value != self.prefix
+        )
+        return prefixed or value in self.names
+
+    def hint(self, value: object) -> str:
+        return nearest(str(value), list(self.names))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuple(Kind):
+    """Several values of a kind; on the command line 1,2,2 or (1, 2, 2) or [1, 2, 2]."""
+
+    item: Kind
+    empty: bool = True
+    python_type = tuple
+
+    @property
+    def allowed(self) -> str:
+        none = ", or () for none" if self.empty else ""
+        return f"values separated by commas, each {self.item.allowed}{none}"
+
+    def parse(self, text: str) -> tuple[Any, ...]:
+        inner = text.strip()
+        if inner[:1] + inner[-1:] in ("()", "[]"):
+            inner = inner[1:-1].strip()
+            if not inner:
+                return ()
+        items = [item.strip() for item in inner.removesuffix(",").split(",")]
+        if not all(items):
+            raise ValueError(text)
+        return tuple(self.item.parse(item) for item in items)
+
+    def accepts(self, value: object) -> bool:
+        if not isinstance(value, tuple) or not (value or self.empty):
+            return False
+        return all(self.item.accepts(item) for item in value)
+
+    def hint(self, value: object) -> str:
+        wrong = [v for v in value if not self.item.accepts(v)] if isinstance(value, tuple) else []
+        return self.item.hint(wrong[0]) if wrong else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Either(Kind):
+    """The values of two kinds, such as a name or a list of integers."""
+
+    first: Kind
+    second: Kind
+    python_type = object
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.first.allowed}; or {self.second.allowed}"
+
+    def parse(self, text: str) -> Any:
+        for kind in (self.first, self.second):
+            try:
+                value = kind.parse(text)
+            except ValueError:
+                continue
+            if kind.accepts(value):
+                return value
+        raise ValueError(text)
+
+    def accepts(self, value: object) -> bool:
+        return self.first.accepts(value) or self.second.accepts(value)
+
+    def hint(self, value: object) -> str:
+        return self.first.hint(value) or self.second.hint(value)

@@ -1,0 +1,134 @@
+"""The config as a locked `ConfigDict`: its defaults, a file's, the command line's, and JSON."""
+
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+from diffusion_jax.config.table import FIELDS, GROUPS, Field
+from diffusion_jax.errors import InputError, nearest
+
+
+def default_config() -> ConfigDict:
+    """Returns the config that every file in configs/ starts from: DDPM's hyper-parameters on digits."""
+    return config_of(FIELDS)
+
+
+def config_of(table: Mapping[str, Field]) -> ConfigDict:
+    """Returns the locked config of a table of fields, each at its default."""
+    config = ConfigDict()
+    for name, field in table.items():
+        group, _, leaf = name.rpartition(".")
+        if group and group not in config:
+            config[group] = ConfigDict()
+        part = config[group] if group else config
+        part[leaf] = FieldReference(field.default, field_type=field.kind.python_type)
+    return config.lock()
+
+
+def load_file(path: str) -> ConfigDict:
+    """Runs get_config() of a Python file.
+
+    Raises:
+      InputError: No such file, no get_config, or it sets a field that does not exist or has another type.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"--config: no such file: {path}")
+    spec = importlib.util.spec_from_file_location("diffusion_jax_user_config", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"--config: {path}: {_one_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"--config: get_config() of {path} must return a ConfigDict")
+    found = dict(fields(config))
+    if missing := FIELDS.keys() - found.keys():
+        raise InputError(
+            f"--config: {path} lacks {', '.join(sorted(missing))}; start from default_config()"
+        )
+    if unknown := found.keys() - FIELDS.keys():
+        name = min(unknown)
+        raise InputError(f"--config: {path}: unknown field {name!r}.{nearest(name, FIELDS)}")
+    for name, value in found.items():
+        if isinstance(value, list):
+            group, leaf = locate(config, name)
+            group[leaf] = tuple(value)
+    return config
+
+
+def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
+    """Sets fields in place from ("train.num_steps", "200") pairs, as given on the command line.
+
+    Raises:
+      InputError: Unknown field (with the nearest name), or a value of another type.
+    """
+    for name, text in assignments:
+        if name not in FIELDS:
+            is_group = name != "" and name in GROUPS
+            hint = " It is a group of fields." if is_group else nearest(name, FIELDS)
+            raise InputError(f"unknown config field {name!r}.{hint}")
+        group, leaf = locate(config, name)
+        group[leaf] = _parse(name, text)
+
+
+def _parse(name: str, text: str) -> Any:
+    field = FIELDS[name]
+    if field.optional and text.lower() == "none":
+        return None
+    try:
+        return field.kind.parse(text)
+    except ValueError as error:
+        raise InputError(f"{name} {field.refusal(text)}") from error
+
+
+def locate(config: ConfigDict, name: str) -> tuple[Any, str]:
+    """Returns (group, field) such that group[field] is the config's "group.field"."""
+    parent, _, leaf = name.rpartition(".")
+    return (config[parent] if parent else config), leaf
+
+
+def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ("group.field", value) for every field."""
+    for name, value in config.items():
+        if isinstance(value, FieldReference):
+            value = value.get()
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the config as JSON text."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_dict(saved: dict[str, Any]) -> ConfigDict:
+    """Returns a config from `json.loads(to_json(config))`; fields that it lacks get their default.
+
+    Raises:
+      InputError: A field that does not exist, or has another type.
+    """
+    config = default_config()
+    for name, value in fields(ConfigDict(saved, convert_dict=True)):
+        if name not in FIELDS:
+            raise InputError(f"saved config: unknown field {name!r}.{nearest(name, FIELDS)}")
+        group, leaf = locate(config, name)
+        try:
+            group[leaf] = tuple(value) if isinstance(value, list) else value
+        except (TypeError, OverflowError) as error:
+            raise InputError(f"saved config: {name} {FIELDS[name].refusal(value)}") from error
+    return config
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,213 @@
+"""The table of all fields of the config: default, values, meaning, and who may change it.
+
+Defaults, checks, the rules of a resume, `--help=FIELDS` and docs/config.md all come from here. Names stand for
+what other modules register (tests compare them), so that reading the table loads no JAX.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+from diffusion_jax.config.kinds import Bool, Choice, Float, Int, Kind, Text, Tuple
+
+# never: it decides the trained parameters, so a resume may not change it.
+# resume: it alters them by no more than float rounding; other modes take it from the run.
+# always: it decides nothing of the training; every mode may set it.
+Changeable = Literal["never", "resume", "always"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field.
+
+    Attributes:
+      default: Its value in `default_config()`; None: unset, and then it may be unset by a user too.
+      kind: The values that it may have.
+      meaning: One line for the reader; it says what 0 or an unset value means.
+      changeable: Whether it may differ from what a run was started with.
+    """
+
+    default: Any
+    kind: Kind
+    meaning: str
+    changeable: Changeable = "never"
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be unset (None)."""
+        return self.default is None
+
+    def problem(self, value: object) -> str | None:
+        """Returns what is wrong with a value, as in "is 3; it must be …", or None."""
+        if value is None:
+            return None if self.optional else "is None; it must be set"
+        return None if self.kind.accepts(value) else self.refusal(value)
+
+    def refusal(self, value: object) -> str:
+        """Returns "is VALUE; it must be …", with the nearest name if a name is misspelt."""
+        hint = self.kind.hint(value)
+        return f"is {value!r}; it must be {self.allowed}{hint and '.'}{hint}"
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        return self.kind.allowed + (", or none" if self.optional else "")
+
+
+GROUPS = {
+    "": "fields without a group",
+    "data": "the images, and how they are prepared",
+    "model": "the network",
+    "process": "how images become noise, and what the network predicts",
+    "loss": "what training minimises",
+    "optimizer": "Adam, its learning rate, and the average of the weights (EMA)",
+    "train": "length of the training, its batches, and what happens on the way",
+    "sampler": "how noise becomes images",
+    "sample": "what --mode=sample draws",
+    "eval": "the held-out loss",
+    "mesh": "how the work is spread over devices",
+}
+
+SEEDS = Int(0, 2**32 - 1)
+
+FIELDS = {
+    "seed": Field(0, SEEDS, "seed of initialisation, order of the images, noise and dropout"),
+    # ---- data
+    "data.name": Field(
+        "digits",
+        Choice(("digits", "fashion_mnist", "cifar10", "image_folder"), prefix="tfds:"),
+        "data set; tfds:NAME is one that TFDS has prepared in source_dir",
+    ),
+    "data.source_dir": Field(
+        None,
+        Text("a path"),
+        "where the images or the archive lie; unset: where the source finds or puts them",
+        "resume",
+    ),
+    "data.sha256": Field(
+        None, Text("a SHA-256 checksum"), "checksum of a repacked archive; unset: the published one"
+    ),
+    "data.image_size": Field(
+        None, Int(1), "side to crop and resize to; image_folder needs it; unset: as the images are"
+    ),
+    "data.random_flip": Field(False, Bool(), "mirror training images at random, left to right"),
+    "data.test_fraction": Field(
+        0.2, Float(0, 0.9), "share that is held out, where the set has no test split of its own"
+    ),
+    "data.cache_dir": Field(
+        None,
+        Text("a folder"),
+        "prepared data and compiled programs; unset: ~/.cache/diffusion_jax",
+        "resume",
+    ),
+    # ---- model
+    "model.name": Field("unet", Choice(("unet", "mlp")), "architecture"),
+    "model.channels": Field(128, Int(4, factor=4), "width of the first level"),
+    "model.channel_mult": Field(
+        (1, 2, 2, 2),
+        Tuple(Int(1), empty=False),
+        "U-Net: width of each level in units of channels; each halves the resolution",
+    ),
+    "model.num_res_blocks": Field(2, Int(1), "residual blocks a level (U-Net) or in all (MLP)"),
+    "model.attention_resolutions": Field(
+        (16,), Tuple(Int(1)), "U-Net: heights of the feature maps that get self-attention"
+    ),
+    "model.dropout": Field(0.0, Float(0, 0.99), "rate of dropout while training"),
+    "model.num_classes": Field(
+        0, Int(0), "classes to condition on, those of the data; 0: unconditional"
+    ),
+    "model.norm_groups": Field(
+        None,
+        Int(1),
+        "U-Net: groups of a norm, a divisor of channels; unset: up to 32, of at least four channels",
+    ),
+    "model.norm_eps": Field(1e-6, Float(1e-12, 1), "U-Net: what a norm adds to the variance"),
+    "model.dtype": Field(
+        "float32", Choice(("float32", "bfloat16")), "of the computation; parameters are float32"
+    ),
+    "model.remat": Field(
+        False, Bool(), "U-Net: recompute activations in the backward pass, to save memory"
+    ),
+    # ---- process
+    "process.name": Field("ddpm", Choice(("ddpm",)), "family of the process"),
+    "process.schedule": Field(
+        "linear",
+        Choice(("linear", "quad", "const", "warmup10", "warmup50", "cosine", "sigmoid", "jsd")),
+        "variance schedule beta_t",
+    ),
+    "process.num_timesteps": Field(1000, Int(1), "T, the number of steps"),
+    "process.beta_start": Field(
+        None, Float(0, 1, open=True), "first beta, if the schedule has one; unset: 0.1 / T"
+    ),
+    "process.beta_end": Field(
+        None, Float(0, 1, open=True), "last beta, if the schedule has one; unset: 20 / T"
+    ),
+    "process.prediction": Field(
+        "eps", Choice(("eps", "x0", "v")), "what the network predicts of x_t"
+    ),
+    "process.variance": Field(
+        "fixed_large",
+        Choice(("fixed_large", "fixed_small")),
+        "of the reverse steps: beta_t or the posterior's",
+        "always",  # L_simple does not depend on it.
+    ),
+    # ---- loss
+    "loss.name": Field("simple", Choice(("simple",)), "loss; simple: mean square error, Eq. 14"),
+    # ---- optimizer
+    "optimizer.learning_rate": Field(2e-4, Float(0), "rate after the warm-up"),
+    "optimizer.warmup_steps": Field(5000, Int(0), "steps over which the rate rises from 0"),
+    "optimizer.grad_clip": Field(
+        1.0, Float(0), "largest global norm of the gradients; 0: no limit"
+    ),
+    "optimizer.ema_decay": Field(0.9999, Float(0, 1), "decay of the averaged weights"),
+    # ---- train
+    "train.num_steps": Field(800_000, Int(1, 2**31 - 1), "steps in all", "resume"),
+    "train.batch_size": Field(128, Int(1), "images a step, over all devices"),
+    "train.accumulate": Field(1, Int(1), "parts of a batch that are computed one after the other"),
+    "train.steps_per_dispatch": Field(
+        None, Int(1), "steps in one compiled program; unset: 1 on the CPU, 10 elsewhere", "resume"
+    ),
+    "train.log_every": Field(100, Int(1), "steps between rows of metrics.jsonl", "resume"),
+    "train.checkpoint_every": Field(5000, Int(1), "steps between checkpoints", "resume"),
+    "train.keep_last": Field(3, Int(1), "newest checkpoints to keep", "resume"),
+    "train.keep_every": Field(
+        None, Int(1), "besides the newest, keep multiples of this; unset: none", "resume"
+    ),
+    "train.sample_every": Field(
+        0, Int(0), "steps between sample grids; 0: only at the end", "resume"
+    ),
+    "train.sample_images": Field(36, Int(1), "images in these grids", "resume"),
+    "train.eval_every": Field(0, Int(0), "steps between held-out losses; 0: never", "resume"),
+    # ---- sampler
+    "sampler.name": Field("ancestral", Choice(("ancestral",)), "update rule", "always"),
+    "sampler.num_steps": Field(
+        None, Int(1), "steps, at most process.num_timesteps; unset: all of them", "always"
+    ),
+    "sampler.clip": Field(True, Bool(), "limit each prediction of x_0 to [-1, 1]", "always"),
+    # ---- sample
+    "sample.num_images": Field(64, Int(1), "images to draw", "always"),
+    "sample.batch_size": Field(
+        64, Int(1), "images drawn together; no image depends on it", "always"
+    ),
+    "sample.seed": Field(0, SEEDS, "image i depends on this seed and i alone", "always"),
+    "sample.labels": Field(
+        None,
+        Tuple(Int(0), empty=False),
+        "classes, repeated over the images; unset: all classes in turn",
+        "always",
+    ),
+    "sample.ema": Field(True, Bool(), "draw with the averaged weights", "always"),
+    "sample.step": Field(None, Int(0), "step of the checkpoint; unset: the newest", "always"),
+    "sample.progressive": Field(
+        False, Bool(), "also draw strip.png: how the first images came about", "always"
+    ),
+    # ---- eval
+    "eval.num_images": Field(1000, Int(1), "held-out images to measure, at most", "always"),
+    "eval.batch_size": Field(250, Int(1), "images measured together", "always"),
+    # ---- mesh
+    "mesh.data": Field(-1, Int(-1), "devices along the batch; -1: all", "always"),
+}
+
+
+def group_of(name: str) -> str:
+    """Returns the group of "group.field", "" for a field without one."""
+    return name.rpartition(".")[0]

@@ -1,0 +1,148 @@
+"""Validation: each field by its limits, written here once more, and the fields that must fit one another."""
+
+import math
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import FIELDS, default_config, locate, validate
+from diffusion_jax.config.kinds import Bool, Choice, Text
+from diffusion_jax.errors import InputError
+
+COUNT = ([1, 10**12], [0, -7])
+COUNT_OR_NONE = ([0, 10**12], [-1])
+SEED = ([0, 2**32 - 1], [-1, 2**32])
+# Values on the edge of what is allowed, and just beyond.
+LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
+    "seed": SEED,
+    "data.image_size": COUNT,
+    "data.test_fraction": ([0.0, 0.9], [-0.01, 0.91, math.nan]),
+    "model.channels": ([4, 8, 128], [0, 3, 6]),
+    "model.channel_mult": ([(1,), (1, 2)], [(), (0,), (1, 2.5), ("a",)]),
+    "model.num_res_blocks": COUNT,
+    "model.attention_resolutions": ([(), (1,), (16, 8)], [(0,), (4.5,), ("a",)]),
+    "model.dropout": ([0.0, 0.99], [-0.01, 1.0]),
+    "model.num_classes": COUNT_OR_NONE,
+    "model.norm_groups": ([1, 32, 128], [0, 3]),  # Divisors of the default's 128 channels.
+    "model.norm_eps": ([1e-12, 1.0], [0.0, 1.1]),
+    "process.num_timesteps": COUNT,
+    "process.beta_start": ([1e-9, 0.999], [0.0, 1.0, -0.1, 1.5]),
+    "process.beta_end": ([1e-9, 0.999], [0.0, 1.0, -0.1, 1.5]),
+    "optimizer.learning_rate": ([0.0, 1e9], [-1e-9, math.inf, math.nan]),
+    "optimizer.warmup_steps": COUNT_OR_NONE,
+    "optimizer.grad_clip": ([0.0, 1e9], [-1e-9, math.inf, math.nan]),
+    "optimizer.ema_decay": ([0.0, 1.0], [-0.01, 1.01]),
+    "train.num_steps": ([1, 2**31 - 1], [0, 2**31]),
+    "train.batch_size": COUNT,
+    "train.accumulate": COUNT,
+    "train.steps_per_dispatch": COUNT,
+    "train.log_every": COUNT,
+    "train.checkpoint_every": COUNT,
+    "train.keep_last": COUNT,
+    "train.keep_every": COUNT,
+    "train.sample_every": COUNT_OR_NONE,
+    "train.sample_images": COUNT,
+    "train.eval_every": COUNT_OR_NONE,
+    "sampler.num_steps": ([1, 1000], [0, 1001]),  # At most the default's 1000 timesteps.
+    "sample.num_images": COUNT,
+    "sample.batch_size": COUNT,
+    "sample.seed": SEED,
+    "sample.labels": ([], [(), (-1,), (1.5,), ("cat",)]),
+    "sample.step": COUNT_OR_NONE,
+    "eval.num_images": COUNT,
+    "eval.batch_size": COUNT,
+    "mesh.data": ([-1, 1], [-2]),
+}
+
+
+def with_value(name: str, value: Any) -> ConfigDict:
+    config = default_config()
+    group, leaf = locate(config, name)
+    group[leaf] = value
+    return config
+
+
+def test_every_field_with_a_range_has_its_limits_tested() -> None:
+    others = {name for name, f in FIELDS.items() if isinstance(f.kind, (Bool, Choice, Text))}
+    assert set(LIMITS) == FIELDS.keys() - others
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_value_is_accepted_within_its_limits_and_refused_beyond_by_name(name: str) -> None:
+    inside, outside = LIMITS[name]
+    for value in inside:
+        validate(with_value(name, value))
+    for value in outside:
+        with pytest.raises(InputError) as error:
+            validate(with_value(name, value))
+        assert str(error.value).startswith(f"{name} is {value!r}; it must ")
+
+
+@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if isinstance(f.kind, Choice)])
+def test_a_choice_is_refused_unless_it_is_known(name: str) -> None:
+    kind = FIELDS[name].kind
+    assert isinstance(kind, Choice)
+    for choice in kind.names:
+        validate(with_value(name, choice))
+    with pytest.raises(InputError) as error:
+        validate(with_value(name, kind.names[0] + "x"))
+    for fragment in (name, repr(kind.names[0] + "x"), *kind.names, "Did you mean"):
+        assert fragment in str(error.value)
+
+
+def test_a_data_set_that_tfds_has_prepared_is_a_choice() -> None:
+    validate(with_value("data.name", "tfds:my set"))
+    with pytest.raises(InputError, match="data.name is 'tfds:'; it must be .* tfds:NAME"):
+        validate(with_value("data.name", "tfds:"))
+
+
+@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if isinstance(f.kind, Text)])
+def test_text_is_anything_but_empty(name: str) -> None:
+    validate(with_value(name, "x"))
+    with pytest.raises(InputError, match=f"^{name} is ''; it must be "):
+        validate(with_value(name, ""))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_only_a_field_that_is_unset_by_default_may_be_none(name: str) -> None:
+    config = with_value(name, None)
+    if FIELDS[name].default is None:
+        validate(config)
+    else:
+        with pytest.raises(InputError, match=f"^{name} is None; it must be set$"):
+            validate(config)
+
+
+@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if isinstance(f.kind, Bool)])
+def test_a_switch_is_true_or_false(name: str) -> None:
+    """A ConfigDict refuses another type, unless a file makes a new one."""
+    for value in (True, False):
+        validate(with_value(name, value))
+    config = default_config()
+    group, leaf = locate(config, name)
+    group.unlock()
+    del group[leaf]
+    group[leaf] = "maybe"
+    with pytest.raises(InputError, match=f"^{name} is 'maybe'; it must be true or false$"):
+        validate(config)
+
+
+def test_labels_must_be_classes_of_the_model() -> None:
+    config = with_value("sample.labels", (0, 9))
+    with pytest.raises(InputError, match=r"sample.labels is \(0, 9\), but .* unconditional"):
+        validate(config)
+    config.model.num_classes = 9
+    with pytest.raises(InputError, match=r"sample.labels is \(0, 9\); .* from 0 to 8"):
+        validate(config)
+    config.model.num_classes = 10
+    validate(config)
+
+
+def test_a_sampler_has_no_more_steps_than_the_process() -> None:
+    config = with_value("process.num_timesteps", 20)
+    config.sampler.num_steps = 20
+    validate(config)
+    config.sampler.num_steps = 21
+    with pytest.raises(InputError, match="num_steps is 21; .* at most process.num_timesteps, 20"):
+        validate(config)

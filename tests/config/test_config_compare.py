@@ -1,0 +1,89 @@
+"""Saving and comparing configs: what survives JSON, what a resume may change, what names a result."""
+
+import json
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import (
+    FIELDS,
+    changes,
+    config_hash,
+    default_config,
+    differing,
+    fields,
+    from_dict,
+    is_free,
+    is_settable,
+    locate,
+    settable_names,
+    to_json,
+)
+
+# Written here once more: neither alters the trained parameters beyond float rounding.
+SETTABLE_GROUPS = {"sampler", "sample", "eval", "mesh"}
+SETTABLE = {"process.variance"}
+RESUMABLE = {
+    "data.source_dir",
+    "data.cache_dir",
+    "train.num_steps",
+    "train.steps_per_dispatch",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.sample_every",
+    "train.eval_every",
+    "train.keep_last",
+    "train.keep_every",
+    "train.sample_images",
+}
+
+
+def get(config: ConfigDict, name: str) -> Any:
+    group, leaf = locate(config, name)
+    return group[leaf]
+
+
+def changed(name: str) -> ConfigDict:
+    """Returns the default config with another value, of the same type, in one field."""
+    config = default_config()
+    group, leaf = locate(config, name)
+    other = {int: 3, float: 0.25, str: "another", bool: True, tuple: (3,)}[group.get_type(leaf)]
+    group[leaf] = (not group[leaf]) if isinstance(group[leaf], bool) else other
+    return config
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_each_field_survives_json_and_counts_unless_it_is_free(name):
+    config, default = changed(name), default_config()
+    saved = from_dict(json.loads(to_json(config)))
+    assert dict(fields(saved)) == dict(fields(config))
+    assert [type(v) for _, v in fields(saved)] == [type(v) for _, v in fields(config)]
+    assert changes(saved, config) == [] and config_hash(saved) == config_hash(config)
+    if is_free(name):
+        assert changes(default, config) == []
+        assert config_hash(default) == config_hash(config)
+    else:
+        assert changes(default, config) == [
+            f"{name}: {get(default, name)!r} -> {get(config, name)!r}"
+        ]
+        assert config_hash(default) != config_hash(config)
+
+
+def test_what_a_resume_may_change_is_what_was_agreed() -> None:
+    settable = {name for name in FIELDS if name.split(".")[0] in SETTABLE_GROUPS} | SETTABLE
+    assert {name for name in FIELDS if is_settable(name)} == settable
+    assert {name for name in FIELDS if is_free(name)} == settable | RESUMABLE
+
+
+def test_what_every_mode_may_set_is_said_by_groups() -> None:
+    assert settable_names() == ["sampler", "sample", "eval", "mesh", "process.variance"]
+
+
+def test_differing_names_the_fields_that_differ_in_the_order_of_the_table() -> None:
+    config = default_config()
+    assert differing(config, default_config()) == []
+    config.sample.labels, config.seed, config.train.num_steps = (3,), 1, 7
+    expected = ["seed", "train.num_steps", "sample.labels"]
+    assert differing(config, default_config()) == expected
+    assert differing(default_config(), config) == expected

@@ -1,0 +1,200 @@
+"""Configs from a file, from the command line and from JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import (
+    FIELDS,
+    default_config,
+    fields,
+    from_dict,
+    load_file,
+    locate,
+    override,
+    to_json,
+)
+from diffusion_jax.errors import InputError
+
+
+def get(config: ConfigDict, name: str) -> Any:
+    group, leaf = locate(config, name)
+    return group[leaf]
+
+
+SEVERAL = "values separated by commas, each an integer of at least"
+
+
+def overridden(*assignments: tuple[str, str]) -> ConfigDict:
+    config = default_config()
+    override(config, assignments)
+    return config
+
+
+# ---- overriding --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("seed", "7", 7),
+        ("train.num_steps", "1e5", 100_000),
+        ("train.sample_every", "0", 0),
+        ("optimizer.learning_rate", "3e-4", 3e-4),
+        ("optimizer.grad_clip", "2", 2.0),
+        ("model.remat", "True", True),
+        ("model.remat", "1", True),
+        ("data.random_flip", "false", False),
+        ("data.name", "tfds:my set", "tfds:my set"),
+        ("data.source_dir", "/tmp/x=1,2", "/tmp/x=1,2"),
+        ("model.channel_mult", "1,2,2", (1, 2, 2)),
+        ("model.channel_mult", "(1, 2)", (1, 2)),
+        ("model.channel_mult", "[4]", (4,)),
+        ("model.attention_resolutions", "16", (16,)),
+        ("model.attention_resolutions", "()", ()),
+        ("sample.labels", "3,1", (3, 1)),
+        ("sample.labels", "None", None),
+        ("process.beta_start", "1e-4", 1e-4),
+        ("process.beta_start", "none", None),
+        ("data.image_size", "64", 64),
+    ],
+)
+def test_a_value_on_the_command_line_gets_the_type_of_its_field(name, text, value):
+    result = get(overridden((name, text)), name)
+    assert result == value and type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "allowed"),
+    [
+        ("seed", "one", "an integer from 0 to 4294967295"),
+        ("train.num_steps", "3.5", "an integer from 1 to 2147483647"),
+        ("train.num_steps", "inf", "an integer from 1 to 2147483647"),
+        ("train.num_steps", "none", "an integer from 1 to 2147483647"),
+        ("data.image_size", "large", "an integer of at least 1, or none"),
+        ("optimizer.learning_rate", "fast", "a finite number of at least 0"),
+        ("process.beta_end", "1e", "a number in (0, 1), or none"),
+        ("model.remat", "yes", "true or false"),
+        ("model.channel_mult", "1,two", f"{SEVERAL} 1"),
+        ("model.channel_mult", "1,2.5", f"{SEVERAL} 1"),
+        ("model.channel_mult", "(1,2", f"{SEVERAL} 1"),
+        ("model.channel_mult", "", f"{SEVERAL} 1"),
+        ("sample.labels", "cat", f"{SEVERAL} 0, or none"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(name, text, allowed):
+    with pytest.raises(InputError) as error:
+        overridden((name, text))
+    assert str(error.value) == f"{name} is {text!r}; it must be {allowed}"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("train.num_step", "Did you mean 'train.num_steps'?"),
+        ("optimiser.learning_rate", "Did you mean 'optimizer.learning_rate'?"),
+        ("model", "It is a group of fields."),
+        ("sed", "Did you mean 'seed'?"),
+    ],
+)
+def test_an_unknown_field_is_refused_with_the_nearest_name(name, hint):
+    with pytest.raises(InputError) as error:
+        overridden((name, "1"))
+    assert str(error.value) == f"unknown config field {name!r}. {hint}"
+
+
+def test_every_field_reads_its_own_default_from_text() -> None:
+    for name, field in FIELDS.items():
+        value = field.default
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        assert get(overridden((name, text)), name) == value
+
+
+def test_of_two_values_the_last_counts():
+    config = overridden(("train.num_steps", "5"), ("train.num_steps", "6"))
+    assert get(config, "train.num_steps") == 6
+
+
+def test_a_field_that_a_file_has_set_can_be_unset():
+    config = overridden(("data.image_size", "64"))
+    override(config, [("data.image_size", "none")])
+    assert get(config, "data.image_size") is None
+
+
+# ---- files -------------------------------------------------------------------------------------------
+
+
+def write(tmp_path: Path, body: str) -> str:
+    path = tmp_path / "config.py"
+    path.write_text(f"from diffusion_jax.config import default_config\n{body}")
+    return str(path)
+
+
+def test_a_config_file_is_loaded(tmp_path):
+    lines = "def get_config():\n    c = default_config()\n    c.seed = 5\n    return c\n"
+    assert load_file(write(tmp_path, lines)).seed == 5
+
+
+def test_a_list_in_a_config_file_becomes_a_tuple(tmp_path):
+    lines = "def get_config():\n    c = default_config()\n    c.model.channel_mult = [1, 2]\n"
+    lines += "    c.sample.labels = [3]\n    return c\n"
+    config = load_file(write(tmp_path, lines))
+    assert (config.model.channel_mult, config.sample.labels) == ((1, 2), (3,))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("get_config = 3 +", "invalid syntax"),
+        ("", "has no attribute 'get_config'"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("def get_config():\n  return {}", r"must return a ConfigDict"),
+        ("def get_config():\n  c = default_config()\n  c.train.num_stepps = 1", "num_stepps"),
+        ("def get_config():\n  c = default_config()\n  c.train.num_steps = 'x'", "num_steps"),
+        (
+            "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({'seed': 1})",
+            "lacks data.cache_dir, .*; start from default_config",
+        ),
+        (
+            "def get_config():\n  c = default_config()\n  c.train.unlock().more = 1\n  return c",
+            "unknown field 'train.more'",
+        ),
+    ],
+)
+def test_a_wrong_config_file_is_named_with_the_reason_in_one_line(tmp_path, body, message):
+    path = write(tmp_path, body)
+    with pytest.raises(InputError, match=f"^--config: .*{message}") as error:
+        load_file(path)
+    assert path in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(InputError, match="^--config: no such file: nowhere/it.py$"):
+        load_file("nowhere/it.py")
+
+
+# ---- JSON --------------------------------------------------------------------------------------------
+
+
+def test_a_config_saved_before_a_field_existed_gets_its_default():
+    saved = json.loads(to_json(default_config()))
+    del saved["train"]["accumulate"], saved["mesh"]
+    assert dict(fields(from_dict(saved))) == dict(fields(default_config()))
+
+
+def test_a_saved_config_with_a_wrong_field_is_refused():
+    saved = json.loads(to_json(default_config()))
+    saved["train"]["num_stepps"] = 3
+    with pytest.raises(InputError, match="unknown field 'train.num_stepps'.*'train.num_steps'"):
+        from_dict(saved)
+    del saved["train"]["num_stepps"]
+    saved["train"]["num_steps"] = "many"
+    with pytest.raises(InputError, match="train.num_steps is 'many'; it must be an integer from 1"):
+        from_dict(saved)
+    saved["train"]["num_steps"] = 3
+    saved["optimizer"]["learning_rate"] = 10**400
+    with pytest.raises(InputError, match="learning_rate is 10*; it must be a finite number"):
+        from_dict(saved)

@@ -1,0 +1,123 @@
+"""The table of fields: complete, consistent, and in step with what other modules register."""
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+import diffusion_jax.config
+from diffusion_jax import build, data, losses
+from diffusion_jax.config import FIELDS, GROUPS, Field, default_config, fields, validate
+from diffusion_jax.config.kinds import Choice, Either, Int, Text, Tuple
+from diffusion_jax.config.loading import config_of
+from diffusion_jax.config.table import group_of
+from diffusion_jax.data.loading import TFDS_PREFIX
+from diffusion_jax.denoiser import PREDICTIONS
+from diffusion_jax.models import MODELS
+from diffusion_jax.processes.schedules import SCHEDULES
+from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.samplers.ancestral import VARIANCES
+
+# What each choice of the table stands for.
+REGISTRIES: dict[str, Iterable[str]] = {
+    "data.name": data.SOURCES,
+    "model.name": MODELS,
+    "model.dtype": build.DTYPES,
+    "process.name": build.PROCESSES,
+    "process.schedule": SCHEDULES,
+    "process.prediction": PREDICTIONS,
+    "process.variance": VARIANCES,
+    "loss.name": losses.LOSSES,
+    "sampler.name": SAMPLERS,
+}
+
+
+def test_the_choices_are_what_is_registered() -> None:
+    choices = {name: f.kind.names for name, f in FIELDS.items() if isinstance(f.kind, Choice)}
+    assert {name: sorted(names) for name, names in choices.items()} == {
+        name: sorted(names) for name, names in REGISTRIES.items()
+    }
+    kind = FIELDS["data.name"].kind
+    assert isinstance(kind, Choice) and kind.prefix == TFDS_PREFIX
+
+
+def test_the_default_config_is_valid_and_has_the_fields_of_the_table_alone() -> None:
+    values = dict(fields(default_config()))
+    assert values == {name: field.default for name, field in FIELDS.items()}
+    validate(default_config())
+
+
+def test_every_group_has_a_meaning_and_its_fields_stand_together() -> None:
+    groups = [group_of(name) for name in FIELDS]
+    assert list(dict.fromkeys(groups)) == list(GROUPS) and all(GROUPS.values())
+    assert groups == sorted(groups, key=list(GROUPS).index)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_has_a_meaning_of_one_line_that_explains_unset(name: str) -> None:
+    field = FIELDS[name]
+    assert field.meaning and "\n" not in field.meaning and not field.meaning.endswith(".")
+    assert ("unset: " in field.meaning) == field.optional
+    assert field.problem(field.default) is None
+
+
+def test_only_text_is_without_a_range_or_choices() -> None:
+    """A number that may be anything is a range that somebody forgot."""
+    bare = {name for name, field in FIELDS.items() if field.allowed in ("an integer", "a number")}
+    assert not bare
+    texts = {name for name, field in FIELDS.items() if isinstance(field.kind, Text)}
+    assert texts == {"data.source_dir", "data.sha256", "data.cache_dir"}
+
+
+def test_the_table_loads_no_jax() -> None:
+    folder = Path(diffusion_jax.config.__file__).parent
+    imported: set[str] = set()
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module or "")
+    ours = {name for name in imported if name.startswith("diffusion_jax")}
+    assert {name for name in ours if not name.startswith("diffusion_jax.config.")} == {
+        "diffusion_jax.errors"
+    }
+    assert not {name.partition(".")[0] for name in imported} & {"jax", "flax", "numpy"}
+
+
+# Fields of kinds that no field of the table has yet.
+
+METRICS = Field(("fid",), Tuple(Choice(("fid", "kid"))), "metrics")
+SPACING = Field("uniform", Either(Choice(("uniform",)), Tuple(Int(0))), "steps")
+
+
+@pytest.mark.parametrize("value", ["uniform", (0, 10), ()])
+def test_a_config_holds_a_name_or_a_tuple_in_one_field(value: Any) -> None:
+    config: ConfigDict = config_of({"sampler.spacing": SPACING})
+    config.sampler.spacing = value
+    assert dict(fields(config)) == {"sampler.spacing": value}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        (METRICS, ("fid", "kid"), None),
+        (
+            METRICS,
+            ("kidd",),
+            "is ('kidd',); it must be values separated by commas, each one of fid, kid, "
+            "or () for none. Did you mean 'kid'?",
+        ),
+        (SPACING, (0, 5), None),
+        (METRICS, None, "is None; it must be set"),
+        (Field(None, Int(1), "steps"), None, None),
+        (Field(None, Int(1), "steps"), 0, "is 0; it must be an integer of at least 1, or none"),
+    ],
+)
+def test_a_field_says_what_is_wrong_with_a_value(
+    field: Field, value: Any, problem: str | None
+) -> None:
+    assert field.problem(value) == problem
