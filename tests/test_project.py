@@ -56,6 +56,16 @@ def test_readme_has_the_command_once_as_a_line_to_copy(command: str):
     assert lines.count(command) == 1
 
 
+def test_the_extras_that_the_documents_name_exist_in_the_package_and_in_jax():
+    texts = [(ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")]
+    named = set(re.findall(r"\.\[(\w+)\]'", "".join(texts)))
+    extras = setup_cfg()["options.extras_require"]
+    assert named == set(extras), "each extra is named, and each named one is there"
+    of_jax = set(re.findall(r"^jax\[(\w+)\]$", "\n".join(extras.values()), re.MULTILINE))
+    offered = importlib.metadata.metadata("jax").get_all("Provides-Extra") or []
+    assert {"cuda12", "cuda13", "tpu"} == of_jax <= set(offered)
+
+
 def test_the_installed_version_is_the_packages_and_in_the_changelogs_form():
     assert importlib.metadata.version("diffusion_jax") == diffusion_jax.__version__
     assert setup_cfg()["metadata"]["version"] == "attr: diffusion_jax.__version__"
