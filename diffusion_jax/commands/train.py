@@ -198,7 +198,7 @@ def _loop(run: Run, state: TrainState, signals: StopSignals) -> tuple[TrainState
         return state, False
     per_dispatch, steps = _compiled_steps(run)
     events = (config.checkpoint_every, config.sample_every, config.eval_every)
-    rows = sharding.local_rows(config.batch_size)
+    rows = sharding.local_rows(sharding.batch_sharding(run.mesh), config.batch_size)
     batches = data.batches(
         run.split,
         seed=run.config.seed,

@@ -12,6 +12,8 @@ from diffusion_jax.errors import InputError
 
 NUM_THREADS = 4
 
+Rows = slice | Int64[np.ndarray, " rows"]
+
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, num_images: int) -> Int64[np.ndarray, " n"]:
@@ -54,7 +56,7 @@ def batch_indices(
 class _BatchSource:
     """grain's view of a split: item k is this process's rows of global batch k."""
 
-    def __init__(self, split: Split, seed: int, batch_size: int, rows: slice):
+    def __init__(self, split: Split, seed: int, batch_size: int, rows: Rows):
         self._split, self._seed, self._batch_size, self._rows = split, seed, batch_size, rows
 
     def __len__(self) -> int:
@@ -72,7 +74,7 @@ def batches(
     batch_size: int,
     start: int = 0,
     stop: int | None = None,
-    rows: slice = slice(None),
+    rows: Rows = slice(None),
     prefetch: int = 8,
 ) -> Generator[Batch, None, None]:
     """Iterates over batches start, start + 1, ..., read ahead of use by threads.
@@ -83,7 +85,7 @@ def batches(
       batch_size: Size of the global batch; it may exceed the number of images.
       start: First batch. Resuming there costs nothing.
       stop: Batch before which to end; None goes on for ever.
-      rows: This process's rows of the global batch.
+      rows: This process's rows of the global batch: a slice, or their indices.
       prefetch: How many batches to read ahead.
 
     Returns:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int64
 
 from diffusion_jax.errors import InputError
 
@@ -39,19 +40,26 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
 
 
-def local_rows(batch_size: int) -> slice:
-    """Returns the rows of a global batch that this process feeds to its devices."""
-    rows = batch_size // jax.process_count()
-    return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+def local_rows(sharding: NamedSharding, batch_size: int) -> Int64[np.ndarray, " rows"]:
+    """Returns the rows of a global batch that this process feeds to its devices, ascending.
+
+    They need not lie together: a mesh may take the devices of several processes in turn.
+
+    Args:
+      sharding: That of an array whose first axis is the batch.
+      batch_size: Size of the global batch, a multiple of the devices.
+    """
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in held]))
 
 
 def put(sharding: NamedSharding, local: Any) -> Any:
-    """Makes global arrays of every process's rows (its `local_rows`)."""
+    """Makes global arrays of every process's rows (its `local_rows`, in their order)."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
 
 
 def fetch(tree: Any) -> Any:
-    """Returns global arrays as NumPy arrays, whole, on every process."""
+    """Returns global arrays as NumPy arrays, whole and in the global order, on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils

@@ -66,7 +66,7 @@ def make_batch_sampler(
         lambda *inputs: tuple(draw(*inputs)),
         out_shardings=(batched, *([frames, frames] if num_frames else [None, None])),
     )
-    rows = sharding.local_rows(size)
+    rows = sharding.local_rows(batched, size)
 
     def sample(
         params: Any, seed: int, indices: np.ndarray, labels: Sequence[int] | None = None

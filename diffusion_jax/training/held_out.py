@@ -39,7 +39,7 @@ def make_held_out_loss(
     batched = sharding.batch_sharding(mesh)
     eval_step = make_eval_step(loss_fn, key, num_timesteps=num_timesteps, conditional=conditional)
     compiled = jax.jit(eval_step, out_shardings=batched)
-    rows = sharding.local_rows(size)
+    rows = sharding.local_rows(batched, size)
 
     def held_out(params: Any) -> float:
         losses = []

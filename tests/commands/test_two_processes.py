@@ -1,11 +1,13 @@
-"""Two real processes train one run: same losses as one process, one checkpoint, one way to stop."""
+"""Two real processes do one command: same losses and images as one process, one checkpoint, one way to stop."""
 
+import shutil
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_run import (
     checkpoint_steps,
@@ -19,6 +21,8 @@ from tiny_run import (
     write_config,
 )
 
+from diffusion_jax.reporting.pictures import load_png
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -26,21 +30,37 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def pair(*flags: str, num_steps: int) -> list:
+# A mesh that takes the devices of the two processes in turn, as one made by topology may.
+IN_TURN = """
+from jax.sharding import Mesh
+from diffusion_jax.parallel import sharding
+by_process = sharding.make_mesh
+def in_turn(data):
+    mesh = by_process(data)
+    assert [device.process_index for device in mesh.devices] == [0, 0, 1, 1]
+    return Mesh(mesh.devices[[0, 2, 1, 3]], mesh.axis_names, axis_types=mesh.axis_types)
+sharding.make_mesh = in_turn
+"""
+
+
+def pair(*flags: str, prologue: str = "") -> list:
     """Starts the command in two processes of two devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    flags = (*flags, "--config.mesh.data=-1", f"--config.train.num_steps={num_steps}")
-    return [start(flags, environment(2, **joined, JAX_PROCESS_ID=str(i))) for i in range(2)]
+    flags = (*flags, "--config.mesh.data=-1")
+    return [
+        start(flags, environment(2, **joined, JAX_PROCESS_ID=str(i)), prologue) for i in range(2)
+    ]
 
 
 def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: Path) -> None:
     tiny, workdir, alone = write_config(tmp_path), tmp_path / "run", tmp_path / "alone"
-    flags = (f"--config={tiny}", f"--workdir={workdir}")
-    processes = pair(*flags, num_steps=6)
-    outcome = run(f"--config={tiny}", f"--workdir={alone}", "--config.train.num_steps=9")
+    fields = (f"--config={tiny}", "--config.train.eval_every=3", "--config.eval.num_images=8")
+    flags = (*fields, f"--workdir={workdir}")
+    processes = pair(*flags, "--config.train.num_steps=6", prologue=IN_TURN)
+    outcome = run(*fields, f"--workdir={alone}", "--config.train.num_steps=9")
     assert outcome.status == 0
     outcomes = finish_all(processes)
     assert [o.status for o in outcomes] == [0, 0], outcomes
@@ -49,18 +69,37 @@ def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: 
     assert checkpoint_steps(workdir) == [4, 6]
     outcome = run(*flags, "--config.train.num_steps=9")
     assert outcome.status == 0 and "resuming at step 6" in outcome.err
-    assert [row["step"] for row in rows(workdir)] == [3, 6, 9]
+    assert [row["step"] for row in rows(workdir)] == [3, 3, 6, 6, 9, 9]
     for row, expected in zip(rows(workdir), rows(alone), strict=True):
         # Sums over four devices instead of one: float32 rounding.
-        for name in ("loss", "grad_norm", "param_norm"):
+        for name in {"loss", "grad_norm", "param_norm", "eval_loss"} & expected.keys():
             assert row[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_image_i_is_the_same_whichever_process_draws_it(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    outcome = run(f"--config={write_config(tmp_path)}", f"--workdir={workdir}")
+    assert outcome.status == 0
+    flags = (f"--workdir={workdir}", "--mode=sample", "--config.sample.num_images=10")
+    flags = (*flags, "--config.sample.batch_size=8")  # Both batches of 8, the second padded.
+    assert run(*flags).status == 0
+    (folder,) = (workdir / "samples").glob("step*")
+    alone = [load_png(folder / "png" / f"{i:06}.png").astype(int) for i in range(10)]
+    shutil.rmtree(folder)
+    outcomes = finish_all(pair(*flags, prologue=IN_TURN))
+    assert [o.status for o in outcomes] == [0, 0], outcomes
+    for i, image in enumerate(alone):
+        # Products of two rows a device instead of eight: rounding, so one level of 255.
+        np.testing.assert_allclose(load_png(folder / "png" / f"{i:06}.png"), image, atol=1)
+        # Far from any other image, so that the order counts.
+        assert all(abs(image - other).max() > 20 for other in alone[:i])
 
 
 def test_sigterm_to_one_process_stops_both_after_a_checkpoint(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     fields = ("--config.train.log_every=20", "--config.train.checkpoint_every=1000000")
     flags = (f"--config={write_config(tmp_path)}", f"--workdir={workdir}", *fields)
-    processes = pair(*flags, num_steps=1_000_000)
+    processes = pair(*flags, "--config.train.num_steps=1000000")
     try:
         deadline = time.monotonic() + 600
         metrics = workdir / "metrics.jsonl"

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.parallel.sharding import (
@@ -55,10 +56,37 @@ def test_put_and_fetch_take_trees_and_keep_types():
     np.testing.assert_array_equal(back["label"], batch["label"])
 
 
-def test_the_rows_of_all_processes_make_up_the_batch(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    rows = []
-    for process in range(4):
-        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        rows.extend(range(24)[local_rows(24)])
-    assert rows == list(range(24))
+class SeenFromProcess(NamedSharding):
+    """A sharding as one of four processes sees it: two of the eight devices are its own."""
+
+    process = 0
+
+    def addressable_devices_indices_map(self, global_shape):
+        indices = self.devices_indices_map(global_shape)
+        return {d: index for d, index in indices.items() if d.id // 2 == self.process}
+
+
+ORDERS = {
+    "by process": ((0, 1, 2, 3, 4, 5, 6, 7), [range(6 * p, 6 * p + 6) for p in range(4)]),
+    # Three rows a device: process 0 has the places of devices 0 and 1, first and fifth, and so on.
+    "in turn": (
+        (0, 2, 4, 6, 1, 3, 5, 7),
+        [[*range(3 * p, 3 * p + 3), *range(3 * p + 12, 3 * p + 15)] for p in range(4)],
+    ),
+    "backwards": ((7, 6, 5, 4, 3, 2, 1, 0), [range(18 - 6 * p, 24 - 6 * p) for p in range(4)]),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_process_has_the_rows_of_its_devices_whatever_their_order(order):
+    places, expected = ORDERS[order]
+    devices = np.array(jax.devices())[list(places)]
+    mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    sharding = SeenFromProcess(mesh, batch_sharding(mesh).spec)
+    for process, rows in enumerate(expected):
+        sharding.process = process
+        assert local_rows(sharding, 24).tolist() == list(rows)
+
+
+def test_rows_that_several_devices_hold_count_once():
+    assert local_rows(replicated(make_mesh()), 5).tolist() == list(range(5))
