@@ -12,9 +12,10 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from diffusion_jax.commands.signals import EXIT_STOPPED, Stopped, StopSignals
+from diffusion_jax.config import reference
 from diffusion_jax.errors import InputError, RunError, nearest
 
 MODES = {
@@ -35,6 +36,16 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
 
+class _Help(argparse.Action):
+    """Prints the help, or what the table of config fields says, and ends the command."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any
+    ) -> None:
+        print(parser.format_help().rstrip() if values is None else reference.help_text(values))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m diffusion_jax.main",
@@ -42,6 +53,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument(
+        "-h",
+        "--help",
+        action=_Help,
+        nargs="?",
+        metavar="FIELDS",
+        help="show this; --help=FIELDS: every field of the config; --help=train: those of a group",
     )
     parser.add_argument("--config", help="Python file with get_config(), such as configs/digits.py")
     parser.add_argument(

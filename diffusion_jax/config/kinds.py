@@ -49,8 +49,8 @@ class Int(Kind):
 
     @property
     def allowed(self) -> str:
-        divisible = f" divisible by {self.factor}" if self.factor > 1 else ""
-        return f"an integer{divisible}{_bounds(self.low, self.high)}"
+        divisible = f", divisible by {self.factor}" if self.factor > 1 else ""
+        return f"an integer{_bounds(self.low, self.high)}{divisible}"
 
     def parse(self, text: str) -> int:
         try:
@@ -144,8 +144,8 @@ class Choice(Kind):
 
     @property
     def allowed(self) -> str:
-        prefixed = f" or {self.prefix}NAME" if self.prefix else ""
-        return f"one of {', '.join(self.names)}{prefixed}"
+        names = self.names + ((f"{self.prefix}NAME",) if self.prefix else ())
+        return ("one of " if len(names) > 1 else "") + ", ".join(names)
 
     def parse(self, text: str) -> str:
         return text

@@ -114,7 +114,11 @@ def test_a_config_holds_a_name_or_a_tuple_in_one_field(value: Any) -> None:
         (SPACING, (0, 5), None),
         (METRICS, None, "is None; it must be set"),
         (Field(None, Int(1), "steps"), None, None),
-        (Field(None, Int(1), "steps"), 0, "is 0; it must be an integer of at least 1, or none"),
+        (
+            Field(None, Int(1), "steps"),
+            0,
+            "is 0; it must be an integer of at least 1, or none",
+        ),
     ],
 )
 def test_a_field_says_what_is_wrong_with_a_value(
