@@ -127,20 +127,27 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
             f"--workdir is {flags.workdir!r}; it must be a folder of a file system, not a URL"
         )
     workdir = Path(flags.workdir)
+    import jax
+
     from diffusion_jax import build
     from diffusion_jax import config as config_lib
-    from diffusion_jax.commands import sample
+    from diffusion_jax.commands import run_config, sample
     from diffusion_jax.parallel import distributed
 
-    if flags.mode == "train":
-        if flags.config is None:
-            raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
-        config = config_lib.load_file(flags.config)
+    file = None if flags.config is None else config_lib.load_file(flags.config)
+    note = None
+    if flags.mode != "train":
+        config = run_config.load_config(workdir, assignments)
+        note = None if file is None else run_config.passed_over(file, config, assignments)
+    elif file is not None:
+        config = file
         config_lib.override(config, assignments)
     else:
-        config = sample.load_config(workdir, assignments)
+        raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
     build.validate(config)
     distributed.initialize()
+    if note and jax.process_index() == 0:
+        print(note, file=sys.stderr)
     build.keep_compiled_programs(config.data.cache_dir)
     if flags.mode == "train":
         from diffusion_jax.commands import train

@@ -4,7 +4,6 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +23,6 @@ from diffusion_jax.samplers.batches import FRAMES, STRIP_IMAGES, class_of_images
 from diffusion_jax.training.state import TrainState, abstract_state
 
 GRID_IMAGES = 100
-
-
-def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> ConfigDict:
-    """Returns the config that the run was trained with, with what the command line may change.
-
-    Raises:
-      InputError: No run in this workdir, or a field that is fixed by the training.
-    """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise InputError(f"--workdir: no trained run in {workdir} (there is no config.json)")
-    try:
-        saved = json.loads(path.read_text())
-        if not isinstance(saved, dict):
-            raise InputError(f"it holds {saved!r}; it must be an object of config fields")
-        config = config_lib.from_dict(saved)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
-    for name, _ in assignments:
-        if name in config_lib.FIELDS and not config_lib.is_settable(name):
-            raise InputError(
-                f"config field {name} is fixed by the trained run; "
-                f"this mode may set {', '.join(config_lib.settable_names())}"
-            )
-    config_lib.override(config, assignments)
-    return config
 
 
 def sample(config: ConfigDict, workdir: Path) -> int:

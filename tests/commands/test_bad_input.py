@@ -79,6 +79,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--workdir=runs/x"], ["--config=FILE"]),
         (["--mode=sample", "--allow_config_change"], ["--allow_config_change", "--mode=train"]),
         (["--config=no/such.py"], ["no such file", "no/such.py"]),
+        (["--config=no/such.py", "--mode=sample"], ["no such file", "no/such.py"]),
     ],
 )
 def test_wrong_flags_are_named(arguments: list[str], fragments: list[str]) -> None:
@@ -344,6 +345,8 @@ def test_sampling_without_a_run_or_a_checkpoint_says_so(
     assert_refused(outcome, "no checkpoint", str(tmp_path / "checkpoints"))
     outcome = run("--mode=sample", f"--workdir={trained}", "--config.sample.step=1")
     assert_refused(outcome, "no checkpoint 1", "available: 2")
+    outcome = run("--mode=sample", f"--workdir={trained}", "--config=no/such.py")
+    assert_refused(outcome, "--config: no such file: no/such.py")
 
 
 @pytest.mark.parametrize(

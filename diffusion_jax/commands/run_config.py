@@ -1,0 +1,63 @@
+"""The config of a trained run, as every mode but train uses it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax.errors import InputError
+
+
+def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> ConfigDict:
+    """Returns the config that the run was trained with, with what the command line may change.
+
+    Raises:
+      InputError: No run in this workdir, or a field that is fixed by the training.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise InputError(f"--workdir: no trained run in {workdir} (there is no config.json)")
+    try:
+        saved = json.loads(path.read_text())
+        if not isinstance(saved, dict):
+            raise InputError(f"it holds {saved!r}; it must be an object of config fields")
+        config = config_lib.from_dict(saved)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    for name, _ in assignments:
+        if name in config_lib.FIELDS and not config_lib.is_settable(name):
+            raise InputError(
+                f"config field {name} is fixed by the trained run; "
+                f"this mode may set {', '.join(config_lib.settable_names())}"
+            )
+    config_lib.override(config, assignments)
+    return config
+
+
+def passed_over(
+    file: ConfigDict, config: ConfigDict, assignments: Sequence[tuple[str, str]]
+) -> str | None:
+    """Returns one line about a config file's values that the run's own stand in for, or None.
+
+    Not about fields that the command line sets, nor about those of the training's length, intervals and folders,
+    which a resume may change: no other mode depends on them.
+
+    Args:
+      file: Config of the file that the command names.
+      config: What `load_config` returned.
+      assignments: What the command line sets.
+    """
+    told = {
+        name
+        for name in config_lib.FIELDS
+        if config_lib.is_settable(name) or not config_lib.is_free(name)
+    } - {name for name, _ in assignments}
+    names = [name for name in config_lib.differing(file, config) if name in told]
+    if not names:
+        return None
+    return (
+        f"note: --config differs from the run in {', '.join(names)}; the run's own values are used "
+        f"(--config.FIELD=VALUE may set {', '.join(config_lib.settable_names())})"
+    )

@@ -1,0 +1,106 @@
+"""The config of a trained run: what counts when the command names a config file too."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tiny_run import Outcome, digits_in, results, run, write_config
+
+from diffusion_jax.commands.run_config import load_config, passed_over
+from diffusion_jax.config import FIELDS, default_config, locate, to_json
+
+LINE = re.compile(
+    r"note: --config differs from the run in (.*); the run's own values are used "
+    r"\(--config.FIELD=VALUE may set sampler, sample, eval, mesh, process.variance\)"
+)
+
+
+def fields_in(note: str | None) -> list[str]:
+    """Returns the fields that a note names; [] if there is none."""
+    if note is None:
+        return []
+    match = LINE.fullmatch(note)
+    assert match, note
+    return match[1].split(", ")
+
+
+# What the training's length, intervals and folders are matters to no other mode.
+SILENT = {
+    *(name for name in FIELDS if name.startswith("train.")),
+    *("data.source_dir", "data.cache_dir"),
+} - {"train.batch_size", "train.accumulate"}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_file_that_differs_in_a_field_is_told_of_it_unless_no_other_mode_uses_it(
+    name: str,
+) -> None:
+    file, config = default_config(), default_config()
+    group, leaf = locate(file, name)
+    other = {int: 3, float: 0.25, str: "another", tuple: (3,), bool: not group[leaf]}
+    group[leaf] = other[group.get_type(leaf)]
+    assert fields_in(passed_over(file, config, [])) == ([] if name in SILENT else [name])
+    assert passed_over(file, config, [(name, "whatever")]) is None
+
+
+def test_all_differing_fields_are_told_in_one_line() -> None:
+    file = default_config()
+    file.model.channels, file.sample.num_images, file.seed = 64, 5, 1
+    note = passed_over(file, default_config(), [])
+    assert fields_in(note) == ["seed", "model.channels", "sample.num_images"]
+
+
+def test_the_runs_own_values_count_but_for_what_the_command_line_sets(tmp_path: Path) -> None:
+    saved = default_config()
+    saved.sample.num_images, saved.sample.seed, saved.model.channels = 7, 8, 64
+    (tmp_path / "config.json").write_text(to_json(saved))
+    config = load_config(tmp_path, [("sample.seed", "9")])
+    assert (config.sample.num_images, config.sample.seed, config.model.channels) == (7, 9, 64)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Outcome]]:
+    """Samples a run of two steps with these lines more in its config file."""
+    with digits_in(tmp_path_factory.mktemp("cache")):
+        workdir = tmp_path_factory.mktemp("run")
+        tiny = write_config(tmp_path_factory.mktemp("config"))
+        fields = ("train.num_steps=2", "sampler.num_steps=2", "sample.num_images=2")
+        flags = [f"--config.{field}" for field in fields]
+        outcome = run(f"--config={tiny}", f"--workdir={workdir}", *flags)
+        assert outcome.status == 0, outcome.err
+
+        def sample(lines: str | None, *flags: str) -> Outcome:
+            if lines is not None:
+                file = write_config(tmp_path_factory.mktemp("other"), lines)
+                flags = (f"--config={file}", *flags)
+            outcome = run("--mode=sample", f"--workdir={workdir}", *flags)
+            assert outcome.status == 0, outcome.err
+            assert results(workdir, "sample")["num_images"] == 2
+            return outcome
+
+        yield sample
+
+
+def notes(outcome: Outcome) -> list[str]:
+    return [line for line in outcome.err.splitlines() if line.startswith("note: ")]
+
+
+def test_sampling_says_on_one_line_which_fields_of_the_file_are_passed_over(
+    sample: Callable[..., Outcome],
+) -> None:
+    same = "config.sampler.num_steps = 2\nconfig.sample.num_images = 2"
+    assert notes(sample(None)) == notes(sample(same)) == []
+    other = "config.sampler.num_steps = 3\nconfig.sample.num_images = 5\nconfig.model.channels = 8"
+    (note,) = notes(sample(other))
+    assert fields_in(note) == ["model.channels", "sampler.num_steps", "sample.num_images"]
+    (note,) = notes(sample(other, "--config.sampler.num_steps=2"))
+    assert fields_in(note) == ["model.channels", "sample.num_images"]
+
+
+def test_sampling_leaves_the_runs_config_as_it_was(sample: Callable[..., Outcome]) -> None:
+    outcome = sample("config.sampler.num_steps = 3", "--config.sample.seed=4")
+    folder = Path(outcome.err.split(" in ")[-1].splitlines()[0])
+    saved = json.loads((folder.parents[1] / "config.json").read_text())
+    assert (saved["sample"]["seed"], saved["sampler"]["num_steps"]) == (0, 2)
