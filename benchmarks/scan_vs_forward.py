@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import report
 
 from diffusion_jax.denoiser import make_denoiser
+from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.models import UNet, as_functions, count_parameters
-from diffusion_jax.processes.schedules import make_schedule, respace
+from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import ancestral, image_keys, sample_loop
 
 SHAPE = (32, 32, 3)
@@ -30,11 +32,11 @@ def make_sides(batch_size: int, steps: int) -> dict[str, Callable[[], float]]:
     model = as_functions(UNet(), SHAPE)
     params = model.init(jax.random.key(0))
     print(f"{count_parameters(params):,} parameters")
-    schedule = respace(make_schedule(), steps)
+    sampler = ancestral(DDPM(make_schedule()).grid(steps))
 
     def draw(params: Any, keys: jax.Array) -> jax.Array:
-        denoise = make_denoiser(schedule, "eps", model.apply, params)
-        return sample_loop(denoise, ancestral(schedule), keys, SHAPE).images
+        denoise = clip_denoised(make_denoiser("eps", model.apply, params))
+        return sample_loop(denoise, sampler, keys, SHAPE).images
 
     scan, forward = jax.jit(draw), jax.jit(model.apply)
     keys = image_keys(0, jnp.arange(batch_size))

@@ -29,11 +29,13 @@ import jax.numpy as jnp
 import numpy as np
 import report
 
-from diffusion_jax.losses import simple_loss
+from diffusion_jax.losses import loss_function
 from diffusion_jax.models import Model, UNet, as_functions, count_parameters
+from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.training.state import create_state, make_optimizer
-from diffusion_jax.training.step import loss_function, make_train_step
+from diffusion_jax.training.optimizer import ema_decay, make_optimizer
+from diffusion_jax.training.state import create_state
+from diffusion_jax.training.step import make_train_step
 
 SETTLE = 0.2  # Seconds between two turns, for the other side's threads to fall asleep.
 
@@ -112,17 +114,20 @@ def our_forward(size: Size) -> Callable[[], Any]:
 def our_step(size: Size) -> Callable[[], Any]:
     """Returns a function that does one compiled training step and waits for it."""
     model, optimizer = size.model(), make_optimizer()
-    loss = loss_function(simple_loss, make_schedule(), "eps", model.apply)
-    step = make_train_step(loss, optimizer, jax.random.key(1), num_timesteps=1000, ema_decay=0.9999)
+    objective = loss_function("simple", DDPM(make_schedule()), "eps", model.apply)
+    averages = {"ema": ema_decay(0.9999)}
+    step = make_train_step(objective, optimizer, jax.random.key(1), averages=averages)
     compiled = jax.jit(step, donate_argnums=0)
     shape = (size.batch_size, *size.image)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     batch = {"image": images, "label": np.zeros(len(images), np.int32)}
-    state = jax.jit(lambda key: create_state(key, model, optimizer))(jax.random.key(0))
+    state = jax.jit(lambda key: create_state(key, model, optimizer, averages=averages))(
+        jax.random.key(0)
+    )
 
     def run() -> None:
         nonlocal state
-        state = jax.block_until_ready(compiled(state, batch))
+        state, _ = jax.block_until_ready(compiled(state, batch))
 
     return run
 

@@ -17,8 +17,10 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
     )
     from diffusion_jax.denoiser import Prediction, make_denoiser
     from diffusion_jax.errors import InputError, RunError
-    from diffusion_jax.losses import simple_loss
+    from diffusion_jax.guidance import clip_denoised
+    from diffusion_jax.losses import loss_function, simple_loss
     from diffusion_jax.models import MLP, Model, UNet, as_functions, count_parameters
+    from diffusion_jax.processes.ddpm import DDPM
     from diffusion_jax.processes.gaussian import (
         clip_x0,
         eps_from_v,
@@ -30,21 +32,27 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
         x0_from_eps,
         x0_from_v,
     )
+    from diffusion_jax.processes.process import Grid, Point, Process
     from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
     from diffusion_jax.reporting.pictures import grid, strip
     from diffusion_jax.samplers import ancestral, image_keys, sample_loop
-    from diffusion_jax.training.state import TrainState, create_state, make_optimizer
-    from diffusion_jax.training.step import loss_function, make_train_step
+    from diffusion_jax.training.optimizer import ema_decay, make_optimizer
+    from diffusion_jax.training.state import TrainState, create_state
+    from diffusion_jax.training.step import make_train_step
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint",
     "CheckpointStore",
+    "DDPM",
+    "Grid",
     "InputError",
     "MLP",
     "Model",
+    "Point",
     "Prediction",
+    "Process",
     "RunError",
     "Schedule",
     "Split",
@@ -54,10 +62,12 @@ __all__ = [
     "as_functions",
     "batch_indices",
     "batches",
+    "clip_denoised",
     "clip_x0",
     "count_parameters",
     "create_state",
     "default_config",
+    "ema_decay",
     "eps_from_v",
     "eps_from_x0",
     "grid",
@@ -87,10 +97,14 @@ __all__ = [
 _MODULES = {
     "Checkpoint": "checkpoints.store",
     "CheckpointStore": "checkpoints.store",
+    "DDPM": "processes.ddpm",
+    "Grid": "processes.process",
     "InputError": "errors",
     "MLP": "models",
     "Model": "models",
+    "Point": "processes.process",
     "Prediction": "denoiser",
+    "Process": "processes.process",
     "RunError": "errors",
     "Schedule": "processes.schedules",
     "Split": "data",
@@ -100,18 +114,20 @@ _MODULES = {
     "as_functions": "models",
     "batch_indices": "data",
     "batches": "data",
+    "clip_denoised": "guidance",
     "clip_x0": "processes.gaussian",
     "count_parameters": "models",
     "create_state": "training.state",
     "default_config": "config",
+    "ema_decay": "training.optimizer",
     "eps_from_v": "processes.gaussian",
     "eps_from_x0": "processes.gaussian",
     "grid": "reporting.pictures",
     "image_keys": "samplers",
     "load": "data",
-    "loss_function": "training.step",
+    "loss_function": "losses",
     "make_denoiser": "denoiser",
-    "make_optimizer": "training.state",
+    "make_optimizer": "training.optimizer",
     "make_schedule": "processes.schedules",
     "make_train_step": "training.step",
     "q_posterior": "processes.gaussian",

@@ -1,6 +1,7 @@
 """From a config to the objects that commands work with: process, network, data, sampler."""
 
 import dataclasses
+import inspect
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +14,30 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import data, losses
+from diffusion_jax import data
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError, choose
+from diffusion_jax.guidance import clip_denoised
+from diffusion_jax.losses import Objective, loss_function
 from diffusion_jax.models import MODELS, Model, as_functions
-from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
-from diffusion_jax.samplers import SAMPLERS, SampleResult, image_keys, sample_loop
-from diffusion_jax.training import step
-from diffusion_jax.training.state import make_optimizer
+from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.process import Process
+from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.samplers import SAMPLERS, Sampler, SampleResult, image_keys, sample_loop
+from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-PROCESSES = {"ddpm": make_schedule}
+AVERAGE = "default"  # Name of the parameters' average that is sampled from.
+
+
+def _ddpm(fields: ConfigDict) -> DDPM:
+    return DDPM(
+        make_schedule(fields.schedule, fields.num_timesteps, fields.beta_start, fields.beta_end)
+    )
+
+
+# The config's process group -> Process
+PROCESSES: dict[str, Callable[[ConfigDict], Process]] = {"ddpm": _ddpm}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,38 +46,44 @@ class Experiment:
 
     Attributes:
       config: The config.
-      schedule: Variance schedule of the process.
+      process: Forward process.
       model: Network as pure functions.
       image_shape: (H, W, C).
     """
 
     config: ConfigDict
-    schedule: Schedule
+    process: Process
     model: Model
     image_shape: tuple[int, int, int]
 
-    def loss_fn(self) -> step.LossFn:
-        """Returns the training loss, (params, x0, t, eps, labels, dropout_key) -> (b,)."""
-        loss = choose("loss.name", self.config.loss.name, losses.LOSSES)
+    def objective(self) -> Objective:
+        """Returns what training minimises."""
         prediction = self.config.process.prediction
-        return step.loss_function(loss, self.schedule, prediction, self.model.apply)
+        return loss_function(self.config.loss.name, self.process, prediction, self.model.apply)
 
-    def sample_fn(
-        self, *, num_frames: int = 0, progress: Callable[[int], object] | None = None
+    def sampler(self) -> Sampler:
+        """Returns the sampler on its grid."""
+        fields = self.config.sampler
+        grid = self.process.grid(fields.num_steps)
+        options = {"variance": self.config.process.variance}
+        make = choose("sampler.name", fields.name, SAMPLERS)
+        return make(grid, **_accepted(make, options))
+
+    def draw(
+        self,
+        sampler: Sampler,
+        *,
+        num_frames: int = 0,
+        progress: Callable[[int], object] | None = None,
     ) -> Callable[..., SampleResult]:
         """Returns (params, seed, indices, labels) -> SampleResult of uint8 images, to be compiled."""
-        process, sampler = self.config.process, self.config.sampler
-        schedule = respace(self.schedule, self.num_sampler_steps)
-        make = choose("sampler.name", sampler.name, SAMPLERS)
-        update = make(schedule, variance=process.variance, clip=sampler.clip)
+        prediction, clip = self.config.process.prediction, self.config.sampler.clip
 
-        def sample(params: Any, seed: Any, indices: Array, labels: Array | None) -> SampleResult:
-            denoise = make_denoiser(
-                schedule, process.prediction, self.model.apply, params, labels=labels
-            )
+        def draw(params: Any, seed: Any, indices: Array, labels: Array | None) -> SampleResult:
+            denoise = make_denoiser(prediction, self.model.apply, params, labels=labels)
             result = sample_loop(
-                denoise,
-                update,
+                clip_denoised(denoise) if clip else denoise,
+                sampler,
                 image_keys(seed, indices),
                 self.image_shape,
                 num_frames=num_frames,
@@ -71,12 +91,7 @@ class Experiment:
             )
             return jax.tree.map(data.to_uint8, result)
 
-        return sample
-
-    @property
-    def num_sampler_steps(self) -> int:
-        """Network evaluations an image."""
-        return self.config.sampler.num_steps or self.schedule.num_timesteps
+        return draw
 
     @property
     def conditional(self) -> bool:
@@ -84,10 +99,20 @@ class Experiment:
         return self.config.model.num_classes > 0
 
 
+def _accepted(make: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Returns those of the options that a registry's entry takes."""
+    return {k: v for k, v in options.items() if k in inspect.signature(make).parameters}
+
+
 def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
     """Returns the config's optimiser."""
     fields = config.optimizer
     return make_optimizer(fields.learning_rate, fields.warmup_steps, fields.grad_clip)
+
+
+def make_averages_of(config: ConfigDict) -> dict[str, Decay]:
+    """Returns the decays of the config's averages of the parameters, by name."""
+    return {AVERAGE: ema_decay(config.optimizer.ema_decay)}
 
 
 def load_split(config: ConfigDict, split: str) -> data.Split:
@@ -174,16 +199,13 @@ def validate(config: ConfigDict) -> None:
     make_process(config)
 
 
-def make_process(config: ConfigDict) -> Schedule:
+def make_process(config: ConfigDict) -> Process:
     """Returns the config's process.
 
     Raises:
       InputError: A beta for a schedule that has none to set.
     """
-    process = config.process
-    return PROCESSES[process.name](
-        process.schedule, process.num_timesteps, process.beta_start, process.beta_end
-    )
+    return PROCESSES[config.process.name](config.process)
 
 
 def check_writable(workdir: Path) -> None:

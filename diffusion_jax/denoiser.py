@@ -1,5 +1,4 @@
-"""From a network to a denoiser: whatever the network predicts, samplers see x0, eps, v and the
-score."""
+"""From a network to a denoiser: whatever the network predicts, samplers see x0, eps, v and the score."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,8 +7,12 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import choose
 from diffusion_jax.processes import gaussian
-from diffusion_jax.processes.gaussian import per_image
-from diffusion_jax.processes.schedules import Schedule
+from diffusion_jax.processes.process import Point
+
+# A network as a pure function, (params, x, time, labels=None, dropout_key=None) -> output: images x of shape
+# (b, *dims), float time and integer labels of shape (b,); a dropout key turns dropout on. The output has the
+# shape of x, or more channels. `models.as_functions` makes one of a Linen module.
+Network = Callable[..., Array]
 
 
 class Prediction(NamedTuple):
@@ -21,60 +24,73 @@ class Prediction(NamedTuple):
     score: Float[Array, " b *dims"]
 
 
-Denoise = Callable[[Float[Array, " b *dims"], Int[Array, " b"]], Prediction]
-# apply_fn(params, x_t, t, labels): t is the float time of each image, labels None if there are
-# none.
-ApplyFn = Callable[[Any, Array, Array, Array | None], Array]
+# (x_t, point) -> Prediction
+Denoise = Callable[[Float[Array, " b *dims"], Point], Prediction]
 
 
-def _from_eps(schedule: Schedule, x_t: Array, t: Array, eps: Array) -> tuple[Array, Array]:
-    return gaussian.x0_from_eps(schedule, x_t, t, eps), eps
+class Parameterization(NamedTuple):
+    """What the output of a network means.
+
+    Attributes:
+      target: (point, x0, eps) -> what the network should return.
+      predict: (point, x_t, output) -> (x0, eps).
+      outputs: Channels of the output for each channel of the image.
+    """
+
+    target: Callable[[Point, Array, Array], Array]
+    predict: Callable[[Point, Array, Array], tuple[Array, Array]]
+    outputs: int = 1
 
 
-def _from_x0(schedule: Schedule, x_t: Array, t: Array, x0: Array) -> tuple[Array, Array]:
-    return x0, gaussian.eps_from_x0(schedule, x_t, t, x0)
-
-
-def _from_v(schedule: Schedule, x_t: Array, t: Array, v: Array) -> tuple[Array, Array]:
-    return gaussian.x0_from_v(schedule, x_t, t, v), gaussian.eps_from_v(schedule, x_t, t, v)
-
-
-# (schedule, x_t, t, network output) -> (x0, eps)
-PREDICTIONS: dict[str, Callable[[Schedule, Array, Array, Array], tuple[Array, Array]]] = {
-    "eps": _from_eps,
-    "x0": _from_x0,
-    "v": _from_v,
+PARAMETERIZATIONS = {
+    "eps": Parameterization(
+        target=lambda point, x0, eps: eps,
+        predict=lambda point, x_t, eps: (gaussian.x0_from_eps(point, x_t, eps), eps),
+    ),
+    "x0": Parameterization(
+        target=lambda point, x0, eps: x0,
+        predict=lambda point, x_t, x0: (x0, gaussian.eps_from_x0(point, x_t, x0)),
+    ),
+    "v": Parameterization(
+        target=gaussian.v_from_x0_eps,
+        predict=lambda point, x_t, v: (
+            gaussian.x0_from_v(point, x_t, v),
+            gaussian.eps_from_v(point, x_t, v),
+        ),
+    ),
 }
 
 
 def make_denoiser(
-    schedule: Schedule,
     prediction: str,
-    apply_fn: ApplyFn,
+    network: Network,
     params: Any,
     *,
     labels: Int[Array, " b"] | None = None,
 ) -> Denoise:
-    """Returns (x_t, t) -> Prediction, with t the index of a step of `schedule`.
+    """Returns (x_t, point) -> Prediction, where `point` says how noisy each image is.
 
     Args:
-      schedule: The schedule to sample on, possibly respaced: the network is given
-        schedule.timesteps[t].
-      prediction: What the network predicts, a key of `PREDICTIONS`.
-      apply_fn: (params, x_t, t, labels) -> array of the shape of x_t, t being float32 of shape
-        (b,).
+      prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
+      network: (params, x_t, time, labels) -> array of the shape of x_t; time is `point.time`.
       params: Parameters of the network.
       labels: Class of each image.
 
     Raises:
       InputError: Unknown prediction.
     """
-    convert = choose("prediction", prediction, PREDICTIONS)
+    predict = choose("prediction", prediction, PARAMETERIZATIONS).predict
 
-    def denoise(x_t: Float[Array, " b *dims"], t: Int[Array, " b"]) -> Prediction:
-        time = per_image(schedule.timesteps, t, ndim=1)
-        x0, eps = convert(schedule, x_t, t, apply_fn(params, x_t, time, labels))
-        v = gaussian.v_from_x0_eps(schedule, x0, t, eps)
-        return Prediction(x0, eps, v, gaussian.score_from_eps(schedule, eps, t))
+    def denoise(x_t: Float[Array, " b *dims"], point: Point) -> Prediction:
+        return complete(point, *predict(point, x_t, network(params, x_t, point.time, labels)))
 
     return denoise
+
+
+def complete(
+    point: Point, x0: Float[Array, " b *dims"], eps: Float[Array, " b *dims"]
+) -> Prediction:
+    """Returns the prediction that x0 and eps of one x_t are parts of."""
+    return Prediction(
+        x0, eps, gaussian.v_from_x0_eps(point, x0, eps), gaussian.score_from_eps(point, eps)
+    )

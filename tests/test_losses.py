@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.losses import simple_loss
+from diffusion_jax.losses import OBJECTIVES, Draws, loss_function, simple_loss
+from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule
 
 SCHEDULE = make_schedule("linear", 100)
+PROCESS = DDPM(SCHEDULE)
 ALPHA_BAR = np.cumprod(1 - SCHEDULE.betas.astype(float))
 
 
@@ -29,7 +31,7 @@ def test_loss_is_the_mean_squared_error_of_each_image_in_its_own_space(compiled,
         return params * x_t + 0.01 * time[:, None, None, None]
 
     def loss(params, x0, eps):
-        return simple_loss(SCHEDULE, prediction, apply_fn, params, x0, jnp.asarray(t), eps)
+        return simple_loss(PROCESS, prediction, apply_fn, params, x0, jnp.asarray(t), eps)
 
     value = compiled(loss)(0.5, jnp.asarray(x0, jnp.float32), jnp.asarray(eps, jnp.float32))
     np.testing.assert_allclose(value, expected, rtol=1e-5)  # float32 sums of 12 terms
@@ -54,7 +56,7 @@ def test_optimal_denoiser_of_gaussian_data_reaches_the_least_expected_loss(key, 
     def loss(slope):
         times = jnp.full((n,), t)
         return simple_loss(
-            SCHEDULE, prediction, lambda p, x, *_: p * x, slope, x0, times, eps
+            PROCESS, prediction, lambda p, x, *_: p * x, slope, x0, times, eps
         ).mean()
 
     value, slope_gradient = jax.value_and_grad(loss)(covariance / variance)
@@ -74,7 +76,7 @@ def test_the_network_is_given_labels_time_and_dropout_key(key):
 
     ones = jnp.ones((2, 1, 1, 1))
     labels, t = jnp.array([3, 4]), jnp.array([5, 99])
-    simple_loss(SCHEDULE, "eps", apply_fn, None, ones, t, ones, labels, key)
+    simple_loss(PROCESS, "eps", apply_fn, None, ones, t, ones, labels, key)
     np.testing.assert_array_equal(seen["labels"], [3, 4])
     np.testing.assert_array_equal(seen["t"], [5.0, 99.0])
     assert seen["t"].dtype == jnp.float32
@@ -84,4 +86,38 @@ def test_the_network_is_given_labels_time_and_dropout_key(key):
 def test_an_unknown_prediction_lists_the_known_ones():
     ones = jnp.ones((2, 1))
     with pytest.raises(InputError, match="unknown prediction 'noise'.*eps, x0, v"):
-        simple_loss(SCHEDULE, "noise", lambda p, x, *_: x, None, ones, jnp.array([0, 1]), ones)
+        simple_loss(PROCESS, "noise", lambda p, x, *_: x, None, ones, jnp.array([0, 1]), ones)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_draws_each_time_equally_often_and_normal_noise(compiled, key, name):
+    objective = loss_function(name, PROCESS, "eps", lambda p, x, *_: x)
+    n = 20_000
+    draws = compiled(lambda key: objective.draw(objective.init(), key, (n, 2)))(key)
+    counts = np.bincount(np.asarray(PROCESS.training_time(draws.u), int), minlength=100)
+    # Five standard deviations of a binomial count.
+    np.testing.assert_allclose(counts, n / 100, atol=5 * np.sqrt(n / 100))
+    np.testing.assert_allclose(draws.eps.mean(0), 0, atol=5 / np.sqrt(n))
+    np.testing.assert_allclose(np.cov(draws.eps.T), np.eye(2), atol=5 * np.sqrt(2 / n))
+
+
+def test_the_simple_objective_is_simple_loss_at_the_times_drawn(compiled, rng):
+    x0, eps = jnp.asarray(rng.normal(size=(2, 3, 2, 2, 1)), jnp.float32)
+    u = jnp.array([0.0, 0.305, 0.999])
+
+    def network(params, x, time, labels, dropout_key):
+        return params * x + 0.01 * time[:, None, None, None]
+
+    objective = loss_function("simple", PROCESS, "v", network)
+    value = compiled(objective.loss)(0.3, x0, None, Draws(u, eps), None)
+    expected = simple_loss(PROCESS, "v", network, 0.3, x0, jnp.array([0, 30, 99]), eps)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    aux = objective.init()
+    assert objective.update(aux, Draws(u, eps), value) == aux
+
+
+def test_unknown_objectives_and_predictions_are_refused_at_once():
+    with pytest.raises(InputError, match="unknown loss 'simpel'.*simple"):
+        loss_function("simpel", PROCESS, "eps", lambda p, x, *_: x)
+    with pytest.raises(InputError, match="unknown prediction 'noise'"):
+        loss_function("simple", PROCESS, "noise", lambda p, x, *_: x)

@@ -114,9 +114,8 @@ before = set(sys.modules)
 import diffusion_jax
 loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
 assert not loaded - {"diffusion_jax"} - set(sys.stdlib_module_names), loaded
-schedule = diffusion_jax.make_schedule("cosine", 10)
-t = np.array([9])
-diffusion_jax.q_sample(schedule, np.ones((1, 2)), t, np.zeros((1, 2)))
+process = diffusion_jax.DDPM(diffusion_jax.make_schedule("cosine", 10))
+diffusion_jax.q_sample(process.at(np.array([9])), np.ones((1, 2)), np.zeros((1, 2)))
 assert "jax" in sys.modules
 heavy = "tensorflow_datasets sklearn matplotlib tensorboardX grain orbax flax optax PIL".split()
 assert not set(heavy) & set(sys.modules), set(heavy) & set(sys.modules)

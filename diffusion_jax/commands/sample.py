@@ -14,13 +14,15 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax import config as config_lib
-from diffusion_jax.build import Experiment, make_optimizer_of
+from diffusion_jax.build import AVERAGE, Experiment
 from diffusion_jax.checkpoints.store import CheckpointStore
+from diffusion_jax.commands.train import create_fn
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures, results
+from diffusion_jax.samplers import Sampler
 from diffusion_jax.samplers.batches import FRAMES, STRIP_IMAGES, class_of_images, make_batch_sampler
-from diffusion_jax.training.state import TrainState, abstract_state
+from diffusion_jax.training.state import TrainState, abstract_like
 
 GRID_IMAGES = 100
 
@@ -43,7 +45,8 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     config = exp.config
     manifest = workdir / "checkpoints" / str(step) / "manifest.json"
     folder = workdir / "samples" / job_name(config, step, manifest.read_bytes())
-    images, drawn = _draw(exp, mesh, params, folder)
+    sampler = exp.sampler()
+    images, drawn = _draw(exp, sampler, mesh, params, folder)
     if jax.process_index() != 0:
         return 0
     labels = class_of_images(np.arange(len(images)), config.model.num_classes, config.sample.labels)
@@ -51,7 +54,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     pictures.save_png(folder / "grid.png", pictures.grid(pictures.magnified(images[:GRID_IMAGES])))
     seconds = time.monotonic() - started
     path = results.add_result(
-        workdir, "sample", _result(config, step, folder, len(images), drawn, seconds)
+        workdir, "sample", _result(config, step, sampler.nfe, folder, len(images), drawn, seconds)
     )
     print(f"{len(images)} images ({drawn} drawn now) in {folder}\nresults {path}", file=sys.stderr)
     return 0
@@ -96,7 +99,7 @@ def _restore(
     config = trained
     shape = tuple(meta["data"]["image_shape"])
     exp = build.build(config, shape, meta["data"]["num_classes"])
-    template = abstract_state(exp.model, make_optimizer_of(config), sharding.replicated(mesh))
+    template = abstract_like(create_fn(exp), sharding.replicated(mesh))
     checkpoint = store.restore(template, config.sample.step)
     store.close()
     assert checkpoint is not None
@@ -106,17 +109,18 @@ def _restore(
             f"ask for it: --config.sample.step={checkpoint.step}"
         )
     state: TrainState = checkpoint.state
-    return exp, checkpoint.step, state.ema_params if config.sample.ema else state.params
+    return exp, checkpoint.step, state.ema[AVERAGE] if config.sample.ema else state.params
 
 
 def _draw(
-    exp: Experiment, mesh: jax.sharding.Mesh, params: Any, folder: Path
+    exp: Experiment, sampler: Sampler, mesh: jax.sharding.Mesh, params: Any, folder: Path
 ) -> tuple[UInt8[np.ndarray, "n h w c"], int]:
     """Draws the images that are missing; returns all of them, and how many were drawn now."""
     from tqdm import tqdm
 
     fields = exp.config.sample
-    frames = min(FRAMES, exp.num_sampler_steps) if fields.progressive else 0
+    num_steps = sampler.grid.num_steps
+    frames = min(FRAMES, num_steps) if fields.progressive else 0
     size = min(fields.batch_size, fields.num_images)
     writes = jax.process_index() == 0
     images = np.zeros((fields.num_images, *exp.image_shape), np.uint8)
@@ -126,7 +130,7 @@ def _draw(
     if jax.process_count() > 1:
         missing = list(range(fields.num_images))  # Each process must draw the same batches.
     bar = tqdm(
-        total=len(missing) * exp.num_sampler_steps,
+        total=len(missing) * num_steps,
         unit="step",
         unit_scale=True,
         disable=not (writes and sys.stderr.isatty()),
@@ -138,12 +142,18 @@ def _draw(
 
     # A program that reports to the host is compiled anew each time: only for a person who looks.
     shown = progress if not bar.disable and jax.process_count() == 1 else None
-    draw = make_batch_sampler(exp, mesh, size, num_frames=frames, progress=shown)
+    draw = make_batch_sampler(
+        exp.draw(sampler, num_frames=frames, progress=shown),
+        mesh,
+        size,
+        num_classes=exp.config.model.num_classes,
+        with_frames=frames > 0,
+    )
     for first in range(0, len(missing), size):
         indices = np.array(missing[first : first + size])
         result = draw(params, fields.seed, indices, fields.labels)
         jax.effects_barrier()  # The last calls of `progress` still use the old `base`.
-        base += len(indices) * exp.num_sampler_steps
+        base += len(indices) * num_steps
         bar.update(base - bar.n)
         images[indices] = result.images
         if writes:
@@ -178,7 +188,13 @@ def _save_npz(path: Path, images: UInt8[np.ndarray, "n h w c"], labels: np.ndarr
 
 
 def _result(
-    config: ConfigDict, step: int, folder: Path, num_images: int, drawn: int, seconds: float
+    config: ConfigDict,
+    step: int,
+    nfe: int,
+    folder: Path,
+    num_images: int,
+    drawn: int,
+    seconds: float,
 ) -> dict[str, Any]:
     return {
         "job": folder.name,
@@ -188,7 +204,7 @@ def _result(
         "ema": config.sample.ema,
         "sampler": config.sampler.to_dict(),
         "variance": config.process.variance,
-        "nfe": config.sampler.num_steps or config.process.num_timesteps,
+        "nfe": nfe,
         "seed": config.sample.seed,
         "drawn_this_start": drawn,
         "seconds_this_start": round(seconds, 1),

@@ -1,8 +1,11 @@
 """`--mode=train`: trains until done or stopped, and resumes where it was."""
 
-import collections
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +15,30 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import build, data
 from diffusion_jax import config as config_lib
-from diffusion_jax.build import Experiment, make_optimizer_of
+from diffusion_jax.build import AVERAGE, Experiment
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands.signals import EXIT_STOPPED, StopSignals
+from diffusion_jax.commands.train_report import write_report
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.keys import stream
 from diffusion_jax.models import count_parameters
-from diffusion_jax.parallel import distributed, sharding
+from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import results
-from diffusion_jax.training import milestones
+from diffusion_jax.samplers.batches import FRAMES, Samples, make_batch_sampler
+from diffusion_jax.training.held_out import make_held_out_loss
+from diffusion_jax.training.hooks import (
+    checkpoint_hook,
+    draw_pictures,
+    held_out_hook,
+    pictures_hook,
+)
+from diffusion_jax.training.loop import Hook, Plan, compile_steps, run_loop
 from diffusion_jax.training.meter import Meter, NotFinite
-from diffusion_jax.training.milestones import Run
 from diffusion_jax.training.run_log import RunLog
-from diffusion_jax.training.state import MetricSums, TrainState, abstract_state, create_state
-from diffusion_jax.training.step import TrainStep, make_multi_step, make_train_step
+from diffusion_jax.training.state import TrainState, abstract_like, create_state
+from diffusion_jax.training.step import make_train_step
 
-# The host reads the metrics of a dispatch only when this many later ones are queued: the device
-# never waits for it, yet a loss that is not finite, or a signal, is noticed soon.
-LAG = 2
 ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
-STOP_POLL = 10  # Dispatches between two agreements of several processes on whether to stop.
 
 
 def train(
@@ -55,38 +62,62 @@ def train(
       InputError: Data, model, devices or workdir do not fit the config or the run.
       RunError: Loss or gradients not finite; checkpoints damaged; disk full.
     """
+    fields = config.train
     mesh = sharding.make_mesh(config.mesh.data)
     _check_batch_size(config, mesh.size)
     build.check_writable(workdir)
     store = CheckpointStore(
-        workdir / "checkpoints",
-        keep_last=config.train.keep_last,
-        keep_every=config.train.keep_every,
+        workdir / "checkpoints", keep_last=fields.keep_last, keep_every=fields.keep_every
     )
     _check_resume(store.meta(), config, allow_config_change)
     split = build.load_split(config, "train")
     exp = build.build(config, split.image_shape, split.num_classes)
-    held_out = milestones.make_held_out(config, exp, mesh)
-    state = _restore_or_create(exp, store, mesh, split, allow_config_change)
+    held_out = _held_out_loss(exp, mesh)
+    state, meta = _restore_or_create(exp, store, mesh, split, allow_config_change)
     if jax.process_index() == 0:
         results.write_text(workdir / "config.json", config_lib.to_json(config))
     start = int(state.step)
-    if start > config.train.num_steps:
+    if start > fields.num_steps:
         raise InputError(
-            f"train.num_steps is {config.train.num_steps}; this run has done {start} steps already"
+            f"train.num_steps is {fields.num_steps}; this run has done {start} steps already"
         )
-    log = RunLog(workdir, start, config.train.num_steps, writes=jax.process_index() == 0)
+    log = RunLog(workdir, start, fields.num_steps, writes=jax.process_index() == 0)
     log.say(
         f"{config.data.name}: {split.num_images} images {'x'.join(map(str, split.image_shape))}; "
         f"{count_parameters(state.params):,} parameters; {mesh.size} device(s); "
         + (f"resuming at step {start}" if start else f"workdir {workdir}")
     )
-    run = Run(config, workdir, exp, mesh, split, held_out, store, log, started)
+    meter = Meter(
+        log,
+        start=start,
+        num_steps=fields.num_steps,
+        log_every=fields.log_every,
+        batch_size=fields.batch_size,
+        started=started,
+        sums=meta.get("sums"),
+    )
+    draw = _picture_sampler(exp, mesh)
+    saved = functools.partial(_meta, config, split, data.fingerprint(split), meter)
+    hooks = [
+        *([held_out_hook(held_out, AVERAGE, log, every=fields.eval_every)] if held_out else []),
+        pictures_hook(draw, AVERAGE, workdir, log, every=fields.sample_every),
+        checkpoint_hook(store, saved, every=fields.checkpoint_every),
+    ]
     try:
         with contextlib.closing(store), contextlib.closing(log):
-            state, stopped = _loop(run, state, signals)
-            if not stopped:
-                milestones.finish(run, state)
+            state, step, stopped = _run(exp, mesh, split, state, start, meter, hooks, signals)
+            store.wait()
+            if stopped:
+                log.say(
+                    f"{signals.requested or 'stopped'}: saved step {step}; run the same command to go on"
+                )
+                return EXIT_STOPPED
+            log.say(f"trained {step} steps; drawing {fields.sample_images} samples")
+            drawing = time.monotonic()
+            draw_pictures(draw, state.ema[AVERAGE], workdir, log, step)
+            if jax.process_index() == 0:
+                seconds = time.monotonic() - drawing
+                write_report(config, workdir, log, state.params, step, seconds, started)
     except NotFinite as error:
         kept = store.steps()
         raise RunError(
@@ -94,7 +125,7 @@ def train(
             + (f"the last good checkpoint is step {kept[-1]}" if kept else "nothing was saved yet")
             + "; try a smaller optimizer.learning_rate"
         ) from error
-    return EXIT_STOPPED if stopped else 0
+    return 0
 
 
 def _check_batch_size(config: ConfigDict, devices: int) -> None:
@@ -118,146 +149,135 @@ def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) 
         )
 
 
+def create_fn(exp: Experiment) -> Callable[[Any], TrainState]:
+    """Returns key -> the state at step 0."""
+    return functools.partial(
+        create_state,
+        model=exp.model,
+        optimizer=build.make_optimizer_of(exp.config),
+        averages=build.make_averages_of(exp.config),
+        objective=exp.objective(),
+    )
+
+
 def _restore_or_create(
     exp: Experiment,
     store: CheckpointStore,
     mesh: jax.sharding.Mesh,
     split: data.Split,
     allow_change: bool,
-) -> TrainState:
-    optimizer, everywhere = make_optimizer_of(exp.config), sharding.replicated(mesh)
-    checkpoint = store.restore(abstract_state(exp.model, optimizer, everywhere))
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state to go on from, and the JSON that was saved with it."""
+    create, everywhere = create_fn(exp), sharding.replicated(mesh)
+    checkpoint = store.restore(abstract_like(create, everywhere))
     if checkpoint is None:
-        create = jax.jit(
-            lambda key: create_state(key, exp.model, optimizer), out_shardings=everywhere
-        )
-        return create(stream(exp.config.seed, "init"))
+        state = jax.jit(create, out_shardings=everywhere)(stream(exp.config.seed, "init"))
+        return state, {}
     before, name = checkpoint.meta["data"], exp.config.data.name
     if before["num_images"] != split.num_images and not allow_change:
         raise InputError(
             f"this run was trained on {before['num_images']} images; {name} now has {split.num_images}. {ADVICE}"
         )
-    if before.get("fingerprint") not in (None, data.fingerprint(split)) and not allow_change:
+    if before["fingerprint"] != data.fingerprint(split) and not allow_change:
         raise InputError(f"this run was trained on other images than {name} now has. {ADVICE}")
-    return checkpoint.state
+    return checkpoint.state, checkpoint.meta
 
 
-def dispatch_sizes(
-    start: int, num_steps: int, per_dispatch: int, everys: tuple[int, ...]
-) -> Iterator[int]:
-    """Yields the number of steps of each dispatch: `per_dispatch`, or 1 on the way to an event.
-
-    A dispatch never crosses a multiple of `per_dispatch` or of one of `everys`, nor the end. Where the
-    dispatches lie depends on the step alone, so a resumed run repeats the very same programs.
-    """
-    step = start
-    while step < num_steps:
-        edges = [step // every * every + every for every in (per_dispatch, *everys) if every]
-        whole = min(num_steps, *edges) - step == per_dispatch
-        size = per_dispatch if whole else 1
-        yield size
-        step += size
-
-
-def _compiled_steps(run: Run) -> tuple[int, dict[int, Any]]:
-    """Returns the steps of a full dispatch, and size -> jitted (state, batch) -> (state, metrics)."""
-    config = run.config
-    per_dispatch = config.train.steps_per_dispatch
-    if per_dispatch is None:
-        per_dispatch = 1 if jax.default_backend() == "cpu" else 10
-    train_step = make_train_step(
-        run.exp.loss_fn(),
-        make_optimizer_of(config),
-        stream(config.seed, "train"),
-        num_timesteps=config.process.num_timesteps,
-        ema_decay=config.optimizer.ema_decay,
-        flip=config.data.random_flip,
-        conditional=run.exp.conditional,
-        accumulate=config.train.accumulate,
-        log_every=config.train.log_every,
-    )
-
-    def compiled(step: TrainStep) -> Any:
-        def with_metrics(state: TrainState, batch: Any) -> tuple[TrainState, MetricSums]:
-            state = step(state, batch)
-            return state, state.metrics  # A copy that outlives the donated state.
-
-        return jax.jit(with_metrics, donate_argnums=0, out_shardings=sharding.replicated(run.mesh))
-
-    return per_dispatch, {
-        size: compiled(make_multi_step(train_step, size)) for size in {1, per_dispatch}
+def _meta(
+    config: ConfigDict, split: data.Split, fingerprint: str, meter: Meter, step: int
+) -> dict[str, Any]:
+    """Returns what a checkpoint holds besides the state."""
+    position = {
+        "seed": config.seed,
+        "batch": step,
+        "epoch": step * config.train.batch_size / split.num_images,
+        "num_images": split.num_images,
+        "fingerprint": fingerprint,
+        "image_shape": split.image_shape,
+        "num_classes": split.num_classes,
+    }
+    return {
+        "config": json.loads(config_lib.to_json(config)),
+        "data": position,
+        "sums": dataclasses.asdict(meter.sums),
     }
 
 
-def _loop(run: Run, state: TrainState, signals: StopSignals) -> tuple[TrainState, bool]:
-    """Trains to the end; returns the state, and whether a signal stopped it (then it is saved)."""
-    config, start = run.config.train, int(state.step)
-    if start > 0:
-        milestones.measure(run, state, start)
-    if start >= config.num_steps:
-        return state, False
-    per_dispatch, steps = _compiled_steps(run)
-    events = (config.checkpoint_every, config.sample_every, config.eval_every)
-    rows = sharding.local_rows(sharding.batch_sharding(run.mesh), config.batch_size)
+def _held_out_loss(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any], float] | None:
+    """Returns params -> held-out loss, or None if the config asks for none."""
+    config = exp.config
+    if not config.train.eval_every:
+        return None
+    split = build.load_split(config, "test")
+    if split.num_images == 0:
+        raise InputError("train.eval_every is set, but the data has no test images")
+    return make_held_out_loss(
+        exp.objective(),
+        split,
+        mesh,
+        stream(config.seed, "eval"),
+        conditional=exp.conditional,
+        num_images=config.eval.num_images,
+        batch_size=config.eval.batch_size,
+    )
+
+
+def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any], Samples]:
+    """Returns params -> the samples that the run's pictures show: always the same images."""
+    sample, num_images = exp.config.sample, exp.config.train.sample_images
+    sampler = exp.sampler()
+    draw = make_batch_sampler(
+        exp.draw(sampler, num_frames=min(FRAMES, sampler.grid.num_steps)),
+        mesh,
+        num_images,
+        num_classes=exp.config.model.num_classes,
+        with_frames=True,
+    )
+    return lambda params: draw(params, sample.seed, np.arange(num_images), sample.labels)
+
+
+def _run(
+    exp: Experiment,
+    mesh: jax.sharding.Mesh,
+    split: data.Split,
+    state: TrainState,
+    start: int,
+    meter: Meter,
+    hooks: list[Hook],
+    signals: StopSignals,
+) -> tuple[TrainState, int, bool]:
+    """Compiles the step and runs the loop; returns the state, its step and whether a signal stopped it."""
+    config, fields = exp.config, exp.config.train
+    per_dispatch = fields.steps_per_dispatch
+    if per_dispatch is None:
+        per_dispatch = 1 if jax.default_backend() == "cpu" else 10
+    train_step = make_train_step(
+        exp.objective(),
+        build.make_optimizer_of(config),
+        stream(config.seed, "train"),
+        averages=build.make_averages_of(config),
+        flip=config.data.random_flip,
+        conditional=exp.conditional,
+        accumulate=fields.accumulate,
+    )
     batches = data.batches(
-        run.split,
-        seed=run.config.seed,
-        batch_size=config.batch_size,
+        split,
+        seed=config.seed,
+        batch_size=fields.batch_size,
         start=start,
-        stop=config.num_steps,
-        rows=rows,
+        stop=fields.num_steps,
+        rows=sharding.local_rows(sharding.batch_sharding(mesh), fields.batch_size),
     )
-    pending: collections.deque[tuple[int, MetricSums]] = collections.deque()
-    meter = Meter(
-        run.log,
-        start=start,
-        num_steps=config.num_steps,
-        log_every=config.log_every,
-        batch_size=config.batch_size,
-        started=run.started,
-    )
-    done = start
-    with signals.deferred():
-        sizes = dispatch_sizes(start, config.num_steps, per_dispatch, (config.log_every, *events))
-        for count, size in enumerate(sizes):
-            with meter.waiting():
-                batch = _next_batch(batches, size, run.mesh)
-            state, metrics = steps[size](state, batch)
-            done += size
-            pending.append((done, metrics))
-            poll = jax.process_count() == 1 or count % STOP_POLL == 0
-            stop = poll and distributed.any_process(signals.requested is not None)
-            event = stop or done == config.num_steps or any(e and done % e == 0 for e in events)
-            while len(pending) > (0 if event else LAG):
-                meter.read(*pending.popleft())
-            if event:
-                with meter.paused():
-                    _pass_milestone(run, state, done, stop)
-            if stop:
-                break
-        # Again, since a signal may have come during the last step's checkpoint.
-        stopped = distributed.any_process(signals.requested is not None)
-    if stopped:
-        run.store.wait()
-        run.log.say(
-            f"{signals.requested or 'stopped'}: saved step {done}; run the same command to go on"
+    # A finished run has nothing to save: there a signal may end the command at once.
+    deferred = signals.deferred() if start < fields.num_steps else contextlib.nullcontext()
+    with deferred:
+        return run_loop(
+            state,
+            compile_steps(train_step, per_dispatch, mesh),
+            batches,
+            Plan(start, fields.num_steps, per_dispatch, fields.log_every),
+            mesh=mesh,
+            meter=meter,
+            hooks=hooks,
+            stop_requested=lambda: signals.requested is not None,
         )
-    return state, stopped
-
-
-def _next_batch(batches: Iterator[data.Batch], size: int, mesh: jax.sharding.Mesh) -> Any:
-    if size == 1:
-        return sharding.put(sharding.batch_sharding(mesh), next(batches))
-    stacked = jax.tree.map(lambda *parts: np.stack(parts), *[next(batches) for _ in range(size)])
-    return sharding.put(sharding.batch_sharding(mesh, axis=1), stacked)
-
-
-def _pass_milestone(run: Run, state: TrainState, done: int, stop: bool) -> None:
-    config = run.config.train
-    if stop:
-        milestones.save(run, state, done)
-        run.store.wait()
-        return
-    milestones.measure(run, state, done)
-    if done == config.num_steps or done % config.checkpoint_every == 0:
-        milestones.save(run, state, done)

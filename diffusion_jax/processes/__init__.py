@@ -1,1 +1,1 @@
-"""The forward process q: variance schedules and the Gaussian identities."""
+"""The forward processes q: x_t = signal x_0 + std eps, variance schedules, and the identities of all processes."""

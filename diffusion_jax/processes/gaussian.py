@@ -1,149 +1,181 @@
-"""The Gaussian process q and its identities (Ho et al., 2020, Eq. 4-7; Salimans & Ho, 2022, for v).
+"""Identities of x_t = signal x_0 + std eps (Ho et al., 2020, Eq. 4-7; Salimans & Ho, 2022; Kingma et al., 2021).
 
-    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
-    v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
+At one point. eps and x_0 determine each other given x_t. With r^2 = signal^2 + std^2,
 
-are a rotation of (x_0, eps), so that one of x_0, eps and v together with x_t gives the other two.
-Every function takes images of any rank, the batch first, and t of shape (b,) in {0, ..., T - 1};
-a t beyond that gives NaN.
+    x_t / r = (signal x_0 + std eps) / r          v = (signal eps - std x_0) / r
+
+is a rotation of (x_0, eps), so its transpose gives x_0 = (signal x_t / r - std v) / r and
+eps = (std x_t / r + signal v) / r. For a variance-preserving process r = 1.
+
+Between two points s (nearer the data) and t. Markov: x_t = signal_{t|s} x_s + var_{t|s}^(1/2) z. Inserting
+x_s = signal_s x_0 + std_s eps and comparing with x_t = signal_t x_0 + std_t eps gives
+
+    signal_{t|s} = signal_t / signal_s            var_{t|s} = std_t^2 - signal_{t|s}^2 std_s^2
+
+and Bayes' rule, a product of two normal densities in x_s, gives q(x_s | x_t, x_0) with
+
+    mean = (signal_s var_{t|s} x_0 + signal_{t|s} std_s^2 x_t) / std_t^2
+    variance = var_{t|s} std_s^2 / std_t^2.
+
+Of DDPM's neighbours, var_{t|s} is beta_t and the variance is beta_tilde_t. These are differences of numbers
+that float32 cannot tell apart, so they are computed in float64, on grids.
 """
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.processes.schedules import Schedule, Values
+from diffusion_jax.processes.process import Grid, Point, take
+
+
+def per_image(values: Float[Array, " b"], x: Float[Array, " b *dims"]) -> Float[Array, " b ..."]:
+    """Returns one value an image, shaped (b, 1, ..., 1) to broadcast against x."""
+    return values.reshape(values.shape + (1,) * (x.ndim - 1))
+
+
+def q_sample(
+    point: Point, x0: Float[Array, " b *dims"], eps: Float[Array, " b *dims"]
+) -> Float[Array, " b *dims"]:
+    """Returns x_t = signal x_0 + std eps ~ q(x_t | x_0), Ho et al. (2020), Eq. 4.
+
+    Args:
+      point: Where each image goes, such as `process.at(t)`.
+      x0: Clean images in [-1, 1].
+      eps: Standard normal noise. The caller draws it: it is also the target.
+    """
+    return per_image(point.signal, x0) * x0 + per_image(point.std, x0) * eps
+
+
+def x0_from_eps(
+    point: Point, x_t: Float[Array, " b *dims"], eps: Float[Array, " b *dims"]
+) -> Float[Array, " b *dims"]:
+    """Solves x_t for x_0. Where the signal is nearly 0, eps says nothing of x_0: finite but huge."""
+    return (x_t - per_image(point.std, x_t) * eps) / per_image(point.signal, x_t)
+
+
+def eps_from_x0(
+    point: Point, x_t: Float[Array, " b *dims"], x0: Float[Array, " b *dims"]
+) -> Float[Array, " b *dims"]:
+    """Solves x_t for eps; not defined at the data, where std is 0."""
+    return (x_t - per_image(point.signal, x_t) * x0) / per_image(point.std, x_t)
+
+
+def _norm(point: Point) -> Float[Array, " b"]:
+    return jnp.hypot(point.signal, point.std)
+
+
+def v_from_x0_eps(
+    point: Point, x0: Float[Array, " b *dims"], eps: Float[Array, " b *dims"]
+) -> Float[Array, " b *dims"]:
+    """Returns v = (signal eps - std x_0) / r, Salimans & Ho (2022), Appendix D."""
+    r = _norm(point)
+    return per_image(point.signal / r, x0) * eps - per_image(point.std / r, x0) * x0
+
+
+def x0_from_v(
+    point: Point, x_t: Float[Array, " b *dims"], v: Float[Array, " b *dims"]
+) -> Float[Array, " b *dims"]:
+    """Returns x_0 = (signal x_t / r - std v) / r."""
+    r = _norm(point)
+    return per_image(point.signal / r**2, x_t) * x_t - per_image(point.std / r, x_t) * v
+
+
+def eps_from_v(
+    point: Point, x_t: Float[Array, " b *dims"], v: Float[Array, " b *dims"]
+) -> Float[Array, " b *dims"]:
+    """Returns eps = (std x_t / r + signal v) / r."""
+    r = _norm(point)
+    return per_image(point.std / r**2, x_t) * x_t + per_image(point.signal / r, x_t) * v
+
+
+def score_from_eps(point: Point, eps: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
+    """Returns grad log q(x_t) = -eps / std, for eps = E[eps | x_t] (Tweedie)."""
+    return -eps / per_image(point.std, eps)
+
+
+def clip_x0(x0: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
+    """Limits a predicted clean image to the range of pixels, [-1, 1]."""
+    return jnp.clip(x0, -1, 1)
+
+
+class Steps(NamedTuple):
+    """The closed forms between neighbouring points t and s of a grid; (N,) each, float64 on the host.
+
+    Attributes:
+      signal: signal_{t|s}.
+      variance: var_{t|s}; DDPM's beta_t.
+      coef_x0: Coefficient of x_0 in the mean of q(x_s | x_t, x_0); 1 in the last step, to the data.
+      coef_xt: Coefficient of x_t there; 0 in the last step.
+      posterior_variance: Variance of q(x_s | x_t, x_0); DDPM's beta_tilde_t; 0 in the last step.
+    """
+
+    signal: Float[np.ndarray, " n"]
+    variance: Float[np.ndarray, " n"]
+    coef_x0: Float[np.ndarray, " n"]
+    coef_xt: Float[np.ndarray, " n"]
+    posterior_variance: Float[np.ndarray, " n"]
+
+    @property
+    def log_variance(self) -> Float[np.ndarray, " n"]:
+        """log var_{t|s}; DDPM's log beta_t, finite at every step."""
+        return np.log(self.variance)
+
+    @property
+    def posterior_log_variance_clipped(self) -> Float[np.ndarray, " n"]:
+        """Log of the posterior variance; the last entry, log 0, is replaced by the one before.
+
+        If there is one step alone, it is that step's log var_{t|s}.
+        """
+        before = self.posterior_variance[-2:-1] if len(self.variance) > 1 else self.variance
+        return np.log(np.concatenate([self.posterior_variance[:-1], before]))
+
+
+def steps(grid: Grid) -> Steps:
+    """Returns the closed forms between the neighbours of a grid."""
+    signal = np.exp(grid.log_signal[:-1] - grid.log_signal[1:])
+    var_t, var_s = np.square(grid.std[:-1]), np.square(grid.std[1:])
+    variance = var_t - np.square(signal) * var_s
+    return Steps(
+        signal=signal,
+        variance=variance,
+        coef_x0=np.exp(grid.log_signal[1:]) * (variance / var_t),
+        coef_xt=signal * (var_s / var_t),
+        posterior_variance=variance * (var_s / var_t),
+    )
 
 
 class Posterior(NamedTuple):
-    """A normal distribution of x_{t-1}; one variance an image, shaped to broadcast."""
+    """A normal distribution of x_s; one variance an image, shaped to broadcast."""
 
     mean: Float[Array, " b *dims"]
     variance: Float[Array, " b *#dims"]
     log_variance: Float[Array, " b *#dims"]
 
 
-def per_image(values: Values, t: Int[Array, " b"], ndim: int) -> Float[Array, " b ..."]:
-    """Returns values[t], shaped (b, 1, ..., 1) to broadcast against an array of ndim dimensions."""
-    picked = jnp.take(jnp.asarray(values), t, mode="fill")
-    return picked.reshape(t.shape + (1,) * (ndim - 1))
+def q_posterior(
+    grid: Grid, x0: Float[Array, " b *dims"], x_t: Float[Array, " b *dims"], i: Int[Array, " b"]
+) -> Posterior:
+    """Returns q(x_s | x_t, x_0), Ho et al. (2020), Eq. 6-7, where t is point i of the grid and s point i + 1.
 
-
-def q_sample(
-    schedule: Schedule,
-    x0: Float[Array, " b *dims"],
-    t: Int[Array, " b"],
-    eps: Float[Array, " b *dims"],
-) -> Float[Array, " b *dims"]:
-    """Returns x_t ~ q(x_t | x_0), Ho et al. (2020), Eq. 4.
-
-    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
+    In the last step, to the data, it is x_0 itself, with variance 0 and, as log variance, that of the step
+    before.
 
     Args:
-      schedule: Variance schedule of T steps.
-      x0: Clean images in [-1, 1].
-      t: Timestep of each image, in {0, ..., T - 1}; the paper's t - 1.
-      eps: Standard normal noise. The caller draws it: it is also the target.
+      grid: Points from noise to data, such as `process.grid()`.
+      x0: Clean images.
+      x_t: Images at point i.
+      i: Step of each image, in {0, ..., N - 1}; NaN beyond. DDPM's timestep t is step T - 1 - t.
     """
-    signal = per_image(schedule.sqrt_alpha_bar, t, x0.ndim)
-    noise = per_image(schedule.sqrt_one_minus_alpha_bar, t, x0.ndim)
-    return signal * x0 + noise * eps
-
-
-def q_posterior(
-    schedule: Schedule,
-    x0: Float[Array, " b *dims"],
-    x_t: Float[Array, " b *dims"],
-    t: Int[Array, " b"],
-) -> Posterior:
-    """Returns q(x_{t-1} | x_t, x_0), Ho et al. (2020), Eq. 6-7.
-
-    At t = 0 it is x_0 itself, with variance 0 and, as log variance, that of the next step (see
-    `Schedule`).
-    """
-    coef_x0 = per_image(schedule.posterior_mean_coef_x0, t, x0.ndim)
-    coef_xt = per_image(schedule.posterior_mean_coef_xt, t, x0.ndim)
-    return Posterior(
-        mean=coef_x0 * x0 + coef_xt * x_t,
-        variance=per_image(schedule.posterior_variance, t, x0.ndim),
-        log_variance=per_image(schedule.posterior_log_variance_clipped, t, x0.ndim),
+    table = steps(grid)
+    coef_x0, coef_xt, variance, log_variance = (
+        per_image(take(values, i), x0)
+        for values in (
+            table.coef_x0,
+            table.coef_xt,
+            table.posterior_variance,
+            table.posterior_log_variance_clipped,
+        )
     )
-
-
-def x0_from_eps(
-    schedule: Schedule,
-    x_t: Float[Array, " b *dims"],
-    t: Int[Array, " b"],
-    eps: Float[Array, " b *dims"],
-) -> Float[Array, " b *dims"]:
-    """Solves x_t for x_0.
-
-    Where alpha_bar is 0 (the end of jsd) eps says nothing of x_0, and this is finite but huge.
-    """
-    recip = per_image(schedule.sqrt_recip_alpha_bar, t, x_t.ndim)
-    recipm1 = per_image(schedule.sqrt_recipm1_alpha_bar, t, x_t.ndim)
-    return recip * x_t - recipm1 * eps
-
-
-def eps_from_x0(
-    schedule: Schedule,
-    x_t: Float[Array, " b *dims"],
-    t: Int[Array, " b"],
-    x0: Float[Array, " b *dims"],
-) -> Float[Array, " b *dims"]:
-    """Solves x_t for eps."""
-    signal = per_image(schedule.sqrt_alpha_bar, t, x_t.ndim)
-    noise = per_image(schedule.sqrt_one_minus_alpha_bar, t, x_t.ndim)
-    return (x_t - signal * x0) / noise
-
-
-def v_from_x0_eps(
-    schedule: Schedule,
-    x0: Float[Array, " b *dims"],
-    t: Int[Array, " b"],
-    eps: Float[Array, " b *dims"],
-) -> Float[Array, " b *dims"]:
-    """Returns v, Salimans & Ho (2022), Appendix D.
-
-    v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
-    """
-    signal = per_image(schedule.sqrt_alpha_bar, t, x0.ndim)
-    noise = per_image(schedule.sqrt_one_minus_alpha_bar, t, x0.ndim)
-    return signal * eps - noise * x0
-
-
-def x0_from_v(
-    schedule: Schedule,
-    x_t: Float[Array, " b *dims"],
-    t: Int[Array, " b"],
-    v: Float[Array, " b *dims"],
-) -> Float[Array, " b *dims"]:
-    """Returns x_0 = sqrt(alpha_bar_t) x_t - sqrt(1 - alpha_bar_t) v."""
-    signal = per_image(schedule.sqrt_alpha_bar, t, x_t.ndim)
-    noise = per_image(schedule.sqrt_one_minus_alpha_bar, t, x_t.ndim)
-    return signal * x_t - noise * v
-
-
-def eps_from_v(
-    schedule: Schedule,
-    x_t: Float[Array, " b *dims"],
-    t: Int[Array, " b"],
-    v: Float[Array, " b *dims"],
-) -> Float[Array, " b *dims"]:
-    """Returns eps = sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v."""
-    signal = per_image(schedule.sqrt_alpha_bar, t, x_t.ndim)
-    noise = per_image(schedule.sqrt_one_minus_alpha_bar, t, x_t.ndim)
-    return noise * x_t + signal * v
-
-
-def score_from_eps(
-    schedule: Schedule, eps: Float[Array, " b *dims"], t: Int[Array, " b"]
-) -> Float[Array, " b *dims"]:
-    """Returns grad log q(x_t) = -eps / sqrt(1 - alpha_bar_t), for eps = E[eps | x_t] (Tweedie)."""
-    return -eps / per_image(schedule.sqrt_one_minus_alpha_bar, t, eps.ndim)
-
-
-def clip_x0(x0: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
-    """Limits a predicted clean image to the range of pixels, [-1, 1]."""
-    return jnp.clip(x0, -1, 1)
+    return Posterior(coef_x0 * x0 + coef_xt * x_t, variance, log_variance)

@@ -7,8 +7,9 @@ float32 alpha_bar, would lose half their digits at the first steps.
 """
 
 import dataclasses
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 
 import jax
@@ -16,11 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InputError, choose
+from diffusion_jax.processes.gaussian import Steps, steps
+from diffusion_jax.processes.process import SMALLEST, Grid
+from diffusion_jax.processes.spacing import timesteps
 
-# Keeps every coefficient of a sampler finite in float32, also where alpha_bar is 0 (the end of jsd)
-# or underflows. The capped cosine of a million steps ends at -34, so that ordinary schedules are
-# not touched.
-_MAX_ABS_LOGSNR = 40.0
+# Keeps every coefficient finite in float32, also where alpha_bar is 0 (the end of jsd) or underflows. The capped
+# cosine of a million steps ends at -34, so that ordinary schedules are not touched.
+_MAX_ABS_LOGSNR = -2 * math.log(SMALLEST)
 
 Values = Float[np.ndarray | Array, " T"]
 
@@ -32,6 +35,7 @@ class Schedule:
 
     Attributes:
       betas: beta_t, the variance of the noise that step t adds, in (0, 1].
+      log_betas: log beta_t at every step, the first included: the upper end of learned variances.
       alphas: alpha_t = 1 - beta_t.
       log_alpha_bar: log of alpha_bar, float64 on the host, so that `respace` loses nothing.
       alpha_bar: Product of alpha_s over s <= t.
@@ -54,6 +58,7 @@ class Schedule:
     """
 
     betas: Values
+    log_betas: Values
     alphas: Values
     log_alpha_bar: Values
     alpha_bar: Values
@@ -116,55 +121,58 @@ def make_schedule(
     return _from_log_alpha_bar(np.cumsum(log_alphas), np.arange(num_timesteps))
 
 
-def respace(schedule: Schedule, num_steps: int) -> Schedule:
-    """Returns the process on a subset of the steps (Nichol & Dhariwal, 2021, Section 4).
+def respace(
+    schedule: Schedule, num_steps: int, spacing: str | Sequence[float | int] = "uniform"
+) -> Schedule:
+    """Returns the chain on a subset of the steps (Nichol & Dhariwal, 2021, Section 4).
 
-    The steps are evenly spaced and include the first and the last (num_steps = 1: only the last).
-    Each keeps its alpha_bar and its entry of `timesteps`; beta is 1 - alpha_bar_t / alpha_bar_s,
-    where s is the step kept before t.
+    Each step keeps its alpha_bar and its entry of `timesteps`; beta is 1 - alpha_bar_t / alpha_bar_s, where s is
+    the step kept before t. A sampler needs no such chain: `DDPM.grid` has the same points.
 
     Args:
       schedule: Schedule of T steps. Not a traced one: the subset is found on the host.
       num_steps: Number of steps to keep, in {1, ..., T}. T gives an equal schedule.
+      spacing: A key of `SPACINGS`, or the times themselves.
 
     Raises:
-      InputError: num_steps outside {1, ..., T}.
+      InputError: num_steps outside {1, ..., T}, an unknown spacing, or a wrong list.
     """
-    last = schedule.num_timesteps - 1
-    if not _is_count(num_steps) or num_steps > last + 1:
-        raise InputError(
-            f"num_steps is {num_steps!r}; it must be an integer from 1 to {last + 1} (T)"
-        )
-    kept = np.rint(np.linspace(last, 0, num_steps)).astype(int)[::-1]
     log_alpha_bar = np.asarray(schedule.log_alpha_bar, np.float64)
-    return _from_log_alpha_bar(log_alpha_bar[kept], np.asarray(schedule.timesteps)[kept])
+    times = timesteps(num_steps, spacing, _logsnr(log_alpha_bar))
+    rows = np.arange(schedule.num_timesteps)
+    return _from_log_alpha_bar(
+        np.interp(times, rows, log_alpha_bar), np.interp(times, rows, schedule.timesteps)
+    )
+
+
+def _logsnr(log_alpha_bar: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+    logsnr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
+    return np.clip(logsnr, -_MAX_ABS_LOGSNR, _MAX_ABS_LOGSNR)
 
 
 def _from_log_alpha_bar(log_alpha_bar: Float[np.ndarray, " T"], timesteps: np.ndarray) -> Schedule:
     """Derives every array, in float64, from a finite and strictly decreasing log alpha_bar."""
-    log_alpha_bar_prev = np.concatenate([[0.0], log_alpha_bar[:-1]])
-    log_alphas = log_alpha_bar - log_alpha_bar_prev
-    betas = -np.expm1(log_alphas)
-    noise = -np.expm1(log_alpha_bar)  # 1 - alpha_bar
-    noise_prev = -np.expm1(log_alpha_bar_prev)
-    variance = betas * (noise_prev / noise)
-    first_variance = variance[1:2] if len(betas) > 1 else betas
-    logsnr = np.clip(log_alpha_bar - np.log(noise), -_MAX_ABS_LOGSNR, _MAX_ABS_LOGSNR)
+    from_noise = np.concatenate([[0.0], log_alpha_bar])[::-1]
+    chain = steps(Grid(from_noise, from_noise / 2, np.sqrt(-np.expm1(from_noise))))
+    between = Steps(*(values[::-1] for values in chain))
+    log_beta_tilde, log_betas = chain.posterior_log_variance_clipped[::-1], between.log_variance
+    logsnr = _logsnr(log_alpha_bar)
     alpha_bar = 1 / (1 + np.exp(-logsnr))
     arrays = dict(
-        betas=betas,
-        alphas=np.exp(log_alphas),
+        betas=between.variance,
+        log_betas=log_betas,
+        alphas=np.square(between.signal),
         alpha_bar=alpha_bar,
         alpha_bar_prev=np.concatenate([[1.0], alpha_bar[:-1]]),
         sqrt_alpha_bar=np.sqrt(alpha_bar),
         sqrt_one_minus_alpha_bar=1 / np.sqrt(1 + np.exp(logsnr)),
         sqrt_recip_alpha_bar=np.sqrt(1 + np.exp(-logsnr)),
         sqrt_recipm1_alpha_bar=np.exp(-logsnr / 2),
-        posterior_mean_coef_x0=np.exp(log_alpha_bar_prev / 2) * betas / noise,
-        posterior_mean_coef_xt=np.exp(log_alphas / 2) * noise_prev / noise,
-        posterior_variance=variance,
-        posterior_log_variance_clipped=np.log(np.concatenate([first_variance, variance[1:]])),
-        fixed_large_log_variance=np.log(np.concatenate([first_variance, betas[1:]])),
+        posterior_mean_coef_x0=between.coef_x0,
+        posterior_mean_coef_xt=between.coef_xt,
+        posterior_variance=between.posterior_variance,
+        posterior_log_variance_clipped=log_beta_tilde,
+        fixed_large_log_variance=np.concatenate([log_beta_tilde[:1], log_betas[1:]]),
         logsnr=logsnr,
         timesteps=timesteps,
     )

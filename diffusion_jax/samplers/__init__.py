@@ -1,23 +1,28 @@
 """Samplers: one update rule per file, and the loop that they share."""
 
+from collections.abc import Callable
+
 from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.loop import (
     Sampler,
     SampleResult,
-    Step,
+    State,
+    first_noise,
     image_keys,
     image_normal,
     sample_loop,
 )
 
-SAMPLERS = {"ancestral": ancestral}
+# (grid, the options of its own) -> Sampler
+SAMPLERS: dict[str, Callable[..., Sampler]] = {"ancestral": ancestral}
 
 __all__ = [
     "SAMPLERS",
     "SampleResult",
     "Sampler",
-    "Step",
+    "State",
     "ancestral",
+    "first_noise",
     "image_keys",
     "image_normal",
     "sample_loop",

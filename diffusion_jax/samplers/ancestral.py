@@ -1,57 +1,50 @@
 """Ancestral sampling (Ho et al., 2020, Algorithm 2): each step draws from p(x_{t-1} | x_t)."""
 
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import choose
-from diffusion_jax.processes.gaussian import clip_x0, per_image, q_posterior
-from diffusion_jax.processes.schedules import Schedule, Values
-from diffusion_jax.samplers.loop import Sampler, Step, image_normal
+from diffusion_jax.processes.gaussian import Steps, per_image, steps
+from diffusion_jax.processes.process import Grid, take
+from diffusion_jax.samplers.loop import Sampler, State, image_normal
 
 
-def _fixed_large(schedule: Schedule) -> Values:
-    return schedule.fixed_large_log_variance
+def _fixed_large(table: Steps) -> Float[np.ndarray, " n"]:
+    return table.variance
 
 
-def _fixed_small(schedule: Schedule) -> Values:
-    return schedule.posterior_log_variance_clipped
+def _fixed_small(table: Steps) -> Float[np.ndarray, " n"]:
+    return table.posterior_variance
 
 
-# Log variance of p(x_{t-1} | x_t), Section 3.2: beta_t and beta_tilde_t.
+# Variance of p(x_s | x_t), Section 3.2: beta_t and beta_tilde_t.
 VARIANCES = {"fixed_large": _fixed_large, "fixed_small": _fixed_small}
 
 
-def ancestral(schedule: Schedule, *, variance: str = "fixed_large", clip: bool = True) -> Sampler:
-    """Returns the update x_{t-1} = mu_t(x_t, x0_hat) + exp(log variance / 2) z, with z = 0 at t =
-    0.
+def ancestral(grid: Grid, *, variance: str = "fixed_large") -> Sampler:
+    """Returns the update x_s = mu(x_t, x0_hat) + variance^(1/2) z, with z = 0 in the step to the data.
 
-    mu_t is the mean of q(x_{t-1} | x_t, x_0) at the predicted x_0, Eq. 6-7. For fewer steps than
-    the model was trained with, give `respace(schedule, num_steps)` to this and to the denoiser.
+    mu is the mean of q(x_s | x_t, x_0) at the predicted x_0, Eq. 6-7. With far fewer steps than the chain has,
+    fixed_large adds much more noise than the posterior has: take fixed_small.
 
     Args:
-      schedule: Variance schedule; its T is the number of steps.
+      grid: Points from noise to data, such as `process.grid(50)`.
       variance: fixed_large (beta_t) or fixed_small (beta_tilde_t).
-      clip: Whether x0_hat is limited to [-1, 1] first.
 
     Raises:
       InputError: Unknown variance.
     """
-    log_variance = choose("variance", variance, VARIANCES)(schedule)
+    table = steps(grid)
+    variances = choose("variance", variance, VARIANCES)(table)
+    std = np.sqrt(np.where(grid.std[1:] > 0, variances, 0.0))
 
-    def step(
-        denoise: Denoise,
-        x_t: Float[Array, " b *dims"],
-        t: Int[Array, " b"],
-        keys: Key[Array, " b"],
-    ) -> Step:
-        x0_hat = denoise(x_t, t).x0
-        if clip:
-            x0_hat = clip_x0(x0_hat)
-        mean = q_posterior(schedule, x0_hat, x_t, t).mean
-        std = jnp.exp(per_image(log_variance, t, x_t.ndim) / 2)
-        noisy = (t > 0).reshape(std.shape)
-        noise = image_normal(keys, x_t.shape[1:])
-        return Step(mean + jnp.where(noisy, std, 0) * noise, x0_hat)
+    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+        coef_x0, coef_xt, noise = (
+            per_image(take(values, i), state.x) for values in (table.coef_x0, table.coef_xt, std)
+        )
+        x0_hat = denoise(state.x, grid.at(i)).x0
+        mean = coef_x0 * x0_hat + coef_xt * state.x
+        return State(mean + noise * image_normal(keys, state.x.shape[1:]), x0_hat)
 
-    return Sampler(schedule.num_timesteps, step)
+    return Sampler(grid, step, nfe=grid.num_steps)

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from diffusion_jax.build import Experiment
 from diffusion_jax.errors import InputError
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures
+from diffusion_jax.samplers.loop import SampleResult
 
 FRAMES = 11  # Moments of the reverse process in a strip.
 STRIP_IMAGES = 4
@@ -47,37 +47,43 @@ class Samples(NamedTuple):
 
 
 def make_batch_sampler(
-    experiment: Experiment,
+    draw: Callable[..., SampleResult],
     mesh: jax.sharding.Mesh,
     batch_size: int,
     *,
-    num_frames: int = 0,
-    progress: Callable[[int], object] | None = None,
+    num_classes: int = 0,
+    with_frames: bool = False,
 ) -> Callable[..., Samples]:
     """Returns (params, seed, indices, labels=None) -> Samples.
 
     The indices, at most `batch_size`, are padded to one compiled shape, a multiple of the devices.
     Image i depends only on (seed, i) and its label.
+
+    Args:
+      draw: (params, seed, indices, labels) -> uint8 images, to be compiled.
+      mesh: Devices.
+      batch_size: Most images at once.
+      num_classes: Number of classes of the model; 0 if it is unconditional.
+      with_frames: Whether `draw` keeps frames.
     """
     size = -(-batch_size // mesh.size) * mesh.size
     batched, frames = sharding.batch_sharding(mesh), sharding.batch_sharding(mesh, axis=1)
-    draw = experiment.sample_fn(num_frames=num_frames, progress=progress)
     compiled = jax.jit(
         lambda *inputs: tuple(draw(*inputs)),
-        out_shardings=(batched, *([frames, frames] if num_frames else [None, None])),
+        out_shardings=(batched, *([frames, frames] if with_frames else [None, None])),
     )
     rows = sharding.local_rows(batched, size)
 
-    def sample(
+    def draw_batch(
         params: Any, seed: int, indices: np.ndarray, labels: Sequence[int] | None = None
     ) -> Samples:
         count = len(indices)
         if count > batch_size:
             raise InputError(f"{count} indices, but the sampler is made for {batch_size} at a time")
         padded = np.resize(np.asarray(indices, np.int32), size)
-        classes = class_of_images(padded, experiment.config.model.num_classes, labels)
+        classes = class_of_images(padded, num_classes, labels)
         inputs = sharding.put(batched, jax.tree.map(lambda x: x[rows], (padded, classes)))
         images, *frames = sharding.fetch(compiled(params, np.uint32(seed % 2**32), *inputs))
         return Samples(images[:count], *[None if f is None else f[:, :count] for f in frames])
 
-    return sample
+    return draw_batch

@@ -1,12 +1,14 @@
-"""The loop that all samplers share: one `lax.scan` from noise to images.
+"""The loop that all samplers share: one `lax.scan` along a grid, from noise to images.
 
-Every random number of image i comes from the key of image i, so that an image depends neither on
-its batch nor on the number of devices. Keys sharded over a mesh are enough to shard the whole loop.
+Every random number of image i comes from the key of image i, so that an image depends neither on its batch nor
+on the number of devices. Its first noise x_T has a stream of its own, and the noise of a step is keyed by the
+time that the step begins at: neither depends on the number of steps or the sampler, and images drawn with 10
+and with 1000 steps can be compared. Keys sharded over a mesh are enough to shard the whole loop.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,34 +18,52 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import stream
+from diffusion_jax.processes.process import Grid
+
+FIRST, OF_A_STEP = 0, 1  # Streams of an image's key.
 
 
-class Step(NamedTuple):
-    """What an update rule returns: the less noisy image, and the clean image predicted on the
-    way."""
+class State(NamedTuple):
+    """What a sampler carries from step to step.
 
-    x_prev: Float[Array, " b *dims"]
+    Attributes:
+      x: Images at the present point of the grid.
+      x0_hat: Clean images as last predicted.
+      memory: What the update rule remembers, a pytree; () if nothing.
+    """
+
+    x: Float[Array, " b *dims"]
     x0_hat: Float[Array, " b *dims"]
+    memory: Any = ()
+
+
+def no_memory(x: Float[Array, " b *dims"]) -> State:
+    """Returns the first state of an update rule that remembers nothing."""
+    return State(x, x)
 
 
 class Sampler(NamedTuple):
-    """An update rule and the number of steps it is made for.
+    """An update rule on a grid.
 
     Attributes:
-      num_steps: Number of steps; step index t runs from num_steps - 1 down to 0.
-      step: (denoise, x_t, t, keys) -> Step, with t of shape (b,) and one key an image, fresh at
-        each step.
+      grid: The points from noise to data; step i goes from point i to point i + 1.
+      step: (denoise, state, i, keys) -> state; i has shape (b,), and there is one key an image, fresh at each
+        step.
+      nfe: Network evaluations an image.
+      init: x -> the state before the first step.
     """
 
-    num_steps: int
-    step: Callable[[Denoise, Array, Array, Array], Step]
+    grid: Grid
+    step: Callable[[Denoise, State, Array, Array], State]
+    nfe: int
+    init: Callable[[Array], State] = no_memory
 
 
 class SampleResult(NamedTuple):
     """Samples and, where asked for, how they came about.
 
     Attributes:
-      images: The samples; pixels are in [-1, 1] as far as the update rule clips.
+      images: The samples; pixels are in [-1, 1] as far as the denoiser clips.
       frames_x_t: x_t at num_frames moments, the first x_T and the last the images; None if
         num_frames is 0.
       frames_x0: The clean image predicted from each of those; the last is the images.
@@ -67,12 +87,29 @@ def image_normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array,
     return flat.reshape(keys.shape + shape)
 
 
+def first_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, " b ..."]:
+    """Returns the standard normal noise that x_T of each image is made of, whatever the sampler."""
+    return image_normal(_fold_in(keys, FIRST), shape)
+
+
+def step_keys(keys: Key[Array, " b"], time: Float[Array, ""]) -> Key[Array, " b"]:
+    """Returns each image's key for the step that begins at a time, as the network is given it."""
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(time, jnp.float32), jnp.uint32)
+    return _fold_in(_fold_in(keys, OF_A_STEP), bits)
+
+
+def _fold_in(keys: Key[Array, " b"], data: int | Array) -> Key[Array, " b"]:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
+
+
 def sample_loop(
     denoise: Denoise,
     sampler: Sampler,
     keys: Key[Array, " b"],
     shape: tuple[int, ...],
     *,
+    x_init: Float[Array, " b *dims"] | None = None,
+    start: int = 0,
     num_frames: int = 0,
     progress: Callable[[int], object] | None = None,
     progress_every: int | None = None,
@@ -80,10 +117,12 @@ def sample_loop(
     """Draws one image for each key. To be called inside the caller's `jit`.
 
     Args:
-      denoise: (x_t, t) -> Prediction, on the sampler's own steps.
-      sampler: Update rule, such as `ancestral(schedule)`.
+      denoise: (x_t, point) -> Prediction.
+      sampler: Update rule, such as `ancestral(process.grid())`.
       keys: One key an image, as from `image_keys`.
       shape: Shape of one image, (H, W, C).
+      x_init: Images at point `start` of the grid; by default noise of the grid's prior.
+      start: Index of the first step, in {0, ..., num_steps}: the tail of a full run, whose memory is fresh.
       num_frames: Number of moments to keep of each image, evenly spaced in steps, the first and the
         last included (1: only the last). Memory is for these frames alone.
       progress: Host function, called with the number of steps done. A program that calls the host
@@ -92,37 +131,50 @@ def sample_loop(
         always reported.
 
     Raises:
-      InputError: num_frames outside {0, ..., num_steps + 1}.
+      InputError: start or num_frames out of range, or start > 0 without x_init.
     """
-    num_steps = sampler.num_steps
+    num_steps = _check(sampler.grid.num_steps, start, num_frames, x_init)
+    if x_init is None:
+        x_init = sampler.grid.prior_std * first_noise(keys, shape)
+    every = progress_every or max(1, num_steps // 100)
+    # Until a frame's moment has come, each step writes to its slot: the last write stays, no branch
+    # is needed.
+    moments = np.rint(np.linspace(0, num_steps, num_frames))
+    slots = np.searchsorted(moments, np.arange(num_steps))
+    times = jnp.asarray(sampler.grid.time, jnp.float32)
+
+    def body(carry: tuple[State, Array | None], xs: tuple[Array, Array]) -> tuple[tuple, None]:
+        (state, frames), (i, slot) = carry, xs
+        x_t = state.x
+        state = sampler.step(denoise, state, jnp.full(keys.shape, i), step_keys(keys, times[i]))
+        if frames is not None:
+            frames = frames.at[slot].set(jnp.stack([x_t, state.x0_hat]))
+        if progress is not None:
+            _report(progress, i - start + 1, every, num_steps)
+        return (state, frames), None
+
+    state = sampler.init(x_init)
+    frames = jnp.stack([jnp.stack([x_init, x_init])] * num_frames) if num_frames else None
+    steps = start + jnp.arange(num_steps)
+    (state, frames), _ = jax.lax.scan(body, (state, frames), (steps, jnp.asarray(slots)))
+    if frames is None:
+        return SampleResult(state.x, None, None)
+    frames = frames.at[-1].set(jnp.stack([state.x, state.x]))
+    return SampleResult(state.x, frames[:, 0], frames[:, 1])
+
+
+def _check(grid_steps: int, start: int, num_frames: int, x_init: Array | None) -> int:
+    """Returns the number of steps that are left from `start` on."""
+    if not 0 <= start <= grid_steps:
+        raise InputError(f"start is {start}; it must be from 0 to {grid_steps}, the steps")
+    if start > 0 and x_init is None:
+        raise InputError(f"start is {start}, but x_init, the images at that point, is missing")
+    num_steps = grid_steps - start
     if not 0 <= num_frames <= num_steps + 1:
         raise InputError(
             f"num_frames is {num_frames}; it must be from 0 to {num_steps + 1}, the steps and one"
         )
-    every = progress_every or max(1, num_steps // 100)
-    fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    # Until a frame's moment has come, each step writes to its slot: the last write stays, no branch
-    # is needed.
-    moments = np.rint(np.linspace(num_steps, 0, num_frames))[::-1]
-    slots = np.searchsorted(moments, np.arange(num_steps))
-
-    def body(carry: tuple[Array, Array | None], xs: tuple[Array, Array]) -> tuple[tuple, None]:
-        (x_t, frames), (t, slot) = carry, xs
-        step = sampler.step(denoise, x_t, jnp.full(keys.shape, t), fold_in(keys, t))
-        if frames is not None:
-            frames = frames.at[slot].set(jnp.stack([x_t, step.x0_hat]))
-        if progress is not None:
-            _report(progress, num_steps - t, every, num_steps)
-        return (step.x_prev, frames), None
-
-    x_T = image_normal(fold_in(keys, num_steps), shape)
-    frames = jnp.stack([jnp.stack([x_T, x_T])] * num_frames) if num_frames else None
-    times = jnp.arange(num_steps)[::-1]
-    (images, frames), _ = jax.lax.scan(body, (x_T, frames), (times, jnp.asarray(slots)))
-    if frames is None:
-        return SampleResult(images, None, None)
-    frames = frames.at[-1].set(jnp.stack([images, images]))
-    return SampleResult(images, frames[:, 0], frames[:, 1])
+    return num_steps
 
 
 def _report(

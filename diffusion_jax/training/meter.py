@@ -1,5 +1,6 @@
 """The host's view of a run's speed and metrics: reads finished steps, times them, logs rows."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -8,11 +9,34 @@ import numpy as np
 
 from diffusion_jax.errors import RunError
 from diffusion_jax.training.run_log import RunLog
-from diffusion_jax.training.state import QUARTILES, MetricSums
+from diffusion_jax.training.step import QUARTILES, StepMetrics
 
 
 class NotFinite(RunError):
     """Loss or gradients are not finite: the state is lost."""
+
+
+@dataclasses.dataclass
+class Sums:
+    """Sums over the steps since the last multiple of `log_every`, in float64 on the host.
+
+    They go with a checkpoint as JSON, which keeps every bit: a resumed run logs the same rows.
+    """
+
+    steps: int = 0
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    quartile_loss: list[float] = dataclasses.field(default_factory=lambda: [0.0] * QUARTILES)
+    quartile_images: list[float] = dataclasses.field(default_factory=lambda: [0.0] * QUARTILES)
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Adds one step."""
+        self.steps += 1
+        self.loss += float(metrics.loss)
+        self.grad_norm += float(metrics.grad_norm)
+        for i in range(QUARTILES):
+            self.quartile_loss[i] += float(metrics.quartile_loss[i])
+            self.quartile_images[i] += float(metrics.quartile_images[i])
 
 
 class Meter:
@@ -25,6 +49,11 @@ class Meter:
       log_every: Steps between two rows.
       batch_size: Images a step.
       started: `time.monotonic()` at the start of the command.
+      sums: The sums that the checkpoint of step `start` came with, as `dataclasses.asdict` gives them.
+
+    Attributes:
+      step: Number of steps read.
+      sums: What the next row is made of.
     """
 
     def __init__(
@@ -36,13 +65,15 @@ class Meter:
         log_every: int,
         batch_size: int,
         started: float,
+        sums: dict[str, Any] | None = None,
     ) -> None:
-        self._log, self._row_step, self._started = log, start, started
+        self._log, self.step, self._row_step, self._started = log, start, start, started
         self._num_steps, self._log_every, self._batch_size = num_steps, log_every, batch_size
         self._first = True
-        self._reset()
+        self.sums = Sums(**(sums or {}))
+        self._restart_clock()
 
-    def _reset(self) -> None:
+    def _restart_clock(self) -> None:
         self._since = time.monotonic()
         self._waited = self._paused = 0.0
 
@@ -54,49 +85,61 @@ class Meter:
         """Takes what happens between steps (checkpoints, pictures) out of the speed."""
         return _Stopwatch(self, "_paused")
 
-    def read(self, step: int, metrics: MetricSums) -> None:
-        """Waits for the step; logs it if it is due.
+    def read(self, metrics: StepMetrics) -> None:
+        """Waits for the next dispatch; adds up its steps, and logs them if a row is due.
+
+        Args:
+          metrics: Of one step, or stacked of several, none but the last of which has a row due.
 
         Raises:
-          NotFinite: Loss or gradients were not finite.
+          NotFinite: Loss, gradients or new parameters of a step were not finite.
         """
-        sums = jax.device_get(metrics)
-        if sums.bad_step >= 0:
-            raise NotFinite(f"loss or gradients are not finite at step {sums.bad_step}")
-        self._log.advance(step)
+        host = jax.device_get(metrics)
+        stacked = host if np.ndim(host.loss) else jax.tree.map(lambda x: x[None], host)
+        for i in range(len(stacked.loss)):
+            one = StepMetrics(*(values[i] for values in stacked))
+            self.step += 1
+            if not np.isfinite([one.loss, one.grad_norm, one.param_norm]).all():
+                raise NotFinite(f"loss or gradients are not finite at step {self.step}")
+            self.sums.add(one)
+        self._log.advance(self.step)
         if self._first:
             self._first = False
             self._log.say(
                 f"first step done {time.monotonic() - self._started:.1f} s after the start"
             )
             # Compilation is not the speed of training.
-            self._row_step = step
-            self._reset()
-        if step % self._log_every == 0 or step == self._num_steps:
-            self._log.metrics(self._row(step, sums))
-            self._row_step = step
-            self._reset()
+            self._row_step = self.step
+            self._restart_clock()
+        whole = self.step % self._log_every == 0
+        if whole or self.step == self._num_steps:
+            self._log.metrics(self._row(float(stacked.param_norm[-1])))
+            self._row_step = self.step
+            self._restart_clock()
+        if whole:
+            self.sums = Sums()
 
-    def _row(self, step: int, sums: MetricSums) -> dict[str, Any]:
+    def _row(self, param_norm: float) -> dict[str, Any]:
         seconds = time.monotonic() - self._since - self._paused
-        steps = step - self._row_step
+        steps, sums = self.step - self._row_step, self.sums
         speed = steps / seconds if steps > 0 and seconds > 0 else None
-        with np.errstate(invalid="ignore"):
-            quartiles = sums.quartile_loss / sums.quartile_images
+        quartiles = {
+            f"loss_q{i + 1}": loss / images if images else None
+            for i, (loss, images) in enumerate(
+                zip(sums.quartile_loss, sums.quartile_images, strict=True)
+            )
+        }
         return {
-            "step": step,
-            "loss": float(sums.loss / sums.steps),
-            **{
-                f"loss_q{i + 1}": float(q) if np.isfinite(q) else None
-                for i, q in zip(range(QUARTILES), quartiles, strict=True)
-            },
-            "grad_norm": float(sums.grad_norm / sums.steps),
-            "param_norm": float(sums.param_norm),
+            "step": self.step,
+            "loss": sums.loss / sums.steps,
+            **quartiles,
+            "grad_norm": sums.grad_norm / sums.steps,
+            "param_norm": param_norm,
             "steps_per_sec": speed,
             "images_per_sec": speed and speed * self._batch_size,
             "input_wait": self._waited / seconds if seconds > 0 else 0.0,
             "seconds": seconds,
-            "seconds_left": speed and (self._num_steps - step) / speed,
+            "seconds_left": speed and (self._num_steps - self.step) / speed,
         }
 
 

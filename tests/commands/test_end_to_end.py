@@ -140,7 +140,7 @@ def test_train_json_has_the_figures_and_where_they_come_from(unet: Path) -> None
 def test_the_averaged_parameters_trail_the_parameters(unet: Path) -> None:
     first, last = state_of(unet, 4), state_of(unet, 12)
     for average, start, end in zip(
-        jax.tree.leaves(last["ema_params"]),
+        jax.tree.leaves(last["ema"]["default"]),
         jax.tree.leaves(first["params"]),
         jax.tree.leaves(last["params"]),
         strict=True,

@@ -114,9 +114,9 @@ def signal_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, signal.Signa
     def signal_after(step: int, number: signal.Signals) -> None:
         read = Meter.read
 
-        def read_and_signal(self: Meter, done: int, metrics: Any) -> None:
-            read(self, done, metrics)
-            if done == step:
+        def read_and_signal(self: Meter, metrics: Any) -> None:
+            read(self, metrics)
+            if self.step == step:
                 monkeypatch.setattr(Meter, "read", read)
                 os.kill(os.getpid(), number)
 

@@ -25,8 +25,8 @@ def test_every_config_file_is_valid_and_its_network_can_be_built(path):
     name, size = config.data.name, config.data.image_size
     shape, classes = SHAPES.get(name) or ((size, size, 3), config.model.num_classes)
     experiment = build(config, shape, classes)
-    experiment.loss_fn()
-    experiment.sample_fn()
+    experiment.objective()
+    experiment.sampler()
     make_optimizer_of(config)
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     if path.stem in PARAMETERS:

@@ -15,7 +15,7 @@ from diffusion_jax.config.kinds import Choice, Either, Int, Text, Tuple
 from diffusion_jax.config.loading import config_of
 from diffusion_jax.config.table import group_of
 from diffusion_jax.data.loading import TFDS_PREFIX
-from diffusion_jax.denoiser import PREDICTIONS
+from diffusion_jax.denoiser import PARAMETERIZATIONS
 from diffusion_jax.models import MODELS
 from diffusion_jax.processes.schedules import SCHEDULES
 from diffusion_jax.samplers import SAMPLERS
@@ -28,9 +28,9 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "model.dtype": build.DTYPES,
     "process.name": build.PROCESSES,
     "process.schedule": SCHEDULES,
-    "process.prediction": PREDICTIONS,
+    "process.prediction": PARAMETERIZATIONS,
     "process.variance": VARIANCES,
-    "loss.name": losses.LOSSES,
+    "loss.name": losses.OBJECTIVES,
     "sampler.name": SAMPLERS,
 }
 

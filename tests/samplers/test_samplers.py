@@ -8,9 +8,21 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError
+from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import stream
-from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
-from diffusion_jax.samplers import SAMPLERS, SampleResult, ancestral, image_keys, sample_loop
+from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.process import Grid
+from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.samplers import (
+    SAMPLERS,
+    Sampler,
+    SampleResult,
+    State,
+    ancestral,
+    first_noise,
+    image_keys,
+    sample_loop,
+)
 
 MEAN = np.array([0.3, -0.5])
 COVARIANCE = np.array([[0.5, 0.2], [0.2, 0.25]])
@@ -48,12 +60,12 @@ def exact_chain(alpha_bar: np.ndarray, variance: str) -> tuple[np.ndarray, np.nd
     return mean, covariance
 
 
-def draw(full: Schedule, schedule: Schedule, keys: jax.Array, variance: str) -> np.ndarray:
-    alpha_bar = np.cumprod(1 - full.betas.astype(float))
+def draw(process: DDPM, num_steps: int, keys: jax.Array, variance: str) -> np.ndarray:
+    alpha_bar = np.cumprod(1 - process.schedule.betas.astype(float))
     tables = optimal_slope(alpha_bar), np.sqrt(alpha_bar)[:, None] * MEAN
     tables = jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), tables)
-    denoise = make_denoiser(schedule, "eps", optimal_eps, tables)
-    sampler = ancestral(schedule, variance=variance, clip=False)
+    denoise = make_denoiser("eps", optimal_eps, tables)
+    sampler = ancestral(process.grid(num_steps), variance=variance)
     run = jax.jit(lambda keys: sample_loop(denoise, sampler, keys, (1, 1, 2)).images)
     return np.asarray(run(keys), np.float64)[:, 0, 0, :]
 
@@ -73,11 +85,11 @@ def test_gaussian_data_are_sampled_with_their_mean_and_covariance(
     num_timesteps, num_steps, variance, discretisation
 ):
     n = 4_000 if num_steps == 1000 else 20_000
-    full = make_schedule("cosine", num_timesteps)
-    samples = draw(full, respace(full, num_steps), image_keys(0, jnp.arange(n)), variance)
+    process = DDPM(make_schedule("cosine", num_timesteps))
+    samples = draw(process, num_steps, image_keys(0, jnp.arange(n)), variance)
 
     kept = np.rint(np.linspace(0, num_timesteps - 1, num_steps)).astype(int)
-    betas = full.betas.astype(float)
+    betas = process.schedule.betas.astype(float)
     mean, covariance = exact_chain(np.cumprod(1 - betas)[kept], variance)
     # Five standard errors of a sample mean and of a sample covariance of normal data.
     np.testing.assert_allclose(samples.mean(0), mean, atol=5 * np.sqrt(covariance.max() / n))
@@ -99,13 +111,15 @@ def convolution(params, x_t, t, labels):
 
 
 SCHEDULE = make_schedule("linear", 30)
-SAMPLER = ancestral(SCHEDULE)
+PROCESS = DDPM(SCHEDULE)
+SAMPLER = ancestral(PROCESS.grid())
 SHAPE = (4, 4, 2)
 
 
-def denoiser(schedule: Schedule = SCHEDULE):
+def denoiser(clip: bool = True):
     kernel = jax.random.normal(jax.random.key(9), (3, 3, 2, 2)) * 0.5
-    return make_denoiser(schedule, "eps", convolution, kernel)
+    denoise = make_denoiser("eps", convolution, kernel)
+    return clip_denoised(denoise) if clip else denoise
 
 
 @jax.jit
@@ -156,21 +170,22 @@ def test_image_i_is_the_same_on_any_number_of_devices(num_devices):
 
 def test_eager_and_compiled_samples_agree():
     keys = image_keys(5, jnp.arange(2))
-    schedule = respace(SCHEDULE, 3)
-    loop = lambda keys: sample_loop(denoiser(schedule), ancestral(schedule), keys, SHAPE).images  # noqa: E731
+    sampler = ancestral(PROCESS.grid(3))
+    loop = lambda keys: sample_loop(denoiser(), sampler, keys, SHAPE).images  # noqa: E731
     np.testing.assert_allclose(jax.jit(loop)(keys), loop(keys), atol=1e-5)
 
 
 def reference_path(clip: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """x_t and x0_hat of one image at every moment, in NumPy from the same random numbers."""
     key = jax.random.fold_in(stream(5, "sample"), 2)
-    kernel_denoise = denoiser()
+    kernel_denoise = denoiser(clip=False)
     betas = SCHEDULE.betas.astype(float)
     alpha_bar = np.cumprod(1 - betas)
-    x = np.asarray(jax.random.normal(jax.random.fold_in(key, 30), SHAPE), np.float64)
+    x = np.asarray(jax.random.normal(jax.random.fold_in(key, 0), SHAPE), np.float64)
     path, predicted = [], []
     for t in range(29, -1, -1):
-        eps = kernel_denoise(jnp.asarray(x[None], jnp.float32), jnp.array([t])).eps[0]
+        point = PROCESS.at(jnp.array([t]))
+        eps = kernel_denoise(jnp.asarray(x[None], jnp.float32), point).eps[0]
         x0 = (x - np.sqrt(1 - alpha_bar[t]) * np.asarray(eps, np.float64)) / np.sqrt(alpha_bar[t])
         path, predicted = [*path, x], [*predicted, np.clip(x0, -1, 1) if clip else x0]
         if not t:
@@ -180,17 +195,16 @@ def reference_path(clip: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
             np.sqrt(previous) * betas[t] / (1 - alpha_bar[t]) * predicted[-1]
             + np.sqrt(1 - betas[t]) * (1 - previous) / (1 - alpha_bar[t]) * x
         )
-        x = x + np.sqrt(betas[t]) * np.asarray(jax.random.normal(jax.random.fold_in(key, t), SHAPE))
+        step_key = jax.random.fold_in(jax.random.fold_in(key, 1), np.float32(t).view(np.uint32))
+        x = x + np.sqrt(betas[t]) * np.asarray(jax.random.normal(step_key, SHAPE))
     raise AssertionError
 
 
 @pytest.mark.parametrize(("num_frames", "clip"), [(0, True), (1, True), (4, False), (31, True)])
 def test_frames_are_evenly_spaced_moments_of_the_path(num_frames, clip):
     keys = image_keys(5, jnp.arange(3))
-    sampler = ancestral(SCHEDULE, clip=clip)
-    result = jax.jit(lambda k: sample_loop(denoiser(), sampler, k, SHAPE, num_frames=num_frames))(
-        keys
-    )
+    loop = lambda k: sample_loop(denoiser(clip), SAMPLER, k, SHAPE, num_frames=num_frames)  # noqa: E731
+    result = jax.jit(loop)(keys)
     path, predicted = reference_path(clip)
     # Thirty float32 steps against float64 ones.
     np.testing.assert_allclose(result.images[2], path[-1], rtol=1e-3, atol=1e-3)
@@ -209,9 +223,7 @@ def test_frames_are_evenly_spaced_moments_of_the_path(num_frames, clip):
 def test_clipped_samples_stay_in_the_range_of_pixels():
     keys = image_keys(0, jnp.arange(8))
     assert jnp.abs(draw_images(keys)).max() <= 1
-    unclipped = jax.jit(
-        lambda k: sample_loop(denoiser(), ancestral(SCHEDULE, clip=False), k, SHAPE).images
-    )
+    unclipped = jax.jit(lambda k: sample_loop(denoiser(clip=False), SAMPLER, k, SHAPE).images)
     assert jnp.abs(unclipped(keys)).max() > 1
 
 
@@ -237,7 +249,7 @@ def test_progress_is_reported_once_every_n_steps_and_at_the_end(num_devices):
 
 def test_bad_choices_are_one_clear_line():
     with pytest.raises(InputError, match="unknown variance 'fixed_larg'.*fixed_large, fixed_small"):
-        ancestral(SCHEDULE, variance="fixed_larg")
+        ancestral(PROCESS.grid(), variance="fixed_larg")
     for num_frames in (-1, 32):
         with pytest.raises(InputError, match=f"num_frames is {num_frames}; .*from 0 to 31"):
             sample_loop(
@@ -248,10 +260,102 @@ def test_bad_choices_are_one_clear_line():
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(prediction):
-    schedule = make_schedule("jsd", 20)
-    denoise = make_denoiser(schedule, prediction, lambda p, x, t, labels: 0.5 * x, None)
-    sampler = ancestral(schedule, clip=False)
+    denoise = make_denoiser(prediction, lambda p, x, t, labels: 0.5 * x, None)
+    sampler = ancestral(DDPM(make_schedule("jsd", 20)).grid())
     images = jax.jit(lambda k: sample_loop(denoise, sampler, k, SHAPE).images)(
         image_keys(0, jnp.arange(2))
     )
     assert np.isfinite(images).all()
+
+
+def test_the_first_noise_of_an_image_depends_neither_on_the_number_of_steps_nor_on_the_sampler():
+    keys, firsts = image_keys(5, jnp.arange(3)), []
+
+    def first(sampler: Sampler) -> jax.Array:
+        frames = sample_loop(denoiser(), sampler, keys, SHAPE, num_frames=2).frames_x_t
+        assert frames is not None
+        return frames[0]
+
+    for num_steps, spacing in ((3, "uniform"), (7, "uniform"), (30, "uniform"), (5, "quadratic")):
+        firsts.append(first(ancestral(PROCESS.grid(num_steps, spacing))))
+    firsts.append(first(two_step(PROCESS.grid(4))))
+    for drawn in firsts:
+        np.testing.assert_array_equal(drawn, first_noise(keys, SHAPE))
+
+
+def test_the_noise_of_a_step_is_keyed_by_its_time_not_by_its_number():
+    """Two grids that share their last three times draw the same noise there."""
+    keys = image_keys(5, jnp.arange(2))
+    x = jax.random.normal(jax.random.key(1), (2, *SHAPE))
+    long, short = (ancestral(PROCESS.grid(None, times)) for times in ((3, 9, 15, 28), (3, 9, 15)))
+    tails = [
+        sample_loop(denoiser(), long, keys, SHAPE, x_init=x, start=1).images,
+        sample_loop(denoiser(), short, keys, SHAPE, x_init=x).images,
+    ]
+    np.testing.assert_allclose(tails[0], tails[1], atol=1e-6)
+
+
+def test_a_prior_of_another_width_scales_the_first_noise():
+    grid = PROCESS.grid(3)
+    wide = Grid(grid.time, grid.log_signal, grid.std, prior_std=7.0)
+    keys = image_keys(5, jnp.arange(2))
+    result = sample_loop(denoiser(), ancestral(wide), keys, SHAPE, num_frames=4)
+    assert result.frames_x_t is not None
+    np.testing.assert_allclose(result.frames_x_t[0], 7 * first_noise(keys, SHAPE), rtol=1e-6)
+
+
+def two_step(grid: Grid) -> Sampler:
+    """A toy rule with memory: x becomes the mean of the last two predictions (of one, at first)."""
+
+    def init(x):
+        return State(x, x, memory={"last": jnp.zeros_like(x), "known": jnp.zeros(())})
+
+    def step(denoise, state, i, keys):
+        x0 = denoise(state.x, grid.at(i)).x0
+        known = state.memory["known"]
+        x = jnp.where(known > 0, (x0 + state.memory["last"]) / 2, x0)
+        return State(x, x0, memory={"last": x0, "known": known + 1})
+
+    return Sampler(grid, step, nfe=grid.num_steps, init=init)
+
+
+@pytest.mark.parametrize("num_frames", [0, 5])
+def test_a_sampler_may_remember_earlier_predictions(compiled, num_frames):
+    grid, keys = PROCESS.grid(4), image_keys(5, jnp.arange(2))
+    loop = lambda keys: sample_loop(denoiser(), two_step(grid), keys, SHAPE, num_frames=num_frames)  # noqa: E731
+    result = compiled(loop)(keys)
+    x, path, predictions = first_noise(keys, SHAPE), [], []
+    for i in range(4):
+        path.append(x)
+        predictions.append(denoiser()(x, grid.at(jnp.array([i, i]))).x0)
+        x = jnp.mean(jnp.stack(predictions[-2:]), 0)
+    np.testing.assert_allclose(result.images, x, atol=1e-5)
+    if num_frames:
+        np.testing.assert_allclose(result.frames_x_t, jnp.stack([*path, x]), atol=1e-5)
+        np.testing.assert_allclose(result.frames_x0, jnp.stack([*predictions, x]), atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [1, 11, 29, 30])
+def test_starting_later_from_the_image_of_that_point_gives_the_tail_of_the_full_run(start):
+    keys = image_keys(5, jnp.arange(3))
+    full = jax.jit(lambda k: sample_loop(denoiser(), SAMPLER, k, SHAPE, num_frames=31))(keys)
+    tail = jax.jit(
+        lambda k, x: sample_loop(
+            denoiser(), SAMPLER, k, SHAPE, x_init=x, start=start, num_frames=31 - start
+        )
+    )(keys, full.frames_x_t[start])
+    np.testing.assert_allclose(tail.images, full.images, atol=1e-5)
+    np.testing.assert_allclose(tail.frames_x_t, full.frames_x_t[start:], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 31, "x_init": jnp.ones((1, *SHAPE))}, "start is 31; .*from 0 to 30"),
+        ({"start": 3}, "start is 3, but x_init"),
+        ({"start": 3, "x_init": jnp.ones((1, *SHAPE)), "num_frames": 29}, "from 0 to 28"),
+    ],
+)
+def test_a_wrong_start_is_one_clear_line(options, message):
+    with pytest.raises(InputError, match=message):
+        sample_loop(denoiser(), SAMPLER, image_keys(0, jnp.arange(1)), SHAPE, **options)

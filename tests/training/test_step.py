@@ -1,6 +1,5 @@
 """The train step: optimiser, average, metrics, noise, accumulation, several devices; the dispatches."""
 
-import dataclasses
 import itertools
 from functools import partial
 from typing import Any
@@ -12,28 +11,18 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax.commands.train import dispatch_sizes
 from diffusion_jax.data import from_arrays
-from diffusion_jax.losses import simple_loss
+from diffusion_jax.losses import Draws, Objective, draw_uniform, loss_function
 from diffusion_jax.models import MLP, Model, as_functions
 from diffusion_jax.models.layers import Conv, ResBlock, SelfAttention, time_embedding
 from diffusion_jax.parallel.sharding import batch_sharding, fetch, make_mesh, put, replicated
+from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.training.held_out import make_held_out_loss
-from diffusion_jax.training.state import (
-    TrainState,
-    abstract_state,
-    create_state,
-    ema_decay_at,
-    make_optimizer,
-)
-from diffusion_jax.training.step import (
-    TrainStep,
-    loss_function,
-    make_eval_step,
-    make_multi_step,
-    make_train_step,
-)
+from diffusion_jax.training.held_out import make_eval_step, make_held_out_loss
+from diffusion_jax.training.loop import dispatch_sizes
+from diffusion_jax.training.optimizer import ema_decay, make_optimizer
+from diffusion_jax.training.state import TrainState, abstract_like, create_state
+from diffusion_jax.training.step import TrainStep, make_multi_step, make_train_step
 
 T = 100
 
@@ -41,18 +30,23 @@ T = 100
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def toy_loss(params: Any, x0: Any, t: Any, eps: Any, labels: Any, key: Any) -> Any:
+def toy_loss(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
     """A loss that every input but the dropout key has a part in."""
-    time = t[:, None, None, None] / T
-    error = params["w"][None, None, None, :] * x0 + params["b"] * eps - time
+    time = draws.u[:, None, None, None]
+    error = params["w"][None, None, None, :] * x0 + params["b"] * draws.eps - time
     return jnp.square(error).mean((1, 2, 3)) + (0 if labels is None else 0.1 * labels)
+
+
+def objective_of(loss: Any) -> Objective:
+    return Objective(lambda: (), draw_uniform, loss, lambda aux, draws, losses: aux)
 
 
 def new_state(optimizer: optax.GradientTransformation, params: Any = None) -> TrainState:
     params = {"w": [0.5, -1.0, 2.0], "b": 0.3} if params is None else params
     # Of one type from the start: a weakly typed scalar would compile each step twice.
     params = jax.tree.map(jnp.float32, params, is_leaf=lambda x: isinstance(x, list))
-    return create_state(jax.random.key(0), Model(lambda key: params, lambda *_: None), optimizer)  # type: ignore[arg-type]
+    model = Model(lambda key: params, lambda *_: None)  # type: ignore[arg-type]
+    return create_state(jax.random.key(0), model, optimizer, averages=["slow"])
 
 
 def make_batch(k: int = 0, size: int = 8, shape: tuple = (2, 2, 3)) -> dict[str, jax.Array]:
@@ -65,8 +59,8 @@ def make_batch(k: int = 0, size: int = 8, shape: tuple = (2, 2, 3)) -> dict[str,
 
 
 def toy_step(optimizer: optax.GradientTransformation, loss: Any = toy_loss, **changes) -> TrainStep:
-    settings: dict[str, Any] = dict(num_timesteps=T, ema_decay=0.99)
-    return make_train_step(loss, optimizer, jax.random.key(7), **{**settings, **changes})
+    settings = {"averages": {"slow": ema_decay(0.99)}, **changes}
+    return make_train_step(objective_of(loss), optimizer, jax.random.key(7), **settings)
 
 
 def assert_close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
@@ -104,26 +98,36 @@ def test_optimizer_is_adam_with_warm_up_and_clipping_done_by_hand(warmup_steps, 
 
 def test_decay_of_the_average_warms_up():
     steps = np.array([0, 1, 8, 90, 10_000])
-    values = [ema_decay_at(jnp.asarray(k), 0.99) for k in steps]
+    values = [ema_decay(0.99)(jnp.asarray(k)) for k in steps]
     np.testing.assert_allclose(values, [1 / 10, 2 / 11, 9 / 18, 91 / 100, 0.99], rtol=1e-6)
 
 
-def test_average_follows_the_parameters_and_forgets_their_random_start():
+def test_without_warm_up_the_decay_is_the_same_from_the_first_step_on():
+    values = [ema_decay(0.99, warmup=False)(jnp.asarray(k)) for k in (0, 1, 10_000)]
+    np.testing.assert_allclose(values, 0.99, rtol=1e-6)
+
+
+def test_averages_follow_the_parameters_each_at_its_own_pace():
     # Clipped gradient descent on a slope: w falls by 1 a step, so it is 1000 - k after k steps.
     def slope(params: Any, x0: Any, *_: Any) -> Any:
         return 5 * params + 0 * x0.mean((1, 2, 3))
 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
-    step = jit(toy_step(optimizer, slope, ema_decay=0.9999))
-    state = new_state(optimizer, 1000.0)
-    expected = 1000.0
+    averages = {"warm": ema_decay(0.9999), "cold": ema_decay(0.9999, warmup=False)}
+    step = jit(toy_step(optimizer, slope, averages=averages))
+    params = jnp.float32(1000.0)
+    model = Model(lambda key: params, lambda *_: None)  # type: ignore[arg-type]
+    state = create_state(jax.random.key(0), model, optimizer, averages=averages)
+    warm = cold = 1000.0
     for k in range(20):
-        state = step(state, make_batch())
+        state, _ = step(state, make_batch())
         decay = min(0.9999, (1 + k) / (10 + k))
-        expected = decay * expected + (1 - decay) * (1000.0 - (k + 1))
+        warm = decay * warm + (1 - decay) * (1000.0 - (k + 1))
+        cold = 0.9999 * cold + 0.0001 * (1000.0 - (k + 1))
         np.testing.assert_allclose(state.params, 1000.0 - (k + 1))
-        np.testing.assert_allclose(state.ema_params, expected, rtol=1e-6)
-    assert state.ema_params < 990  # With a decay of 0.9999 throughout it would still be at 999.98.
+        np.testing.assert_allclose(state.ema["warm"], warm, rtol=1e-6)
+        np.testing.assert_allclose(state.ema["cold"], cold, rtol=1e-6)
+    assert state.ema["warm"] < 990 and state.ema["cold"] > 999.9
 
 
 # ---- batches in pieces, steps in groups ---------------------------------------------------------------
@@ -137,7 +141,7 @@ def test_four_micro_batches_are_one_batch(conditional):
         step = toy_step(optimizer, conditional=conditional, accumulate=accumulate, flip=True)
         state, step = new_state(optimizer), jit(step)
         for k in range(3):
-            state = step(state, make_batch(k))
+            state, _ = step(state, make_batch(k))
         states.append(state)
     assert_close(
         states[1], states[0]
@@ -145,31 +149,33 @@ def test_four_micro_batches_are_one_batch(conditional):
 
 
 def test_micro_batches_have_dropout_of_their_own():
-    def dropout_noise(params: Any, x0: Any, t: Any, eps: Any, labels: Any, key: Any) -> Any:
+    def dropout_noise(params: Any, x0: Any, labels: Any, draws: Any, key: Any) -> Any:
         return params * jax.random.normal(key, (len(x0),))
 
-    def gradient(accumulate: int) -> Any:
+    def total(accumulate: int) -> Any:
         step = toy_step(optax.sgd(1.0), dropout_noise, accumulate=accumulate)
-        state = jit(step)(new_state(optax.sgd(1.0), 1.0), make_batch(size=64))
-        return state.metrics.quartile_loss.sum()
+        _, metrics = jit(step)(new_state(optax.sgd(1.0), 1.0), make_batch(size=64))
+        return metrics.quartile_loss.sum()
 
     # Equal noise in each of the 16 pieces of 4 would multiply the sum of one by 16.
-    key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 4)[3]
+    key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 3)[2]
     pieces = [jax.random.normal(jax.random.fold_in(key, i), (4,)).sum() for i in range(16)]
-    np.testing.assert_allclose(gradient(16), sum(pieces), rtol=1e-5)
+    np.testing.assert_allclose(total(16), sum(pieces), rtol=1e-5)
 
 
 def test_three_steps_in_one_scan_are_three_steps():
     optimizer = make_optimizer(0.01, 2)
-    step = toy_step(optimizer, flip=True, log_every=2)
+    step = toy_step(optimizer, flip=True)
     batches = [make_batch(k) for k in range(3)]
-    single, compiled = new_state(optimizer), jit(step)
+    single, compiled, metrics = new_state(optimizer), jit(step), []
     for batch in batches:
-        single = compiled(single, batch)
+        single, of_step = compiled(single, batch)
+        metrics.append(of_step)
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
-    together = jit(make_multi_step(step, 3))(new_state(optimizer), stacked)
+    together, of_three = jit(make_multi_step(step, 3))(new_state(optimizer), stacked)
     assert_close(together, single)  # Two programs, fused differently.
-    assert together.step == 3 and together.metrics.steps == 1
+    assert_close(of_three, jax.tree.map(lambda *parts: jnp.stack(parts), *metrics))
+    assert together.step == 3
 
 
 def test_one_step_a_dispatch_is_the_step_itself():
@@ -180,54 +186,50 @@ def test_one_step_a_dispatch_is_the_step_itself():
 # ---- metrics -----------------------------------------------------------------------------------------
 
 
-def test_metrics_are_sums_since_the_last_multiple_of_log_every():
-    # The loss of an image is its t; the gradient (3, 4) is clipped, and then divided by 10.
-    def timestep_loss(params: Any, x0: Any, t: Any, *_: Any) -> Any:
+def test_metrics_are_those_of_the_step_and_by_quarter_of_u():
+    # The loss of an image is the quarter of its u; the gradient (3, 4) is clipped, and then divided by 10.
+    def quarter_loss(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
         slope = params @ jnp.array([3.0, 4.0])
-        return t + slope - jax.lax.stop_gradient(slope)
+        return jnp.floor(4 * draws.u) + slope - jax.lax.stop_gradient(slope)
 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
-    step = jit(toy_step(optimizer, timestep_loss, log_every=3, num_timesteps=4))
+    step = jit(toy_step(optimizer, quarter_loss))
     state = new_state(optimizer, [0.0, 0.0])
-    earlier_loss = 0.0
-    for k in range(7):
-        state = step(state, make_batch(size=64))
-        m, steps = state.metrics, k % 3 + 1
-        assert m.steps == steps and m.bad_step == -1
-        np.testing.assert_allclose(m.grad_norm, 5 * steps, rtol=1e-6)  # Before clipping.
+    for k in range(3):
+        state, m = step(state, make_batch(size=64))
+        np.testing.assert_allclose(m.grad_norm, 5, rtol=1e-6)  # Before clipping.
         np.testing.assert_allclose(m.param_norm, 0.1 * (k + 1), rtol=1e-5)  # After the step.
-        assert m.quartile_images.sum() == 64 * steps
+        assert m.quartile_images.sum() == 64 and m.quartile_images.min() > 4
         np.testing.assert_allclose(m.quartile_loss.sum() / 64, m.loss, rtol=1e-6)
         np.testing.assert_allclose(m.quartile_loss, np.arange(4) * m.quartile_images, rtol=1e-6)
-        if steps > 1:
-            assert m.loss > earlier_loss
-        earlier_loss = m.loss
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient", "parameters"])
-def test_the_first_step_that_is_not_finite_is_remembered(what):
-    def loss(params: Any, x0: Any, *_: Any) -> Any:
-        bad = x0.max() > 0
-        value = {
-            "loss": jnp.where(bad, jnp.nan, params),
-            "gradient": jnp.sqrt(jnp.where(bad, 0 * params, 1.0)),  # An infinite slope at 0.
-            "parameters": params * jnp.where(bad, 100.0, 0.0),  # Times the rate: past float32.
-        }[what]
-        return value + 0 * x0.mean((1, 2, 3))
+def test_an_objective_keeps_its_own_state_and_draws_from_it():
+    """One that remembers its losses by step, and draws u at its count of steps."""
 
-    optimizer = optax.sgd(1e37 if what == "parameters" else 0.0)
-    step = jit(toy_step(optimizer, loss, log_every=2))
-    state = new_state(optimizer, 1.0)
-    found = []
-    for pixel in (0, 0, 255, 0, 255, 0):
-        batch = {
-            "image": jnp.full((8, 1, 1, 1), pixel, jnp.uint8),
-            "label": jnp.zeros(8, jnp.int32),
-        }
-        state = step(state, batch)
-        found.append(int(state.metrics.bad_step))
-        state = dataclasses.replace(state, params=jnp.float32(1.0))
-    assert found == [-1, -1, 3, 3, 3, 3]
+    def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> Draws:
+        return Draws(jnp.full(shape[:1], aux["steps"] / 10), jnp.zeros(shape))
+
+    def update(aux: Any, draws: Draws, losses: Any) -> Any:
+        assert losses.shape == draws.u.shape
+        return {"steps": aux["steps"] + 1, "sum": aux["sum"] + losses.sum()}
+
+    objective = Objective(
+        lambda: {"steps": jnp.zeros(()), "sum": jnp.zeros(())},
+        draw,
+        lambda params, x0, labels, draws, key: params * draws.u,
+        update,
+    )
+    optimizer = optax.sgd(0.0)
+    model = Model(lambda key: jnp.float32(2.0), lambda *_: None)  # type: ignore[arg-type]
+    for accumulate in (1, 4):
+        step = jit(make_train_step(objective, optimizer, jax.random.key(0), accumulate=accumulate))
+        state = create_state(jax.random.key(0), model, optimizer, objective=objective)
+        for k in range(3):
+            state, metrics = step(state, make_batch())
+            np.testing.assert_allclose(metrics.loss, 2 * k / 10, rtol=1e-6)
+        # 8 images with losses 0, 0.2 and 0.4.
+        assert_close(state.aux, {"steps": 3.0, "sum": 8 * 0.6})
 
 
 # ---- randomness --------------------------------------------------------------------------------------
@@ -237,8 +239,8 @@ def draws(steps: int = 1, size: int = 4096, **changes: Any) -> list[dict[str, An
     """Returns what the loss was given at each step, for images that are black left and white right."""
     seen = []
 
-    def record(params: Any, x0: Any, t: Any, eps: Any, labels: Any, key: Any) -> Any:
-        seen.append({"x0": np.asarray(x0), "t": np.asarray(t), "eps": np.asarray(eps),
+    def record(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
+        seen.append({"x0": np.asarray(x0), "u": np.asarray(draws.u), "eps": np.asarray(draws.eps),
                      "labels": labels, "key": jax.random.key_data(key)})  # fmt: skip
         return params * jnp.ones(len(x0))
 
@@ -246,18 +248,8 @@ def draws(steps: int = 1, size: int = 4096, **changes: Any) -> list[dict[str, An
     images = jnp.broadcast_to(jnp.array([0, 255], jnp.uint8)[None, None, :, None], (size, 1, 2, 1))
     state = new_state(optax.sgd(0.1), 1.0)
     for _ in range(steps):
-        state = step(state, {"image": images, "label": jnp.arange(size)})
+        state, _ = step(state, {"image": images, "label": jnp.arange(size)})
     return seen
-
-
-def test_timesteps_are_uniform_and_noise_is_standard_normal():
-    (seen,) = draws(num_timesteps=8)
-    counts = np.bincount(seen["t"], minlength=8)
-    assert len(counts) == 8
-    np.testing.assert_allclose(counts, 512, atol=5 * np.sqrt(4096 * 7 / 64))  # five sigma
-    eps = seen["eps"]
-    np.testing.assert_allclose(eps.mean(), 0, atol=5 / np.sqrt(eps.size))
-    np.testing.assert_allclose(eps.var(), 1, atol=5 * np.sqrt(2 / eps.size))
 
 
 def test_half_of_the_images_are_mirrored_if_asked_for():
@@ -269,7 +261,7 @@ def test_half_of_the_images_are_mirrored_if_asked_for():
 
 def test_every_step_draws_anew_and_draws_the_same_again():
     first, again = draws(steps=2, size=64), draws(steps=2, size=64)
-    for name in ("t", "eps", "key"):
+    for name in ("u", "eps", "key"):
         assert not np.array_equal(first[0][name], first[1][name])
         np.testing.assert_array_equal(first[0][name], again[0][name])
         np.testing.assert_array_equal(first[1][name], again[1][name])
@@ -295,45 +287,40 @@ class Blocks(nn.Module):
 def test_one_device_and_eight_have_the_same_loss_curve():
     model = as_functions(Blocks(), (8, 8, 1))
     optimizer = make_optimizer(1e-3, 5)
-    loss = loss_function(simple_loss, make_schedule("linear", T), "eps", model.apply)
-    step = make_train_step(
-        loss, optimizer, jax.random.key(1), num_timesteps=T, ema_decay=0.99, flip=True
-    )
+    objective = loss_function("simple", DDPM(make_schedule("linear", T)), "eps", model.apply)
+    averages = {"slow": ema_decay(0.99)}
+    step = make_train_step(objective, optimizer, jax.random.key(1), averages=averages, flip=True)
     batches = [make_batch(k, 16, (8, 8, 1)) for k in range(10)]
-    create = jit(partial(create_state, model=model, optimizer=optimizer))
+    create = jit(partial(create_state, model=model, optimizer=optimizer, averages=averages))
     initial = fetch(create(jax.random.key(2)))
     curves = []
     for devices in (1, 8):
         mesh = make_mesh(devices)
         state = jax.device_put(initial, replicated(mesh))
-        compiled = jit(
-            lambda state, batch: (step(state, batch), 0),
-            donate_argnums=0,
-            out_shardings=replicated(mesh),
-        )
-        before = state
+        compiled = jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+        before, curve = state, []
         for batch in batches:
             before = state
-            state, _ = compiled(state, put(batch_sharding(mesh), batch))
-        large = jax.tree.leaves((before.params, before.ema_params, before.opt_state))
+            state, metrics = compiled(state, put(batch_sharding(mesh), batch))
+            curve.append(fetch(metrics))
+        large = jax.tree.leaves((before.params, before.ema, before.opt_state))
         assert all(leaf.is_deleted() for leaf in large), "not donated"
-        curves.append(fetch(state))
-    one, eight = curves
-    assert one.step == eight.step == 10
-    # The sums over the batch are split: float32 rounding, which ten steps hardly enlarge.
-    assert_close(eight.metrics.loss, one.metrics.loss, rtol=1e-5)
-    assert_close(eight.metrics.quartile_loss, one.metrics.quartile_loss, rtol=1e-4)
-    np.testing.assert_array_equal(eight.metrics.quartile_images, one.metrics.quartile_images)
+        assert state.step == 10
+        curves.append(curve)
+    for one, eight in zip(*curves, strict=True):
+        # The sums over the batch are split: float32 rounding, which ten steps hardly enlarge.
+        assert_close(eight.loss, one.loss, rtol=1e-5)
+        assert_close(eight.quartile_loss, one.quartile_loss, rtol=1e-4)
+        np.testing.assert_array_equal(eight.quartile_images, one.quartile_images)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_training_reduces_the_loss(prediction):
     model = as_functions(MLP(channels=32, num_res_blocks=1), (1, 1, 2))
     optimizer = make_optimizer(1e-2, 10)
-    loss = loss_function(simple_loss, make_schedule("cosine", T), prediction, model.apply)
-    step = make_train_step(
-        loss, optimizer, jax.random.key(1), num_timesteps=T, ema_decay=0.9, log_every=20
-    )
+    process = DDPM(make_schedule("cosine", T))
+    objective = loss_function("simple", process, prediction, model.apply)
+    step = make_train_step(objective, optimizer, jax.random.key(1))
     # One image again and again: a network can tell the noise from it exactly.
     batch = {
         "image": jnp.broadcast_to(jnp.array([0, 200], jnp.uint8), (20, 64, 1, 1, 2)),
@@ -343,42 +330,40 @@ def test_training_reduces_the_loss(prediction):
     state = jit(partial(create_state, model=model, optimizer=optimizer))(jax.random.key(0))
     curve = []
     for _ in range(10):
-        state = steps(state, batch)
-        curve.append(float(state.metrics.loss) / 20)
-    assert state.metrics.bad_step == -1
+        state, metrics = steps(state, batch)
+        curve.append(float(metrics.loss.mean()))
     assert curve[-1] < 0.25 * curve[0]
 
 
 # ---- held-out loss -----------------------------------------------------------------------------------
 
 
-def test_held_out_timesteps_are_spread_evenly_whatever_part_of_the_batch_counts():
-    def timestep(params: Any, x0: Any, t: Any, eps: Any, labels: Any, key: Any) -> Any:
+def test_held_out_times_are_spread_evenly_whatever_part_of_the_batch_counts():
+    def level(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
         assert key is None  # No dropout.
-        return t.astype(jnp.float32)
+        return draws.u
 
-    step = make_eval_step(timestep, jax.random.key(0), num_timesteps=T, conditional=False)
-    t = np.asarray(jit(step)(None, make_batch(size=200), 0))
-    assert t.min() == 0 and t.max() == T - 1
+    step = make_eval_step(objective_of(level), jax.random.key(0), conditional=False)
+    u = np.asarray(jit(step)(None, make_batch(size=200), 0))
+    assert 0 <= u.min() < 0.01 and 0.99 < u.max() < 1
     for count in (10, 50, 200):
-        # The mean of a sequence of such low discrepancy is off by less than T / count.
-        np.testing.assert_allclose(t[:count].mean(), (T - 1) / 2, atol=T / count)
-    np.testing.assert_array_equal(t, jit(step)(None, make_batch(k=5, size=200), 0))
-    assert not np.array_equal(t, jit(step)(None, make_batch(size=200), 1))
+        # The mean of a sequence of such low discrepancy is off by less than 1 / count.
+        np.testing.assert_allclose(u[:count].mean(), 0.5, atol=1 / count)
+    np.testing.assert_array_equal(u, jit(step)(None, make_batch(k=5, size=200), 0))
+    assert not np.array_equal(u, jit(step)(None, make_batch(size=200), 1))
 
 
 @pytest.mark.parametrize("num_images", [10, 19, 100])
 def test_held_out_loss_is_the_mean_over_the_first_images_each_counted_once(num_images):
-    def brightness(params: Any, x0: Any, t: Any, eps: Any, labels: Any, key: Any) -> Any:
+    def brightness(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
         return params * (x0.mean((1, 2, 3)) + labels)
 
     images, labels = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1) * 5, np.arange(20) % 3
     held_out = make_held_out_loss(
-        brightness,
+        objective_of(brightness),
         from_arrays(images, labels, ("a", "b", "c")),
         make_mesh(),
         jax.random.key(0),
-        num_timesteps=T,
         conditional=True,
         num_images=num_images,
         batch_size=6,  # Rounded up to 8 devices: 10, 19 and 20 images leave a batch half full.
@@ -433,17 +418,18 @@ def test_dispatches_are_full_where_no_event_is_near():
 def test_the_template_of_a_state_has_its_shapes_types_and_shardings():
     model, optimizer = as_functions(MLP(channels=8), (1, 1, 2)), make_optimizer()
     everywhere = replicated(make_mesh())
-    create = jit(partial(create_state, model=model, optimizer=optimizer), out_shardings=everywhere)
-    state, template = create(jax.random.key(0)), abstract_state(model, optimizer, everywhere)
+    create = partial(create_state, model=model, optimizer=optimizer, averages=["slow"])
+    state = jit(create, out_shardings=everywhere)(jax.random.key(0))
+    template = abstract_like(create, everywhere)
     described = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
     )
     assert described == template
-    assert state.step == 0 and state.metrics.bad_step == -1
+    assert state.step == 0
 
 
 def test_the_average_starts_as_a_copy_so_that_a_state_can_be_donated():
     state = new_state(optax.adam(0.1))
-    assert_close(state.ema_params, state.params, rtol=0, atol=0)
+    assert_close(state.ema["slow"], state.params, rtol=0, atol=0)
     # Donating one buffer twice is an error.
     jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)

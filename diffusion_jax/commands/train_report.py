@@ -1,0 +1,65 @@
+"""The report of a finished training run: the loss curve and results/train.json."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax.models import count_parameters
+from diffusion_jax.reporting import pictures, results
+from diffusion_jax.training.hooks import picture_path
+from diffusion_jax.training.run_log import RunLog
+
+
+def write_report(
+    config: ConfigDict,
+    workdir: Path,
+    log: RunLog,
+    params: Any,
+    step: int,
+    sampling_seconds: float,
+    started: float,
+) -> None:
+    """Writes loss.png and results/train.json, and says where everything lies; process 0 calls this.
+
+    Args:
+      config: The run's config.
+      workdir: Folder of the run.
+      log: The run's log, which has all rows.
+      params: The parameters.
+      step: Number of steps done.
+      sampling_seconds: Time that the last pictures took.
+      started: `time.monotonic()` when the command began.
+    """
+    curve = workdir / "loss.png"
+    pictures.save_loss_curve(curve, log.rows)
+    trained = [row for row in log.rows if "loss" in row]
+    held_out = [row["eval_loss"] for row in log.rows if row["step"] == step and "eval_loss" in row]
+    path = results.add_result(
+        workdir,
+        "train",
+        {
+            "step": step,
+            "loss": trained[-1]["loss"] if trained else None,
+            "eval_loss": held_out[-1] if held_out else None,
+            "config_hash": config_lib.config_hash(config),
+            "parameters": count_parameters(params),
+            "train_seconds": round(sum(row["seconds"] for row in trained), 3),
+            "sampling_seconds": round(sampling_seconds, 3),
+            "seconds_this_start": round(time.monotonic() - started, 1),
+            "images_per_sec": _median([row["images_per_sec"] for row in trained]),
+        },
+    )
+    log.say(
+        f"samples {picture_path(workdir, 'grid', step)}\n"
+        f"reverse process {picture_path(workdir, 'strip', step)}\n"
+        f"loss curve {curve}\nresults {path}"
+    )
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value]
+    return round(float(np.median(known)), 1) if known else None

@@ -1,0 +1,88 @@
+"""The discrete chain of Ho et al. (2020), extended to the times between its steps."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Real
+
+from diffusion_jax.processes.process import Grid, Point, take
+from diffusion_jax.processes.schedules import Schedule
+from diffusion_jax.processes.spacing import timesteps
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DDPM:
+    """A `Process` of T steps: signal = sqrt(alpha_bar), std = sqrt(1 - alpha_bar).
+
+    Time t is the index of a step, in {0, ..., T - 1}; -1 is the data. Between two steps log alpha_bar is
+    linear in t. The network is given t itself.
+
+    Attributes:
+      schedule: Variance schedule of T steps.
+    """
+
+    schedule: Schedule
+    prior_std: float = dataclasses.field(default=1.0, init=False)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number T of steps."""
+        return self.schedule.num_timesteps
+
+    def at(self, time: Real[Array, " b"]) -> Point:
+        """Returns the points at times t in [-1, T - 1], integers or floats; NaN outside.
+
+        With t = s + f, s an integer: alpha_bar_t = alpha_bar_s (alpha_bar_{s+1} / alpha_bar_s)^f, and
+        1 - alpha_bar_t = (1 - alpha_bar_s) + alpha_bar_s (1 - (alpha_bar_{s+1} / alpha_bar_s)^f), a sum without
+        cancellation. At an integer both roots are the float64 ones, rounded once.
+        """
+        t = jnp.asarray(time, jnp.float32)
+        last = self.num_timesteps - 1
+        before = jnp.floor(t)
+        row = jnp.where((t >= -1) & (t <= last), before + 1, last + 2).astype(jnp.int32)
+        chain = self._chain
+        point = chain.at(row)
+        fraction = t - before
+        log_ratio = fraction * take(np.append(2 * np.diff(chain.log_signal), 0.0), row)
+        added = -jnp.square(point.signal) * jnp.expm1(log_ratio)
+        return Point(
+            time=point.time + fraction * take(np.append(np.diff(chain.time), 0.0), row),
+            signal=point.signal * jnp.exp(log_ratio / 2),
+            std=jnp.where(fraction == 0, point.std, jnp.sqrt(jnp.square(point.std) + added)),
+        )
+
+    def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
+        """Returns t = floor(u T): u uniform in [0, 1) makes t uniform in {0, ..., T - 1}."""
+        return jnp.minimum(jnp.floor(u * self.num_timesteps), self.num_timesteps - 1)
+
+    def grid(
+        self, num_steps: int | None = None, spacing: str | Sequence[float | int] = "uniform"
+    ) -> Grid:
+        """Returns the points of a sampler: `num_steps` of the T timesteps from the noisiest on, then the data.
+
+        Every point keeps the alpha_bar of its time, whatever the spacing.
+
+        Args:
+          num_steps: Number N of steps, in {1, ..., T}; None takes all T, or as many as are listed.
+          spacing: A key of `SPACINGS`, or the times themselves, each in [0, T - 1] and none twice.
+
+        Raises:
+          InputError: num_steps outside {1, ..., T}, an unknown spacing, or a wrong list.
+        """
+        chain = self._chain
+        logsnr = 2 * (chain.log_signal[1:] - np.log(chain.std[1:]))
+        visited = np.append(timesteps(num_steps, spacing, logsnr)[::-1], -1.0)
+        rows = np.arange(-1, self.num_timesteps)
+        log_signal = np.interp(visited, rows, chain.log_signal)
+        return Grid(
+            np.interp(visited, rows, chain.time), log_signal, np.sqrt(-np.expm1(2 * log_signal))
+        )
+
+    @property
+    def _chain(self) -> Grid:
+        """The data and all T steps, noise last: row t + 1 is time t."""
+        log_signal = np.append(0.0, np.asarray(self.schedule.log_alpha_bar, np.float64) / 2)
+        times = np.append(-1.0, np.asarray(self.schedule.timesteps, np.float64))
+        return Grid(times, log_signal, np.sqrt(-np.expm1(2 * log_signal)))

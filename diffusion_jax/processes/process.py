@@ -1,0 +1,94 @@
+"""What every process shares: x_t = signal x_0 + std eps, at a point in time and along a grid of points.
+
+DDPM, NCSN and the score SDEs differ only in how signal and std depend on time (Kingma et al., 2021; Karras et
+al., 2022), so everything else in the package is written on this pair.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Real
+
+# Signal and std, where not 0, are at least this in float32: then all conversions are finite, also where a schedule
+# erases the image (the end of jsd) or hardly touches it.
+SMALLEST = float(np.exp(-20.0))
+
+
+class Point(NamedTuple):
+    """Where each image is between data and noise: x_t = signal x_0 + std eps, eps ~ N(0, I).
+
+    Attributes:
+      time: What the network is given.
+      signal: Scale of x_0, positive.
+      std: Standard deviation of the noise; 0 at the data.
+    """
+
+    time: Float[Array, " b"]
+    signal: Float[Array, " b"]
+    std: Float[Array, " b"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+    """N + 1 points from noise to data, in float64 on the host; step i goes from point i to point i + 1.
+
+    Attributes:
+      time: Times as the network is given them.
+      log_signal: Log of the scale of x_0 at each point; the scale itself may be too small for float64.
+      std: Standard deviation of the noise at each point, strictly decreasing relative to the signal.
+      prior_std: Standard deviation of the normal distribution that sampling starts from at point 0.
+    """
+
+    time: Float[np.ndarray, " n"]
+    log_signal: Float[np.ndarray, " n"]
+    std: Float[np.ndarray, " n"]
+    prior_std: float = 1.0
+
+    @property
+    def num_steps(self) -> int:
+        """Number N of steps."""
+        return len(self.time) - 1
+
+    @property
+    def signal(self) -> Float[np.ndarray, " n"]:
+        """Scale of x_0 at each point, at least `SMALLEST`."""
+        return np.exp(np.maximum(self.log_signal, np.log(SMALLEST)))
+
+    def at(self, i: Int[Array, " b"]) -> Point:
+        """Returns the points with these indices, in float32; NaN beyond the grid."""
+        std = np.where(self.std > 0, np.maximum(self.std, SMALLEST), 0.0)
+        return Point(*(take(values, i) for values in (self.time, self.signal, std)))
+
+
+def take(values: Float[np.ndarray, " n"], i: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Returns values[i], rounded to float32; NaN beyond the end."""
+    return jnp.take(jnp.asarray(values, jnp.float32), i, mode="fill")
+
+
+@runtime_checkable
+class Process(Protocol):
+    """How signal and std depend on time.
+
+    Attributes:
+      prior_std: Standard deviation of the normal distribution that x becomes at the last time.
+    """
+
+    @property
+    def prior_std(self) -> float: ...
+
+    def at(self, time: Real[Array, " b"]) -> Point:
+        """Returns the points at these times; NaN outside the process's range."""
+        ...
+
+    def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
+        """Returns the times to train at: u uniform in [0, 1) gives the process's own distribution."""
+        ...
+
+    def grid(
+        self, num_steps: int | None = None, spacing: str | Sequence[float | int] = "uniform"
+    ) -> Grid:
+        """Returns the points of a sampler with `num_steps` steps, noise first, data last."""
+        ...

@@ -1,0 +1,95 @@
+"""Which timesteps a sampler with fewer steps visits (Song et al., 2021, DDIM; Nichol & Dhariwal, 2021)."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from diffusion_jax.errors import InputError, choose
+
+Times = Float[np.ndarray, " n"]
+
+
+def _uniform(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+    """Evenly spaced, the first and the last timestep included (Nichol & Dhariwal, 2021); one step: the last."""
+    return np.rint(np.linspace(len(logsnr) - 1, 0, num_steps))[::-1]
+
+
+def _leading(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+    """Evenly spaced from the first on, without the last: 0, T/N, 2 T/N, ..., as DDIM's code does."""
+    return np.arange(num_steps) * len(logsnr) // num_steps * 1.0
+
+
+def _trailing(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+    """Evenly spaced back from the last: T, T - T/N, T - 2 T/N, ..., minus 1 (Lin et al., 2024)."""
+    return np.rint(len(logsnr) * np.arange(1, num_steps + 1) / num_steps) - 1
+
+
+def _quadratic(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+    """Proportional to i^2 (Song et al., 2021, DDIM, Appendix D.2), the first and the last included."""
+    times = np.rint(np.linspace(np.sqrt(len(logsnr) - 1), 0, num_steps)[::-1] ** 2)
+    # The first squares fall on the same timestep: each takes the next free one.
+    for i in range(1, num_steps):
+        times[i] = max(times[i], times[i - 1] + 1)
+    return np.minimum(times, len(logsnr) - np.arange(num_steps, 0, -1))
+
+
+def _logsnr(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+    """Evenly spaced in log(signal^2 / std^2), the first and the last included (Lu et al., 2022).
+
+    The times are not integers: between two timesteps, log alpha_bar is linear.
+    """
+    wanted = np.linspace(logsnr[-1], logsnr[0], num_steps)
+    # log alpha_bar = -log(1 + exp(-logsnr)); np.interp wants it ascending, so time runs backwards.
+    log_alpha_bar = -np.logaddexp(0, -logsnr[::-1])
+    times = np.arange(len(logsnr))[::-1] * 1.0
+    return np.interp(-np.logaddexp(0, -wanted), log_alpha_bar, times)[::-1]
+
+
+# (N, logSNR at each of the T timesteps) -> N ascending times
+SPACINGS: dict[str, Callable[[int, Float[np.ndarray, " T"]], Times]] = {
+    "uniform": _uniform,
+    "leading": _leading,
+    "trailing": _trailing,
+    "quadratic": _quadratic,
+    "logsnr": _logsnr,
+}
+
+
+def timesteps(
+    num_steps: int | None, spacing: str | Sequence[float | int], logsnr: Float[np.ndarray, " T"]
+) -> Times:
+    """Returns the times that a sampler visits, ascending.
+
+    Args:
+      num_steps: Number N of times, in {1, ..., T}; None takes all T, or as many as are listed.
+      spacing: A key of `SPACINGS`, or the times themselves, each in [0, T - 1] and none twice.
+      logsnr: log(alpha_bar / (1 - alpha_bar)) at each of the T timesteps.
+
+    Raises:
+      InputError: num_steps outside {1, ..., T}, an unknown spacing, or a list that is not as above.
+    """
+    last = len(logsnr) - 1
+    if not isinstance(spacing, str):
+        return _listed(num_steps, spacing, last)
+    place = choose("spacing", spacing, SPACINGS)
+    if num_steps is None:
+        num_steps = last + 1
+    if not 1 <= num_steps <= last + 1:
+        raise InputError(
+            f"num_steps is {num_steps!r}; it must be an integer from 1 to {last + 1} (T)"
+        )
+    return place(num_steps, logsnr)
+
+
+def _listed(num_steps: int | None, listed: Sequence[float | int], last: int) -> Times:
+    times = np.sort(np.asarray(listed, np.float64))
+    if len(times) == 0 or times[0] < 0 or times[-1] > last or (np.diff(times) <= 0).any():
+        raise InputError(
+            f"spacing is {tuple(listed)}; a list must hold distinct times from 0 to {last} (T - 1)"
+        )
+    if num_steps not in (None, len(times)):
+        raise InputError(
+            f"num_steps is {num_steps!r}, but spacing lists {len(times)} times; leave one unset"
+        )
+    return times

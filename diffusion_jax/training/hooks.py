@@ -1,0 +1,96 @@
+"""What a run does every n steps besides its steps: held-out loss, pictures, checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from diffusion_jax.checkpoints.store import CheckpointStore
+from diffusion_jax.parallel import distributed
+from diffusion_jax.reporting import pictures
+from diffusion_jax.samplers.batches import Samples
+from diffusion_jax.training.loop import Hook
+from diffusion_jax.training.run_log import RunLog
+from diffusion_jax.training.state import TrainState
+
+
+def held_out_hook(
+    held_out: Callable[[Any], float], average: str, log: RunLog, *, every: int
+) -> Hook:
+    """Logs the held-out loss of an average of the parameters, also after the last step.
+
+    Args:
+      held_out: params -> loss, as from `make_held_out_loss`.
+      average: Name of the average.
+      log: Where the row goes; a step that has one is not measured again.
+      every: Steps between two measurements.
+    """
+
+    def run(state: TrainState, step: int) -> None:
+        def missing() -> bool:
+            return not any(row["step"] == step and "eval_loss" in row for row in log.rows)
+
+        if distributed.first_decides("whether to measure", missing):
+            log.metrics({"step": step, "eval_loss": held_out(state.ema[average])})
+
+    return Hook(run, every, last=True, resumed=True)
+
+
+def picture_path(workdir: Path, name: str, step: int) -> Path:
+    """Returns where a picture of a training run lies."""
+    return workdir / "samples" / f"{name}-{step:08}.png"
+
+
+def draw_pictures(
+    draw: Callable[[Any], Samples], params: Any, workdir: Path, log: RunLog, step: int
+) -> None:
+    """Draws a grid of samples, and how the first of them came about; every process calls this."""
+    result = draw(params)
+    if jax.process_index() != 0:
+        return
+    drawn = {"grid": pictures.grid(pictures.magnified(result.images)), "strip": result.strip()}
+    for name, picture in drawn.items():
+        assert picture is not None
+        pictures.save_png(picture_path(workdir, name, step), picture)
+        log.image(name, picture, step)
+
+
+def pictures_hook(
+    draw: Callable[[Any], Samples], average: str, workdir: Path, log: RunLog, *, every: int
+) -> Hook:
+    """Draws pictures every n steps but the last, whose pictures belong to the report.
+
+    Args:
+      draw: params -> samples with frames.
+      average: Name of the average to draw from.
+      workdir: Folder of the run.
+      log: Shows the pictures too.
+      every: Steps between two drawings; 0 for none.
+    """
+
+    def run(state: TrainState, step: int) -> None:
+        def missing() -> bool:
+            return not picture_path(workdir, "grid", step).exists()
+
+        if distributed.first_decides("whether to draw", missing):
+            draw_pictures(draw, state.ema[average], workdir, log, step)
+
+    return Hook(run, every, resumed=True)
+
+
+def checkpoint_hook(
+    store: CheckpointStore, meta: Callable[[int], dict[str, Any]], *, every: int
+) -> Hook:
+    """Begins a checkpoint, also after the last step and where a signal stops the run.
+
+    Args:
+      store: Where it goes.
+      meta: step -> the JSON that is saved with it.
+      every: Steps between two checkpoints.
+    """
+
+    def run(state: TrainState, step: int) -> None:
+        store.save(step, state, meta(step))
+
+    return Hook(run, every, last=True, stopped=True)

@@ -1,0 +1,166 @@
+"""The training loop: dispatches steps to the devices, reads their metrics, and runs hooks every n steps."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_jax import data
+from diffusion_jax.parallel import distributed, sharding
+from diffusion_jax.training.meter import Meter
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.step import StepMetrics, TrainStep, make_multi_step
+
+# The host reads the metrics of a dispatch only when this many later ones are queued: the device
+# never waits for it, yet a loss that is not finite, or a signal, is noticed soon.
+LAG = 2
+STOP_POLL = 10  # Dispatches between two agreements of several processes on whether to stop.
+
+
+class Hook(NamedTuple):
+    """Something that a run does besides its steps.
+
+    It runs only when all losses up to the step are known to be finite. Hooks of one step run in their order.
+
+    Attributes:
+      run: What it does, (state, step) -> None; on every process.
+      every: Steps between two runs; 0: only where the other attributes ask for it.
+      last: Whether it runs after the last step; if not, also not where that is a multiple of `every`.
+      resumed: Whether it runs again at the step that a run goes on from: a kill may have come in between.
+      stopped: Whether it runs where a signal stops the run; the others do not.
+    """
+
+    run: Callable[[TrainState, int], None]
+    every: int
+    last: bool = False
+    resumed: bool = False
+    stopped: bool = False
+
+    def due(self, step: int, num_steps: int) -> bool:
+        """Whether the step asks for it."""
+        return self.last if step == num_steps else bool(self.every) and step % self.every == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which steps a run does, and how many at a time.
+
+    Attributes:
+      start: Steps done already.
+      num_steps: Step to end at.
+      per_dispatch: Steps of one dispatch, in one `lax.scan`.
+      log_every: Steps between two rows of the log; a dispatch does not cross one.
+    """
+
+    start: int
+    num_steps: int
+    per_dispatch: int
+    log_every: int
+
+
+def dispatch_sizes(
+    start: int, num_steps: int, per_dispatch: int, everys: tuple[int, ...]
+) -> Iterator[int]:
+    """Yields the number of steps of each dispatch: `per_dispatch`, or 1 on the way to an event.
+
+    A dispatch never crosses a multiple of `per_dispatch` or of one of `everys`, nor the end. Where the
+    dispatches lie depends on the step alone, so a resumed run repeats the very same programs.
+    """
+    step = start
+    while step < num_steps:
+        edges = [step // every * every + every for every in (per_dispatch, *everys) if every]
+        whole = min(num_steps, *edges) - step == per_dispatch
+        size = per_dispatch if whole else 1
+        yield size
+        step += size
+
+
+def compile_steps(
+    train_step: TrainStep, per_dispatch: int, mesh: jax.sharding.Mesh
+) -> dict[int, Any]:
+    """Returns number of steps -> jitted (state, batch) -> (state, metrics), for 1 and `per_dispatch`."""
+    everywhere = sharding.replicated(mesh)
+    return {
+        size: jax.jit(make_multi_step(train_step, size), donate_argnums=0, out_shardings=everywhere)
+        for size in {1, per_dispatch}
+    }
+
+
+def run_loop(
+    state: TrainState,
+    steps: Mapping[int, Callable[..., tuple[TrainState, StepMetrics]]],
+    batches: Iterator[data.Batch],
+    plan: Plan,
+    *,
+    mesh: jax.sharding.Mesh,
+    meter: Meter,
+    hooks: Sequence[Hook],
+    stop_requested: Callable[[], bool],
+) -> tuple[TrainState, int, bool]:
+    """Trains to the end, or to a stop.
+
+    Args:
+      state: State after `plan.start` steps; it is donated.
+      steps: Compiled steps by size, as from `compile_steps`.
+      batches: This process's rows of each batch.
+      plan: Which steps.
+      mesh: Devices.
+      meter: Reads and logs the metrics.
+      hooks: What else happens.
+      stop_requested: Whether a signal has come to this process.
+
+    Returns:
+      The state, its step, and whether a signal stopped the run.
+
+    Raises:
+      NotFinite: Loss or gradients were not finite.
+    """
+    if plan.start > 0:
+        _run_hooks(hooks, state, plan.start, plan, lambda hook: hook.resumed)
+    everys = (plan.log_every, *(hook.every for hook in hooks))
+    pending: collections.deque[StepMetrics] = collections.deque()
+    done, stop = plan.start, False
+    sizes = dispatch_sizes(plan.start, plan.num_steps, plan.per_dispatch, everys)
+    for count, size in enumerate(sizes):
+        with meter.waiting():
+            batch = _next_batch(batches, size, mesh)
+        state, metrics = steps[size](state, batch)
+        done += size
+        pending.append(metrics)
+        poll = jax.process_count() == 1 or count % STOP_POLL == 0
+        stop = poll and distributed.any_process(stop_requested())
+        event = stop or any(hook.due(done, plan.num_steps) for hook in hooks)
+        while len(pending) > (0 if event or done == plan.num_steps else LAG):
+            meter.read(pending.popleft())
+        if event:
+            with meter.paused():
+                if stop:
+                    for hook in hooks:
+                        if hook.stopped:
+                            hook.run(state, done)
+                    break
+                _run_hooks(hooks, state, done, plan, lambda _: True)
+    # Once more, since a signal may have come during the last step's checkpoint.
+    return state, done, distributed.any_process(stop or stop_requested())
+
+
+def _run_hooks(
+    hooks: Sequence[Hook],
+    state: TrainState,
+    step: int,
+    plan: Plan,
+    chosen: Callable[[Hook], bool],
+) -> None:
+    for hook in hooks:
+        if chosen(hook) and hook.due(step, plan.num_steps):
+            hook.run(state, step)
+
+
+def _next_batch(batches: Iterator[data.Batch], size: int, mesh: jax.sharding.Mesh) -> Any:
+    if size == 1:
+        return sharding.put(sharding.batch_sharding(mesh), next(batches))
+    stacked = jax.tree.map(lambda *parts: np.stack(parts), *[next(batches) for _ in range(size)])
+    return sharding.put(sharding.batch_sharding(mesh, axis=1), stacked)
