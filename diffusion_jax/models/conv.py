@@ -8,15 +8,19 @@ written for that backend, for stride 1:
 
 the latter as one matrix product for all i and j, a few images at a time so that what it reads stays in
 the cache. A convolution of stride s is one of stride 1 over the s x s pixels of each block as channels.
-On other platforms the derived gradients are the fast ones and are kept.
+On other platforms the derived gradients are the fast ones and are kept. The three products are each
+other's transposes (`bilinear`), so that derivatives of any order and mode have them.
 """
 
-from functools import partial
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from diffusion_jax.models.bilinear import bilinear, varying_alike
 
 PIXELS_AT_ONCE = 1024  # Rows of the matrix product: 500 to 4000 were alike, 8000 slower.
 Padding = tuple[tuple[int, int], tuple[int, int]]  # Rows above and below, columns left and right.
@@ -63,26 +67,46 @@ def _merged(w: Array, odd: int) -> Array:
     return jnp.stack([w[0] + w[1], w[2]] if odd else [w[0], w[1] + w[2]])
 
 
-@jax.custom_vjp
 def matmul(x: Float[Array, "*b c"], w: Float[Array, "c d"]) -> Float[Array, "*b d"]:
     """Returns x w over the last axis of x."""
-    return jnp.matmul(x, w)
+    return _matmul(x.reshape(-1, x.shape[-1]), w, None).reshape(*x.shape[:-1], -1)
 
 
-def _matmul_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return matmul(x, w), (x, w)
-
-
-def _matmul_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, w = residuals
+def _matmul_to_second(x: Array, dy: Array, _: None) -> Array:
     # Else what computes dy is fused into its transposition for dw, against the order of memory.
-    dy = lax.optimization_barrier(dy)
-    rows, columns = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    dw = jnp.matmul(rows.T, columns, preferred_element_type=jnp.float32)
-    return jnp.matmul(dy, w.T), dw.astype(w.dtype)
+    return _matmul(x.T, lax.optimization_barrier(dy), None)
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+_matmul = bilinear(
+    "matmul",
+    lambda x, w, _: jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(x.dtype),
+    lambda x, w, _: (x[0], w[1]),
+    to_first=lambda dy, w, _: _matmul(dy, w.T, None),
+    to_second=_matmul_to_second,
+    by_rows=True,
+)
+
+
+class _Window(NamedTuple):
+    """How a kernel moves over the images, and the height and width of both."""
+
+    stride: int
+    padding: Padding
+    image: tuple[int, int]
+    kernel: tuple[int, int]
+
+    @property
+    def output(self) -> tuple[int, int]:
+        sizes = zip(self.image, self.kernel, self.padding, strict=True)
+        height, width = ((n + sum(edges) - k) // self.stride + 1 for n, k, edges in sizes)
+        return height, width
+
+
+def _conv(x: Array, w: Array, stride: int, padding: Padding) -> Array:
+    (_, *image, _), (*kernel, _, _) = x.shape, w.shape
+    return _convolution(
+        x, w, _Window(stride, padding, (image[0], image[1]), (kernel[0], kernel[1]))
+    )
 
 
 def _same(x: Array, w: Array, stride: int) -> Padding:
@@ -90,22 +114,21 @@ def _same(x: Array, w: Array, stride: int) -> Padding:
     return top, left
 
 
-def _convolve(x: Array, w: Array, stride: int, padding: Padding) -> Array:
+def _convolve(x: Array, w: Array, window: _Window) -> Array:
     return lax.conv_general_dilated(
-        x, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        w,
+        (window.stride, window.stride),
+        window.padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x: Array, w: Array, stride: int, padding: Padding) -> Array:
-    return _convolve(x, w, stride, padding)
-
-
-def _conv_of_blocks(x: Array, w: Array, stride: int, padding: Padding) -> Array:
-    """Returns the same as _conv, by a convolution of stride 1 over blocks of pixels."""
-    (b, *size, c), (*window, _, d) = x.shape, w.shape
+def _convolve_blocks(x: Array, w: Array, window: _Window) -> Array:
+    """Returns the same as _convolve, by a convolution of stride 1 over blocks of pixels."""
+    (b, *size, c), (*kernel, _, d), stride = x.shape, w.shape, window.stride
     x_edges, w_edges, blocks, taps = [], [], [], []
-    for n, k, (low, high) in zip(size, window, padding, strict=True):
+    for n, k, (low, high) in zip(size, kernel, window.padding, strict=True):
         taps.append(-(-k // stride))
         blocks.append((n + low + high - k) // stride + taps[-1])
         x_edges.append((low, blocks[-1] * stride - n - low, 0))
@@ -118,10 +141,48 @@ def _conv_of_blocks(x: Array, w: Array, stride: int, padding: Padding) -> Array:
     return _conv(x.reshape(b, *blocks, -1), w.reshape(*taps, -1, d), 1, ((0, 0), (0, 0)))
 
 
-def _kernel_gradient(x: Array, w: Array, dy: Array, padding: Padding) -> Array:
-    b, _, width, c = x.shape
-    kh, kw, _, d = w.shape
-    height = dy.shape[1]
+def _transposed(function: Callable[[Array], Array], shape: tuple[int, ...], dy: Array) -> Array:
+    """Returns the transpose, at dy, of a linear function of an array of this shape."""
+    example, _ = varying_alike(jnp.zeros(shape, dy.dtype), dy)
+    (transposed,) = jax.linear_transpose(function, example)(dy)
+    return transposed
+
+
+def _image_gradient(dy: Array, w: Array, window: _Window) -> Array:
+    shape = (len(dy), *window.image, w.shape[2])
+
+    def for_cpu(dy: Array, w: Array) -> Array:
+        if window.stride > 1:
+            return _transposed(lambda x: _convolve_blocks(x, w, window), shape, dy)
+        (kh, kw), ((top, bottom), (left, right)) = window.kernel, window.padding
+        around = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
+        flipped = w[::-1, ::-1].swapaxes(2, 3)
+        return _convolve(dy, flipped, _Window(1, around, window.output, window.kernel))
+
+    def derived(dy: Array, w: Array) -> Array:
+        return _transposed(lambda x: _convolve(x, w, window), shape, dy)
+
+    return lax.platform_dependent(dy, w, cpu=for_cpu, default=derived)
+
+
+def _kernel_gradient(x: Array, dy: Array, window: _Window) -> Array:
+    shape = (*window.kernel, x.shape[3], dy.shape[3])
+
+    def for_cpu(x: Array, dy: Array) -> Array:
+        if window.stride > 1:
+            return _transposed(lambda w: _convolve_blocks(x, w, window), shape, dy)
+        return _matrix_product(x, dy, window)
+
+    def derived(x: Array, dy: Array) -> Array:
+        return _transposed(lambda w: _convolve(x, w, window), shape, dy)
+
+    return lax.platform_dependent(x, dy, cpu=for_cpu, default=derived)
+
+
+def _matrix_product(x: Array, dy: Array, window: _Window) -> Array:
+    """Returns the gradient of the kernel for stride 1."""
+    (b, _, width, c), (_, height, _, d) = x.shape, dy.shape
+    (kh, kw), padding = window.kernel, window.padding
     fitting = max(1, PIXELS_AT_ONCE // (height * width))
     images = max(n for n in range(1, fitting + 1) if b % n == 0)
     around = [(kw - 1 - edge) for edge in padding[1]]
@@ -140,33 +201,32 @@ def _kernel_gradient(x: Array, w: Array, dy: Array, padding: Padding) -> Array:
         return total + product, None
 
     chunks = (x.reshape(-1, images, *x.shape[1:]), dy.reshape(-1, images, *dy.shape[1:]))
-    total, _ = lax.scan(add, jnp.zeros((kh * c, kw * d)), chunks)
-    return total.reshape(kh, c, kw, d).swapaxes(1, 2).astype(w.dtype)
+    start, _ = varying_alike(jnp.zeros((kh * c, kw * d)), x)
+    total, _ = lax.scan(add, start, chunks)
+    return total.reshape(kh, c, kw, d).swapaxes(1, 2).astype(dy.dtype)
 
 
-def _forward(
-    x: Array, w: Array, stride: int, padding: Padding
-) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, w, stride, padding), (x, w)
-
-
-def _backward(
-    stride: int, padding: Padding, residuals: tuple[Array, Array], dy: Array
-) -> tuple[Array, Array]:
-    def for_cpu(x: Array, w: Array, dy: Array) -> tuple[Array, Array]:
-        if stride > 1:
-            blocks = partial(_conv_of_blocks, stride=stride, padding=padding)
-            return jax.vjp(blocks, x, w)[1](dy)
-        kh, kw = w.shape[:2]
-        (top, bottom), (left, right) = padding
-        around = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
-        dx = _convolve(dy, w[::-1, ::-1].swapaxes(2, 3), 1, around)
-        return dx, _kernel_gradient(x, w, dy, padding)
-
-    def derived(x: Array, w: Array, dy: Array) -> tuple[Array, Array]:
-        return jax.vjp(partial(_convolve, stride=stride, padding=padding), x, w)[1](dy)
-
-    return lax.platform_dependent(*residuals, dy, cpu=for_cpu, default=derived)
-
-
-_conv.defvjp(_forward, _backward)
+_convolution = bilinear(
+    "convolution",
+    _convolve,
+    lambda x, w, window: (x[0], *window.output, w[3]),
+    to_first=lambda dy, w, window: _to_image(dy, w, window),
+    to_second=lambda x, dy, window: _to_kernel(x, dy, window),
+    by_rows=True,
+)
+_to_image = bilinear(
+    "convolution_to_image",
+    _image_gradient,
+    lambda dy, w, window: (dy[0], *window.image, w[2]),
+    to_first=_convolution,
+    to_second=lambda dy, dx, window: _to_kernel(dx, dy, window),
+    by_rows=True,
+)
+_to_kernel = bilinear(
+    "convolution_to_kernel",
+    _kernel_gradient,
+    lambda x, dy, window: (*window.kernel, x[3], dy[3]),
+    to_first=lambda dw, dy, window: _to_image(dy, dw, window),
+    to_second=_convolution,
+    by_rows=False,
+)

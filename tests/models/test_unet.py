@@ -184,6 +184,108 @@ def test_bfloat16_keeps_parameters_and_output_in_float32_and_their_values_close(
     assert 1e-4 < np.sqrt(np.mean(difference**2) / np.mean(np.square(expected))) < 0.05
 
 
+def directional(params: Any, dparams: Any, x: Any, dx: Any, t: Any, labels: Any) -> np.ndarray:
+    """The float64 network's derivative along (dparams, dx), by central differences."""
+
+    def at(h: float) -> np.ndarray:
+        shifted = jax.tree.map(lambda a, d: a + h * np.asarray(d, np.float64), params, dparams)
+        return unet(shifted, x + h * dx, t, labels)
+
+    return (at(1e-5) - at(-1e-5)) / 2e-5
+
+
+@pytest.fixture(scope="module")
+def tangents(params: Any, inputs: tuple) -> tuple[Any, jax.Array]:
+    """Returns directions of the parameters and of the images."""
+    rng = np.random.default_rng(3)
+    return jax.tree.map(
+        lambda a: jnp.asarray(0.1 * rng.normal(size=a.shape), a.dtype), (params, inputs[0])
+    )
+
+
+def doubles(tree: Any) -> Any:
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+
+
+@pytest.mark.parametrize("mode", ["eager", "jit", "scan", "linearize", "remat"])
+def test_tangents_are_differences_of_the_float64_network(params, inputs, tangents, mode):
+    x, t, labels = inputs
+    apply = tiny(remat=mode == "remat").apply
+
+    def jvp(params: Any, x: Any) -> Any:
+        return jax.jvp(lambda params, x: apply(params, x, t, labels), (params, x), tangents)[1]
+
+    def linearized(params: Any, x: Any) -> Any:
+        _, linear = jax.linearize(lambda params, x: apply(params, x, t, labels), params, x)
+        return linear(*tangents)
+
+    def scanned(params: Any, x: Any) -> Any:
+        return jax.lax.scan(lambda _, i: (None, jvp(params, x + i)), None, jnp.zeros(2))[1][1]
+
+    function = {
+        "eager": jvp,
+        "jit": jit(jvp),
+        "scan": jit(scanned),
+        "linearize": jit(linearized),
+        "remat": jit(jvp),
+    }[mode]
+    value = function(params, x)
+    (dparams, dx), (double, x64) = doubles(tangents), doubles((params, x))
+    expected = directional(double, dparams, x64, dx, np.asarray(t, np.float64), np.asarray(labels))
+    # float32 rounding in some twenty layers, against differences good to nine digits.
+    np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_tangents_in_bfloat16_are_close_to_those_in_float32(params, inputs, tangents):
+    x, t, labels = inputs
+
+    def jvp(model: Model) -> Any:
+        function = lambda params, x: model.apply(params, x, t, labels)  # noqa: E731
+        return jit(lambda *point: jax.jvp(function, point, tangents))(params, x)[1]
+
+    expected, value = jvp(tiny()), jvp(tiny(dtype=jnp.bfloat16))
+    assert value.dtype == jnp.float32
+    error = jnp.linalg.norm(value - expected) / jnp.linalg.norm(expected)
+    assert 1e-4 < error < 0.1  # As the outputs, and products of two rounded factors.
+
+
+def test_second_derivatives_of_both_compositions_are_those_of_the_float64_network(
+    params, inputs, tangents
+):
+    """v^T (d/dx output) v, which sliced score matching trains on, and its derivative by the parameters."""
+    x, t, labels = inputs
+    dparams, v = tangents
+    apply = tiny().apply
+
+    def slice_of(params: Any) -> jax.Array:
+        return (v * jax.jvp(lambda x: apply(params, x, t, labels), (x,), (v,))[1]).sum()
+
+    def weighted(x: Any, params: Any) -> jax.Array:
+        return (v * apply(params, x, t, labels)).sum()
+
+    def reverse_of_forward(params: Any) -> Any:
+        gradient = jax.grad(slice_of)(params)
+        products = jax.tree.map(lambda g, d: (g * d).sum(), gradient, dparams)
+        return sum(jax.tree.leaves(products))
+
+    def forward_of_reverse(params: Any) -> Any:
+        gradient = lambda params: jax.grad(weighted)(x, params)  # noqa: E731
+        return (v * jax.jvp(gradient, (params,), (dparams,))[1]).sum()
+
+    (dparams64, v64), (double, x64) = doubles(tangents), doubles((params, x))
+
+    def slice64(h: float) -> float:
+        shifted = jax.tree.map(lambda a, d: a + h * d, double, dparams64)
+        still = jax.tree.map(np.zeros_like, double)
+        along = directional(shifted, still, x64, v64, np.asarray(t, np.float64), np.asarray(labels))
+        return float((v64 * along).sum())
+
+    expected = (slice64(1e-3) - slice64(-1e-3)) / 2e-3
+    for function in (reverse_of_forward, forward_of_reverse):
+        # The step of the outer difference leaves an error of 1e-4 or so.
+        np.testing.assert_allclose(jit(function)(params), expected, rtol=2e-3)
+
+
 def test_every_parameter_has_a_gradient_but_the_key_biases_of_attention(gradients):
     # A key's bias adds the same number q . bias to all logits of a query, and softmax is invariant to it.
     # Groups have four channels, so that the norms hide no bias before them.
