@@ -51,7 +51,8 @@ def load(
       image_size: Size to crop and resize to; needed by image_folder.
       test_fraction: Share of digits and image_folder that is held out, in [0, 1).
       cache_dir: Where prepared data and downloads are kept; default_cache_dir() if unset.
-      memory_limit: A split of more bytes than this is streamed from its files.
+      memory_limit: A split of more bytes than this is streamed from its files. A whole image_folder of more bytes
+        is not even copied, but decoded from the user's own files as they are read.
 
     Raises:
       InputError: Something in these arguments or the files they name is wrong.
@@ -67,24 +68,42 @@ def load(
         if sha256 is not None:
             raise InputError(f"sha256 is {sha256!r}, but {name} takes none; leave it unset")
         opened = reader.open_user(name.removeprefix(TFDS_PREFIX), folder, split, image_size)
-    else:
-        find = choose("data set", name, SOURCES)
-        cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-        download_dir = cache.absolute() / "downloads"
-        source = find(Request(folder, sha256, image_size, test_fraction, download_dir))
-        opened = _open(name, source, split, cache.absolute() / "data")
-    return in_memory(opened) if opened.num_bytes <= memory_limit else opened
+        return _held(opened, memory_limit)
+    find = choose("data set", name, SOURCES)
+    cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    cache = cache.absolute()
+    request = Request(
+        folder, sha256, image_size, test_fraction, cache / "downloads", cache / "index"
+    )
+    return _open(name, find(request), split, cache / "data", memory_limit)
 
 
-def _open(name: str, source: Source, split: str, root: Path) -> Split:
+def _held(split: Split, memory_limit: int) -> Split:
+    return in_memory(split) if split.num_bytes <= memory_limit else split
+
+
+def _open(name: str, source: Source, split: str, root: Path, memory_limit: int) -> Split:
     from diffusion_jax.data import prepare, reader  # TFDS is slow to import.
 
-    opened, left_out = reader.open_prepared(prepare.prepared(name, source, root), name, split)
+    if source.in_place is not None and not prepare.directory_of(name, source, root).exists():
+        with prepare.explained(name, root):
+            whole = source.in_place()
+        if sum(part.num_bytes for part in whole.splits.values()) > memory_limit:
+            _warn_of(whole.left_out, name)
+            if split not in whole.splits:
+                raise InputError(f"{name} has no {split} images; it has {', '.join(whole.splits)}")
+            return whole.splits[split]
+    directory = prepare.prepared(name, source, root)
+    opened, left_out = reader.open_prepared(directory, name, split)
+    _warn_of(left_out, name)
+    return _held(opened, memory_limit)
+
+
+def _warn_of(left_out: list[str], name: str) -> None:
     if left_out:
         more = ", ..." if len(left_out) > NAMED_FILES else ""
         warnings.warn(
             f"{name}: {len(left_out)} damaged files are left out: "
             f"{', '.join(sorted(left_out)[:NAMED_FILES])}{more}",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return opened

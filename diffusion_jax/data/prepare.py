@@ -65,6 +65,12 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             )
 
 
+def directory_of(name: str, source: Source, root: Path) -> Path:
+    """Returns where the prepared source is, or would be, below root."""
+    folder = root / f"{name}-{hashlib.sha256(source.key.encode()).hexdigest()[:16]}"
+    return folder / ImageBuilder.name / str(ImageBuilder.VERSION)
+
+
 def prepared(name: str, source: Source, root: Path) -> Path:
     """Returns the folder that holds the prepared source, and prepares it if it is not there.
 
@@ -75,15 +81,23 @@ def prepared(name: str, source: Source, root: Path) -> Path:
       InputError: A source that cannot be read, or a root that cannot be written.
       RunError: The disk is full.
     """
-    folder = root / f"{name}-{hashlib.sha256(source.key.encode()).hexdigest()[:16]}"
-    directory = folder / ImageBuilder.name / str(ImageBuilder.VERSION)
+    directory = directory_of(name, source, root)
     if directory.exists():
         return directory
-    try:
+    folder = directory.parents[1]
+    with explained(name, root):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
             if not directory.exists():
                 _write(source, folder)
+    return directory
+
+
+@contextlib.contextmanager
+def explained(name: str, root: Path) -> Iterator[None]:
+    """Says in one line what an OSError in preparing a source below root means; see `prepared`."""
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(f"no space is left in {str(root)!r} to prepare {name}") from error
@@ -91,7 +105,6 @@ def prepared(name: str, source: Source, root: Path) -> Path:
             f"cannot prepare {name} in {str(root)!r} ({error}); set cache_dir or "
             "DIFFUSION_JAX_CACHE to a folder that can be written"
         ) from error
-    return directory
 
 
 @contextlib.contextmanager

@@ -1,14 +1,16 @@
 """Image folders: which files are read, how they become square arrays, and damaged ones."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax import data
 from diffusion_jax.data import load
 from diffusion_jax.data.image_file import fit
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, RunError
 
 
 def save(path, colour=(200, 10, 10), size=(12, 9), mode="RGB"):
@@ -171,10 +173,88 @@ def test_the_copy_is_reused_until_the_files_or_the_size_change(folder, tmp_path,
     save(folder / "1.png")
     opened(folder, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(image_folder, "_read", None)
+        patch.setattr(image_folder, "_contents", None)
         assert opened(folder, tmp_path).num_images == 1
     assert opened(folder, tmp_path, image_size=4).image_shape == (4, 4, 3)
     save(folder / "2.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert opened(folder, tmp_path).num_images == 2
+
+
+# Sets above the memory limit
+
+
+def in_place(folder, tmp_path, split="train", **arguments):
+    return opened(folder, tmp_path, split, memory_limit=0, **arguments)
+
+
+def test_a_set_above_the_limit_is_not_copied_and_reads_like_a_small_one(folder, tmp_path, rng):
+    for i in range(150):  # More than are decoded at once.
+        image = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        image.save(folder / "ab"[i % 2] / f"{i}.png")
+    limit = 150 * 8 * 8 * 3
+    arguments = {"test_fraction": 0.2, "memory_limit": limit - 1}
+    large = {name: opened(folder, tmp_path, name, **arguments) for name in ("train", "test")}
+    written = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*"))
+    assert written < limit / 2 and not (tmp_path / "cache" / "data").exists()
+    for name, split in large.items():
+        small = opened(folder, tmp_path, name, test_fraction=0.2, memory_limit=limit)
+        assert (tmp_path / "cache" / "data").exists()
+        assert split.class_names == small.class_names == ("a", "b")
+        rows = np.r_[rng.permutation(split.num_images), 0, 0]
+        batch, expected = split.read(rows), small.read(rows)
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(batch[key], expected[key])
+            assert batch[key].dtype == expected[key].dtype
+        assert data.fingerprint(split) == data.fingerprint(small)
+    assert large["train"].read(np.arange(0))["image"].shape == (0, 8, 8, 3)
+
+
+def test_headers_are_looked_at_once_and_again_when_the_files_change(folder, tmp_path, monkeypatch):
+    from diffusion_jax.data.sources import image_folder
+
+    looked_at = []
+    header = image_folder._header
+    monkeypatch.setattr(
+        image_folder, "_header", lambda path: [looked_at.append(path), header(path)][1]
+    )
+    for name in ("1.png", "2.png"):
+        save(folder / name, 7, mode="L")
+    requests: list[dict[str, Any]] = [{}, {}, {"image_size": 4}, {"test_fraction": 0.5}]
+    for arguments in requests:
+        assert in_place(folder, tmp_path, **arguments).image_shape[2] == 1
+    assert sorted(path.name for path in looked_at) == ["1.png", "2.png"]
+    save(folder / "2.png")
+    assert in_place(folder, tmp_path).image_shape == (8, 8, 3)
+    assert len(looked_at) == 4
+    for index in (tmp_path / "cache" / "index").iterdir():
+        index.write_bytes(index.read_bytes()[:100])
+    assert in_place(folder, tmp_path).num_images == 2
+    assert len(looked_at) == 6
+
+
+def test_a_file_found_damaged_while_reading_is_named_and_what_to_do(folder, tmp_path):
+    for i in range(3):
+        save(folder / f"{i}.png")
+    good = (folder / "0.png").read_bytes()
+    (folder / "1.png").write_bytes(good[:45])  # The header is whole, the pixels are not.
+    (folder / "3.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match="1 damaged files are left out: 3.png"):
+        split = in_place(folder, tmp_path)
+    assert split.read(np.array([0, 2]))["image"].shape == (2, 8, 8, 3)
+    with pytest.raises(RunError, match=r"images/1.png' cannot be read \(.*\); replace it"):
+        list(data.batches(split, seed=0, batch_size=3, stop=1))
+    (folder / "0.png").unlink()
+    with pytest.raises(RunError, match=r"images/0.png' cannot be read \(no such file"):
+        split.read(np.array([0]))
+
+
+def test_a_large_set_without_test_images_or_a_cache_says_so(folder, tmp_path):
+    save(folder / "1.png")
+    with pytest.raises(InputError, match="image_folder has no test images; it has train"):
+        in_place(folder, tmp_path, "test")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot prepare image_folder in .* set cache_dir"):
+        in_place(folder, tmp_path / "file")

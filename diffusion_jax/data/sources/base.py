@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from diffusion_jax.data.split import Split
 from diffusion_jax.errors import InputError
 
 LabelledImage = tuple[UInt8[np.ndarray, "h w c"], int]
@@ -15,13 +17,17 @@ LabelledImage = tuple[UInt8[np.ndarray, "h w c"], int]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a user asks of a source; see `load` for the fields."""
+    """What a user asks of a source; see `load` for the fields.
+
+    In download_dir and index_dir a source keeps what it downloads, and what it finds out slowly.
+    """
 
     source_dir: Path | None
     sha256: str | None
     image_size: int | None
     test_fraction: float
     download_dir: Path
+    index_dir: Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +43,21 @@ class Contents:
 
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    splits: dict[str, Iterable[LabelledImage]]
+    splits: Mapping[str, Iterable[LabelledImage]]
     left_out: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class InPlace:
+    """The images as they lie in the source's own files, decoded as they are read.
+
+    Attributes:
+      splits: Each split that is not empty.
+      left_out: Files that are known to be damaged.
+    """
+
+    splits: dict[str, Split]
+    left_out: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +67,12 @@ class Source:
     Attributes:
       key: All that decides the contents; a prepared copy of equal key is used as it is.
       read: Reads the contents; slow, and not called if there is a prepared copy.
+      in_place: Opens the source's own files, for sets too large to copy; None where that cannot be.
     """
 
     key: str
     read: Callable[[], Contents]
+    in_place: Callable[[], InPlace] | None = None
 
 
 def refuse_options(
@@ -83,11 +104,11 @@ def existing_source(request: Request, name: str) -> Path:
     return request.source_dir
 
 
-def listing(files: Sequence[Path]) -> str:
+def listing(files: Sequence[str | Path]) -> str:
     """Returns a digest of files' paths, sizes and times: it changes when they do."""
     digest = hashlib.sha256()
     for file in files:
-        status = file.stat()
+        status = os.stat(file)
         digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 

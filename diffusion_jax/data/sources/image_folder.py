@@ -1,17 +1,23 @@
 """Any tree of PNG, JPEG and WebP files, cropped and resized to squares of one size."""
 
+import dataclasses
+import functools
 import os
-from collections.abc import Iterator, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, Int64, UInt8
 from PIL import Image
 
 from diffusion_jax.data.image_file import fit, is_grey
 from diffusion_jax.data.sources.base import (
     Contents,
+    InPlace,
     LabelledImage,
     Request,
     Source,
@@ -20,10 +26,40 @@ from diffusion_jax.data.sources.base import (
     listing,
     refuse_options,
 )
-from diffusion_jax.errors import InputError
+from diffusion_jax.data.split import Batch, Split
+from diffusion_jax.errors import InputError, RunError, reason
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-DECODE_CHUNK = 64
+CHUNK = 64
+DAMAGED, GREY, COLOUR = range(3)  # What a file's header says.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """The readable images of a folder.
+
+    Attributes:
+      folder: The folder.
+      size: Height and width to decode to.
+      mode: Pillow's "L" or "RGB".
+      class_names: Name of each class; empty if there are none.
+      splits: For each split that is not empty, the names of its files within the folder and their labels.
+      left_out: Names of the files whose header is damaged.
+    """
+
+    folder: Path
+    size: int
+    mode: str
+    class_names: tuple[str, ...]
+    splits: dict[str, tuple[list[str], Int64[np.ndarray, " n"]]]
+    left_out: list[str]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.size, self.size, len(self.mode)
 
 
 def find(request: Request) -> Source:
@@ -37,17 +73,24 @@ def find(request: Request) -> Source:
     size = request.image_size
     if size is None or size < 1:
         raise InputError(f"image_size is {size}; image_folder needs a size of at least 1")
-    files = image_files(folder)
-    if not files:
+    names = image_names(folder)
+    if not names:
         raise InputError(
             f"source_dir {str(folder)!r} holds no images ({', '.join(sorted(SUFFIXES))})"
         )
-    key = f"{listing(files)} {size} {request.test_fraction}"
-    return Source(key, lambda: _read(folder, files, size, request.test_fraction))
+    digest = listing([f"{folder}/{name}" for name in names])
+    index = request.index_dir / f"image_folder-{digest[:16]}.npy"
+
+    @functools.cache
+    def images() -> _Images:
+        return _sort_out(folder, names, _headers(folder, names, index), size, request.test_fraction)
+
+    key = f"{digest} {size} {request.test_fraction}"
+    return Source(key, lambda: _contents(images()), lambda: _in_place(images()))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Returns the image files below a folder in a fixed order, but no hidden ones."""
+def image_names(folder: Path) -> list[str]:
+    """Returns the names within a folder of all image files below it in a fixed order, but no hidden ones."""
     found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -56,64 +99,130 @@ def image_files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
+        within = "" if root == str(folder) else os.path.relpath(root, folder)
         found += [
-            Path(root, name)
+            os.path.join(within, name)
             for name in names
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
         ]
-    return sorted(found)
+    return sorted(found, key=lambda name: name.split(os.sep))
 
 
-def _read(folder: Path, files: list[Path], size: int, test_fraction: float) -> Contents:
-    with ThreadPoolExecutor() as pool:
-        greys = list(pool.map(_is_grey, files))
-    names = [file.relative_to(folder) for file in files]
-    readable = [name for name, grey in zip(names, greys, strict=True) if grey is not None]
-    left_out = [str(name) for name, grey in zip(names, greys, strict=True) if grey is None]
+def _sort_out(
+    folder: Path,
+    names: list[str],
+    headers: UInt8[np.ndarray, " n"],
+    size: int,
+    test_fraction: float,
+) -> _Images:
+    """Decides on classes, channels and splits."""
+    readable = [name for name, header in zip(names, headers, strict=True) if header != DAMAGED]
+    left_out = [names[i] for i in np.flatnonzero(headers == DAMAGED)]
     if not readable:
-        raise InputError(f"none of the {len(files)} images in {str(folder)!r} can be read")
-    mode = "RGB" if False in greys else "L"
-    nested = all(len(name.parts) > 1 for name in readable)
-    classes, labels = np.unique([name.parts[0] for name in readable], return_inverse=True)
-    if not nested:
-        classes, labels = classes[:0], np.zeros_like(labels)
+        raise InputError(f"none of the {len(names)} images in {str(folder)!r} can be read")
+    classes, labels = np.empty(0, str), np.zeros(len(readable), np.int64)
+    if all(os.sep in name for name in readable):
+        top_folders = [name.split(os.sep)[0] for name in readable]
+        classes, labels = np.unique(top_folders, return_inverse=True)
     test = held_out(labels, test_fraction)
-    splits = {}
-    for name, rows in {"train": ~test, "test": test}.items():
-        chosen = [(readable[i], int(labels[i])) for i in np.flatnonzero(rows)]
-        if chosen:
-            splits[name] = _decode_all(folder, chosen, size, mode, left_out)
-    return Contents((size, size, len(mode)), tuple(classes.tolist()), splits, left_out)
+    splits = {
+        split: ([readable[i] for i in np.flatnonzero(rows)], labels[rows])
+        for split, rows in {"train": ~test, "test": test}.items()
+        if rows.any()
+    }
+    mode = "RGB" if COLOUR in headers else "L"
+    return _Images(folder, size, mode, tuple(classes.tolist()), splits, left_out)
+
+
+def _contents(images: _Images) -> Contents:
+    left_out = list(images.left_out)
+    splits = {name: _decode_all(images, *split, left_out) for name, split in images.splits.items()}
+    return Contents(images.shape, images.class_names, splits, left_out)
 
 
 def _decode_all(
-    folder: Path, files: Sequence[tuple[Path, int]], size: int, mode: str, left_out: list[str]
+    images: _Images, names: Sequence[str], labels: Int[np.ndarray, " n"], left_out: list[str]
 ) -> Iterator[LabelledImage]:
-    """Yields the images in order, decoded by threads a few at a time; names the bad ones."""
+    """Yields the images in order, and adds the bad ones to left_out."""
+
+    def decode(name: str) -> UInt8[np.ndarray, "size size c"] | None:
+        try:
+            return _decode(images, name)
+        except Exception:  # Decoders raise nearly anything on damaged files.
+            return None
+
+    pixels = _in_threads(decode, names)
+    for name, label, image in zip(names, labels.tolist(), pixels, strict=True):
+        if image is None:
+            left_out.append(name)
+        else:
+            yield image, label
+
+
+def _in_place(images: _Images) -> InPlace:
+    return InPlace(
+        {name: _split(images, *split) for name, split in images.splits.items()}, images.left_out
+    )
+
+
+def _split(images: _Images, names: list[str], labels: Int[np.ndarray, " n"]) -> Split:
+    """Returns a split whose images are decoded as they are read, by threads."""
+
+    def decode(name: str) -> UInt8[np.ndarray, "size size c"]:
+        try:
+            return _decode(images, name)
+        except Exception as error:  # Decoders raise nearly anything on damaged files.
+            raise RunError(
+                f"{str(images.folder / name)!r} cannot be read ({reason(error)}); replace it, or move it away "
+                "and resume with --allow_config_change"
+            ) from error
+
+    def read(indices: Int64[np.ndarray, " b"]) -> Batch:
+        pixels = list(_in_threads(decode, [names[i] for i in indices]))
+        image = np.stack(pixels) if pixels else np.empty((0, *images.shape), np.uint8)
+        return {"image": image, "label": labels[indices].astype(np.int32)}
+
+    return Split(len(names), images.shape, images.class_names, read)
+
+
+def _decode(images: _Images, name: str) -> UInt8[np.ndarray, "size size c"]:
+    with Image.open(images.folder / name) as image:
+        return fit(image, images.size, images.mode)
+
+
+def _headers(folder: Path, names: list[str], index: Path) -> UInt8[np.ndarray, " n"]:
+    """Returns DAMAGED, GREY or COLOUR of each file; looks into the files the first time only.
+
+    With millions of files that takes minutes, so the answer is kept in the file `index`.
+    """
+    try:
+        headers = np.load(index, allow_pickle=False)
+        if headers.shape == (len(names),) and headers.dtype == np.uint8:
+            return headers
+    except (OSError, ValueError, EOFError):  # It is not there, or is damaged.
+        pass
+    from tqdm import tqdm
+
+    found = _in_threads(lambda name: _header(folder / name), names)
+    bar = tqdm(found, "looking at files", len(names), disable=not sys.stderr.isatty())
+    headers = np.fromiter(bar, np.uint8, len(names))
+    index.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=index.parent) as part:
+        np.save(Path(part) / index.name, headers)
+        os.replace(Path(part) / index.name, index)  # Whole, or not at all.
+    return headers
+
+
+def _header(path: Path) -> int:
+    try:
+        with Image.open(path) as image:
+            return GREY if is_grey(image) else COLOUR
+    except Exception:  # Decoders raise nearly anything on damaged files.
+        return DAMAGED
+
+
+def _in_threads(function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
+    """Yields the function of each item in order, computed by threads a few at a time."""
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), DECODE_CHUNK):
-            chunk = files[start : start + DECODE_CHUNK]
-            images = pool.map(lambda item: _decode(folder / item[0], size, mode), chunk)
-            for (name, label), image in zip(chunk, images, strict=True):
-                if image is None:
-                    left_out.append(str(name))
-                else:
-                    yield image, label
-
-
-def _is_grey(path: Path) -> bool | None:
-    """Says from a file's header whether the image is grey; None if the header is damaged."""
-    try:
-        with Image.open(path) as image:
-            return is_grey(image)
-    except Exception:  # Decoders raise nearly anything on damaged files.
-        return None
-
-
-def _decode(path: Path, size: int, mode: str) -> UInt8[np.ndarray, "size size c"] | None:
-    """Reads an image file; None if it is damaged."""
-    try:
-        with Image.open(path) as image:
-            return fit(image, size, mode)
-    except Exception:  # Decoders raise nearly anything on damaged files.
-        return None
+        for start in range(0, len(items), CHUNK):
+            yield from pool.map(function, items[start : start + CHUNK])
