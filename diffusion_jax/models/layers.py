@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffusion_jax.models.conv import conv, conv_of_doubled, matmul
 
@@ -107,6 +107,30 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         y: Array = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
         return y + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class ClassEmbedding(nn.Module):
+    """Embedding of a class: rows drawn from N(0, 1), as Dhariwal & Nichol (2021) have them.
+
+    Label `num_classes` stands for no class, as in classifier-free guidance (Ho & Salimans, 2022); its row is
+    the last. Labels outside 0 to `num_classes` give NaN.
+    """
+
+    num_classes: int
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, labels: Int[Array, " b"] | None) -> Float[Array, "b e"]:
+        if labels is None:
+            raise ValueError(f"a model of {self.num_classes} classes needs labels")
+        rows = self.param("embedding", _standard_normal, (self.num_classes + 1, self.features))
+        found = rows.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return found.astype(self.dtype)
+
+
+def _standard_normal(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 class Conv(nn.Module):

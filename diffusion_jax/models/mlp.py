@@ -4,7 +4,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.models.layers import Dense, Dtype, default_init, time_embedding, zero_init
+from diffusion_jax.models.layers import (
+    ClassEmbedding,
+    Dense,
+    Dtype,
+    default_init,
+    time_embedding,
+    zero_init,
+)
 
 
 class MLP(nn.Module):
@@ -14,7 +21,7 @@ class MLP(nn.Module):
       channels: Width of the hidden layers.
       num_res_blocks: Number of residual layers.
       dropout: Rate inside the residual layers while training.
-      num_classes: Number of classes to condition on; 0 for none.
+      num_classes: Number of classes to condition on; 0 for none. Label `num_classes` stands for no class.
       dtype: Type of the computation. Parameters, norms and output stay float32.
     """
 
@@ -37,9 +44,7 @@ class MLP(nn.Module):
 
         emb = dense(self.channels, "time_dense")(time_embedding(t, self.channels))
         if self.num_classes > 0:
-            if labels is None:
-                raise ValueError(f"a model of {self.num_classes} classes needs labels")
-            classes = nn.Embed(self.num_classes, self.channels, dtype=self.dtype, name="class")
+            classes = ClassEmbedding(self.num_classes, self.channels, self.dtype, name="class")
             emb = emb + classes(labels)
         emb = nn.swish(emb)
 

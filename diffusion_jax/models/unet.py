@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.models.layers import (
+    ClassEmbedding,
     Conv,
     Dense,
     Downsample,
@@ -33,7 +34,7 @@ class UNet(nn.Module):
       num_res_blocks: Residual blocks a level on the way down; one more on the way up.
       attention_resolutions: Heights of the feature maps that get self-attention. The middle always does.
       dropout: Rate inside the residual blocks while training.
-      num_classes: Number of classes to condition on; 0 for none.
+      num_classes: Number of classes to condition on; 0 for none. Label `num_classes` stands for no class.
       norm_groups: Groups of every norm, a divisor of `channels`; None: as `group_count` chooses.
       norm_eps: Added to the variances in the norms.
       dtype: Type of the computation. Parameters, norms, softmax and output stay float32.
@@ -92,9 +93,7 @@ class UNet(nn.Module):
             emb = emb if i == 0 else nn.swish(emb)
             emb = Dense(width, dtype=self.dtype, name=f"time_dense_{i}")(emb)
         if self.num_classes > 0:
-            if labels is None:
-                raise ValueError(f"a model of {self.num_classes} classes needs labels")
-            emb = emb + nn.Embed(self.num_classes, width, dtype=self.dtype, name="class")(labels)
+            emb = emb + ClassEmbedding(self.num_classes, width, self.dtype, name="class")(labels)
         return emb
 
     def _block(

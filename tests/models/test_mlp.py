@@ -47,12 +47,17 @@ def test_number_of_parameters_is_that_of_its_layers():
     time, block = c * c + c, 3 * (c * c + c) + 2 * c
     ends = (d * c + c) + 2 * c + (c * d + d)
     shapes = jax.eval_shape(mlp().init, jax.random.key(0))
-    assert count_parameters(shapes) == time + classes * c + block + ends
+    assert (
+        count_parameters(shapes) == time + (classes + 1) * c + block + ends
+    )  # A row for no class.
 
 
 def test_every_parameter_has_a_gradient(params):
+    # One of the images of each class, and one of none.
+    x, t, labels = jnp.repeat(X, 2, axis=0), jnp.repeat(T, 2), jnp.arange(4)
+
     def loss(params: Any) -> Any:
-        return jnp.square(mlp().apply(params, X, T, LABELS) - 1).mean()
+        return jnp.square(mlp().apply(params, x, t, labels) - 1).mean()
 
     for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
         assert jnp.abs(gradient).max() > 1e-4, jax.tree_util.keystr(path)
@@ -77,6 +82,12 @@ def test_each_image_depends_on_its_own_time_and_class_alone(forward, params):
     ):
         np.testing.assert_array_equal(changed[0], base[0])
         assert jnp.abs(changed[1] - base[1]).max() > 1e-3
+
+
+def test_labels_of_no_row_give_nan(forward, params):
+    for label in (-1, 4):
+        output = forward(params, X, T, jnp.array([0, label]))
+        assert np.isfinite(output[0]).all() and np.isnan(output[1]).all()
 
 
 def test_dropout_acts_with_a_key_only(forward, params):
