@@ -111,13 +111,17 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
     steps = [
         int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()
     ]
-    folder = epath.Path(workdir) / "checkpoints" / str(max(steps)) / "state"
+    folder = epath.Path(workdir) / "checkpoints" / str(max(steps))
     handler = ocp.PyTreeCheckpointHandler()
-    as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree
-    )
-    state = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    leaves = jax.tree_util.tree_leaves_with_path(state)
+
+    def read(part: str) -> Any:
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder / part).tree
+        )
+        return handler.restore(folder / part, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+    parts = {part: read(part) for part in ("params", "ema/default", "training")}
+    leaves = jax.tree_util.tree_leaves_with_path(parts)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 

@@ -178,10 +178,14 @@ def state_of(workdir: Path, step: int | None = None) -> dict[str, Any]:
 
     folder = epath.Path(workdir) / "checkpoints" / str(step or checkpoint_steps(workdir)[-1])
     handler = ocp.PyTreeCheckpointHandler()
-    as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder / "state").tree
-    )
-    return handler.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+    def read(part: str) -> Any:
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder / part).tree
+        )
+        return handler.restore(folder / part, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+    return {part: read(part) for part in ("params", "ema/default", "training")}
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -1,4 +1,6 @@
-"""The arrays of a checkpoint: a pytree written and read by Orbax, and whether it fits a template.
+"""The arrays of a checkpoint: named pytrees written and read by Orbax, and whether they fit a template.
+
+Each part has a folder of its own, so that one can be verified and read without the others.
 
 Orbax takes half a second to import, so it is imported when first used.
 """
@@ -6,6 +8,7 @@ Orbax takes half a second to import, so it is imported when first used.
 import asyncio
 import functools
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +17,89 @@ import jax
 # Bounded data files let several threads hash a large checkpoint.
 DATA_FILE_BYTES = 64 << 20
 
+# Pytrees by name.
+Parts = Mapping[str, Any]
 
-def start_writing(directory: Path, state: Any) -> list[Any]:
-    """Copies a state to host memory and returns futures of its writes into a directory.
 
-    The state may be donated at once. On the CPU the copies are views of the arrays' memory, which
+def start_writing(directory: Path, parts: Parts) -> list[Any]:
+    """Copies the parts to host memory and returns futures of their writes.
+
+    They may be donated at once. On the CPU the copies are views of the arrays' memory, which
     XLA does not reuse for a donation while a view exists.
 
     Args:
-      directory: Existing and empty; every process calls this.
-      state: Pytree of `jax.Array`s.
+      directory: Holds an empty folder for each part; every process calls this.
+      parts: Pytrees of `jax.Array`s, by name.
     """
     import orbax.checkpoint as ocp
 
-    args = ocp.args.PyTreeSave(state, ocdbt_target_data_file_size=DATA_FILE_BYTES)
-    return asyncio.run(_handler().async_save(_orbax_path(directory), args=args))
+    async def start() -> list[Any]:
+        writes = []
+        for name, tree in parts.items():
+            args = ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=DATA_FILE_BYTES)
+            writes += await _handler().async_save(_orbax_path(directory / name), args=args) or []
+        return writes
+
+    return asyncio.run(start())
 
 
-def finish_writing(directory: Path) -> None:
+def finish_writing(directory: Path, names: Iterable[str]) -> None:
     """Joins what the processes wrote; one process calls this when all writes are done."""
-    _handler().finalize(_orbax_path(directory))
+    for name in names:
+        _handler().finalize(_orbax_path(directory / name))
 
 
-def read(directory: Path, template: Any) -> Any:
-    """Returns the state as the template says: structure, shapes, dtypes and shardings.
+def read(directory: Path, template: Parts) -> dict[str, Any]:
+    """Returns the parts as the template says: structure, shapes, dtypes and shardings.
 
     A template leaf without a sharding goes to the first local device.
     """
     import orbax.checkpoint as ocp
 
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    item = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or default
-        ),
-        template,
-    )
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
-    return _handler().restore(_orbax_path(directory), args=args)
-
-
-def describe(state: Any) -> dict[str, str]:
-    """Returns "dtype[shape]" of every leaf by its path, such as "params/dense/bias"."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    parts = {}
+    for name, tree in template.items():
+        item = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or default
+            ),
+            tree,
         )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
+        parts[name] = _handler().restore(_orbax_path(directory / name), args=args)
+    return parts
+
+
+def describe(parts: Parts) -> dict[str, dict[str, str]]:
+    """Returns "dtype[shape]" of every leaf of each part, by its path, such as "dense/bias"."""
+    return {
+        name: {
+            jax.tree_util.keystr(path, simple=True, separator="/"): (
+                f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+            )
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for name, tree in parts.items()
     }
 
 
-def misfit(saved: dict[str, str], template: Any) -> str:
-    """Returns how a template's leaves differ from the saved ones, or "" if they do not."""
-    wanted = describe(template)
+def misfit(saved: dict[str, dict[str, str]], template: Parts) -> str:
+    """Returns how a template's leaves differ from the saved ones of the same parts, or "" if they do not."""
+
+    def flat(parts: dict[str, dict[str, str]]) -> dict[str, str]:
+        return {
+            f"{part}/{path}".rstrip("/"): leaf
+            for part, leaves in parts.items()
+            for path, leaf in leaves.items()
+        }
+
+    wanted = flat(describe(template))
+    there = flat({name: saved.get(name, {}) for name in template})
     differences = [
-        f"{name} is {saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
-        for name in sorted(saved.keys() | wanted.keys())
-        if saved.get(name) != wanted.get(name)
+        f"{name} is {there.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
+        for name in sorted(there.keys() | wanted.keys())
+        if there.get(name) != wanted.get(name)
     ]
     more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
     return ", ".join(differences[:3]) + more

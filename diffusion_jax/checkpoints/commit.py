@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -17,13 +17,12 @@ from diffusion_jax.checkpoints import arrays
 from diffusion_jax.checkpoints.integrity import sync_directory, write_manifest
 from diffusion_jax.errors import RunError, reason
 
-ARRAYS = "state"
 META = "meta.json"
 TEMPORARY = ".tmp-"
 SPARE_BYTES = 16 << 20
 
 
-def prepare(final: Path, temporary: Path, num_bytes: int) -> bool:
+def prepare(final: Path, temporary: Path, names: Iterable[str], num_bytes: int) -> bool:
     """Makes the temporary directory, or returns False as `final` is already there; sweeps up leftovers.
 
     Raises:
@@ -37,17 +36,18 @@ def prepare(final: Path, temporary: Path, num_bytes: int) -> bool:
     # A disk that fills up later is an error too, but TensorStore's threads then print tracebacks.
     if shutil.disk_usage(temporary.parent).free < num_bytes + num_bytes // 8 + SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    (temporary / ARRAYS).mkdir(parents=True)
+    for name in names:
+        (temporary / name).mkdir(parents=True)
     return True
 
 
-def commit(final: Path, temporary: Path, payload: str) -> None:
+def commit(final: Path, temporary: Path, names: Iterable[str], payload: str) -> None:
     """Turns the temporary directory, with all arrays written, into the checkpoint `final`.
 
     Raises:
       OSError: The disk is full or fails.
     """
-    arrays.finish_writing(temporary / ARRAYS)
+    arrays.finish_writing(temporary, names)
     (temporary / META).write_text(payload)
     write_manifest(temporary)
     temporary.rename(final)

@@ -34,12 +34,12 @@ def write_manifest(directory: Path) -> None:
         sync_directory(folder)
 
 
-def find_damage(directory: Path, only: str | None = None) -> str | None:
+def find_damage(directory: Path, only: Sequence[str] | None = None) -> str | None:
     """Returns what is wrong with a checkpoint directory in a few words, or None if it is sound.
 
     Args:
       directory: Directory that `write_manifest` has sealed. Files added later are ignored.
-      only: Name of one file to check; the others' content is then taken on trust.
+      only: Files and folders to check; the others may be damaged or missing.
     """
     try:
         stored = (directory / MANIFEST).read_bytes()
@@ -51,9 +51,9 @@ def find_damage(directory: Path, only: str | None = None) -> str | None:
         sizes = {name: int(entry["size"]) for name, entry in files.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
         intact, files, sizes = False, {}, {}
-    if not intact or only not in (None, *files):
+    if not intact:
         return f"{MANIFEST}: damaged"
-    names = [only] if only else sorted(files)
+    names = [name for name in sorted(files) if only is None or _is_in(name, only)]
     for name in names:
         try:
             size = (directory / name).stat().st_size
@@ -67,6 +67,10 @@ def find_damage(directory: Path, only: str | None = None) -> str | None:
         return f"{error.filename}: {error.strerror}"
     wrong = [name for name in names if found[name] != files[name]]
     return f"{wrong[0]}: wrong checksum" if wrong else None
+
+
+def _is_in(name: str, places: Sequence[str]) -> bool:
+    return any(name == place or name.startswith(f"{place}/") for place in places)
 
 
 def sync_directory(directory: Path) -> None:

@@ -2,7 +2,7 @@
 
 A checkpoint is a directory named by its step:
 
-    <directory>/<step>/state/         the arrays (Orbax, OCDBT and Zarr 3)
+    <directory>/<step>/<part>/        the arrays of a part (Orbax, OCDBT and Zarr 3)
     <directory>/<step>/meta.json      step, the caller's JSON, shape and dtype of every leaf
     <directory>/<step>/manifest.json  size and SHA-256 of every file
     <directory>/damaged/<step>-<n>/   what failed the check, moved aside
@@ -26,8 +26,8 @@ from typing import Any
 import jax
 
 from diffusion_jax.checkpoints import arrays
+from diffusion_jax.checkpoints.arrays import Parts
 from diffusion_jax.checkpoints.commit import (
-    ARRAYS,
     META,
     TEMPORARY,
     commit,
@@ -48,10 +48,10 @@ _attempts = itertools.count()
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A restored checkpoint: its step, its pytree of arrays and the JSON saved with them."""
+    """A restored checkpoint: its step, the parts that were asked for, and the JSON saved with them."""
 
     step: int
-    state: Any
+    parts: dict[str, Any]
     meta: dict[str, Any]
 
 
@@ -100,36 +100,40 @@ class CheckpointStore:
             )
         return []
 
-    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+    def save(self, step: int, parts: Parts, meta: dict[str, Any]) -> None:
         """Starts to save; waits only for an earlier save and for the copy to host memory.
 
-        `state` may be donated at once: later steps cannot alter what is written. A step that is
+        The arrays may be donated at once: later steps cannot alter what is written. A step that is
         already there is left as it is, since a resumed run computes the same state again; one that
         is damaged and could not be moved aside is an error.
 
         Args:
           step: Number of finished training steps, at least 0.
-          state: Pytree of `jax.Array`s; typed PRNG keys are fine.
+          parts: Pytrees of `jax.Array`s by name, such as {"params": ..., "ema/slow": ...}; typed PRNG keys
+            are fine. Each can be restored without the others.
           meta: JSON-serialisable; read back with tuples turned into lists.
 
         Raises:
           RunError: This save could not begin or an earlier one failed (disk full, ...).
         """
         self.wait()
-        leaves = arrays.describe(state)
+        leaves = arrays.describe(parts)
         payload = json.dumps({"step": step, "meta": meta, "leaves": leaves}, indent=1)
-        num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(parts)))
         final = self._path(step)
         temporary = self.directory / f"{TEMPORARY}{next(_attempts)}-{step}"
         with failure_named(final, temporary):
             if not first_decides(
-                "prepare a checkpoint", lambda: self._begin(final, temporary, num_bytes)
+                "prepare a checkpoint",
+                lambda: self._begin(final, temporary, list(parts), num_bytes),
             ):
                 logger.info("checkpoint %s exists already", final)
                 return
-            start = self._pool.submit(arrays.start_writing, temporary / ARRAYS, state)
+            start = self._pool.submit(arrays.start_writing, temporary, parts)
             # Also after a failure, so that this process tells the others, who wait for it.
-            self._pending = self._pool.submit(self._finish, final, temporary, payload, start)
+            self._pending = self._pool.submit(
+                self._finish, final, temporary, list(parts), payload, start
+            )
             wait_for_futures([start])
 
     def wait(self) -> None:
@@ -151,21 +155,23 @@ class CheckpointStore:
         finally:
             self._pool.shutdown()
 
-    def restore(self, template: Any, step: int | None = None) -> Checkpoint | None:
+    def restore(self, template: Parts, step: int | None = None) -> Checkpoint | None:
         """Returns the newest sound checkpoint, bit for bit as saved, or None if there is none.
 
-        Damaged ones are named in a warning and moved to `damaged/`.
+        Only the parts of the template are verified and read: the others may be damaged or not there at all.
+        Damaged checkpoints are named in a warning and moved to `damaged/`.
 
         Args:
-          template: Pytree of `jax.ShapeDtypeStruct` (or arrays) that says the structure and, by
-            its shardings, where each array goes: not necessarily where it was when saved.
+          template: Of each part that is wanted, a pytree of `jax.ShapeDtypeStruct` (or arrays) that says
+            the structure and, by its shardings, where each array goes: not necessarily where it was when
+            saved.
           step: Takes this very checkpoint instead of the newest.
 
         Raises:
           InputError: No such step, or the template does not fit the saved state.
           RunError: There are checkpoints, but none (or not the one asked for) is sound.
         """
-        chosen = self._choose(step)
+        chosen = self._choose(step, [META, *template])
         if chosen is None:
             return None
         path = self._path(chosen)
@@ -174,17 +180,17 @@ class CheckpointStore:
         if misfit:
             raise InputError(f"checkpoint {path} does not fit: {misfit}")
         try:
-            state = arrays.read(path / ARRAYS, template)
+            parts = arrays.read(path, template)
         except Exception as error:
             raise RunError(f"cannot read checkpoint {path}: {reason(error)}") from error
-        return Checkpoint(chosen, state, content["meta"])
+        return Checkpoint(chosen, parts, content["meta"])
 
     def meta(self, step: int | None = None) -> dict[str, Any] | None:
         """Returns the JSON of the newest checkpoint, or of `step`, without reading the arrays.
 
         Like `restore`, except that only the JSON itself is verified.
         """
-        chosen = self._choose(step, only=META)
+        chosen = self._choose(step, [META])
         if chosen is None:
             return None
         return json.loads((self._path(chosen) / META).read_bytes())["meta"]
@@ -192,22 +198,29 @@ class CheckpointStore:
     def _path(self, step: int) -> Path:
         return self.directory / str(step)
 
-    def _begin(self, final: Path, temporary: Path, num_bytes: int) -> bool:
+    def _begin(self, final: Path, temporary: Path, names: list[str], num_bytes: int) -> bool:
         """Makes the temporary directory; False if the checkpoint exists already."""
         if int(final.name) in self._damaged and final.is_dir():
             raise RunError("a damaged one is there that cannot be moved aside")
-        return prepare(final, temporary, num_bytes)
+        return prepare(final, temporary, names, num_bytes)
 
-    def _finish(self, final: Path, temporary: Path, payload: str, start: Future[list[Any]]) -> None:
+    def _finish(
+        self,
+        final: Path,
+        temporary: Path,
+        names: list[str],
+        payload: str,
+        start: Future[list[Any]],
+    ) -> None:
         """Waits for the arrays, commits, deletes old ones; runs in the background thread."""
 
         def write() -> None:
-            for part in start.result():
-                part.result()
+            for pending in start.result():
+                pending.result()
 
         with failure_named(final, temporary):
             all_do("write a checkpoint", write)
-            first_decides("commit a checkpoint", lambda: commit(final, temporary, payload))
+            first_decides("commit a checkpoint", lambda: commit(final, temporary, names, payload))
         if jax.process_index() == 0:
             self._delete_old(int(final.name))
 
@@ -222,12 +235,12 @@ class CheckpointStore:
             except OSError as error:
                 logger.warning("cannot delete %s: %s", self._path(step), reason(error))
 
-    def _choose(self, step: int | None, only: str | None = None) -> int | None:
+    def _choose(self, step: int | None, only: list[str]) -> int | None:
         """Returns the newest sound step, the same in every process."""
         self.wait()
         return first_decides("choose a checkpoint", lambda: self._newest_sound(step, only))
 
-    def _newest_sound(self, step: int | None, only: str | None) -> int | None:
+    def _newest_sound(self, step: int | None, only: list[str]) -> int | None:
         steps = self.steps()
         if step is not None and step not in steps:
             listed = ", ".join(map(str, steps)) or "none"

@@ -16,13 +16,12 @@ from diffusion_jax import build
 from diffusion_jax import config as config_lib
 from diffusion_jax.build import AVERAGE, Experiment
 from diffusion_jax.checkpoints.store import CheckpointStore
-from diffusion_jax.commands.train import create_fn
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler
 from diffusion_jax.samplers.batches import FRAMES, STRIP_IMAGES, class_of_images, make_batch_sampler
-from diffusion_jax.training.state import TrainState, abstract_like
+from diffusion_jax.training.state import abstract_like, average_part
 
 GRID_IMAGES = 100
 
@@ -99,7 +98,9 @@ def _restore(
     config = trained
     shape = tuple(meta["data"]["image_shape"])
     exp = build.build(config, shape, meta["data"]["num_classes"])
-    template = abstract_like(create_fn(exp), sharding.replicated(mesh))
+    # The optimiser's moments are not read, nor any other average.
+    part = average_part(AVERAGE) if config.sample.ema else "params"
+    template = {part: abstract_like(exp.model.init, sharding.replicated(mesh))}
     checkpoint = store.restore(template, config.sample.step)
     store.close()
     assert checkpoint is not None
@@ -108,8 +109,7 @@ def _restore(
             f"checkpoint {checkpoint.step} was trained with another config than the damaged newest; "
             f"ask for it: --config.sample.step={checkpoint.step}"
         )
-    state: TrainState = checkpoint.state
-    return exp, checkpoint.step, state.ema[AVERAGE] if config.sample.ema else state.params
+    return exp, checkpoint.step, checkpoint.parts[part]
 
 
 def _draw(

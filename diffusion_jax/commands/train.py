@@ -35,7 +35,13 @@ from diffusion_jax.training.hooks import (
 from diffusion_jax.training.loop import Hook, Plan, compile_steps, run_loop
 from diffusion_jax.training.meter import Meter, NotFinite
 from diffusion_jax.training.run_log import RunLog
-from diffusion_jax.training.state import TrainState, abstract_like, create_state
+from diffusion_jax.training.state import (
+    TrainState,
+    abstract_like,
+    create_state,
+    from_parts,
+    to_parts,
+)
 from diffusion_jax.training.step import make_train_step
 
 ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
@@ -169,7 +175,7 @@ def _restore_or_create(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from, and the JSON that was saved with it."""
     create, everywhere = create_fn(exp), sharding.replicated(mesh)
-    checkpoint = store.restore(abstract_like(create, everywhere))
+    checkpoint = store.restore(to_parts(abstract_like(create, everywhere)))
     if checkpoint is None:
         state = jax.jit(create, out_shardings=everywhere)(stream(exp.config.seed, "init"))
         return state, {}
@@ -180,7 +186,7 @@ def _restore_or_create(
         )
     if before["fingerprint"] != data.fingerprint(split) and not allow_change:
         raise InputError(f"this run was trained on other images than {name} now has. {ADVICE}")
-    return checkpoint.state, checkpoint.meta
+    return from_parts(checkpoint.parts), checkpoint.meta
 
 
 def _meta(

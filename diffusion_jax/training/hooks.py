@@ -12,7 +12,7 @@ from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers.batches import Samples
 from diffusion_jax.training.loop import Hook
 from diffusion_jax.training.run_log import RunLog
-from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.state import TrainState, to_parts
 
 
 def held_out_hook(
@@ -91,6 +91,6 @@ def checkpoint_hook(
     """
 
     def run(state: TrainState, step: int) -> None:
-        store.save(step, state, meta(step))
+        store.save(step, to_parts(state), meta(step))
 
     return Hook(run, every, last=True, stopped=True)

@@ -63,6 +63,25 @@ def create_state(
     )
 
 
+def average_part(name: str) -> str:
+    """Returns the name of the checkpoint's part that holds an average of the parameters."""
+    return f"ema/{name}"
+
+
+def to_parts(state: TrainState) -> dict[str, Any]:
+    """Returns the state as the parts of a checkpoint: parameters and averages can be read alone."""
+    averages = {average_part(name): params for name, params in state.ema.items()}
+    rest = {"step": state.step, "opt_state": state.opt_state, "aux": state.aux}
+    return {"params": state.params, **averages, "training": rest}
+
+
+def from_parts(parts: dict[str, Any]) -> TrainState:
+    """Undoes `to_parts`."""
+    prefix = average_part("")
+    ema = {name[len(prefix) :]: params for name, params in parts.items() if name.startswith(prefix)}
+    return TrainState(params=parts["params"], ema=ema, **parts["training"])
+
+
 def abstract_like(create: Any, sharding: jax.sharding.Sharding) -> Any:
     """Returns the shapes, types and shardings of what `create(key)` makes: the template of a restore."""
     shapes = jax.eval_shape(create, jax.random.key(0))

@@ -21,7 +21,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from tiny_run import finish_all
 
-from diffusion_jax.checkpoints import commit
+from diffusion_jax.checkpoints import commit, integrity
 from diffusion_jax.checkpoints.integrity import find_damage
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError
@@ -48,13 +48,13 @@ def mesh() -> Mesh:
 
 
 def make_state(seed: int = 0) -> dict[str, Any]:
-    """A state with what train states are made of: nested dicts, tuples, empty nodes, a key."""
+    """Parts with what train states are made of: nested dicts, tuples, empty nodes, a key."""
     bits = np.random.default_rng(seed).integers(0, 2**32, (16, 24), dtype=np.uint32)
     return {
         # All bit patterns, so also NaNs with a payload and subnormal numbers.
         "params": {"dense": {"kernel": jnp.asarray(bits.view(np.float32)), "bias": jnp.ones(24)}},
         "opt_state": (jnp.int32(seed), (), {"mu": jnp.full(8, 0.1, jnp.bfloat16)}, None),
-        "key": jax.random.key(seed),
+        "key": {"key": jax.random.key(seed)},
     }
 
 
@@ -92,10 +92,10 @@ def test_what_is_restored_is_bit_for_bit_what_was_saved(open_store: Open) -> Non
     restored = open_store().restore(template(make_state()))
     assert restored is not None and (restored.step, restored.meta) == (7, {"position": 7})
     expected = make_state(7)
-    assert jax.tree.structure(restored.state) == jax.tree.structure(expected)
-    assert raw(restored.state) == raw(expected)
+    assert jax.tree.structure(restored.parts) == jax.tree.structure(expected)
+    assert raw(restored.parts) == raw(expected)
     older = open_store().restore(template(make_state()), step=3)
-    assert older is not None and raw(older.state) == raw(make_state(3))
+    assert older is not None and raw(older.parts) == raw(make_state(3))
     assert open_store().meta() == {"position": 7} and open_store().meta(3) == {"position": 3}
 
 
@@ -128,9 +128,9 @@ def test_a_donating_step_right_after_save_does_not_change_what_is_saved(
         state = step(state)
     jax.block_until_ready(state)
     restored = store.restore(wanted)
-    assert restored is not None and raw(restored.state) == expected
+    assert restored is not None and raw(restored.parts) == expected
     # And what is restored may be donated in turn.
-    after = step(restored.state)
+    after = step(restored.parts)
     assert all(
         (np.asarray(s.data) == -1).all() for x in after.values() for s in x.addressable_shards
     )
@@ -150,9 +150,9 @@ def test_restores_on_another_number_of_devices(open_store: Open, mesh: Mesh, sav
     for sharding in shardings.values():
         wanted = {"x": template(state["x"], sharding), "n": template(state["n"])}
         restored = store.restore(wanted)
-        assert restored is not None and restored.state["x"].sharding == sharding
-        assert raw(restored.state) == raw(state)
-        doubled = jax.jit(lambda x: 2 * x, donate_argnums=0)(restored.state["x"])
+        assert restored is not None and restored.parts["x"].sharding == sharding
+        assert raw(restored.parts) == raw(state)
+        doubled = jax.jit(lambda x: 2 * x, donate_argnums=0)(restored.parts["x"])
         np.testing.assert_array_equal(doubled, 2 * np.arange(64.0).reshape(16, 4))
 
 
@@ -176,7 +176,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_the_older_checkpoint_used(
     store = open_store()
     saved(store, 1, 2)
     names = [p.relative_to(store.directory / "2") for p in files_of(store.directory / "2")]
-    assert {"manifest.json", "meta.json", "state/_METADATA"} <= {p.as_posix() for p in names}
+    assert {"manifest.json", "meta.json", "params/_METADATA"} <= {p.as_posix() for p in names}
     rng = np.random.default_rng(0)
     cases = [(name, at) for name in names for at in (0.0, *rng.random(2), 1.0)]
     for number, (name, at) in enumerate(cases, start=1):
@@ -185,7 +185,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_the_older_checkpoint_used(
         caplog.clear()
         restored = store.restore(template(make_state()))
         assert restored is not None and restored.step == 1, name
-        assert raw(restored.state) == raw(make_state(1))
+        assert raw(restored.parts) == raw(make_state(1))
         assert f"{store.directory}/2 is damaged" in caplog.text
         aside = store.directory / "damaged" / f"2-{number}"
         assert str(aside) in caplog.text and len(files_of(aside)) == len(names)
@@ -233,7 +233,7 @@ def test_if_no_checkpoint_is_sound_it_refuses_now_and_at_the_next_start(open_sto
     store = open_store()
     saved(store, 1, 2)
     for step in (1, 2):
-        flip_bit(store.directory / str(step) / "state" / "manifest.ocdbt", 100)
+        flip_bit(store.directory / str(step) / "params" / "manifest.ocdbt", 100)
     for _ in range(2):
         with pytest.raises(RunError, match="every checkpoint in .* is damaged"):
             open_store().restore(template(make_state()))
@@ -259,16 +259,57 @@ def test_a_template_that_does_not_fit_is_refused_by_name(open_store: Open) -> No
     wanted = template(make_state())
     wanted["params"]["dense"]["bias"] = jax.ShapeDtypeStruct((25,), jnp.float32)
     wanted["extra"] = jax.ShapeDtypeStruct((), jnp.int32)
-    del wanted["key"]
+    wanted["opt_state"] = wanted["opt_state"][:1]
     with pytest.raises(InputError) as error:
         store.restore(wanted)
     for part in (
         "params/dense/bias is float32[24] there and float32[25] here",
         "extra is absent there and int32[] here",
-        "key is key<fry>[] there and absent here",
+        "opt_state/2/mu is bfloat16[8] there and absent here",
     ):
         assert part in str(error.value)
     assert store.steps() == [1]
+
+
+def test_a_part_is_restored_alone_and_the_others_need_not_be_sound_or_there(
+    open_store: Open,
+) -> None:
+    store = open_store()
+    saved(store, 1, 2)
+    wanted = {"params": template(make_state())["params"]}
+    flip_bit(store.directory / "2" / "opt_state" / "manifest.ocdbt", 99)
+    shutil.rmtree(store.directory / "2" / "key")
+    restored = store.restore(wanted)
+    assert restored is not None and restored.step == 2 and restored.meta == {"position": 2}
+    assert raw(restored.parts) == raw(make_state(2)["params"])
+    # Damage to the part itself counts as ever, and so does any damage where all parts are wanted.
+    flip_bit(store.directory / "2" / "params" / "manifest.ocdbt", 99)
+    restored = store.restore(wanted)
+    assert restored is not None and restored.step == 1
+    flip_bit(store.directory / "1" / "opt_state" / "manifest.ocdbt", 99)
+    with pytest.raises(RunError, match="is damaged"):
+        store.restore(template(make_state()))
+
+
+def test_a_part_costs_the_reading_of_its_own_files_only(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted where Python reads (the checksums); what Orbax reads lies in the part's own folder."""
+    store = open_store()
+    large = {"params": jnp.zeros(1000), "opt_state": jnp.zeros(100_000)}
+    store.save(1, large, {})
+    store.wait()
+    read: list[int] = []
+    digest = integrity.hashlib.file_digest
+
+    def counted(file: Any, name: str) -> Any:
+        read.append(os.fstat(file.fileno()).st_size)
+        return digest(file, name)
+
+    monkeypatch.setattr(integrity.hashlib, "file_digest", counted)
+    shutil.rmtree(store.directory / "1" / "opt_state")
+    restored = store.restore({"params": template(large["params"])})
+    assert restored is not None and 4000 < sum(read) < 40_000
 
 
 def test_a_leaf_without_a_sharding_goes_to_the_first_device(open_store: Open) -> None:
@@ -276,7 +317,7 @@ def test_a_leaf_without_a_sharding_goes_to_the_first_device(open_store: Open) ->
     saved(store, 1)
     bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_state())
     restored = store.restore(bare)
-    assert restored is not None and raw(restored.state) == raw(make_state(1))
+    assert restored is not None and raw(restored.parts) == raw(make_state(1))
 
 
 @pytest.mark.parametrize("options", [{"keep_last": 0}, {"keep_every": 0}])
@@ -315,7 +356,7 @@ def test_a_full_disk_in_the_background_is_one_clear_line_and_harms_nothing(
     )
     assert os.listdir(store.directory) == ["1"]
     restored = store.restore(template(make_state()))
-    assert restored is not None and raw(restored.state) == raw(make_state(1))
+    assert restored is not None and raw(restored.parts) == raw(make_state(1))
     saved(store, 4)
     assert store.steps() == [4]
 
@@ -385,8 +426,8 @@ def test_a_kill_at_any_stage_leaves_whole_checkpoints_only(tmp_path: Path) -> No
         assert store.steps() == list(range(1, expected + 1)), stage
         restored = store.restore({"a": template(value), "b": template(value[:7])})
         assert restored is not None and restored.step == expected
-        assert (np.asarray(restored.state["a"]) == expected).all()
-        store.save(3, restored.state, {})
+        assert (np.asarray(restored.parts["a"]) == expected).all()
+        store.save(3, restored.parts, {})
         store.close()
         assert not list(store.directory.glob(".tmp-*")), "leftovers go with the next save"
         assert not (store.directory / "damaged").exists()
@@ -441,7 +482,7 @@ def test_two_processes_save_and_restore_together(tmp_path: Path) -> None:
             with open(f"{sys.argv[1]}/3/meta.json", "ab") as file:
                 file.write(b" ")
         restored = store.restore(state)
-        for name, array in restored.state.items():
+        for name, array in restored.parts.items():
             for shard in array.addressable_shards:
                 np.testing.assert_array_equal(shard.data, host[shard.index])
         print(restored.step, store.meta(), store.steps())

@@ -140,7 +140,7 @@ def test_train_json_has_the_figures_and_where_they_come_from(unet: Path) -> None
 def test_the_averaged_parameters_trail_the_parameters(unet: Path) -> None:
     first, last = state_of(unet, 4), state_of(unet, 12)
     for average, start, end in zip(
-        jax.tree.leaves(last["ema"]["default"]),
+        jax.tree.leaves(last["ema/default"]),
         jax.tree.leaves(first["params"]),
         jax.tree.leaves(last["params"]),
         strict=True,
@@ -230,6 +230,24 @@ def test_a_restarted_job_draws_only_what_is_missing_or_damaged(
     assert [earlier["drawn_this_start"] for earlier in result["earlier"]] == [6]
     result, _ = sample(conditional, *fields, "sample.batch_size=2")
     assert result["drawn_this_start"] == 0
+
+
+def test_sampling_needs_the_averaged_parameters_and_nothing_else_of_a_run(
+    conditional: Path, tmp_path: Path
+) -> None:
+    def drawn(workdir: Path) -> np.ndarray:
+        outcome = run("--mode=sample", f"--workdir={workdir}", "--config.sample.num_images=4")
+        assert outcome.status == 0, outcome.err
+        return images(workdir / "samples" / results(workdir, "sample")["job"])
+
+    whole, bare = tmp_path / "whole", tmp_path / "bare"
+    shutil.copytree(conditional, whole)
+    kept = Path("checkpoints") / str(checkpoint_steps(conditional)[-1])
+    for name in ("config.json", kept / "manifest.json", kept / "meta.json", kept / "ema"):
+        (bare / name).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (conditional / name).is_dir() else shutil.copy
+        copy(conditional / name, bare / name)
+    np.testing.assert_array_equal(drawn(bare), drawn(whole))
 
 
 def test_labels_choose_the_class_and_default_to_all_in_turn(
