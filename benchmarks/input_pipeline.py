@@ -30,7 +30,8 @@ def make_split(root: Path, num_images: int) -> Split:
     images = rng.integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, num_images)
     classes = tuple("0123456789")
-    contents = Contents((32, 32, 3), classes, {"train": split_arrays(images, labels)})
+    splits = {"train": split_arrays(images, labels)}
+    contents = Contents((32, 32, 3), classes, num_images, splits)
     directory = prepared("random", Source("random", lambda: contents), root)
     return open_prepared(directory, "random", "train")[0]
 

@@ -1,9 +1,12 @@
 """Prepared data appears whole or not at all, once, and is plain TFDS data without TensorFlow."""
 
 import multiprocessing
+import re
+import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +15,10 @@ import tensorflow_datasets as tfds
 
 from diffusion_jax.data import load
 from diffusion_jax.data.prepare import prepared
-from diffusion_jax.data.sources.base import Contents, Source
+from diffusion_jax.data.sources.base import Contents, Source, split_arrays
 from diffusion_jax.errors import InputError, RunError
+
+HALVES = {"train": slice(None, None, 2), "test": slice(1, None, 2)}
 
 
 def source_of(n, *, pause=0.0, log=None):
@@ -28,7 +33,7 @@ def source_of(n, *, pause=0.0, log=None):
         if log is not None:
             with log.open("a") as file:
                 file.write("read\n")
-        return Contents((2, 2, 1), ("a", "b", "c"), {"train": images()})
+        return Contents((2, 2, 1), ("a", "b", "c"), n, {"train": images()})
 
     return Source("key", read)
 
@@ -94,10 +99,43 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path):
         yield np.zeros((2, 2, 1), np.uint8), 0
         raise OSError(28, "No space left on device")
 
-    full = Source("key", lambda: Contents((2, 2, 1), (), {"train": images()}))
+    full = Source("key", lambda: Contents((2, 2, 1), (), 2, {"train": images()}))
     with pytest.raises(RunError, match="no space is left"):
         prepared("x", full, tmp_path)
     assert count(prepared("x", source_of(5), tmp_path)) == 5
+
+
+@pytest.mark.parametrize(
+    ("shape", "n"), [((8, 8, 1), 16_000), ((64, 64, 3), 100), ((256, 256, 3), 5)]
+)
+def test_a_disk_without_room_is_named_before_anything_is_written(
+    tmp_path, monkeypatch, rng, shape, n
+):
+    images = rng.integers(0, 256, (n, *shape), np.uint8)  # Noise, which no compression shrinks.
+    splits = {name: split_arrays(images[rows], np.arange(n)[rows]) for name, rows in HALVES.items()}
+    source = Source("key", lambda: Contents(shape, (), n, splits))
+    asked, free = [], 0
+
+    def disk_usage(path):
+        asked.append(path)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    message = (
+        r"preparing x needs (\S+) GiB, but 0 GiB are free in '(.*)'; make room, or set cache_dir"
+    )
+    with pytest.raises(RunError, match=message) as error:
+        prepared("x", source, tmp_path / "data")
+    match = re.match(message, str(error.value))
+    assert match is not None and match[2] == str(tmp_path / "data") and "\n" not in str(error.value)
+    assert asked[0].is_relative_to(tmp_path / "data")
+    assert not list(tmp_path.rglob("*array_record*"))
+    needed = float(match[1]) * 2**30
+    free = int(needed * 1.01)  # The message gives three digits.
+    prepared("x", source, tmp_path / "data")
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    # Enough, and at most a third too much for tiny images, and 1 MiB for any set.
+    assert written < needed * 1.01 < 4 / 3 * written + 2**20
 
 
 @pytest.mark.parametrize("pattern", ["*array_record*", "dataset_info.json", "features.json"])

@@ -12,9 +12,11 @@ import urllib.request
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from diffusion_jax.data import load
+from diffusion_jax.data import SOURCES, load
 from diffusion_jax.data.sources import cifar10, fashion_mnist
+from diffusion_jax.data.sources.base import Request
 from diffusion_jax.data.sources.batch_pickle import load_batch
 from diffusion_jax.errors import InputError
 
@@ -332,3 +334,26 @@ def test_a_truncated_tarball_is_refused(tmp_path, cifar_batches):
 def test_a_source_dir_that_does_not_exist_is_named(tmp_path, name):
     with pytest.raises(InputError, match="/nowhere' does not exist"):
         load(name, "train", source_dir=tmp_path / "nowhere", cache_dir=tmp_path, image_size=None)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist", "cifar10", "image_folder"])
+def test_the_number_of_images_is_known_before_they_are_read(
+    tmp_path, fashion_dir, cifar_batches, name
+):
+    batches = {n: python3_pickle(b) for n, b in cifar_batches.items()}
+    sha256 = write_tar(tmp_path / cifar10.FILE_NAME, batches)
+    for i in range(5):
+        Image.new("L", (3, 3)).save(tmp_path / f"{i}.png")
+    folder = {"digits": None, "fashion_mnist": fashion_dir}.get(name, tmp_path)
+    request = Request(
+        folder,
+        sha256 if name == "cifar10" else None,
+        8 if name in ("digits", "image_folder") else None,
+        0.2,
+        tmp_path / "downloads",
+        tmp_path / "index",
+    )
+    contents = SOURCES[name](request).read()
+    expected = {"digits": 1797, "fashion_mnist": 10, "cifar10": 11, "image_folder": 5}[name]
+    assert contents.num_images == expected
+    assert sum(len(list(images)) for images in contents.splits.values()) == expected

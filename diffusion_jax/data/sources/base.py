@@ -37,12 +37,14 @@ class Contents:
     Attributes:
       image_shape: (H, W, C) of every image.
       class_names: Name of each class; empty if there are no labels.
+      num_images: Number of images of all splits; some may turn out to be damaged, and are left out.
       splits: For each split that is not empty, its images and labels in order.
       left_out: Files that could not be read; complete once all splits have been read.
     """
 
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+    num_images: int
     splits: Mapping[str, Iterable[LabelledImage]]
     left_out: list[str] = dataclasses.field(default_factory=list)
 

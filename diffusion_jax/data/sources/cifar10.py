@@ -90,7 +90,7 @@ def _read(path: Path, sha256: str) -> Contents:
         raise InputError(f"the batches in {str(path)!r} are not CIFAR-10's ({error!r})") from error
     images, labels = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
     splits = {"train": split_arrays(images, labels), "test": split_arrays(*test)}
-    return Contents((32, 32, 3), classes, splits)
+    return Contents((32, 32, 3), classes, len(images) + len(test[0]), splits)
 
 
 def _arrays(

@@ -30,4 +30,4 @@ def _read(test_fraction: float) -> Contents:
         for name, rows in {"train": ~test, "test": test}.items()
         if rows.any()
     }
-    return Contents((8, 8, 1), tuple("0123456789"), splits)
+    return Contents((8, 8, 1), tuple("0123456789"), len(images), splits)

@@ -70,7 +70,7 @@ def _published(download_dir: Path) -> list[Path]:
 
 def _read(files: list[Path], *, check: bool) -> Contents:
     arrays = [read_idx(file, FILES[file.name] if check else None) for file in files]
-    splits = {}
+    splits, num_images = {}, 0
     for name, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
         if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or not len(labels):
             raise InputError(
@@ -83,7 +83,8 @@ def _read(files: list[Path], *, check: bool) -> Contents:
                 f"{len(CLASS_NAMES) - 1} is allowed"
             )
         splits[name] = split_arrays(images[..., None], labels.astype(np.int64))
-    return Contents((28, 28, 1), CLASS_NAMES, splits)
+        num_images += len(labels)
+    return Contents((28, 28, 1), CLASS_NAMES, num_images, splits)
 
 
 def read_idx(path: Path, sha256: str | None = None) -> UInt8[np.ndarray, "*dims"]:

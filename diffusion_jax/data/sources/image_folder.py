@@ -137,7 +137,8 @@ def _sort_out(
 def _contents(images: _Images) -> Contents:
     left_out = list(images.left_out)
     splits = {name: _decode_all(images, *split, left_out) for name, split in images.splits.items()}
-    return Contents(images.shape, images.class_names, splits, left_out)
+    num_images = sum(len(names) for names, _ in images.splits.values())
+    return Contents(images.shape, images.class_names, num_images, splits, left_out)
 
 
 def _decode_all(
