@@ -26,7 +26,7 @@ class ApplyFn(Protocol):
         t: Float[Array, " b"],
         labels: Int[Array, " b"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "b h w c"]: ...
+    ) -> Float[Array, "b h w d"]: ...
 
 
 class Model(NamedTuple):
@@ -51,7 +51,7 @@ def as_functions(module: nn.Module, image_shape: tuple[int, int, int]) -> Model:
         t: Float[Array, " b"],
         labels: Int[Array, " b"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b h w d"]:
         train = dropout_key is not None
         rngs = {"dropout": dropout_key} if train else None
         out = module.apply({"params": params}, x, t, labels, train, rngs=rngs)

@@ -22,6 +22,7 @@ class MLP(nn.Module):
       num_res_blocks: Number of residual layers.
       dropout: Rate inside the residual layers while training.
       num_classes: Number of classes to condition on; 0 for none. Label `num_classes` stands for no class.
+      out_channels: Channels of the output; None: those of the input.
       dtype: Type of the computation. Parameters, norms and output stay float32.
     """
 
@@ -29,6 +30,7 @@ class MLP(nn.Module):
     num_res_blocks: int = 3
     dropout: float = 0.0
     num_classes: int = 0
+    out_channels: int | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -38,7 +40,7 @@ class MLP(nn.Module):
         t: Float[Array, " b"],
         labels: Int[Array, " b"] | None = None,
         train: bool = False,
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b h w d"]:
         def dense(width: int, name: str, init: nn.initializers.Initializer = default_init):
             return Dense(width, kernel_init=init, dtype=self.dtype, name=name)
 
@@ -57,5 +59,7 @@ class MLP(nn.Module):
             r = nn.Dropout(self.dropout, name=f"dropout_{i}")(r, deterministic=not train)
             h = h + dense(self.channels, f"dense_{i}_b", zero_init)(r)
         h = nn.swish(nn.LayerNorm(dtype=jnp.float32, name="norm_out")(h))
-        out = dense(x[0].size, "dense_out", zero_init)(h)
-        return out.reshape(x.shape).astype(jnp.float32)
+        b, height, width, channels = x.shape
+        outputs = channels if self.out_channels is None else self.out_channels
+        out = dense(height * width * outputs, "dense_out", zero_init)(h)
+        return out.reshape(b, height, width, outputs).astype(jnp.float32)

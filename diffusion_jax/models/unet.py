@@ -23,7 +23,7 @@ from diffusion_jax.models.layers import (
 
 
 class UNet(nn.Module):
-    """Time-conditional U-Net; its output has the shape of its input and is float32.
+    """Time-conditional U-Net; its output has the height and width of its input and is float32.
 
     At the CIFAR-10 setting of the paper (channels 128, channel_mult (1, 2, 2, 2), 2 blocks, attention at
     16) it has 35,746,307 parameters; at the 256×256 one, (1, 1, 2, 2, 4, 4), 113,673,219.
@@ -37,6 +37,7 @@ class UNet(nn.Module):
       num_classes: Number of classes to condition on; 0 for none. Label `num_classes` stands for no class.
       norm_groups: Groups of every norm, a divisor of `channels`; None: as `group_count` chooses.
       norm_eps: Added to the variances in the norms.
+      out_channels: Channels of the output; None: those of the input.
       dtype: Type of the computation. Parameters, norms, softmax and output stay float32.
       remat: Recompute each block in the backward pass instead of keeping its activations.
     """
@@ -49,6 +50,7 @@ class UNet(nn.Module):
     num_classes: int = 0
     norm_groups: int | None = None
     norm_eps: float = 1e-6
+    out_channels: int | None = None
     dtype: Dtype = jnp.float32
     remat: bool = False
 
@@ -59,7 +61,7 @@ class UNet(nn.Module):
         t: Float[Array, " b"],
         labels: Int[Array, " b"] | None = None,
         train: bool = False,
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b h w d"]:
         emb = self._embedding(t, labels)
         h = Conv(self.channels, dtype=self.dtype, name="conv_in")(x)
         skips = [h]
@@ -83,7 +85,8 @@ class UNet(nn.Module):
                 h = Upsample(self.dtype, name=f"up_{level}_resize")(h)
 
         h = nn.swish(GroupNorm(self.norm_groups, self.norm_eps, name="norm_out")(h))
-        return Conv(x.shape[-1], kernel_init=zero_init, name="conv_out")(h)  # In float32.
+        outputs = x.shape[-1] if self.out_channels is None else self.out_channels
+        return Conv(outputs, kernel_init=zero_init, name="conv_out")(h)  # In float32.
 
     def _embedding(self, t: Array, labels: Array | None) -> Array:
         """Embeds the time and, if conditional, adds an embedding of the class."""

@@ -84,6 +84,16 @@ def test_each_image_depends_on_its_own_time_and_class_alone(forward, params):
         assert jnp.abs(changed[1] - base[1]).max() > 1e-3
 
 
+def test_the_number_of_output_channels_changes_the_last_layer_alone(params):
+    model = mlp(out_channels=4)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert jax.eval_shape(model.apply, shapes, X, T, LABELS).shape == (2, 1, 1, 4)
+    ours, wider = (jax.tree.map(np.shape, dict(tree)) for tree in (params, shapes))
+    assert ours.pop("dense_out") == {"kernel": (8, 2), "bias": (2,)}
+    assert wider.pop("dense_out") == {"kernel": (8, 4), "bias": (4,)}
+    assert ours == wider
+
+
 def test_labels_of_no_row_give_nan(forward, params):
     for label in (-1, 4):
         output = forward(params, X, T, jnp.array([0, label]))

@@ -171,6 +171,16 @@ def test_output_is_that_of_the_network_written_out_in_float64(forward, params, i
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+def test_the_number_of_output_channels_changes_the_last_layer_alone(params, inputs):
+    model = tiny(out_channels=6)
+    shapes = parameter_shapes(model)
+    assert jax.eval_shape(model.apply, shapes, *inputs).shape == (2, 8, 8, 6)
+    ours, wider = (jax.tree.map(np.shape, dict(tree)) for tree in (params, shapes))
+    assert ours.pop("conv_out") == {"kernel": (3, 3, 8, 3), "bias": (3,)}
+    assert wider.pop("conv_out") == {"kernel": (3, 3, 8, 6), "bias": (6,)}
+    assert ours == wider
+
+
 def test_the_first_output_is_zero(inputs):
     model = tiny(channel_mult=(1,))
     output = jit(lambda key: model.apply(model.init(key), *inputs))(jax.random.key(0))
