@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import pkgutil
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,39 @@ assert not xla_bridge.backends_are_initialized(), "a device was started"
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE)
     assert result.returncode == 0, result.stderr.decode()
+
+
+def test_modules_are_short_and_the_top_level_is_a_glance():
+    package = ROOT / "diffusion_jax"
+    lines = {path: len(path.read_text().splitlines()) for path in package.rglob("*.py")}
+    assert statistics.median(lines.values()) <= 160
+    assert max(lines.values()) <= 350, max(lines, key=lambda path: lines[path])
+    assert len(list(package.glob("*.py"))) <= 8
+
+
+def test_imports_go_one_way():
+    """No module imports one that stands lower in the table of docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text[text.index("| package or module | contents |") : text.index("## Core types")]
+    order: dict[str, int] = {}
+    for row, line in enumerate(table.splitlines()[2:]):
+        for name in re.findall(r"`([\w/]+?)(?:\.py|/)`", line.split("|")[1] if "|" in line else ""):
+            order[name] = row
+    package = ROOT / "diffusion_jax"
+    assert {path.stem for path in package.glob("[!_]*.py")} <= order.keys()
+    for path in package.rglob("*.py"):
+        place = path.relative_to(package).parts[0].removesuffix(".py")
+        if place == "__init__":
+            continue  # It imports a public name's module when the name is used.
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+                "diffusion_jax"
+            ):
+                continue
+            parts = (node.module or "").split(".")
+            for name in [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]:
+                if name in order and name != place:
+                    assert order[name] <= order[place], f"{path} imports {name}"
 
 
 def test_only_models_import_flax():
