@@ -181,6 +181,49 @@ def test_the_number_of_output_channels_changes_the_last_layer_alone(params, inpu
     assert ours == wider
 
 
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, np.ndarray]:
+    """Returns the parameters that a network of 32 channels starts with, by their path."""
+    params = jit(tiny(channels=32).init)(jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(part.key for part in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def starts_at_zero(path: str) -> bool:
+    return path.endswith(("conv2/kernel", "attention/out/kernel", "conv_out/kernel"))
+
+
+def test_kernels_start_with_the_variance_2_over_fan_in_plus_fan_out(drawn):
+    kernels = {path: k for path, k in drawn.items() if path.endswith("kernel")}
+    tested = {path: k for path, k in kernels.items() if not starts_at_zero(path)}
+    # 8 first convolutions, 8 projections of the time, 5 shortcuts, 3 of each attention,
+    # 2 of resizing, 2 of the time's embedding, conv_in.
+    assert len(tested) == 8 + 8 + 5 + 4 * 3 + 2 + 2 + 1
+    for path, kernel in tested.items():
+        pixels = kernel[..., 0, 0].size
+        variance = 2 / (pixels * kernel.shape[-2] + pixels * kernel.shape[-1])
+        # Five sampling errors: of the mean square of n uniform draws it is sqrt(0.8 / n), relative.
+        tolerance = 5 * np.sqrt(0.8 / kernel.size)
+        assert abs(np.square(kernel).mean() / variance - 1) < tolerance, path
+        assert abs(kernel.mean()) < 5 * np.sqrt(variance / kernel.size), path
+
+
+def test_last_layers_and_biases_start_at_zero_and_scales_at_one(drawn):
+    zero = {path for path, leaf in drawn.items() if not leaf.any()}
+    assert zero == {path for path in drawn if starts_at_zero(path) or path.endswith("bias")}
+    assert len([path for path in zero if path.endswith("kernel")]) == 8 + 4 + 1
+    assert all((leaf == 1).all() for path, leaf in drawn.items() if path.endswith("scale"))
+
+
+def test_every_block_matters_to_the_output_of_random_parameters(forward, params, inputs):
+    base = np.asarray(forward(params, *inputs))
+    assert len(params) == 8 + 4 + 2 + 2 + 1 + 3  # Blocks, attention, resizing, time, class, ends.
+    for name, block in params.items():
+        changed = {**params, name: jax.tree.map(lambda leaf: 1.1 * leaf, block)}
+        output = np.asarray(forward(changed, *inputs))
+        assert np.linalg.norm(output - base) > 1e-3 * np.linalg.norm(base), name
+
+
 def test_the_first_output_is_zero(inputs):
     model = tiny(channel_mult=(1,))
     output = jit(lambda key: model.apply(model.init(key), *inputs))(jax.random.key(0))
