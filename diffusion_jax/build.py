@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
-from diffusion_jax.denoiser import make_denoiser
+from diffusion_jax.denoiser import PARAMETERIZATIONS, make_denoiser
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.losses import Objective, loss_function
@@ -142,23 +142,22 @@ def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: in
     """
     model = config.model
     _check_model_fits(config, image_shape, num_classes)
-    arguments: dict[str, Any] = {
-        "channels": model.channels,
-        "num_res_blocks": model.num_res_blocks,
-        "dropout": model.dropout,
-        "num_classes": model.num_classes,
-        "dtype": DTYPES[model.dtype],
-    }
-    if model.name == "unet":
-        arguments |= {
-            "channel_mult": tuple(model.channel_mult),
-            "attention_resolutions": tuple(model.attention_resolutions),
-            "norm_groups": model.norm_groups,
-            "norm_eps": model.norm_eps,
-            "remat": model.remat,
-        }
-    network = as_functions(MODELS[model.name](**arguments), image_shape)
+    make = MODELS[model.name]
+    options = {name: value for name, value in model.items() if name != "name"}
+    options["dtype"] = DTYPES[model.dtype]
+    options["out_channels"] = image_shape[2] * PARAMETERIZATIONS[config.process.prediction].outputs
+    network = as_functions(make(**_accepted(make, options)), image_shape)
     return Experiment(config, make_process(config), network, image_shape)
+
+
+def _check_model_takes(config: ConfigDict) -> None:
+    """Refuses a field of the model group that this model has no use for, unless it is left at its default."""
+    taken = inspect.signature(MODELS[config.model.name]).parameters
+    for name, value in config.model.items():
+        if name not in taken and value != config_lib.FIELDS[f"model.{name}"].default:
+            raise InputError(
+                f"model.{name} is {value!r}, but the model {config.model.name!r} has none; leave it unset"
+            )
 
 
 def _check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:
@@ -197,6 +196,7 @@ def validate(config: ConfigDict) -> None:
     """
     config_lib.validate(config)
     make_process(config)
+    _check_model_takes(config)
 
 
 def make_process(config: ConfigDict) -> Process:

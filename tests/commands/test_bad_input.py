@@ -228,6 +228,20 @@ def test_an_image_size_that_the_unet_cannot_halve_is_refused(
     assert_refused(outcome, "attention_resolutions", "5", "8, 4")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("remat", True), ("channel_mult", (1, 2)), ("norm_groups", 4)]
+)
+def test_a_field_of_another_model_is_refused_rather_than_ignored(field: str, value: object) -> None:
+    config = default_config()
+    config.model.name = "mlp"
+    build.validate(config)
+    config.model[field] = value
+    with pytest.raises(InputError, match=f"model.{field} is .*, but the model 'mlp' has none"):
+        build.validate(config)
+    config.model.name = "unet"
+    build.validate(config)
+
+
 def test_images_that_are_neither_grey_nor_rgb_are_refused_before_training() -> None:
     with pytest.raises(InputError, match="digits holds images of 4 channels.*1 .*3"):
         build.build(default_config(), (8, 8, 4), 0)

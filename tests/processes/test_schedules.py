@@ -80,6 +80,7 @@ def test_derived_arrays_are_exact_to_one_float32_rounding(name, num_timesteps):
                 break
             expected = {
                 "betas": beta,
+                "log_betas": beta.ln(),
                 "alphas": 1 - beta,
                 "alpha_bar": alpha_bar,
                 "alpha_bar_prev": previous,
@@ -103,6 +104,15 @@ def test_derived_arrays_are_exact_to_one_float32_rounding(name, num_timesteps):
                     err_msg=field,
                 )
             previous = alpha_bar
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_log_betas_are_those_of_every_step_the_first_included(name):
+    schedule = make_schedule(name, 1000)
+    exact = np.log(SCHEDULES[name](1000, *((1e-4, 0.02) if name == "linear" else ())))
+    np.testing.assert_allclose(schedule.log_betas, exact, rtol=2 * ROUNDING)
+    # The table of the bound differs there: its first entry is the second step's log beta_tilde.
+    assert abs(schedule.log_betas[0] - schedule.fixed_large_log_variance[0]) > 0.5
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
