@@ -42,7 +42,7 @@ SETTLE = 0.2  # Seconds between two turns, for the other side's threads to fall 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Sizes of network and batch; `groups` of diffusers' norms (ours follow from the channels)."""
+    """Sizes of network and batch; `groups` of every norm."""
 
     image: tuple[int, int, int]
     channels: int
@@ -55,7 +55,11 @@ class Size:
     def model(self) -> Model:
         """Returns our network."""
         module = UNet(
-            self.channels, self.channel_mult, self.num_res_blocks, self.attention_resolutions
+            self.channels,
+            self.channel_mult,
+            self.num_res_blocks,
+            self.attention_resolutions,
+            norm_groups=self.groups,
         )
         return as_functions(module, self.image)
 

@@ -1,6 +1,7 @@
 """The U-Net and its layers against float64 computations, parameter counts and known invariances."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from diffusion_jax.models import Model, UNet, as_functions, count_parameters
 from diffusion_jax.models.layers import (
@@ -179,6 +181,20 @@ def test_the_number_of_output_channels_changes_the_last_layer_alone(params, inpu
     assert ours.pop("conv_out") == {"kernel": (3, 3, 8, 3), "bias": (3,)}
     assert wider.pop("conv_out") == {"kernel": (3, 3, 8, 6), "bias": (6,)}
     assert ours == wider
+
+
+def test_output_is_diffusers_with_the_same_weights():
+    """The fixture holds weights, inputs and output of `UNet2DModel`; benchmarks/parity/unet.py wrote it."""
+    with np.load(Path(__file__).parent / "fixtures/unet_of_diffusers.npz") as stored:
+        arrays = {name: stored[name].astype(np.float32) for name in stored.files}
+    x, t, expected = (arrays.pop(name) for name in ("x", "t", "output"))
+    params = traverse_util.unflatten_dict(arrays, sep="/")
+    model = tiny(num_classes=0, dropout=0.0, norm_groups=2)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, parameter_shapes(model))
+    value = np.asarray(jit(model.apply)(params, x, t))
+    assert np.abs(expected).max() > 1
+    # Two float32 programs that sum in different orders: 7e-7 was seen.
+    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")
