@@ -3,12 +3,14 @@
 import dataclasses
 import inspect
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -21,7 +23,7 @@ from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.losses import Objective, loss_function
 from diffusion_jax.models import MODELS, Model, as_functions
 from diffusion_jax.processes.ddpm import DDPM
-from diffusion_jax.processes.process import Process
+from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import SAMPLERS, Sampler, SampleResult, image_keys, sample_loop
 from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
@@ -62,12 +64,14 @@ class Experiment:
         return loss_function(self.config.loss.name, self.process, prediction, self.model.apply)
 
     def sampler(self) -> Sampler:
-        """Returns the sampler on its grid."""
-        fields = self.config.sampler
-        grid = self.process.grid(fields.num_steps)
-        options = {"variance": self.config.process.variance}
-        make = choose("sampler.name", fields.name, SAMPLERS)
-        return make(grid, **_accepted(make, options))
+        """Returns the sampler on its grid; warns of more noise than its few steps can bear."""
+        options = sampler_options(self.config)
+        grid = self.process.grid(options["num_steps"])
+        make = choose("sampler.name", options["name"], SAMPLERS)
+        accepted = _accepted(make, options)
+        if accepted.get("variance") == "fixed_large":
+            _warn_of_noise(grid, self.process.grid().num_steps)
+        return make(grid, **accepted)
 
     def draw(
         self,
@@ -102,6 +106,24 @@ class Experiment:
 def _accepted(make: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
     """Returns those of the options that a registry's entry takes."""
     return {k: v for k, v in options.items() if k in inspect.signature(make).parameters}
+
+
+def sampler_options(config: ConfigDict) -> dict[str, Any]:
+    """Returns the config's sampler group, with the process's own variance where it sets none."""
+    options = config.sampler.to_dict()
+    return options | {"variance": options["variance"] or config.process.variance}
+
+
+def _warn_of_noise(grid: Grid, all_steps: int) -> None:
+    """Warns if the grid leaves out so much that fixed_large, beta_t, is not the posterior's variance any more."""
+    std = grid.std[:-1]  # The step to the data adds no noise.
+    if 1 < grid.num_steps < all_steps:
+        most = np.square(std[:-1] / std[1:]).max()
+        warnings.warn(
+            f"in {grid.num_steps} of {all_steps} steps the variance fixed_large is up to {most:,.0f} times the "
+            "posterior's; set --config.sampler.variance=fixed_small",
+            stacklevel=3,
+        )
 
 
 def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:

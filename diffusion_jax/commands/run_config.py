@@ -30,7 +30,7 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> Config
         if name in config_lib.FIELDS and not config_lib.is_settable(name):
             raise InputError(
                 f"config field {name} is fixed by the trained run; "
-                f"this mode may set {', '.join(config_lib.settable_names())}"
+                f"this mode may set {', '.join(config_lib.settable_groups())}"
             )
     config_lib.override(config, assignments)
     return config
@@ -41,8 +41,8 @@ def passed_over(
 ) -> str | None:
     """Returns one line about a config file's values that the run's own stand in for, or None.
 
-    Not about fields that the command line sets, nor about those of the training's length, intervals and folders,
-    which a resume may change: no other mode depends on them.
+    Not about fields that the command line sets, nor about what a resume may change of the training and the data,
+    its length, intervals and folders: no other mode depends on them.
 
     Args:
       file: Config of the file that the command names.
@@ -51,13 +51,13 @@ def passed_over(
     """
     told = {
         name
-        for name in config_lib.FIELDS
-        if config_lib.is_settable(name) or not config_lib.is_free(name)
+        for name, field in config_lib.FIELDS.items()
+        if field.changeable != "resume" or config_lib.group_of(name) not in ("train", "data")
     } - {name for name, _ in assignments}
     names = [name for name in config_lib.differing(file, config) if name in told]
     if not names:
         return None
     return (
         f"note: --config differs from the run in {', '.join(names)}; the run's own values are used "
-        f"(--config.FIELD=VALUE may set {', '.join(config_lib.settable_names())})"
+        f"(--config.FIELD=VALUE may set {', '.join(config_lib.settable_groups())})"
     )

@@ -10,7 +10,7 @@ from diffusion_jax.config.compare import (
     differing,
     is_free,
     is_settable,
-    settable_names,
+    settable_groups,
 )
 from diffusion_jax.config.loading import (
     default_config,
@@ -21,7 +21,7 @@ from diffusion_jax.config.loading import (
     override,
     to_json,
 )
-from diffusion_jax.config.table import FIELDS, GROUPS, Field
+from diffusion_jax.config.table import FIELDS, GROUPS, Field, group_of
 
 __all__ = [
     "FIELDS",
@@ -33,12 +33,13 @@ __all__ = [
     "differing",
     "fields",
     "from_dict",
+    "group_of",
     "is_free",
     "is_settable",
     "load_file",
     "locate",
     "override",
-    "settable_names",
+    "settable_groups",
     "to_json",
     "validate",
 ]

@@ -6,7 +6,7 @@ import json
 from ml_collections import ConfigDict
 
 from diffusion_jax.config.loading import fields
-from diffusion_jax.config.table import FIELDS, GROUPS, group_of
+from diffusion_jax.config.table import FIELDS, group_of
 
 
 def is_free(name: str) -> bool:
@@ -19,11 +19,9 @@ def is_settable(name: str) -> bool:
     return FIELDS[name].changeable == "always"
 
 
-def settable_names() -> list[str]:
-    """Returns the groups that every mode may set, and such fields of other groups."""
-    fixed = {group_of(name) for name in FIELDS if not is_settable(name)}
-    groups = [group for group in GROUPS if group not in fixed]
-    return groups + [name for name in FIELDS if is_settable(name) and group_of(name) in fixed]
+def settable_groups() -> list[str]:
+    """Returns the groups that every mode may set: these as a whole, and no field of another."""
+    return list(dict.fromkeys(group_of(name) for name in FIELDS if is_settable(name)))
 
 
 def differing(one: ConfigDict, other: ConfigDict) -> list[str]:

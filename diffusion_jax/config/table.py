@@ -148,7 +148,7 @@ FIELDS = {
         "fixed_large",
         Choice(("fixed_large", "fixed_small")),
         "of the reverse steps: beta_t or the posterior's",
-        "always",  # L_simple does not depend on it.
+        "resume",  # L_simple does not depend on it.
     ),
     # ---- loss
     "loss.name": Field("simple", Choice(("simple",)), "loss; simple: mean square error, Eq. 14"),
@@ -181,6 +181,12 @@ FIELDS = {
     "sampler.name": Field("ancestral", Choice(("ancestral",)), "update rule", "always"),
     "sampler.num_steps": Field(
         None, Int(1), "steps, at most process.num_timesteps; unset: all of them", "always"
+    ),
+    "sampler.variance": Field(
+        None,
+        Choice(("fixed_large", "fixed_small")),
+        "of the steps, beta_t or the posterior's; unset: process.variance",
+        "always",
     ),
     "sampler.clip": Field(True, Bool(), "limit each prediction of x_0 to [-1, 1]", "always"),
     # ---- sample

@@ -17,6 +17,7 @@ from tiny_run import checkpoint_steps, digits_in, results, rows, run, state_of, 
 
 import diffusion_jax
 from diffusion_jax import config as config_lib
+from diffusion_jax.commands.sample import job_name
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -267,7 +268,7 @@ def test_labels_choose_the_class_and_default_to_all_in_turn(
 @pytest.mark.parametrize(
     "field, nfe",
     [("sampler.num_steps=5", 5), ("sample.ema=false", 20), ("sample.seed=1", 20)]
-    + [("sampler.clip=false", 20), ("process.variance=fixed_small", 20)],
+    + [("sampler.clip=false", 20), ("sampler.variance=fixed_small", 20)],
 )
 def test_what_decides_pixels_gives_other_pixels_in_another_folder(
     conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]], field: str, nfe: int
@@ -276,6 +277,32 @@ def test_what_decides_pixels_gives_other_pixels_in_another_folder(
     result, folder = sample(conditional, field)
     assert folder != usual and result["nfe"] == nfe
     assert (images(folder) != images(usual)).any()
+
+
+def test_each_command_warns_once_of_fixed_large_in_few_steps(tmp_path: Path) -> None:
+    tiny, workdir = write_config(tmp_path), tmp_path / "run"
+
+    def warned(*flags: str) -> list[str]:
+        outcome = run(f"--workdir={workdir}", "--config.sampler.num_steps=5", *flags)
+        assert outcome.status == 0, outcome.err
+        return [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
+
+    (line,) = warned(f"--config={tiny}", "--config.train.num_steps=1")
+    assert "in 5 of 20 steps" in line and line.endswith("--config.sampler.variance=fixed_small")
+    assert warned("--mode=sample") == [line]
+    assert warned("--mode=sample", "--config.sampler.variance=fixed_small") == []
+
+
+def test_the_job_is_named_by_the_variance_that_is_used_wherever_it_is_set() -> None:
+    def name(process: str, sampler: str | None) -> str:
+        config = config_lib.default_config()
+        config.process.variance, config.sampler.variance = process, sampler
+        return job_name(config, 7, b"manifest")
+
+    large, small = name("fixed_large", None), name("fixed_small", None)
+    assert large != small
+    assert name("fixed_large", "fixed_small") == name("fixed_small", "fixed_small") == small
+    assert name("fixed_small", "fixed_large") == name("fixed_large", "fixed_large") == large
 
 
 def test_an_older_checkpoint_can_be_sampled(

@@ -32,6 +32,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "process.variance": VARIANCES,
     "loss.name": losses.OBJECTIVES,
     "sampler.name": SAMPLERS,
+    "sampler.variance": VARIANCES,
 }
 
 
