@@ -1,6 +1,7 @@
 """Denoising diffusion models of images in JAX and Flax."""
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES says where a name is.
@@ -149,9 +150,12 @@ _MODULES = {
 if not TYPE_CHECKING:  # A type checker that saw it would take any name for a public one.
 
     def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
+        if name in _MODULES:
+            value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        elif importlib.util.find_spec(f"{__name__}.{name}"):  # diffusion_jax.data and the like
+            value = importlib.import_module(f"{__name__}.{name}")
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
         globals()[name] = value  # So that it is looked up once.
         return value
 

@@ -101,6 +101,13 @@ def test_the_public_names_are_the_same_where_they_run_where_they_are_typed_and_i
     assert set(diffusion_jax.__all__) == modules.keys() <= set(dir(diffusion_jax))
 
 
+def test_a_module_of_the_package_needs_no_import_of_its_own():
+    program = (
+        "import diffusion_jax; print(diffusion_jax.data.load, diffusion_jax.errors.InputError)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'diffusion_jax' has no attribute 'no_such_name'"):
         diffusion_jax.no_such_name()  # pyright: ignore[reportAttributeAccessIssue]
