@@ -66,7 +66,7 @@ class Experiment:
     def sampler(self) -> Sampler:
         """Returns the sampler on its grid; warns of more noise than its few steps can bear."""
         options = sampler_options(self.config)
-        grid = self.process.grid(options["num_steps"])
+        grid = self.process.grid(options["num_steps"], options["spacing"])
         make = choose("sampler.name", options["name"], SAMPLERS)
         accepted = _accepted(make, options)
         if accepted.get("variance") == "fixed_large":
@@ -217,8 +217,12 @@ def validate(config: ConfigDict) -> None:
       InputError: The first wrong field: its name, its value and what is allowed.
     """
     config_lib.validate(config)
-    make_process(config)
     _check_model_takes(config)
+    process = make_process(config)
+    try:
+        process.grid(config.sampler.num_steps, config.sampler.spacing)
+    except InputError as error:  # It begins with an argument's name, which is the field's too.
+        raise InputError(f"sampler.{error}") from error
 
 
 def make_process(config: ConfigDict) -> Process:

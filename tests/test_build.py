@@ -2,10 +2,12 @@
 
 import warnings
 
+import numpy as np
 import pytest
 
 from diffusion_jax import build
 from diffusion_jax.config import default_config, override
+from diffusion_jax.errors import InputError
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers import SAMPLERS, Sampler, ancestral
 
@@ -16,6 +18,39 @@ def experiment(*assignments: tuple[str, str]) -> build.Experiment:
     override(config, [("model.name", "mlp"), ("model.channels", "8"), *assignments])
     build.validate(config)
     return build.build(config, (2, 2, 1), 0)
+
+
+# ---- steps that do not fit the process ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "spacing", "message"),
+    [
+        ("1001", "uniform", "sampler.num_steps is 1001; it must be an integer from 1 to 1000"),
+        ("none", "0,1000", r"sampler.spacing is \(0, 1000\); .* distinct times from 0 to 999"),
+        ("none", "5,0,5", r"sampler.spacing is \(5, 0, 5\); .* distinct times"),
+        ("3", "0,999", "sampler.num_steps is 3, but spacing lists 2 times; leave one unset"),
+    ],
+)
+def test_steps_that_the_process_does_not_have_are_refused_at_once(
+    num_steps: str, spacing: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        experiment(("sampler.num_steps", num_steps), ("sampler.spacing", spacing))
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "spacing", "steps"),
+    [("none", "uniform", 1000), ("7", "logsnr", 7), ("none", "999,3", 2), ("2", "3,999", 2)],
+)
+def test_the_listed_timesteps_or_the_number_of_steps_make_the_grid(
+    num_steps: str, spacing: str, steps: int
+) -> None:
+    fields = ("sampler.num_steps", num_steps), ("sampler.spacing", spacing)
+    sampler = experiment(*fields, ("sampler.variance", "fixed_small")).sampler()
+    assert sampler.nfe == sampler.grid.num_steps == steps
+    if steps == 2:
+        np.testing.assert_array_equal(sampler.grid.time, [999, 3, -1])
 
 
 # ---- a warning ---------------------------------------------------------------------------------------

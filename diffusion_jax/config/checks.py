@@ -22,11 +22,6 @@ def validate(config: ConfigDict) -> None:
         raise InputError(
             f"model.norm_groups is {groups}; it must divide model.channels, {channels}"
         )
-    steps, timesteps = config.sampler.num_steps, config.process.num_timesteps
-    if steps is not None and steps > timesteps:
-        raise InputError(
-            f"sampler.num_steps is {steps}; it must be at most process.num_timesteps, {timesteps}"
-        )
     labels, classes = config.sample.labels, config.model.num_classes
     if labels is not None and classes == 0:
         raise InputError(f"sample.labels is {labels}, but the model is unconditional")

@@ -2,25 +2,20 @@
 
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from diffusion_jax.config.table import FIELDS, GROUPS, Field
+from diffusion_jax.config.table import FIELDS, GROUPS
 from diffusion_jax.errors import InputError, nearest
 
 
 def default_config() -> ConfigDict:
     """Returns the config that every file in configs/ starts from: DDPM's hyper-parameters on digits."""
-    return config_of(FIELDS)
-
-
-def config_of(table: Mapping[str, Field]) -> ConfigDict:
-    """Returns the locked config of a table of fields, each at its default."""
     config = ConfigDict()
-    for name, field in table.items():
+    for name, field in FIELDS.items():
         group, _, leaf = name.rpartition(".")
         if group and group not in config:
             config[group] = ConfigDict()

@@ -7,7 +7,7 @@ what other modules register (tests compare them), so that reading the table load
 import dataclasses
 from typing import Any, Literal
 
-from diffusion_jax.config.kinds import Bool, Choice, Float, Int, Kind, Text, Tuple
+from diffusion_jax.config.kinds import Bool, Choice, Either, Float, Int, Kind, Text, Tuple
 
 # never: it decides the trained parameters, so a resume may not change it.
 # resume: it alters them by no more than float rounding; other modes take it from the run.
@@ -180,7 +180,19 @@ FIELDS = {
     # ---- sampler
     "sampler.name": Field("ancestral", Choice(("ancestral",)), "update rule", "always"),
     "sampler.num_steps": Field(
-        None, Int(1), "steps, at most process.num_timesteps; unset: all of them", "always"
+        None,
+        Int(1),
+        "steps, at most process.num_timesteps; unset: all, or as many as spacing lists",
+        "always",
+    ),
+    "sampler.spacing": Field(
+        "uniform",
+        Either(
+            Choice(("uniform", "leading", "trailing", "quadratic", "logsnr")),
+            Tuple(Int(0), empty=False),
+        ),
+        "which timesteps, if not all: a rule, or the timesteps themselves",
+        "always",
     ),
     "sampler.variance": Field(
         None,

@@ -266,16 +266,27 @@ def test_labels_choose_the_class_and_default_to_all_in_turn(
 
 
 @pytest.mark.parametrize(
-    "field, nfe",
-    [("sampler.num_steps=5", 5), ("sample.ema=false", 20), ("sample.seed=1", 20)]
-    + [("sampler.clip=false", 20), ("sampler.variance=fixed_small", 20)],
+    ("field", "entry", "nfe"),
+    [
+        ("sampler.num_steps=5", {"num_steps": 5}, 5),
+        ("sampler.spacing=0,19,4", {"spacing": [0, 19, 4]}, 3),
+        ("sampler.variance=fixed_small", {"variance": "fixed_small"}, 20),
+        ("sampler.clip=false", {"clip": False}, 20),
+        ("sample.ema=false", {}, 20),
+        ("sample.seed=1", {}, 20),
+    ],
 )
 def test_what_decides_pixels_gives_other_pixels_in_another_folder(
-    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]], field: str, nfe: int
+    conditional: Path,
+    sample: Callable[..., tuple[dict[str, Any], Path]],
+    field: str,
+    entry: dict[str, Any],
+    nfe: int,
 ) -> None:
-    _, usual = sample(conditional)
+    before, usual = sample(conditional)
     result, folder = sample(conditional, field)
     assert folder != usual and result["nfe"] == nfe
+    assert result["sampler"] == before["sampler"] | entry
     assert (images(folder) != images(usual)).any()
 
 

@@ -48,7 +48,9 @@ def changed(name: str) -> ConfigDict:
     """Returns the default config with another value, of the same type, in one field."""
     config = default_config()
     group, leaf = locate(config, name)
-    other = {int: 3, float: 0.25, str: "another", bool: True, tuple: (3,)}[group.get_type(leaf)]
+    other = {int: 3, float: 0.25, str: "another", bool: True, tuple: (3,), object: (3,)}[
+        group.get_type(leaf)
+    ]
     group[leaf] = (not group[leaf]) if isinstance(group[leaf], bool) else other
     return config
 
