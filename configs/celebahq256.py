@@ -6,6 +6,7 @@ Parameters: 113,673,219.
 Steps: 500,000 of batch 64.
 Expected: samples like the paper's Figure 3; it reports no FID for this set.
 Source: Ho et al. (2020), Appendix B. Not yet reproduced by this project.
+Differs: gradients are clipped as a whole; in the paper's code each TPU core clips its own.
 Device-hours: 505 TPU v3 core-hours, from the paper's 2.2 steps/s on a TPU v3-8.
 """
 
@@ -31,6 +32,7 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 5000
     config.optimizer.grad_clip = 1.0
     config.optimizer.ema_decay = 0.9999
+    config.optimizer.ema_warmup = False
 
     config.train.num_steps = 500_000
     config.train.batch_size = 64

@@ -134,7 +134,8 @@ def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
 
 def make_averages_of(config: ConfigDict) -> dict[str, Decay]:
     """Returns the decays of the config's averages of the parameters, by name."""
-    return {AVERAGE: ema_decay(config.optimizer.ema_decay)}
+    fields = config.optimizer
+    return {AVERAGE: ema_decay(fields.ema_decay, warmup=fields.ema_warmup)}
 
 
 def load_split(config: ConfigDict, split: str) -> data.Split:

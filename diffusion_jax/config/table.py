@@ -159,6 +159,9 @@ FIELDS = {
         1.0, Float(0), "largest global norm of the gradients; 0: no limit"
     ),
     "optimizer.ema_decay": Field(0.9999, Float(0, 1), "decay of the averaged weights"),
+    "optimizer.ema_warmup": Field(
+        True, Bool(), "let that decay rise from 0.1, so that the average forgets the random start"
+    ),
     # ---- train
     "train.num_steps": Field(800_000, Int(1, 2**31 - 1), "steps in all", "resume"),
     "train.batch_size": Field(128, Int(1), "images a step, over all devices"),

@@ -16,8 +16,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns Adam with a linear learning-rate warm-up and clipping of the gradients' global norm.
 
-    Rate, warm-up and clipping at 1 are those of Ho et al. (2020)'s CIFAR-10 runs; that they clip is in their
-    released settings, not in the paper.
+    Rate, warm-up and clipping at 1 are those of Ho et al. (2020)'s CIFAR-10 runs. That they clip is in their
+    released code, not in the paper: each TPU core clips its own gradients there, before the mean over the cores.
 
     Args:
       learning_rate: Rate after the warm-up.

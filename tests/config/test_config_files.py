@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from diffusion_jax.build import build, make_optimizer_of, validate
+from diffusion_jax.build import AVERAGE, build, make_averages_of, make_optimizer_of, validate
 from diffusion_jax.config import load_file
 from diffusion_jax.models import count_parameters
 
@@ -31,3 +32,11 @@ def test_every_config_file_is_valid_and_its_network_can_be_built(path):
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     if path.stem in PARAMETERS:
         assert count_parameters(params) == PARAMETERS[path.stem]
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_the_recipes_of_ho_et_al_average_without_a_warm_up(path):
+    config = load_file(str(path))
+    first = float(make_averages_of(config)[AVERAGE](jnp.asarray(0)))
+    of_ho_et_al = path.stem in PARAMETERS
+    assert first == pytest.approx(0.9999 if of_ho_et_al else 0.1)
