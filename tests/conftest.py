@@ -24,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(params=["eager", "jit"])
 def compiled(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Either the identity or jax.jit: a test that uses it runs eagerly and compiled."""
+    # chex.variants does this for methods of absl's TestCase alone, where pytest neither parametrises nor hands
+    # in fixtures.
     return jax.jit if request.param == "jit" else lambda function: function
 
 

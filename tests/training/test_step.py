@@ -1,9 +1,12 @@
 """The train step: optimiser, average, metrics, noise, accumulation, several devices; the dispatches."""
 
+import contextlib
 import itertools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.data import from_arrays
 from diffusion_jax.losses import Draws, Objective, draw_uniform, loss_function
 from diffusion_jax.models import MLP, Model, as_functions
@@ -19,9 +23,15 @@ from diffusion_jax.parallel.sharding import batch_sharding, fetch, make_mesh, pu
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.training.held_out import make_eval_step, make_held_out_loss
-from diffusion_jax.training.loop import dispatch_sizes
+from diffusion_jax.training.loop import compile_steps, dispatch_sizes
 from diffusion_jax.training.optimizer import ema_decay, make_optimizer
-from diffusion_jax.training.state import TrainState, abstract_like, create_state
+from diffusion_jax.training.state import (
+    TrainState,
+    abstract_like,
+    create_state,
+    from_parts,
+    to_parts,
+)
 from diffusion_jax.training.step import TrainStep, make_multi_step, make_train_step
 
 T = 100
@@ -63,9 +73,7 @@ def toy_step(optimizer: optax.GradientTransformation, loss: Any = toy_loss, **ch
     return make_train_step(objective_of(loss), optimizer, jax.random.key(7), **settings)
 
 
-def assert_close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+assert_close = partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
 
 # ---- optimiser and average ---------------------------------------------------------------------------
@@ -143,9 +151,8 @@ def test_four_micro_batches_are_one_batch(conditional):
         for k in range(3):
             state, _ = step(state, make_batch(k))
         states.append(state)
-    assert_close(
-        states[1], states[0]
-    )  # The same sums in another order; plain SGD enlarges nothing.
+    # The same sums in another order; plain SGD enlarges nothing.
+    assert_close(states[1], states[0])
 
 
 def test_micro_batches_have_dropout_of_their_own():
@@ -412,6 +419,44 @@ def test_dispatches_are_full_where_no_event_is_near():
     assert list(dispatch_sizes(20, 20, 10, ())) == []
 
 
+@pytest.mark.parametrize("per_dispatch", [1, 3])
+def test_a_step_is_traced_once_whatever_the_batch_and_also_after_a_resume(
+    per_dispatch: int, tmp_path: Path
+) -> None:
+    model, optimizer = as_functions(MLP(channels=8, num_classes=10), (1, 1, 2)), make_optimizer()
+    objective = loss_function("simple", DDPM(make_schedule("cosine", T)), "eps", model.apply)
+    averages, mesh = {"slow": ema_decay(0.99)}, make_mesh()
+    step = make_train_step(
+        objective, optimizer, jax.random.key(1), averages=averages, flip=True, conditional=True
+    )
+    chex.clear_trace_counter()
+    counted: Any = chex.assert_max_traces(step, n=1)
+    run = compile_steps(counted, per_dispatch, mesh)[per_dispatch]
+    create = partial(
+        create_state, model=model, optimizer=optimizer, averages=averages, objective=objective
+    )
+    state = jax.jit(create, out_shardings=replicated(mesh))(jax.random.key(0))
+
+    def advance(state: TrainState, k: int) -> TrainState:
+        batch = make_batch(k, 8, (1, 1, 2))
+        if per_dispatch == 1:
+            return run(state, put(batch_sharding(mesh), batch))[0]
+        stacked = jax.tree.map(lambda x: np.stack([x] * per_dispatch), batch)
+        return run(state, put(batch_sharding(mesh, axis=1), stacked))[0]
+
+    for k in range(3):
+        state = advance(state, k)
+    with contextlib.closing(CheckpointStore(tmp_path)) as store:
+        store.save(3, to_parts(state), {})
+        store.wait()
+        resumed = store.restore(to_parts(abstract_like(create, replicated(mesh))))
+    assert resumed is not None
+    state = from_parts(resumed.parts)
+    for k in range(3, 6):
+        state = advance(state, k)
+    assert state.step == 6 * per_dispatch
+
+
 # ---- state -------------------------------------------------------------------------------------------
 
 
@@ -430,6 +475,6 @@ def test_the_template_of_a_state_has_its_shapes_types_and_shardings():
 
 def test_the_average_starts_as_a_copy_so_that_a_state_can_be_donated():
     state = new_state(optax.adam(0.1))
-    assert_close(state.ema["slow"], state.params, rtol=0, atol=0)
+    chex.assert_trees_all_equal(state.ema["slow"], state.params)
     # Donating one buffer twice is an error.
     jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)
