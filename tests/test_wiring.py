@@ -1,0 +1,254 @@
+"""Every field of process, loss, sampler, optimiser and model reaches the computation that it names.
+
+What a config builds is compared with the same made by hand from the library's functions and plain arguments.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax import build
+from diffusion_jax.config import FIELDS, default_config, group_of, override
+from diffusion_jax.data import to_uint8
+from diffusion_jax.denoiser import make_denoiser
+from diffusion_jax.guidance import clip_denoised
+from diffusion_jax.losses import OBJECTIVES, Draws, Objective, simple
+from diffusion_jax.models import MLP, Model, UNet, as_functions
+from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.process import Grid, Process
+from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.samplers import SAMPLERS, Sampler, ancestral, image_keys, sample_loop
+from diffusion_jax.training.optimizer import ema_decay, make_optimizer
+
+SHAPE = (2, 2, 1)
+T = 40
+MODEL = as_functions(MLP(channels=8, num_res_blocks=1), SHAPE)
+BASE = {"model.name": "mlp", "model.channels": 8, "model.num_res_blocks": 1}
+BASE |= {"process.num_timesteps": T}
+
+
+def params_of_a_trained_network() -> Any:
+    """Returns parameters none of which is zero, as the last layer's are at first."""
+    leaves, tree = jax.tree.flatten(MODEL.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    draws = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [leaf + 0.3 * z for leaf, z in zip(leaves, draws, strict=True)])
+
+
+PARAMS = params_of_a_trained_network()
+
+
+# ---- what a config decides, seen from outside --------------------------------------------------------
+
+
+def losses(objective: Objective) -> jax.Array:
+    x0, eps = jax.random.normal(jax.random.key(2), (2, 8, *SHAPE))
+    return objective.loss(PARAMS, x0, None, Draws((jnp.arange(8) + 0.5) / 8, eps), None)
+
+
+def updates(optimizer: optax.GradientTransformation) -> list[Any]:
+    """Returns the changes by three gradients, the first of norm 5: above the usual limit."""
+    state, changes = optimizer.init(jnp.zeros(2)), []
+    for scale in (1.0, 0.1, 0.01):
+        change, state = optimizer.update(scale * jnp.array([3.0, 4.0]), state, jnp.zeros(2))
+        changes.append(change)
+    return changes
+
+
+def built(config: ConfigDict) -> dict[str, Any]:
+    """Returns losses, images, changes of the optimiser and decays, early and late, of a config."""
+    exp = build.build(config, SHAPE, 0)
+    (decay,) = build.make_averages_of(config).values()
+    return {
+        "losses": losses(exp.objective()),
+        "images": exp.draw(exp.sampler())(PARAMS, 3, jnp.arange(4), None).images,
+        "updates": updates(build.make_optimizer_of(config)),
+        "decays": [decay(jnp.asarray(step)) for step in (10, 10**6)],
+    }
+
+
+def by_hand(
+    *,
+    schedule: str = "linear",
+    num_timesteps: int = T,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    make_process: Callable[[Any], Process] = DDPM,
+    prediction: str = "eps",
+    make_objective: Callable[..., Objective] = simple,
+    make_sampler: Callable[..., Sampler] = ancestral,
+    num_steps: int | None = None,
+    spacing: Any = "uniform",
+    variance: str = "fixed_large",
+    clip: bool = True,
+    learning_rate: float = 2e-4,
+    warmup_steps: int = 5000,
+    grad_clip: float = 1.0,
+    decay: float = 0.9999,
+    warmup: bool = True,
+) -> dict[str, Any]:
+    """Returns the same as `built` without a config; the defaults are those of the config."""
+    process = make_process(make_schedule(schedule, num_timesteps, beta_start, beta_end))
+    denoise = make_denoiser(prediction, MODEL.apply, PARAMS)
+    sampler = make_sampler(process.grid(num_steps, spacing), variance=variance)
+    keys = image_keys(3, jnp.arange(4))
+    average = ema_decay(decay, warmup=warmup)
+    drawn = sample_loop(clip_denoised(denoise) if clip else denoise, sampler, keys, SHAPE)
+    return {
+        "losses": losses(make_objective(process, prediction, MODEL.apply)),
+        "images": to_uint8(drawn.images),
+        "updates": updates(make_optimizer(learning_rate, warmup_steps, grad_clip)),
+        "decays": [average(jnp.asarray(step)) for step in (10, 10**6)],
+    }
+
+
+# Entries that the registries do not have: a choice among one is no choice.
+
+
+def fewer(schedule: Any) -> Process:
+    """The process of another family."""
+    return DDPM(make_schedule("cosine", schedule.num_timesteps - 1))
+
+
+def doubled(process: Process, prediction: str, network: Any) -> Objective:
+    """Twice the simple loss."""
+    objective = simple(process, prediction, network)
+    return objective._replace(loss=lambda *inputs: 2 * objective.loss(*inputs))
+
+
+def stubborn(grid: Grid, *, variance: str) -> Sampler:
+    """An update rule with another variance than asked for."""
+    return ancestral(grid, variance="fixed_small")
+
+
+@pytest.fixture(autouse=True)
+def other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        build.PROCESSES,
+        "other",
+        lambda fields: fewer(make_schedule(fields.schedule, fields.num_timesteps)),
+    )
+    monkeypatch.setitem(OBJECTIVES, "other", doubled)
+    monkeypatch.setitem(SAMPLERS, "other", stubborn)
+
+
+# Field -> (text on the command line, the same as an argument, what changes: this and nothing else).
+CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
+    "process.name": ("other", {"make_process": fewer}, {"losses", "images"}),
+    "process.schedule": ("sigmoid", {"schedule": "sigmoid"}, {"losses", "images"}),
+    "process.num_timesteps": ("30", {"num_timesteps": 30}, {"losses", "images"}),
+    "process.beta_start": ("0.1", {"beta_start": 0.1}, {"losses", "images"}),
+    "process.beta_end": ("0.1", {"beta_end": 0.1}, {"losses", "images"}),
+    "process.prediction": ("v", {"prediction": "v"}, {"losses", "images"}),
+    "process.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
+    "loss.name": ("other", {"make_objective": doubled}, {"losses"}),
+    "optimizer.learning_rate": ("0.5", {"learning_rate": 0.5}, {"updates"}),
+    "optimizer.warmup_steps": ("2", {"warmup_steps": 2}, {"updates"}),
+    "optimizer.grad_clip": ("0", {"grad_clip": 0.0}, {"updates"}),
+    "optimizer.ema_decay": ("0.9", {"decay": 0.9}, {"decays"}),
+    "optimizer.ema_warmup": ("false", {"warmup": False}, {"decays"}),
+    "sampler.name": ("other", {"make_sampler": stubborn}, {"images"}),
+    "sampler.num_steps": ("9", {"num_steps": 9}, {"images"}),
+    "sampler.spacing": ("0,7,39", {"spacing": (0, 7, 39)}, {"images"}),
+    "sampler.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
+    "sampler.clip": ("false", {"clip": False}, {"images"}),
+}
+
+
+def config_with(fields: dict[str, Any]) -> ConfigDict:
+    """Returns the default config with these fields; not validated, since "other" is no choice."""
+    config = default_config()
+    override(config, [(name, str(value)) for name, value in fields.items()])
+    return config
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    leaves = {
+        name: zip(jax.tree.leaves(one[name]), jax.tree.leaves(other[name]), strict=True)
+        for name in one
+    }
+    return {
+        name for name, pairs in leaves.items() if any(not np.array_equal(*pair) for pair in pairs)
+    }
+
+
+@pytest.fixture(scope="module")
+def usual() -> dict[str, Any]:
+    return by_hand()
+
+
+@pytest.mark.filterwarnings("ignore:in .* steps the variance fixed_large")
+@pytest.mark.parametrize(
+    "name",
+    [name for name in FIELDS if group_of(name) in ("process", "loss", "optimizer", "sampler")],
+)
+def test_a_field_changes_what_it_should_as_its_argument_does(name: str, usual: dict) -> None:
+    text, argument, seen = CASES[name]
+    expected = by_hand(**argument)
+    assert differing(expected, usual) == seen
+    chex.assert_trees_all_equal(built(config_with(BASE | {name: text})), expected)
+
+
+def test_the_samplers_variance_counts_before_the_processs() -> None:
+    fields = {"process.variance": "fixed_small", "sampler.variance": "fixed_large"}
+    chex.assert_trees_all_equal(built(config_with(BASE | fields)), by_hand())
+
+
+# ---- the network -------------------------------------------------------------------------------------
+
+IMAGE = (4, 4, 1)
+UNET = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (2,)}
+
+# Field -> (text on the command line, the same as an argument of the network).
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "model.channels": ("12", {"channels": 12}),
+    "model.channel_mult": ("1,1", {"channel_mult": (1, 1)}),
+    "model.num_res_blocks": ("2", {"num_res_blocks": 2}),
+    "model.attention_resolutions": ("4", {"attention_resolutions": (4,)}),
+    "model.dropout": ("0.5", {"dropout": 0.5}),
+    "model.num_classes": ("3", {"num_classes": 3}),
+    "model.norm_groups": ("4", {"norm_groups": 4}),
+    "model.norm_eps": ("0.01", {"norm_eps": 0.01}),
+    "model.dtype": ("bfloat16", {"dtype": jnp.bfloat16}),
+    "model.remat": ("true", {"remat": True}),
+}
+
+
+def program(model: Model, conditional: bool) -> str:
+    """Returns the operations that make a model's parameters and output, while training, as text."""
+    labels = jnp.zeros((2,), jnp.int32) if conditional else None
+
+    def run(key: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+        return model.apply(model.init(key), x, t, labels, key)
+
+    jaxpr = jax.make_jaxpr(run)(jax.random.key(0), jnp.zeros((2, *IMAGE)), jnp.zeros(2))
+    return re.sub("0x[0-9a-f]+", "", str(jaxpr))  # Addresses of functions.
+
+
+@pytest.fixture(scope="module")
+def usual_program() -> str:
+    return program(as_functions(UNet(**UNET), IMAGE), False)
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if group_of(name) == "model"])
+def test_a_field_of_the_model_reaches_the_network(name: str, usual_program: str) -> None:
+    fields = {f"model.{field}": str(value).strip("()") for field, value in UNET.items()}
+    if name == "model.name":
+        fields = {name: "mlp", "model.channels": 8, "model.num_res_blocks": 1}
+        network = MLP(channels=8, num_res_blocks=1)
+    else:
+        text, argument = NETWORKS[name]
+        fields |= {name: text}
+        network = UNet(**UNET | argument)
+    expected = program(as_functions(network, IMAGE), name == "model.num_classes")
+    exp = build.build(config_with(fields), IMAGE, 3)
+    assert program(exp.model, exp.conditional) == expected
+    assert expected != usual_program
