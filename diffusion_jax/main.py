@@ -165,7 +165,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and answers errors with one line on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = _show_warning
     started = time.monotonic()
     signals = StopSignals()
     signals.install()
@@ -178,6 +178,16 @@ def main(argv: list[str] | None = None) -> int:
 
         distributed.leave(status)
     return status
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Prints a warning in one line; of several processes, the first one does."""
+    if "jax" in sys.modules:
+        from diffusion_jax.parallel import distributed
+
+        if distributed.is_another_than_first():
+            return
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _tell(error: BaseException) -> int:

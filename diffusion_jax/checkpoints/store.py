@@ -12,6 +12,7 @@ A process that is killed at any moment leaves a whole checkpoint or none.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import logging
@@ -21,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 
@@ -34,7 +35,7 @@ from diffusion_jax.checkpoints.commit import (
     failure_named,
     prepare,
 )
-from diffusion_jax.checkpoints.integrity import find_damage
+from diffusion_jax.checkpoints.integrity import MANIFEST, find_damage
 from diffusion_jax.errors import InputError, RunError, reason
 from diffusion_jax.parallel.distributed import all_do, first_decides
 
@@ -48,11 +49,27 @@ _attempts = itertools.count()
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A restored checkpoint: its step, the parts that were asked for, and the JSON saved with them."""
+    """A restored checkpoint.
+
+    Attributes:
+      step: Its step.
+      parts: The parts that were asked for.
+      meta: The JSON saved with them.
+      digest: SHA-256 of its manifest, which names the contents of all parts.
+    """
 
     step: int
     parts: dict[str, Any]
     meta: dict[str, Any]
+    digest: str
+
+
+class _Chosen(TypedDict):
+    """What process 0 tells of the checkpoint that it has chosen: the others do not look for themselves."""
+
+    step: int
+    content: dict[str, Any]
+    digest: str
 
 
 class CheckpointStore:
@@ -75,7 +92,7 @@ class CheckpointStore:
         Args:
           directory: Where the checkpoints are, on a local or network file system.
           keep_last: Number of newest checkpoints to keep, at least 1.
-          keep_every: Checkpoints whose step is a multiple of it are kept for ever; None keeps none.
+          keep_every: Checkpoints whose step is a multiple of it are never deleted; None: no such ones.
 
         Raises:
           InputError: `keep_last` or `keep_every` is below 1.
@@ -174,16 +191,15 @@ class CheckpointStore:
         chosen = self._choose(step, [META, *template])
         if chosen is None:
             return None
-        path = self._path(chosen)
-        content = json.loads((path / META).read_bytes())
-        misfit = arrays.misfit(content["leaves"], template)
+        path = self._path(chosen["step"])
+        misfit = arrays.misfit(chosen["content"]["leaves"], template)
         if misfit:
             raise InputError(f"checkpoint {path} does not fit: {misfit}")
         try:
-            parts = arrays.read(path, template)
+            parts = all_do("read a checkpoint", lambda: arrays.read(path, template))
         except Exception as error:
             raise RunError(f"cannot read checkpoint {path}: {reason(error)}") from error
-        return Checkpoint(chosen, parts, content["meta"])
+        return Checkpoint(chosen["step"], parts, chosen["content"]["meta"], chosen["digest"])
 
     def meta(self, step: int | None = None) -> dict[str, Any] | None:
         """Returns the JSON of the newest checkpoint, or of `step`, without reading the arrays.
@@ -191,9 +207,7 @@ class CheckpointStore:
         Like `restore`, except that only the JSON itself is verified.
         """
         chosen = self._choose(step, [META])
-        if chosen is None:
-            return None
-        return json.loads((self._path(chosen) / META).read_bytes())["meta"]
+        return None if chosen is None else chosen["content"]["meta"]
 
     def _path(self, step: int) -> Path:
         return self.directory / str(step)
@@ -235,24 +249,28 @@ class CheckpointStore:
             except OSError as error:
                 logger.warning("cannot delete %s: %s", self._path(step), reason(error))
 
-    def _choose(self, step: int | None, only: list[str]) -> int | None:
-        """Returns the newest sound step, the same in every process."""
+    def _choose(self, step: int | None, only: list[str]) -> _Chosen | None:
+        """Returns the newest sound checkpoint, the same in every process."""
         self.wait()
         return first_decides("choose a checkpoint", lambda: self._newest_sound(step, only))
 
-    def _newest_sound(self, step: int | None, only: list[str]) -> int | None:
+    def _newest_sound(self, step: int | None, only: list[str]) -> _Chosen | None:
         steps = self.steps()
         if step is not None and step not in steps:
             listed = ", ".join(map(str, steps)) or "none"
             raise InputError(f"no checkpoint {step} in {self.directory}; available: {listed}")
         for candidate in reversed(steps) if step is None else [step]:
-            damage = find_damage(self._path(candidate), only)
-            if damage is None:
-                return candidate
-            if not self._path(candidate).is_dir():
+            path = self._path(candidate)
+            damage = find_damage(path, only)
+            with contextlib.suppress(FileNotFoundError):
+                if damage is None:
+                    digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+                    content = json.loads((path / META).read_bytes())
+                    return {"step": candidate, "content": content, "digest": digest}
+            if not path.is_dir():
                 # A run that is training has just deleted it.
                 return self._newest_sound(step, only)
-            self._move_aside(candidate, damage)
+            self._move_aside(candidate, damage or f"{META}: not there")
         if step is not None:
             raise RunError(f"checkpoint {self._path(step)} is damaged")
         if steps or any(self.directory.glob(f"{DAMAGED}/*")):

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import build
 from diffusion_jax import config as config_lib
 from diffusion_jax.build import AVERAGE, Experiment
-from diffusion_jax.checkpoints.store import CheckpointStore
+from diffusion_jax.checkpoints.store import Checkpoint, CheckpointStore
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures, results
@@ -40,10 +40,10 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     started = time.monotonic()
     build.check_writable(workdir)
     mesh = sharding.make_mesh(config.mesh.data)
-    exp, step, params = _restore(config, workdir, mesh)
-    config = exp.config
-    manifest = workdir / "checkpoints" / str(step) / "manifest.json"
-    folder = workdir / "samples" / job_name(config, step, manifest.read_bytes())
+    exp, checkpoint = _restore(config, workdir, mesh)
+    config, step = exp.config, checkpoint.step
+    (params,) = checkpoint.parts.values()
+    folder = workdir / "samples" / job_name(config, step, checkpoint.digest)
     sampler = exp.sampler()
     images, drawn = _draw(exp, sampler, mesh, params, folder)
     if jax.process_index() != 0:
@@ -59,16 +59,16 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def job_name(config: ConfigDict, step: int, manifest: bytes) -> str:
+def job_name(config: ConfigDict, step: int, checkpoint: str) -> str:
     """Names a sampling job by all that decides its pixels; not by batch size or devices.
 
     Args:
       config: The config.
       step: Step of the checkpoint.
-      manifest: The checkpoint's manifest, which stands for its parameters.
+      checkpoint: The checkpoint's digest, which stands for its parameters.
     """
     decisive = {
-        "checkpoint": hashlib.sha256(manifest).hexdigest(),
+        "checkpoint": checkpoint,
         "trained": config_lib.config_hash(config),
         "step": step,
         "ema": config.sample.ema,
@@ -83,7 +83,8 @@ def job_name(config: ConfigDict, step: int, manifest: bytes) -> str:
 
 def _restore(
     config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh
-) -> tuple[Experiment, int, Any]:
+) -> tuple[Experiment, Checkpoint]:
+    """Returns what the checkpoint was trained as, and the checkpoint with the parameters to draw with."""
     store = CheckpointStore(workdir / "checkpoints")
     meta = store.meta(config.sample.step)
     if meta is None:
@@ -108,7 +109,7 @@ def _restore(
             f"checkpoint {checkpoint.step} was trained with another config than the damaged newest; "
             f"ask for it: --config.sample.step={checkpoint.step}"
         )
-    return exp, checkpoint.step, checkpoint.parts[part]
+    return exp, checkpoint
 
 
 def _draw(

@@ -60,7 +60,7 @@ GROUPS = {
     "process": "how images become noise, and what the network predicts",
     "loss": "what training minimises",
     "optimizer": "Adam, its learning rate, and the average of the weights (EMA)",
-    "train": "length of the training, its batches, and what happens on the way",
+    "train": "length of the training, its batches, and what happens besides",
     "sampler": "how noise becomes images",
     "sample": "what --mode=sample draws",
     "eval": "the held-out loss",
@@ -154,7 +154,7 @@ FIELDS = {
     "loss.name": Field("simple", Choice(("simple",)), "loss; simple: mean square error, Eq. 14"),
     # ---- optimizer
     "optimizer.learning_rate": Field(2e-4, Float(0), "rate after the warm-up"),
-    "optimizer.warmup_steps": Field(5000, Int(0), "steps over which the rate rises from 0"),
+    "optimizer.warmup_steps": Field(5000, Int(0), "steps over which the rate rises linearly"),
     "optimizer.grad_clip": Field(
         1.0, Float(0), "largest global norm of the gradients; 0: no limit"
     ),

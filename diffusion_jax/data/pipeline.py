@@ -84,7 +84,7 @@ def batches(
       seed: Seed of the order of the images.
       batch_size: Size of the global batch; it may exceed the number of images.
       start: First batch. Resuming there costs nothing.
-      stop: Batch before which to end; None goes on for ever.
+      stop: Batch before which to end; None: none, it does not end.
       rows: This process's rows of the global batch: a slice, or their indices.
       prefetch: How many batches to read ahead.
 

@@ -31,7 +31,7 @@ class UNet(nn.Module):
     Attributes:
       channels: Width of the first level.
       channel_mult: Width of each level in units of `channels`; each level halves the resolution.
-      num_res_blocks: Residual blocks a level on the way down; one more on the way up.
+      num_res_blocks: Residual blocks of each level of the encoder; the decoder has one more.
       attention_resolutions: Heights of the feature maps that get self-attention. The middle always does.
       dropout: Rate inside the residual blocks while training.
       num_classes: Number of classes to condition on; 0 for none. Label `num_classes` stands for no class.

@@ -193,6 +193,11 @@ def first_decides(name: str, decide: Callable[[], T]) -> T:
     return json.loads(exchange(name, json.dumps(decided))[0])
 
 
+def is_another_than_first() -> bool:
+    """Whether this is one of several processes and not the first; starts no device."""
+    return jax.distributed.is_initialized() and jax.process_index() > 0
+
+
 def leave(status: int) -> None:
     """Call it before an exit after an error: ends this process at once unless all end alike.
 

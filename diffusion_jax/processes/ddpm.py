@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
+from diffusion_jax.errors import InputError
 from diffusion_jax.processes.process import Grid, Point, take
 from diffusion_jax.processes.schedules import Schedule
 from diffusion_jax.processes.spacing import timesteps
@@ -20,11 +21,22 @@ class DDPM:
     linear in t. The network is given t itself.
 
     Attributes:
-      schedule: Variance schedule of T steps.
+      schedule: Variance schedule of T steps; not one that `respace` has made, since `grid` does that.
+
+    Raises:
+      InputError: A respaced schedule, whose steps are not their own times.
     """
 
     schedule: Schedule
     prior_std: float = dataclasses.field(default=1.0, init=False)
+
+    def __post_init__(self) -> None:
+        times = np.asarray(self.schedule.timesteps)
+        if not np.array_equal(times, np.arange(len(times))):
+            raise InputError(
+                "the schedule is a respaced one; give DDPM the whole schedule, and its grid(num_steps, spacing)"
+                " to the sampler"
+            )
 
     @property
     def num_timesteps(self) -> int:
@@ -47,10 +59,13 @@ class DDPM:
         fraction = t - before
         log_ratio = fraction * take(np.append(2 * np.diff(chain.log_signal), 0.0), row)
         added = -jnp.square(point.signal) * jnp.expm1(log_ratio)
+        # sqrt(std^2 + added), but std itself where nothing is added, and with the right derivative there. At the
+        # data the root has none: it is infinite.
+        std = point.std + added / (point.std + jnp.sqrt(jnp.square(point.std) + added))
         return Point(
-            time=point.time + fraction * take(np.append(np.diff(chain.time), 0.0), row),
+            time=jnp.where(jnp.isnan(point.time), jnp.nan, t),
             signal=point.signal * jnp.exp(log_ratio / 2),
-            std=jnp.where(fraction == 0, point.std, jnp.sqrt(jnp.square(point.std) + added)),
+            std=jnp.where(t == -1, 0.0, std),
         )
 
     def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
@@ -76,13 +91,11 @@ class DDPM:
         visited = np.append(timesteps(num_steps, spacing, logsnr)[::-1], -1.0)
         rows = np.arange(-1, self.num_timesteps)
         log_signal = np.interp(visited, rows, chain.log_signal)
-        return Grid(
-            np.interp(visited, rows, chain.time), log_signal, np.sqrt(-np.expm1(2 * log_signal))
-        )
+        return Grid(visited, log_signal, np.sqrt(-np.expm1(2 * log_signal)), self.prior_std)
 
     @property
     def _chain(self) -> Grid:
         """The data and all T steps, noise last: row t + 1 is time t."""
         log_signal = np.append(0.0, np.asarray(self.schedule.log_alpha_bar, np.float64) / 2)
-        times = np.append(-1.0, np.asarray(self.schedule.timesteps, np.float64))
-        return Grid(times, log_signal, np.sqrt(-np.expm1(2 * log_signal)))
+        times = np.arange(-1.0, self.num_timesteps)
+        return Grid(times, log_signal, np.sqrt(-np.expm1(2 * log_signal)), self.prior_std)

@@ -155,9 +155,13 @@ class Posterior(NamedTuple):
 
 
 def q_posterior(
-    grid: Grid, x0: Float[Array, " b *dims"], x_t: Float[Array, " b *dims"], i: Int[Array, " b"]
+    grid: Grid,
+    x0: Float[Array, " b *dims"],
+    x_t: Float[Array, " b *dims"],
+    *,
+    step: Int[Array, " b"],
 ) -> Posterior:
-    """Returns q(x_s | x_t, x_0), Ho et al. (2020), Eq. 6-7, where t is point i of the grid and s point i + 1.
+    """Returns q(x_s | x_t, x_0), Ho et al. (2020), Eq. 6-7, where step i goes from point t to point s of a grid.
 
     In the last step, to the data, it is x_0 itself, with variance 0 and, as log variance, that of the step
     before.
@@ -166,11 +170,12 @@ def q_posterior(
       grid: Points from noise to data, such as `process.grid()`.
       x0: Clean images.
       x_t: Images at point i.
-      i: Step of each image, in {0, ..., N - 1}; NaN beyond. DDPM's timestep t is step T - 1 - t.
+      step: Step i of each image, in {0, ..., N - 1}, from noise to data; NaN outside. On DDPM's full grid,
+        timestep t is step T - 1 - t.
     """
     table = steps(grid)
     coef_x0, coef_xt, variance, log_variance = (
-        per_image(take(values, i), x0)
+        per_image(take(values, step), x0)
         for values in (
             table.coef_x0,
             table.coef_xt,

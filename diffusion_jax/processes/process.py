@@ -45,7 +45,7 @@ class Grid:
     time: Float[np.ndarray, " n"]
     log_signal: Float[np.ndarray, " n"]
     std: Float[np.ndarray, " n"]
-    prior_std: float = 1.0
+    prior_std: float
 
     @property
     def num_steps(self) -> int:
@@ -58,14 +58,15 @@ class Grid:
         return np.exp(np.maximum(self.log_signal, np.log(SMALLEST)))
 
     def at(self, i: Int[Array, " b"]) -> Point:
-        """Returns the points with these indices, in float32; NaN beyond the grid."""
+        """Returns the points with these indices, in float32; NaN outside {0, ..., N}."""
         std = np.where(self.std > 0, np.maximum(self.std, SMALLEST), 0.0)
         return Point(*(take(values, i) for values in (self.time, self.signal, std)))
 
 
 def take(values: Float[np.ndarray, " n"], i: Int[Array, " b"]) -> Float[Array, " b"]:
-    """Returns values[i], rounded to float32; NaN beyond the end."""
-    return jnp.take(jnp.asarray(values, jnp.float32), i, mode="fill")
+    """Returns values[i], rounded to float32; NaN for an i below 0 or beyond the end."""
+    outside = len(values)  # A negative index would count from the end.
+    return jnp.take(jnp.asarray(values, jnp.float32), jnp.where(i < 0, outside, i), mode="fill")
 
 
 @runtime_checkable

@@ -153,7 +153,7 @@ def _logsnr(log_alpha_bar: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
 def _from_log_alpha_bar(log_alpha_bar: Float[np.ndarray, " T"], timesteps: np.ndarray) -> Schedule:
     """Derives every array, in float64, from a finite and strictly decreasing log alpha_bar."""
     from_noise = np.concatenate([[0.0], log_alpha_bar])[::-1]
-    chain = steps(Grid(from_noise, from_noise / 2, np.sqrt(-np.expm1(from_noise))))
+    chain = steps(Grid(from_noise, from_noise / 2, np.sqrt(-np.expm1(from_noise)), prior_std=1.0))
     between = Steps(*(values[::-1] for values in chain))
     log_beta_tilde, log_betas = chain.posterior_log_variance_clipped[::-1], between.log_variance
     logsnr = _logsnr(log_alpha_bar)

@@ -16,8 +16,11 @@ def _uniform(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
 
 
 def _leading(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
-    """Evenly spaced from the first on, without the last: 0, T/N, 2 T/N, ..., as DDIM's code does."""
-    return np.arange(num_steps) * len(logsnr) // num_steps * 1.0
+    """Evenly spaced from the first on, without the last: 0, k, 2 k, ... with k = floor(T / N), as in DDIM's code.
+
+    Where N does not divide T, that code goes on to T; here there are N times all the same.
+    """
+    return np.arange(num_steps) * (len(logsnr) // num_steps) * 1.0
 
 
 def _trailing(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
@@ -26,7 +29,10 @@ def _trailing(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
 
 
 def _quadratic(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
-    """Proportional to i^2 (Song et al., 2021, DDIM, Appendix D.2), the first and the last included."""
+    """Proportional to i^2 (Song et al., 2021, DDIM, Appendix D.2), the first and the last included.
+
+    The paper's code ends at 0.8 T instead, and may visit the first timestep more than once.
+    """
     times = np.rint(np.linspace(np.sqrt(len(logsnr) - 1), 0, num_steps)[::-1] ** 2)
     # The first squares fall on the same timestep: each takes the next free one.
     for i in range(1, num_steps):
@@ -84,7 +90,8 @@ def timesteps(
 
 def _listed(num_steps: int | None, listed: Sequence[float | int], last: int) -> Times:
     times = np.sort(np.asarray(listed, np.float64))
-    if len(times) == 0 or times[0] < 0 or times[-1] > last or (np.diff(times) <= 0).any():
+    inside = len(times) > 0 and times[0] >= 0 and times[-1] <= last
+    if not (inside and (np.diff(times) > 0).all()):  # A NaN, too, is not inside.
         raise InputError(
             f"spacing is {tuple(listed)}; a list must hold distinct times from 0 to {last} (T - 1)"
         )

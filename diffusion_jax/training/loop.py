@@ -64,7 +64,7 @@ class Plan:
 def dispatch_sizes(
     start: int, num_steps: int, per_dispatch: int, everys: tuple[int, ...]
 ) -> Iterator[int]:
-    """Yields the number of steps of each dispatch: `per_dispatch`, or 1 on the way to an event.
+    """Yields the number of steps of each dispatch: `per_dispatch`, or 1 where an event is nearer.
 
     A dispatch never crosses a multiple of `per_dispatch` or of one of `everys`, nor the end. Where the
     dispatches lie depends on the step alone, so a resumed run repeats the very same programs.

@@ -105,7 +105,7 @@ class RunLog:
 class _Board:
     """Writes TensorBoard's events.
 
-    Not by tensorboardX's SummaryWriter: its thread dies on a full disk, and the run would wait for it for ever.
+    Not by tensorboardX's SummaryWriter: its thread dies on a full disk, and the run would never end.
     """
 
     def __init__(self, folder: Path, start: int) -> None:

@@ -308,7 +308,7 @@ def test_the_job_is_named_by_the_variance_that_is_used_wherever_it_is_set() -> N
     def name(process: str, sampler: str | None) -> str:
         config = config_lib.default_config()
         config.process.variance, config.sampler.variance = process, sampler
-        return job_name(config, 7, b"manifest")
+        return job_name(config, 7, "digest")
 
     large, small = name("fixed_large", None), name("fixed_small", None)
     assert large != small

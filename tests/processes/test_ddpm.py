@@ -1,5 +1,6 @@
 """The discrete process between its steps, and its grids against the schedule's closed forms."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes import gaussian
 from diffusion_jax.processes.ddpm import DDPM
-from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.schedules import make_schedule, respace
 from diffusion_jax.processes.spacing import SPACINGS
 
 NAMES = ["linear", "cosine", "sigmoid", "quad"]
@@ -41,6 +42,36 @@ def test_minus_one_is_the_data_and_times_outside_give_nan():
     np.testing.assert_array_equal([point.signal[0], point.std[0]], [1, 0])
     for values in point:
         np.testing.assert_array_equal(np.isnan(values), [False, True, False, True, True])
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_the_derivative_in_time_is_that_of_linear_log_alpha_bar_also_at_the_steps(compiled, name):
+    process = DDPM(make_schedule(name, 1000))
+    t = np.array([0.0, 1.0, 10.0, 499.0, 500.001, 900.5, 998.0])
+    log_alpha_bar = np.append(0, process.schedule.log_alpha_bar)
+    before = np.floor(t).astype(int) + 1
+    slope = np.diff(log_alpha_bar)[before]
+    alpha_bar = np.exp(log_alpha_bar[before] + (t - np.floor(t)) * slope)
+    tangent = compiled(lambda t: jax.jvp(process.at, (t,), (jnp.ones_like(t),))[1])
+    point = tangent(jnp.asarray(t, jnp.float32))
+    # d alpha_bar / dt = alpha_bar slope, and std^2 = 1 - alpha_bar. The float32 of 500.001 is off by 2e-5 of a step.
+    np.testing.assert_allclose(point.time, 1)
+    np.testing.assert_allclose(point.signal, np.sqrt(alpha_bar) * slope / 2, rtol=2e-5)
+    std = -alpha_bar * slope / (2 * np.sqrt(1 - alpha_bar))
+    np.testing.assert_allclose(point.std, std, rtol=2e-5)
+
+
+def test_a_respaced_schedule_is_refused():
+    with pytest.raises(InputError, match="respaced"):
+        DDPM(respace(make_schedule("linear", 100), 10))
+
+
+@pytest.mark.parametrize("index", [-1, 11])
+def test_an_index_outside_the_grid_gives_nan(index):
+    grid = DDPM(make_schedule("linear", 100)).grid(10)
+    assert np.isfinite(grid.at(jnp.arange(11))).all()
+    for values in grid.at(jnp.array([index])):
+        assert np.isnan(values).all()
 
 
 def test_between_steps_log_alpha_bar_is_linear(compiled):
@@ -149,6 +180,7 @@ def test_a_spacing_gives_as_many_distinct_times_as_asked_for(num_steps, spacing)
         ((None, (0, 100)), "distinct times from 0 to 99"),
         ((None, (5, 5)), "distinct times"),
         ((None, ()), "distinct times"),
+        ((None, (float("nan"), 3.0)), "distinct times"),
         ((3, (0, 99)), "num_steps is 3, but spacing lists 2"),
     ],
 )

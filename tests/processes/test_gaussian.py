@@ -66,7 +66,7 @@ def test_q_posterior_is_bayes_rule_on_a_grid(compiled, t):
     mean = weights @ grid
     variance = weights @ (grid - mean) ** 2
 
-    posterior = compiled(lambda *args: gaussian.q_posterior(PROCESS.grid(), *args))(
+    posterior = compiled(lambda x0, x_t, i: gaussian.q_posterior(PROCESS.grid(), x0, x_t, step=i))(
         jnp.full((1, 1, 1, 1), x0), jnp.full((1, 1, 1, 1), x_t), jnp.array([59 - t])
     )
     # Sums over the grid are exact to 1e-9; the rest is float32.
@@ -77,7 +77,7 @@ def test_q_posterior_is_bayes_rule_on_a_grid(compiled, t):
 
 def test_first_posterior_is_the_clean_image(rng):
     x0, x_t = images(rng, 3, 4, 4, 1), images(rng, 3, 4, 4, 1)
-    posterior = gaussian.q_posterior(PROCESS.grid(), x0, x_t, jnp.full(3, 59))
+    posterior = gaussian.q_posterior(PROCESS.grid(), x0, x_t, step=jnp.full(3, 59))
     np.testing.assert_array_equal(posterior.mean, x0)
     np.testing.assert_array_equal(posterior.variance, 0)
     assert posterior.variance.shape == posterior.log_variance.shape == (3, 1, 1, 1)
@@ -162,7 +162,7 @@ def test_conversions_are_finite_on_every_step_of_every_schedule(rng, name):
 def test_steps_of_a_grid_that_is_not_variance_preserving_are_those_of_the_joint_normal():
     # Signal and std at three points of a process that neither preserves nor explodes the variance.
     signal, std = np.array([0.4, 0.9, 1.1]), np.array([3.0, 0.7, 0.2])
-    grid = Grid(np.arange(3.0), np.log(signal), std)
+    grid = Grid(np.arange(3.0), np.log(signal), std, prior_std=3.0)
     table = gaussian.steps(grid)
     for i in range(2):
         # Cov of (x_s, x_t) given x_0: x_t = a x_s + noise, and a is what makes x_t's mean right.

@@ -1,5 +1,7 @@
 """Ancestral sampling on data whose optimal denoiser is known, and what image i depends on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -297,7 +299,7 @@ def test_the_noise_of_a_step_is_keyed_by_its_time_not_by_its_number():
 
 def test_a_prior_of_another_width_scales_the_first_noise():
     grid = PROCESS.grid(3)
-    wide = Grid(grid.time, grid.log_signal, grid.std, prior_std=7.0)
+    wide = dataclasses.replace(grid, prior_std=7.0)
     keys = image_keys(5, jnp.arange(2))
     result = sample_loop(denoiser(), ancestral(wide), keys, SHAPE, num_frames=4)
     assert result.frames_x_t is not None
