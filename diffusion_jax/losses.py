@@ -1,6 +1,5 @@
 """Training objectives: L_simple of Ho et al. (2020), Eq. 14, and its like for x0 and v."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key, Real
 
 from diffusion_jax.denoiser import PARAMETERIZATIONS, Network
 from diffusion_jax.errors import choose
+from diffusion_jax.keys import standard_normal
 from diffusion_jax.processes.gaussian import q_sample
 from diffusion_jax.processes.process import Process
 
@@ -42,11 +42,6 @@ class Objective(NamedTuple):
     draw: Callable[[Any, Array, tuple[int, ...]], Draws]
     loss: Callable[[Any, Array, Array | None, Draws, Array | None], Array]
     update: Callable[[Any, Draws, Array], Any]
-
-
-def standard_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
-    """Returns standard normal noise, drawn flat: a shaped draw is much slower on XLA's CPU backend."""
-    return jax.random.normal(key, (math.prod(shape),)).reshape(shape)
 
 
 def draw_uniform(aux: Any, key: Key[Array, ""], shape: tuple[int, ...]) -> Draws:

@@ -223,7 +223,9 @@ FIELDS = {
     ),
     # ---- eval
     "eval.num_images": Field(1000, Int(1), "held-out images to measure, at most", "always"),
-    "eval.batch_size": Field(250, Int(1), "images measured together", "always"),
+    "eval.batch_size": Field(
+        250, Int(1), "images measured together; no result depends on it", "always"
+    ),
     # ---- mesh
     "mesh.data": Field(-1, Int(-1), "devices along the batch; -1: all", "always"),
 }

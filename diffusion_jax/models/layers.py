@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.keys import standard_normal
 from diffusion_jax.models.conv import conv, conv_of_doubled, matmul
 
 Dtype = Any
@@ -124,13 +125,9 @@ class ClassEmbedding(nn.Module):
     def __call__(self, labels: Int[Array, " b"] | None) -> Float[Array, "b e"]:
         if labels is None:
             raise ValueError(f"a model of {self.num_classes} classes needs labels")
-        rows = self.param("embedding", _standard_normal, (self.num_classes + 1, self.features))
+        rows = self.param("embedding", standard_normal, (self.num_classes + 1, self.features))
         found = rows.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return found.astype(self.dtype)
-
-
-def _standard_normal(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 class Conv(nn.Module):

@@ -9,7 +9,6 @@ from diffusion_jax.samplers.loop import (
     State,
     first_noise,
     image_keys,
-    image_normal,
     sample_loop,
 )
 
@@ -24,6 +23,5 @@ __all__ = [
     "ancestral",
     "first_noise",
     "image_keys",
-    "image_normal",
     "sample_loop",
 ]

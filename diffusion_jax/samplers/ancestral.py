@@ -5,9 +5,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import choose
+from diffusion_jax.keys import image_normal
 from diffusion_jax.processes.gaussian import Steps, per_image, steps
 from diffusion_jax.processes.process import Grid, take
-from diffusion_jax.samplers.loop import Sampler, State, image_normal
+from diffusion_jax.samplers.loop import Sampler, State
 
 
 def _fixed_large(table: Steps) -> Float[np.ndarray, " n"]:

@@ -1,4 +1,4 @@
-"""The loss on held-out images, comparable from one checkpoint to the next."""
+"""The loss on held-out images, comparable from one checkpoint to the next and between machines."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,44 +10,48 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import data
 from diffusion_jax.data.transforms import to_model_range
-from diffusion_jax.losses import Draws, Objective, standard_normal
+from diffusion_jax.keys import image_normal, indexed
+from diffusion_jax.losses import Draws, Objective
 from diffusion_jax.parallel import sharding
 from diffusion_jax.training.step import DeviceBatch
 
-GOLDEN_RATIO = (5**0.5 - 1) / 2
+GOLDEN_RATIO = 2654435769  # (sqrt(5) - 1) / 2 in units of 2^-32.
 
 
-def make_eval_step(
-    objective: Objective, key: Key[Array, ""], *, conditional: bool
-) -> Callable[[Any, DeviceBatch, Int[Array, ""]], Float[Array, " b"]]:
-    """Returns (params, batch, k) -> losses of each image of held-out batch k, with fixed noise and times.
+def held_out_draws(
+    key: Key[Array, ""], indices: Int[Array, " b"], image_shape: tuple[int, ...]
+) -> Draws:
+    """Returns the time and noise of each held-out image, which depend on the key and its index alone.
 
-    The times are spread evenly over the process instead of drawn, which removes most of the noise
-    that makes losses of single batches incomparable. Multiples of the golden ratio do so for the first
-    rows of a batch too: the others may be padding.
+    The times are spread evenly over the process instead of drawn, which removes most of the noise that
+    makes losses of few images incomparable: u_i = i times the golden ratio + one random offset, modulo 1.
+    The first n are spread evenly for any n.
+
+    Args:
+      key: Decides noise and offset.
+      indices: Indices of the images in their split.
+      image_shape: Shape of one image.
     """
-
-    def eval_step(params: Any, batch: DeviceBatch, k: Int[Array, ""]) -> Float[Array, " b"]:
-        u_key, eps_key = jax.random.split(jax.random.fold_in(key, k))
-        x0 = to_model_range(batch["image"])
-        spread = jnp.asarray(np.arange(x0.shape[0]) * GOLDEN_RATIO % 1, jnp.float32)
-        draws = Draws((spread + jax.random.uniform(u_key)) % 1, standard_normal(eps_key, x0.shape))
-        return objective.loss(params, x0, batch["label"] if conditional else None, draws, None)
-
-    return eval_step
+    u_key, eps_key = jax.random.split(key)
+    # Integers of 32 bits take the sum modulo 1 without rounding, however large the index.
+    spread = indices.astype(jnp.uint32) * jnp.uint32(GOLDEN_RATIO) + jax.random.bits(u_key)
+    u = (spread >> 8) * jnp.float32(2**-24)  # 24 bits: all that a float32 below 1 can hold.
+    return Draws(u, image_normal(indexed(eps_key, indices), image_shape))
 
 
 def make_held_out_loss(
     objective: Objective,
     split: data.Split,
     mesh: jax.sharding.Mesh,
-    key: jax.Array,
+    key: Key[Array, ""],
     *,
     conditional: bool,
     num_images: int,
     batch_size: int,
 ) -> Callable[[Any], float]:
     """Returns params -> mean loss over the first `num_images` of a split, with the same noise every time.
+
+    Neither the devices nor `batch_size` change it beyond float rounding.
 
     Args:
       objective: What is measured.
@@ -61,16 +65,21 @@ def make_held_out_loss(
     total = min(num_images, split.num_images)
     size = -(-min(batch_size, total) // mesh.size) * mesh.size
     batched = sharding.batch_sharding(mesh)
-    eval_step = make_eval_step(objective, key, conditional=conditional)
-    compiled = jax.jit(eval_step, out_shardings=batched)
     rows = sharding.local_rows(batched, size)
+
+    def losses_of(params: Any, batch: DeviceBatch, indices: Int[Array, " b"]) -> Float[Array, " b"]:
+        x0 = to_model_range(batch["image"])
+        draws = held_out_draws(key, indices, x0.shape[1:])
+        return objective.loss(params, x0, batch["label"] if conditional else None, draws, None)
+
+    compiled = jax.jit(losses_of, out_shardings=batched)
 
     def held_out(params: Any) -> float:
         losses = []
-        for k, first in enumerate(range(0, total, size)):
-            indices = np.resize(np.arange(first, min(first + size, total)), size)
-            batch = sharding.put(batched, split.read(indices[rows]))
-            losses.append(sharding.fetch(compiled(params, batch, k))[: total - first])
+        for first in range(0, total, size):
+            indices = np.resize(np.arange(first, min(first + size, total)), size)[rows]
+            inputs = sharding.put(batched, (split.read(indices), indices.astype(np.int32)))
+            losses.append(sharding.fetch(compiled(params, *inputs))[: total - first])
         return float(np.concatenate(losses).mean())
 
     return held_out

@@ -15,14 +15,14 @@ import optax
 import pytest
 
 from diffusion_jax.checkpoints.store import CheckpointStore
-from diffusion_jax.data import from_arrays
+from diffusion_jax.data import from_arrays, to_model_range
 from diffusion_jax.losses import Draws, Objective, draw_uniform, loss_function
 from diffusion_jax.models import MLP, Model, as_functions
 from diffusion_jax.models.layers import Conv, ResBlock, SelfAttention, time_embedding
 from diffusion_jax.parallel.sharding import batch_sharding, fetch, make_mesh, put, replicated
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.training.held_out import make_eval_step, make_held_out_loss
+from diffusion_jax.training.held_out import held_out_draws, make_held_out_loss
 from diffusion_jax.training.loop import compile_steps, dispatch_sizes
 from diffusion_jax.training.optimizer import ema_decay, make_optimizer
 from diffusion_jax.training.state import (
@@ -345,19 +345,38 @@ def test_training_reduces_the_loss(prediction):
 # ---- held-out loss -----------------------------------------------------------------------------------
 
 
-def test_held_out_times_are_spread_evenly_whatever_part_of_the_batch_counts():
-    def level(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
-        assert key is None  # No dropout.
-        return draws.u
-
-    step = make_eval_step(objective_of(level), jax.random.key(0), conditional=False)
-    u = np.asarray(jit(step)(None, make_batch(size=200), 0))
+@pytest.mark.parametrize("first", [0, 10**6])
+def test_held_out_times_are_spread_evenly_however_many_images_count(first):
+    u = np.asarray(held_out_draws(jax.random.key(0), first + jnp.arange(200), ()).u)
+    # Multiples of the golden ratio, by which neighbours differ up to the 24 bits of a float32.
+    apart = (np.diff(u.astype(float)) - (5**0.5 - 1) / 2) % 1
+    np.testing.assert_allclose((apart + 0.5) % 1, 0.5, atol=2**-23)
     assert 0 <= u.min() < 0.01 and 0.99 < u.max() < 1
     for count in (10, 50, 200):
         # The mean of a sequence of such low discrepancy is off by less than 1 / count.
         np.testing.assert_allclose(u[:count].mean(), 0.5, atol=1 / count)
-    np.testing.assert_array_equal(u, jit(step)(None, make_batch(k=5, size=200), 0))
-    assert not np.array_equal(u, jit(step)(None, make_batch(size=200), 1))
+    assert not np.any(u == held_out_draws(jax.random.key(1), first + jnp.arange(200), ()).u)
+
+
+def test_held_out_loss_depends_neither_on_the_devices_nor_on_the_batches():
+    def loss(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
+        assert labels is None and key is None  # Unconditional; no dropout.
+        return toy_loss(params, x0, labels, draws, key)
+
+    images = np.asarray(make_batch(size=50)["image"])
+    split = from_arrays(images, np.zeros(50, int))
+    params = {"w": jnp.array([0.5, -1.0, 2.0]), "b": jnp.array(0.3)}
+    key = jax.random.key(3)
+    draws = held_out_draws(key, jnp.arange(50), (2, 2, 3))
+    expected = toy_loss(params, to_model_range(jnp.asarray(images)), None, draws, None).mean()
+    for devices in (1, 4, 8):
+        for batch_size in (6, 7, 250) if devices == 1 else (7, 250):  # 6 is rounded to 8, as 7 is.
+            held_out = make_held_out_loss(
+                objective_of(loss), split, make_mesh(devices), key,
+                conditional=False, num_images=1000, batch_size=batch_size,
+            )  # fmt: skip
+            # float32 sums of 12 terms an image, in another order.
+            np.testing.assert_allclose(held_out(params), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_images", [10, 19, 100])
