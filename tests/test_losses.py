@@ -101,6 +101,16 @@ def test_an_objective_draws_each_time_equally_often_and_normal_noise(compiled, k
     np.testing.assert_allclose(np.cov(draws.eps.T), np.eye(2), atol=5 * np.sqrt(2 / n))
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_draws_noise_that_is_independent_of_the_times(key, name):
+    objective = loss_function(name, PROCESS, "eps", lambda p, x, *_: x)
+    n = 4096
+    # Images of one pixel: the i-th number of both comes from the same bits if both have the same key.
+    draws = objective.draw(objective.init(), key, (n, 1))
+    # Five standard deviations, 1 / sqrt(n), of the correlation of independent pairs.
+    assert abs(np.corrcoef(draws.u, draws.eps[:, 0])[0, 1]) < 5 / np.sqrt(n)
+
+
 def test_the_simple_objective_is_simple_loss_at_the_times_drawn(compiled, rng):
     x0, eps = jnp.asarray(rng.normal(size=(2, 3, 2, 2, 1)), jnp.float32)
     u = jnp.array([0.0, 0.305, 0.999])

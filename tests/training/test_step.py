@@ -274,6 +274,27 @@ def test_every_step_draws_anew_and_draws_the_same_again():
         np.testing.assert_array_equal(first[1][name], again[1][name])
 
 
+def test_flip_draws_and_dropout_share_no_key():
+    n, seen = 4096, {}
+
+    # Like the flip, these draw with the very key that they are given: one key for two of them gives
+    # both the same numbers.
+    def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> Draws:
+        return Draws(jax.random.uniform(key, shape[:1]), jnp.zeros(shape))
+
+    def loss(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
+        seen.update(flip=x0[:, 0, 0, 0], u=draws.u, dropout=jax.random.uniform(key, (n,)))
+        return params * jnp.ones(n)
+
+    objective = Objective(lambda: (), draw, loss, lambda aux, draws, losses: aux)
+    step = make_train_step(objective, optax.sgd(0.1), jax.random.key(7), flip=True)
+    images = jnp.broadcast_to(jnp.array([0, 255], jnp.uint8)[None, None, :, None], (n, 1, 2, 1))
+    step(new_state(optax.sgd(0.1), 1.0), {"image": images, "label": jnp.zeros(n, jnp.int32)})
+    correlations = np.corrcoef(np.stack(list(seen.values())))
+    # The correlation of n independent pairs has a standard deviation of 1 / sqrt(n): this is five.
+    np.testing.assert_allclose(correlations, np.eye(3), atol=5 / np.sqrt(n))
+
+
 def test_labels_are_given_to_conditional_losses_only():
     assert draws(size=8)[0]["labels"] is None
     np.testing.assert_array_equal(draws(size=8, conditional=True)[0]["labels"], np.arange(8))
@@ -356,6 +377,19 @@ def test_held_out_times_are_spread_evenly_however_many_images_count(first):
         # The mean of a sequence of such low discrepancy is off by less than 1 / count.
         np.testing.assert_allclose(u[:count].mean(), 0.5, atol=1 / count)
     assert not np.any(u == held_out_draws(jax.random.key(1), first + jnp.arange(200), ()).u)
+
+
+def test_held_out_images_have_noise_of_their_own_that_is_independent_of_their_times():
+    n = 4096
+    draws = held_out_draws(jax.random.key(0), jnp.arange(n), (2,))
+    u, eps = np.asarray(draws.u), np.asarray(draws.eps)
+    assert len(np.unique(eps, axis=0)) == n, "two images with the same noise"
+    series = [u[1:], eps[1:, 0], eps[1:, 1], eps[:-1, 0]]  # The last: of the image before.
+    correlations = np.corrcoef(np.stack(series))
+    # Five standard deviations, 1 / sqrt(n), of the correlation of independent pairs.
+    np.testing.assert_allclose(correlations, np.eye(4), atol=5 / np.sqrt(n))
+    np.testing.assert_allclose(eps.mean(0), 0, atol=5 / np.sqrt(n))
+    np.testing.assert_allclose(eps.var(0), 1, atol=5 * np.sqrt(2 / n))  # Variance of a square: 2.
 
 
 def test_held_out_loss_depends_neither_on_the_devices_nor_on_the_batches():
