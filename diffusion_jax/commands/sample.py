@@ -20,7 +20,13 @@ from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler
-from diffusion_jax.samplers.batches import FRAMES, STRIP_IMAGES, class_of_images, make_batch_sampler
+from diffusion_jax.samplers.batches import (
+    FRAMES,
+    STRIP_IMAGES,
+    Samples,
+    class_of_images,
+    make_batch_sampler,
+)
 from diffusion_jax.training.state import abstract_like, average_part
 
 GRID_IMAGES = 100
@@ -50,7 +56,10 @@ def sample(config: ConfigDict, workdir: Path) -> int:
         return 0
     labels = class_of_images(np.arange(len(images)), config.model.num_classes, config.sample.labels)
     _save_npz(folder / "images.npz", images, labels)
-    pictures.save_png(folder / "grid.png", pictures.grid(pictures.magnified(images[:GRID_IMAGES])))
+    shown = Samples(
+        images[:GRID_IMAGES], None, None, None if labels is None else labels[:GRID_IMAGES]
+    )
+    pictures.save_png(folder / "grid.png", shown.grid())
     seconds = time.monotonic() - started
     path = results.add_result(
         workdir, "sample", _result(config, step, sampler.nfe, folder, len(images), drawn, seconds)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 MARGIN = 2
 SMALLEST_SIDE = 56  # Tiny images are magnified to about this many pixels, each pixel a square.
@@ -26,6 +26,20 @@ def grid(
         top, left = (MARGIN + (i // columns) * cell[0], MARGIN + (i % columns) * cell[1])
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+def grid_by_class(
+    images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"] | None
+) -> UInt8[np.ndarray, "gh gw c"]:
+    """Lays images out like `grid`, but a row a class, if they are of several classes and some of one class."""
+    classes, counts = np.unique(labels if labels is not None else [], return_counts=True)
+    if len(classes) < 2 or counts.max() < 2:
+        return grid(images)
+    rows = np.full((len(classes), counts.max(), *images.shape[1:]), 255, np.uint8)
+    for row, label in zip(rows, classes, strict=True):
+        of_class = images[labels == label]
+        row[: len(of_class)] = of_class
+    return grid(rows.reshape(-1, *images.shape[1:]), columns=rows.shape[1])
 
 
 def magnified(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n mh mw c"]:

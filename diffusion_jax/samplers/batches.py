@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.parallel import sharding
@@ -38,6 +38,11 @@ class Samples(NamedTuple):
     images: UInt8[np.ndarray, "n h w c"]
     frames_x_t: UInt8[np.ndarray, "f n h w c"] | None
     frames_x0: UInt8[np.ndarray, "f n h w c"] | None
+    labels: Int32[np.ndarray, " n"] | None
+
+    def grid(self) -> UInt8[np.ndarray, "gh gw c"]:
+        """Pictures all images, magnified if they are tiny; a row a class if they have classes."""
+        return pictures.grid_by_class(pictures.magnified(self.images), self.labels)
 
     def strip(self) -> UInt8[np.ndarray, "gh gw c"] | None:
         """Pictures the reverse process of the first images; None without frames."""
@@ -84,6 +89,7 @@ def make_batch_sampler(
         classes = class_of_images(padded, num_classes, labels)
         inputs = sharding.put(batched, jax.tree.map(lambda x: x[rows], (padded, classes)))
         images, *frames = sharding.fetch(compiled(params, np.uint32(seed % 2**32), *inputs))
-        return Samples(images[:count], *[None if f is None else f[:, :count] for f in frames])
+        frames = [None if f is None else f[:, :count] for f in frames]
+        return Samples(images[:count], *frames, None if classes is None else classes[:count])
 
     return draw_batch

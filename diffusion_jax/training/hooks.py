@@ -49,7 +49,7 @@ def draw_pictures(
     result = draw(params)
     if jax.process_index() != 0:
         return
-    drawn = {"grid": pictures.grid(pictures.magnified(result.images)), "strip": result.strip()}
+    drawn = {"grid": result.grid(), "strip": result.strip()}
     for name, picture in drawn.items():
         assert picture is not None
         pictures.save_png(picture_path(workdir, name, step), picture)

@@ -6,6 +6,7 @@ from PIL import Image
 
 from diffusion_jax.reporting.pictures import (
     grid,
+    grid_by_class,
     load_png,
     magnified,
     save_loss_curve,
@@ -37,6 +38,15 @@ def test_a_grid_is_as_near_to_a_square_as_can_be(n, columns, rows):
 
 def test_a_grid_takes_the_columns_it_is_given():
     assert grid(flat_images(*range(6)), columns=6).shape == (2 + 4, 2 + 6 * 5, 1)
+
+
+def test_classes_have_a_row_each_in_their_order_and_gaps_are_white():
+    images = flat_images(10, 20, 30, 40, 50, shape=(1, 1, 1))
+    picture = grid_by_class(images, np.array([7, 2, 7, 2, 7]))
+    assert picture.shape == (2 + 2 * 3, 2 + 3 * 3, 1)
+    assert picture[2::3, 2::3, 0].tolist() == [[20, 40, 255], [10, 30, 50]]
+    for labels in (None, np.full(5, 3), np.arange(5)):  # No rows of several images.
+        np.testing.assert_array_equal(grid_by_class(images, labels), grid(images))
 
 
 @pytest.mark.parametrize(("side", "factor"), [(8, 7), (28, 2), (32, 2), (64, 1), (256, 1)])
