@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES says where a name is.
     from diffusion_jax.checkpoints.store import Checkpoint, CheckpointStore
+    from diffusion_jax.commands.trained import TrainedRun, load_run
     from diffusion_jax.config import default_config
     from diffusion_jax.data import (
         Split,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
     from diffusion_jax.processes.process import Grid, Point, Process
     from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
     from diffusion_jax.reporting.pictures import grid, strip
-    from diffusion_jax.samplers import ancestral, image_keys, sample_loop
+    from diffusion_jax.samplers import Sampler, State, ancestral, image_keys, sample_loop
     from diffusion_jax.training.optimizer import ema_decay, make_optimizer
     from diffusion_jax.training.state import TrainState, create_state
     from diffusion_jax.training.step import make_train_step
@@ -55,9 +56,12 @@ __all__ = [
     "Prediction",
     "Process",
     "RunError",
+    "Sampler",
     "Schedule",
     "Split",
+    "State",
     "TrainState",
+    "TrainedRun",
     "UNet",
     "ancestral",
     "as_functions",
@@ -74,6 +78,7 @@ __all__ = [
     "grid",
     "image_keys",
     "load",
+    "load_run",
     "loss_function",
     "make_denoiser",
     "make_optimizer",
@@ -107,9 +112,12 @@ _MODULES = {
     "Prediction": "denoiser",
     "Process": "processes.process",
     "RunError": "errors",
+    "Sampler": "samplers",
     "Schedule": "processes.schedules",
     "Split": "data",
+    "State": "samplers",
     "TrainState": "training.state",
+    "TrainedRun": "commands.trained",
     "UNet": "models",
     "ancestral": "samplers",
     "as_functions": "models",
@@ -126,6 +134,7 @@ _MODULES = {
     "grid": "reporting.pictures",
     "image_keys": "samplers",
     "load": "data",
+    "load_run": "commands.trained",
     "loss_function": "losses",
     "make_denoiser": "denoiser",
     "make_optimizer": "training.optimizer",

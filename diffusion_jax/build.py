@@ -29,6 +29,7 @@ from diffusion_jax.samplers import SAMPLERS, Sampler, SampleResult, image_keys, 
 from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
 AVERAGE = "default"  # Name of the parameters' average that is sampled from.
 
 
@@ -67,6 +68,12 @@ class Experiment:
         """Returns the sampler on its grid; warns of more noise than its few steps can bear."""
         options = sampler_options(self.config)
         grid = self.process.grid(options["num_steps"], options["spacing"])
+        if grid.signal[0] > LARGE_SIGNAL * grid.std[0]:
+            warnings.warn(
+                f"sampling starts from noise at t = {grid.time[0]:g}, where images still have a signal of "
+                f"{grid.signal[0]:.2f}; let sampler.spacing hold later times",
+                stacklevel=2,
+            )
         make = choose("sampler.name", options["name"], SAMPLERS)
         accepted = _accepted(make, options)
         if accepted.get("variance") == "fixed_large":
@@ -120,8 +127,8 @@ def _warn_of_noise(grid: Grid, all_steps: int) -> None:
     if 1 < grid.num_steps < all_steps:
         most = np.square(std[:-1] / std[1:]).max()
         warnings.warn(
-            f"in {grid.num_steps} of {all_steps} steps the variance fixed_large is up to {most:,.0f} times the "
-            "posterior's; set --config.sampler.variance=fixed_small",
+            f"with {grid.num_steps} steps instead of {all_steps}, the variance fixed_large is up to {most:,.0f} times "
+            "the posterior's; set --config.sampler.variance=fixed_small",
             stacklevel=3,
         )
 

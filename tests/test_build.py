@@ -60,7 +60,7 @@ FEW = ("sampler.num_steps", "10")
 
 def test_few_steps_with_the_variance_of_many_are_warned_of() -> None:
     # With the betas 1e-4 + 0.0199 t / 999, 1 - alpha_bar is 1e-4 at t = 0 and 0.12639 at t = 111, the next of ten.
-    message = "in 10 of 1000 steps the variance fixed_large is up to 1,264 times the posterior's; set --config"
+    message = "with 10 steps instead of 1000, .* fixed_large is up to 1,264 times the posterior's; set --config"
     with pytest.warns(UserWarning, match=message) as caught:
         experiment(FEW, ("process.variance", "fixed_large")).sampler()
     with pytest.warns(UserWarning, match=message):
@@ -83,6 +83,15 @@ def test_few_steps_with_the_variance_of_many_are_warned_of() -> None:
 def test_other_steps_and_variances_are_not_warned_of(assignments: tuple) -> None:
     with warnings.catch_warnings(action="error"):
         experiment(*assignments).sampler()
+
+
+@pytest.mark.parametrize("spacing", ["7", "10,200"])
+def test_a_sampler_that_starts_where_images_still_show_is_warned_of(spacing: str) -> None:
+    small = ("sampler.variance", "fixed_small")
+    with pytest.warns(UserWarning, match="starts from noise at t = .* signal of .*later times"):
+        experiment(small, ("sampler.spacing", spacing)).sampler()
+    with warnings.catch_warnings(action="error"):
+        experiment(small, ("sampler.spacing", f"{spacing},999")).sampler()
 
 
 def test_a_sampler_that_takes_no_variance_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

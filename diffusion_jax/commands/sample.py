@@ -14,9 +14,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax import config as config_lib
-from diffusion_jax.build import AVERAGE, Experiment
-from diffusion_jax.checkpoints.store import Checkpoint, CheckpointStore
-from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.commands.trained import TrainedRun, load_run
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler
@@ -27,7 +25,6 @@ from diffusion_jax.samplers.batches import (
     class_of_images,
     make_batch_sampler,
 )
-from diffusion_jax.training.state import abstract_like, average_part
 
 GRID_IMAGES = 100
 
@@ -36,7 +33,8 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     """Draws config.sample.num_images images from a checkpoint of a run; returns the exit status.
 
     Writes samples/<job>/: png/<i>.png as they come, then grid.png, images.npz (uint8 `images`, N×H×W×C, and
-    `labels` of a conditional model), strip.png if sample.progressive, and results/sample.json. Images of the
+    `labels` of a conditional model), job.json (all that the job is), strip.png if sample.progressive, and
+    results/sample.json. Images of the
     same job that an earlier, killed command has finished are not drawn again.
 
     Raises:
@@ -46,12 +44,17 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     started = time.monotonic()
     build.check_writable(workdir)
     mesh = sharding.make_mesh(config.mesh.data)
-    exp, checkpoint = _restore(config, workdir, mesh)
-    config, step = exp.config, checkpoint.step
-    (params,) = checkpoint.parts.values()
-    folder = workdir / "samples" / job_name(config, step, checkpoint.digest)
-    sampler = exp.sampler()
-    images, drawn = _draw(exp, sampler, mesh, params, folder)
+    run = load_run(
+        workdir,
+        step=config.sample.step,
+        ema=config.sample.ema,
+        config=config,
+        sharding=sharding.replicated(mesh),
+    )
+    config = run.config
+    folder = workdir / "samples" / job_name(config, run.step, run.digest)
+    sampler = run.sampler()
+    images, drawn = _draw(run, sampler, mesh, folder)
     if jax.process_index() != 0:
         return 0
     labels = class_of_images(np.arange(len(images)), config.model.num_classes, config.sample.labels)
@@ -61,9 +64,9 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     )
     pictures.save_png(folder / "grid.png", shown.grid())
     seconds = time.monotonic() - started
-    path = results.add_result(
-        workdir, "sample", _result(config, step, sampler.nfe, folder, len(images), drawn, seconds)
-    )
+    result = _result(config, run.step, sampler.nfe, folder, len(images), drawn, seconds)
+    results.write_text(folder / "job.json", json.dumps(result, indent=2) + "\n")
+    path = results.add_result(workdir, "sample", result)
     print(f"{len(images)} images ({drawn} drawn now) in {folder}\nresults {path}", file=sys.stderr)
     return 0
 
@@ -90,49 +93,18 @@ def job_name(config: ConfigDict, step: int, checkpoint: str) -> str:
     return f"step{step:08}-{config.sampler.name}-seed{config.sample.seed}-{digest}"
 
 
-def _restore(
-    config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh
-) -> tuple[Experiment, Checkpoint]:
-    """Returns what the checkpoint was trained as, and the checkpoint with the parameters to draw with."""
-    store = CheckpointStore(workdir / "checkpoints")
-    meta = store.meta(config.sample.step)
-    if meta is None:
-        raise InputError(f"no checkpoint to sample from in {store.directory}")
-    # The checkpoint's own config: the workdir's may have changed since.
-    trained = config_lib.from_dict(meta["config"])
-    for name in filter(config_lib.is_settable, config_lib.FIELDS):
-        group, leaf = config_lib.locate(trained, name)
-        source, _ = config_lib.locate(config, name)
-        group[leaf] = source[leaf]
-    config = trained
-    shape = tuple(meta["data"]["image_shape"])
-    exp = build.build(config, shape, meta["data"]["num_classes"])
-    # The optimiser's moments are not read, nor any other average.
-    part = average_part(AVERAGE) if config.sample.ema else "params"
-    template = {part: abstract_like(exp.model.init, sharding.replicated(mesh))}
-    checkpoint = store.restore(template, config.sample.step)
-    store.close()
-    assert checkpoint is not None
-    if checkpoint.meta["config"] != meta["config"]:  # The newest was damaged: an older one is used.
-        raise RunError(
-            f"checkpoint {checkpoint.step} was trained with another config than the damaged newest; "
-            f"ask for it: --config.sample.step={checkpoint.step}"
-        )
-    return exp, checkpoint
-
-
 def _draw(
-    exp: Experiment, sampler: Sampler, mesh: jax.sharding.Mesh, params: Any, folder: Path
+    run: TrainedRun, sampler: Sampler, mesh: jax.sharding.Mesh, folder: Path
 ) -> tuple[UInt8[np.ndarray, "n h w c"], int]:
     """Draws the images that are missing; returns all of them, and how many were drawn now."""
     from tqdm import tqdm
 
-    fields = exp.config.sample
+    fields = run.config.sample
     num_steps = sampler.grid.num_steps
-    frames = min(FRAMES, num_steps) if fields.progressive else 0
+    frames = min(FRAMES, num_steps + 1) if fields.progressive else 0
     size = min(fields.batch_size, fields.num_images)
     writes = jax.process_index() == 0
-    images = np.zeros((fields.num_images, *exp.image_shape), np.uint8)
+    images = np.zeros((fields.num_images, *run.image_shape), np.uint8)
     missing = [i for i in range(fields.num_images) if not _read(folder, i, images)]
     if frames and not (folder / "strip.png").exists():
         missing = sorted({*missing, *range(min(STRIP_IMAGES, fields.num_images))})
@@ -152,15 +124,15 @@ def _draw(
     # A program that reports to the host is compiled anew each time: only for a person who looks.
     shown = progress if not bar.disable and jax.process_count() == 1 else None
     draw = make_batch_sampler(
-        exp.draw(sampler, num_frames=frames, progress=shown),
+        run.draw(sampler, num_frames=frames, progress=shown),
         mesh,
         size,
-        num_classes=exp.config.model.num_classes,
+        num_classes=run.config.model.num_classes,
         with_frames=frames > 0,
     )
     for first in range(0, len(missing), size):
         indices = np.array(missing[first : first + size])
-        result = draw(params, fields.seed, indices, fields.labels)
+        result = draw(run.params, fields.seed, indices, fields.labels)
         jax.effects_barrier()  # The last calls of `progress` still use the old `base`.
         base += len(indices) * num_steps
         bar.update(base - bar.n)
@@ -214,6 +186,7 @@ def _result(
         "sampler": build.sampler_options(config),
         "nfe": nfe,
         "seed": config.sample.seed,
+        "labels": config.sample.labels,
         "drawn_this_start": drawn,
         "seconds_this_start": round(seconds, 1),
     }

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,12 @@ def train(
         f"{count_parameters(state.params):,} parameters; {mesh.size} device(s); "
         + (f"resuming at step {start}" if start else f"workdir {workdir}")
     )
+    if fields.num_steps < config.optimizer.warmup_steps:
+        warnings.warn(
+            f"train.num_steps is {fields.num_steps}, but the learning rate rises until step "
+            f"{config.optimizer.warmup_steps}; set --config.optimizer.warmup_steps",
+            stacklevel=1,
+        )
     meter = Meter(
         log,
         start=start,
@@ -233,7 +240,7 @@ def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any]
     sample, num_images = exp.config.sample, exp.config.train.sample_images
     sampler = exp.sampler()
     draw = make_batch_sampler(
-        exp.draw(sampler, num_frames=min(FRAMES, sampler.grid.num_steps)),
+        exp.draw(sampler, num_frames=min(FRAMES, sampler.grid.num_steps + 1)),
         mesh,
         num_images,
         num_classes=exp.config.model.num_classes,

@@ -194,7 +194,7 @@ FIELDS = {
             Choice(("uniform", "leading", "trailing", "quadratic", "logsnr")),
             Tuple(Int(0), empty=False),
         ),
-        "which timesteps, if not all: a rule, or the timesteps themselves",
+        "times to visit: a rule (logsnr: also between timesteps), or timesteps, with T - 1 among them",
         "always",
     ),
     "sampler.variance": Field(

@@ -54,6 +54,7 @@ def as_functions(module: nn.Module, image_shape: tuple[int, int, int]) -> Model:
     ) -> Float[Array, "b h w d"]:
         train = dropout_key is not None
         rngs = {"dropout": dropout_key} if train else None
+        params = jax.tree.map(jnp.asarray, params)  # They may be NumPy's, as other tools read them.
         out = module.apply({"params": params}, x, t, labels, train, rngs=rngs)
         assert isinstance(out, jax.Array)
         return out

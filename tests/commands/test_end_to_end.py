@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from tiny_run import checkpoint_steps, digits_in, results, rows, run, state_of, 
 import diffusion_jax
 from diffusion_jax import config as config_lib
 from diffusion_jax.commands.sample import job_name
+from diffusion_jax.errors import InputError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -180,7 +182,12 @@ def test_samples_are_pngs_a_grid_an_npz_and_a_result(
     result, folder = sample(unet, "sample.num_images=5", "sample.batch_size=3")
     drawn = images(folder)
     assert drawn.shape == (5, 8, 8, 1) and drawn.dtype == np.uint8
-    assert sorted(path.name for path in folder.iterdir()) == ["grid.png", "images.npz", "png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "grid.png",
+        "images.npz",
+        "job.json",
+        "png",
+    ]
     assert sorted(path.name for path in (folder / "png").iterdir()) == [
         f"{i:06}.png" for i in range(5)
     ]
@@ -251,6 +258,40 @@ def test_sampling_needs_the_averaged_parameters_and_nothing_else_of_a_run(
     np.testing.assert_array_equal(drawn(bare), drawn(whole))
 
 
+def test_a_run_is_loaded_from_python_and_draws_what_the_command_draws(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    _, folder = sample(conditional, "sample.num_images=4", "sample.batch_size=4", "mesh.data=1")
+    trained = diffusion_jax.load_run(conditional)
+    assert trained.step == 12 and trained.image_shape == (8, 8, 1)
+    denoise = diffusion_jax.make_denoiser(
+        trained.config.process.prediction,
+        trained.model.apply,
+        trained.params,
+        labels=jnp.arange(4),
+    )
+    sampler = diffusion_jax.ancestral(trained.process.grid())
+    keys = diffusion_jax.image_keys(0, jnp.arange(4))
+    denoise = diffusion_jax.clip_denoised(denoise)
+    drawn = diffusion_jax.sample_loop(denoise, sampler, keys, trained.image_shape).images
+    # Rounding in another program may move a pixel by one.
+    found = np.asarray(diffusion_jax.to_uint8(drawn), int)
+    np.testing.assert_allclose(found, images(folder).astype(int), atol=1)
+    plain = diffusion_jax.load_run(conditional, ema=False, step=4)
+    assert plain.step == 4
+    with pytest.raises(InputError, match="no checkpoint in"):
+        diffusion_jax.load_run(conditional / "nowhere")
+
+
+def test_a_job_folder_says_what_the_job_is(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    result, folder = sample(conditional, "sample.labels=3,5", "sampler.num_steps=4")
+    job = json.loads((folder / "job.json").read_text())
+    assert job["labels"] == [3, 5] and job["nfe"] == 4 and job["sampler"]["num_steps"] == 4
+    assert job.items() <= result.items()
+
+
 def test_labels_choose_the_class_and_default_to_all_in_turn(
     conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
 ) -> None:
@@ -298,8 +339,11 @@ def test_each_command_warns_once_of_fixed_large_in_few_steps(tmp_path: Path) -> 
         assert outcome.status == 0, outcome.err
         return [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
 
-    (line,) = warned(f"--config={tiny}", "--config.train.num_steps=1")
-    assert "in 5 of 20 steps" in line and line.endswith("--config.sampler.variance=fixed_small")
+    short, line = warned(f"--config={tiny}", "--config.train.num_steps=1")
+    assert "num_steps is 1, but the learning rate rises until step 5" in short
+    assert "5 steps instead of 20" in line and line.endswith(
+        "--config.sampler.variance=fixed_small"
+    )
     assert warned("--mode=sample") == [line]
     assert warned("--mode=sample", "--config.sampler.variance=fixed_small") == []
 

@@ -423,6 +423,12 @@ def test_a_conditional_model_without_labels_is_an_error(params, inputs):
         jax.eval_shape(tiny().apply, params, *inputs[:2])
 
 
+def test_parameters_may_be_numpy_arrays_as_other_tools_read_them(forward, params, inputs):
+    expected = forward(params, *inputs)
+    host = jax.tree.map(np.asarray, params)
+    np.testing.assert_allclose(tiny().apply(host, *inputs), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_an_unconditional_model_has_no_class_embedding_and_ignores_labels(inputs):
     model = tiny(num_classes=0)
     shapes = parameter_shapes(model)

@@ -1,0 +1,88 @@
+"""A trained run as its checkpoint says: config, process, network and parameters."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax import build
+from diffusion_jax import config as config_lib
+from diffusion_jax.build import AVERAGE, Experiment
+from diffusion_jax.checkpoints.store import CheckpointStore
+from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.training.state import abstract_like, average_part
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun(Experiment):
+    """An experiment with the parameters that it was trained to.
+
+    Attributes:
+      params: The parameters, averaged or not.
+      step: Number of steps that they were trained for.
+      digest: Names the checkpoint's contents.
+    """
+
+    params: Any
+    step: int
+    digest: str
+
+
+def load_run(
+    workdir: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    ema: bool = True,
+    config: ConfigDict | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> TrainedRun:
+    """Returns a run's newest sound checkpoint; the optimiser's state is not read.
+
+    Args:
+      workdir: Folder of the run.
+      step: Takes this very checkpoint instead of the newest.
+      ema: Whether to take the averaged parameters.
+      config: Where to take the fields from that any mode may set (`sampler`, `sample`, `eval`, `mesh`); None:
+        from the checkpoint too.
+      sharding: Where the parameters go; None: to the first device.
+
+    Raises:
+      InputError: No such checkpoint.
+      RunError: No sound checkpoint.
+    """
+    store = CheckpointStore(Path(workdir) / "checkpoints")
+    try:
+        meta = store.meta(step)
+        if meta is None:
+            raise InputError(f"no checkpoint in {store.directory}")
+        # Not the workdir's config: that may have changed since.
+        trained = config_lib.from_dict(meta["config"])
+        if config is not None:
+            for name in filter(config_lib.is_settable, config_lib.FIELDS):
+                group, leaf = config_lib.locate(trained, name)
+                source, _ = config_lib.locate(config, name)
+                group[leaf] = source[leaf]
+        shape = tuple(meta["data"]["image_shape"])
+        experiment = build.build(trained, shape, meta["data"]["num_classes"])
+        part = average_part(AVERAGE) if ema else "params"
+        where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        template = {part: abstract_like(experiment.model.init, where)}
+        checkpoint = store.restore(template, step)
+    finally:
+        store.close()
+    assert checkpoint is not None
+    if checkpoint.meta["config"] != meta["config"]:  # The newest was damaged: an older one is used.
+        raise RunError(
+            f"checkpoint {checkpoint.step} was trained with another config than the damaged newest; "
+            f"ask for it: --config.sample.step={checkpoint.step}"
+        )
+    fields = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment)}
+    return TrainedRun(
+        **fields,
+        params=checkpoint.parts[part],
+        step=checkpoint.step,
+        digest=checkpoint.digest,
+    )
