@@ -76,11 +76,15 @@ def train(
     store = CheckpointStore(
         workdir / "checkpoints", keep_last=fields.keep_last, keep_every=fields.keep_every
     )
-    _check_resume(store.meta(), config, allow_config_change)
+    saved = store.meta()
+    _check_resume(saved, config, allow_config_change)
     split = build.load_split(config, "train")
     exp = build.build(config, split.image_shape, split.num_classes)
     held_out = _held_out_loss(exp, mesh)
-    state, meta = _restore_or_create(exp, store, mesh, split, allow_config_change)
+    if saved is None:
+        state, meta = _create(exp, mesh), {}
+    else:
+        state, meta = _restore(exp, store, mesh, split, allow_config_change)
     if jax.process_index() == 0:
         results.write_text(workdir / "config.json", config_lib.to_json(config))
     start = int(state.step)
@@ -110,11 +114,11 @@ def train(
         sums=meta.get("sums"),
     )
     draw = _picture_sampler(exp, mesh)
-    saved = functools.partial(_meta, config, split, data.fingerprint(split), meter)
+    position = functools.partial(_meta, config, split, data.fingerprint(split), meter)
     hooks = [
         *([held_out_hook(held_out, AVERAGE, log, every=fields.eval_every)] if held_out else []),
         pictures_hook(draw, AVERAGE, workdir, log, every=fields.sample_every),
-        checkpoint_hook(store, saved, every=fields.checkpoint_every),
+        checkpoint_hook(store, position, every=fields.checkpoint_every),
     ]
     try:
         with contextlib.closing(store), contextlib.closing(log):
@@ -162,7 +166,7 @@ def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) 
         )
 
 
-def create_fn(exp: Experiment) -> Callable[[Any], TrainState]:
+def _create_fn(exp: Experiment) -> Callable[[Any], TrainState]:
     """Returns key -> the state at step 0."""
     return functools.partial(
         create_state,
@@ -173,7 +177,13 @@ def create_fn(exp: Experiment) -> Callable[[Any], TrainState]:
     )
 
 
-def _restore_or_create(
+def _create(exp: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+    """Returns the state to start with."""
+    create = jax.jit(_create_fn(exp), out_shardings=sharding.replicated(mesh))
+    return create(stream(exp.config.seed, "init"))
+
+
+def _restore(
     exp: Experiment,
     store: CheckpointStore,
     mesh: jax.sharding.Mesh,
@@ -181,11 +191,8 @@ def _restore_or_create(
     allow_change: bool,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from, and the JSON that was saved with it."""
-    create, everywhere = create_fn(exp), sharding.replicated(mesh)
-    checkpoint = store.restore(to_parts(abstract_like(create, everywhere)))
-    if checkpoint is None:
-        state = jax.jit(create, out_shardings=everywhere)(stream(exp.config.seed, "init"))
-        return state, {}
+    checkpoint = store.restore(to_parts(abstract_like(_create_fn(exp), sharding.replicated(mesh))))
+    assert checkpoint is not None
     before, name = checkpoint.meta["data"], exp.config.data.name
     if before["num_images"] != split.num_images and not allow_change:
         raise InputError(
