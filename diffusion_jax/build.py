@@ -65,10 +65,11 @@ class Experiment:
         return loss_function(self.config.loss.name, self.process, prediction, self.model.apply)
 
     def sampler(self) -> Sampler:
-        """Returns the sampler on its grid; warns of more noise than its few steps can bear."""
+        """Returns the sampler on its grid; warns of a start or of a variance that does not suit it."""
         options = sampler_options(self.config)
         grid = self.process.grid(options["num_steps"], options["spacing"])
-        if grid.signal[0] > LARGE_SIGNAL * grid.std[0]:
+        whole = self.process.grid()
+        if grid.time[0] < whole.time[0] and grid.signal[0] > LARGE_SIGNAL * grid.std[0]:
             warnings.warn(
                 f"sampling starts from noise at t = {grid.time[0]:g}, where images still have a signal of "
                 f"{grid.signal[0]:.2f}; let sampler.spacing hold later times",
@@ -77,7 +78,7 @@ class Experiment:
         make = choose("sampler.name", options["name"], SAMPLERS)
         accepted = _accepted(make, options)
         if accepted.get("variance") == "fixed_large":
-            _warn_of_noise(grid, self.process.grid().num_steps)
+            _warn_of_noise(grid, whole.num_steps)
         return make(grid, **accepted)
 
     def draw(

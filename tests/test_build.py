@@ -92,6 +92,8 @@ def test_a_sampler_that_starts_where_images_still_show_is_warned_of(spacing: str
         experiment(small, ("sampler.spacing", spacing)).sampler()
     with warnings.catch_warnings(action="error"):
         experiment(small, ("sampler.spacing", f"{spacing},999")).sampler()
+        # Of a process that never hides the image, the last time is the best there is.
+        experiment(small, ("process.beta_end", "0.0002")).sampler()
 
 
 def test_a_sampler_that_takes_no_variance_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
