@@ -426,6 +426,7 @@ def test_a_conditional_model_without_labels_is_an_error(params, inputs):
 def test_parameters_may_be_numpy_arrays_as_other_tools_read_them(forward, params, inputs):
     expected = forward(params, *inputs)
     host = jax.tree.map(np.asarray, params)
+    # The same float32 operations, eager and compiled: sums in another order.
     np.testing.assert_allclose(tiny().apply(host, *inputs), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -294,6 +294,7 @@ def test_the_noise_of_a_step_is_keyed_by_its_time_not_by_its_number():
         sample_loop(denoiser(), long, keys, SHAPE, x_init=x, start=1).images,
         sample_loop(denoiser(), short, keys, SHAPE, x_init=x).images,
     ]
+    # The same operations in programs of two lengths: rounding.
     np.testing.assert_allclose(tails[0], tails[1], atol=1e-6)
 
 
@@ -331,6 +332,7 @@ def test_a_sampler_may_remember_earlier_predictions(compiled, num_frames):
         path.append(x)
         predictions.append(denoiser()(x, grid.at(jnp.array([i, i]))).x0)
         x = jnp.mean(jnp.stack(predictions[-2:]), 0)
+    # One scan against separate steps: rounding.
     np.testing.assert_allclose(result.images, x, atol=1e-5)
     if num_frames:
         np.testing.assert_allclose(result.frames_x_t, jnp.stack([*path, x]), atol=1e-5)
@@ -346,6 +348,7 @@ def test_starting_later_from_the_image_of_that_point_gives_the_tail_of_the_full_
             denoiser(), SAMPLER, k, SHAPE, x_init=x, start=start, num_frames=31 - start
         )
     )(keys, full.frames_x_t[start])
+    # The same steps in two programs: rounding, which up to 29 steps enlarge.
     np.testing.assert_allclose(tail.images, full.images, atol=1e-5)
     np.testing.assert_allclose(tail.frames_x_t, full.frames_x_t[start:], atol=1e-5)
 
