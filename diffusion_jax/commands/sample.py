@@ -33,9 +33,8 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     """Draws config.sample.num_images images from a checkpoint of a run; returns the exit status.
 
     Writes samples/<job>/: png/<i>.png as they come, then grid.png, images.npz (uint8 `images`, N×H×W×C, and
-    `labels` of a conditional model), job.json (all that the job is), strip.png if sample.progressive, and
-    results/sample.json. Images of the
-    same job that an earlier, killed command has finished are not drawn again.
+    `labels` of a conditional model), job.json (what the job is), strip.png if sample.progressive, and
+    results/sample.json. Images of the same job that an earlier, killed command has finished are not drawn again.
 
     Raises:
       InputError: No checkpoint, or workdir not writable.
