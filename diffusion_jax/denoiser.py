@@ -9,8 +9,8 @@ from diffusion_jax.errors import choose
 from diffusion_jax.processes import gaussian
 from diffusion_jax.processes.process import Point
 
-# A network as a pure function, (params, x, time, labels=None, dropout_key=None) -> output: images x of shape
-# (b, *dims), float time and integer labels of shape (b,); a dropout key turns dropout on. The output has the
+# A network as a pure function, (params, x, time, labels=None, dropout_keys=None) -> output: images x of shape
+# (b, *dims), float time and integer labels of shape (b,); keys of shape (b,) turn dropout on. The output has the
 # shape of x, or more channels. `models.as_functions` makes one of a Linen module.
 Network = Callable[..., Array]
 

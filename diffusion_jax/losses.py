@@ -33,8 +33,8 @@ class Objective(NamedTuple):
       init: () -> aux, the objective's own state (a history of losses, say): a pytree of arrays, saved with
         the parameters.
       draw: (aux, key, shape of the batch of images) -> Draws.
-      loss: (params, x0, labels, draws, dropout_key) -> loss of each image; x0 in [-1, 1], labels and
-        dropout_key may be None.
+      loss: (params, x0, labels, draws, dropout_keys) -> loss of each image; x0 in [-1, 1], labels and
+        dropout_keys, one an image, may be None.
       update: (aux, draws, losses) -> aux after the step.
     """
 
@@ -60,7 +60,7 @@ def simple_loss(
     t: Real[Array, " b"],
     eps: Float[Array, " b *dims"],
     labels: Int[Array, " b"] | None = None,
-    dropout_key: Key[Array, ""] | None = None,
+    dropout_keys: Key[Array, " b"] | None = None,
 ) -> Float[Array, " b"]:
     """Returns each image's squared error of the network, the mean over all dimensions but the batch.
 
@@ -71,20 +71,20 @@ def simple_loss(
     Args:
       process: Gives x_t its signal and noise.
       prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
-      network: (params, x_t, time, labels, dropout_key) -> array of the shape of x_t.
+      network: (params, x_t, time, labels, dropout_keys) -> array of the shape of x_t.
       params: Parameters of the network.
       x0: Clean images in [-1, 1].
       t: Time of each image.
       eps: Standard normal noise.
       labels: Class of each image.
-      dropout_key: Source of the network's dropout; None turns it off.
+      dropout_keys: Sources of the network's dropout, one an image; None turns it off.
 
     Raises:
       InputError: Unknown prediction.
     """
     target = choose("prediction", prediction, PARAMETERIZATIONS).target
     point = process.at(t)
-    output = network(params, q_sample(point, x0, eps), point.time, labels, dropout_key)
+    output = network(params, q_sample(point, x0, eps), point.time, labels, dropout_keys)
     error = target(point, x0, eps) - output
     return jnp.mean(jnp.square(error), axis=tuple(range(1, x0.ndim)))
 
@@ -93,11 +93,11 @@ def simple(process: Process, prediction: str, network: Network) -> Objective:
     """Returns L_simple with times of the process's own distribution (DDPM: uniform over the T steps)."""
 
     def loss(
-        params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_key: Array | None
+        params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None
     ) -> Float[Array, " b"]:
         t = process.training_time(draws.u)
         return simple_loss(
-            process, prediction, network, params, x0, t, draws.eps, labels, dropout_key
+            process, prediction, network, params, x0, t, draws.eps, labels, dropout_keys
         )
 
     return Objective(lambda: (), draw_uniform, loss, lambda aux, draws, losses: aux)
@@ -114,7 +114,7 @@ def loss_function(name: str, process: Process, prediction: str, network: Network
       name: A key of `OBJECTIVES`.
       process: The forward process.
       prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
-      network: (params, x_t, time, labels, dropout_key) -> output.
+      network: (params, x_t, time, labels, dropout_keys) -> output.
 
     Raises:
       InputError: Unknown name or prediction.

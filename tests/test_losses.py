@@ -26,8 +26,8 @@ def test_loss_is_the_mean_squared_error_of_each_image_in_its_own_space(compiled,
         target = {"eps": eps[i], "x0": x0[i], "v": a * eps[i] - s * x0[i]}[prediction]
         expected.append(((target - output) ** 2).sum() / 12)
 
-    def apply_fn(params, x_t, time, labels, dropout_key):
-        assert labels is None and dropout_key is None
+    def apply_fn(params, x_t, time, labels, dropout_keys):
+        assert labels is None and dropout_keys is None
         return params * x_t + 0.01 * time[:, None, None, None]
 
     def loss(params, x0, eps):
@@ -67,20 +67,20 @@ def test_optimal_denoiser_of_gaussian_data_reaches_the_least_expected_loss(key, 
     np.testing.assert_allclose(slope_gradient, 0, atol=5 * 2 * np.sqrt(residual * variance / n))
 
 
-def test_the_network_is_given_labels_time_and_dropout_key(key):
+def test_the_network_is_given_labels_time_and_dropout_keys(key):
     seen = {}
 
-    def apply_fn(params, x_t, t, labels, dropout_key):
-        seen.update(t=t, labels=labels, dropout_key=dropout_key)
+    def apply_fn(params, x_t, t, labels, dropout_keys):
+        seen.update(t=t, labels=labels, dropout_keys=dropout_keys)
         return x_t
 
     ones = jnp.ones((2, 1, 1, 1))
-    labels, t = jnp.array([3, 4]), jnp.array([5, 99])
-    simple_loss(PROCESS, "eps", apply_fn, None, ones, t, ones, labels, key)
+    labels, t, keys = jnp.array([3, 4]), jnp.array([5, 99]), jax.random.split(key)
+    simple_loss(PROCESS, "eps", apply_fn, None, ones, t, ones, labels, keys)
     np.testing.assert_array_equal(seen["labels"], [3, 4])
     np.testing.assert_array_equal(seen["t"], [5.0, 99.0])
     assert seen["t"].dtype == jnp.float32
-    assert seen["dropout_key"] is key
+    assert seen["dropout_keys"] is keys
 
 
 def test_an_unknown_prediction_lists_the_known_ones():
@@ -115,7 +115,7 @@ def test_the_simple_objective_is_simple_loss_at_the_times_drawn(compiled, rng):
     x0, eps = jnp.asarray(rng.normal(size=(2, 3, 2, 2, 1)), jnp.float32)
     u = jnp.array([0.0, 0.305, 0.999])
 
-    def network(params, x, time, labels, dropout_key):
+    def network(params, x, time, labels, dropout_keys):
         return params * x + 0.01 * time[:, None, None, None]
 
     objective = loss_function("simple", PROCESS, "v", network)

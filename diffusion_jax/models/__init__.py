@@ -17,7 +17,7 @@ MODELS: dict[str, type[nn.Module]] = {"unet": UNet, "mlp": MLP}
 
 
 class ApplyFn(Protocol):
-    """The network as a function of its parameters; dropout acts where a key is given."""
+    """The network as a function of its parameters; dropout acts where keys are given, one an image."""
 
     def __call__(
         self,
@@ -25,12 +25,12 @@ class ApplyFn(Protocol):
         x: Float[Array, "b h w c"],
         t: Float[Array, " b"],
         labels: Int[Array, " b"] | None = None,
-        dropout_key: Key[Array, ""] | None = None,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w d"]: ...
 
 
 class Model(NamedTuple):
-    """A network: `init(key) -> params` and `apply(params, x, t, labels, dropout_key) -> output`."""
+    """A network: `init(key) -> params` and `apply(params, x, t, labels, dropout_keys) -> output`."""
 
     init: Callable[[Key[Array, ""]], Any]
     apply: ApplyFn
@@ -50,12 +50,10 @@ def as_functions(module: nn.Module, image_shape: tuple[int, int, int]) -> Model:
         x: Float[Array, "b h w c"],
         t: Float[Array, " b"],
         labels: Int[Array, " b"] | None = None,
-        dropout_key: Key[Array, ""] | None = None,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w d"]:
-        train = dropout_key is not None
-        rngs = {"dropout": dropout_key} if train else None
         params = jax.tree.map(jnp.asarray, params)  # They may be NumPy's, as other tools read them.
-        out = module.apply({"params": params}, x, t, labels, train, rngs=rngs)
+        out = module.apply({"params": params}, x, t, labels, dropout_keys)
         assert isinstance(out, jax.Array)
         return out
 

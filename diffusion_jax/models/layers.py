@@ -1,13 +1,14 @@
 """Layers of the U-Net: normalisation, convolution, time embedding, residual and attention blocks."""
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.keys import standard_normal
 from diffusion_jax.models.conv import conv, conv_of_doubled, matmul
@@ -159,6 +160,32 @@ class Conv(nn.Module):
         return y + bias.astype(self.dtype)[None, None, None, :]
 
 
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al., 2014) whose mask of an image depends on its key and on this module's path alone.
+
+    So it does not matter with which other images, and on which device, an image is computed.
+
+    Attributes:
+      rate: Share of the values that become 0; the others are divided by 1 - rate.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, " b *dims"], keys: Key[Array, " b"] | None
+    ) -> Float[Array, " b *dims"]:
+        if keys is None or self.rate == 0:
+            return x
+        place = zlib.crc32("/".join(self.path).encode())
+        keep, size = 1 - self.rate, math.prod(x.shape[1:])
+
+        def mask(key: Array) -> Array:  # Flat, as a shaped draw is slow on the CPU.
+            return jax.random.bernoulli(jax.random.fold_in(key, place), keep, (size,))
+
+        return jnp.where(jax.vmap(mask)(keys).reshape(x.shape), x / keep, 0)
+
+
 class ResBlock(nn.Module):
     """Residual block of Ho et al. (2020): norm, swish, conv, + time, norm, swish, dropout, conv."""
 
@@ -169,13 +196,16 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"], train: bool
+        self,
+        x: Float[Array, "b h w c"],
+        emb: Float[Array, "b e"],
+        dropout_keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b h w d"]:
         h = nn.swish(self.norm(name="norm1")(x))
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         shift = Dense(self.features, dtype=self.dtype, name="time_proj")(nn.swish(emb))
         h = nn.swish(self.norm(name="norm2")(h + shift[:, None, None, :]))
-        h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=not train)
+        h = Dropout(self.dropout, name="dropout")(h, dropout_keys)
         h = Conv(self.features, kernel_init=zero_init, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = Dense(self.features, dtype=self.dtype, name="shortcut")(x)

@@ -2,11 +2,12 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.models.layers import (
     ClassEmbedding,
     Dense,
+    Dropout,
     Dtype,
     default_init,
     time_embedding,
@@ -20,7 +21,7 @@ class MLP(nn.Module):
     Attributes:
       channels: Width of the hidden layers.
       num_res_blocks: Number of residual layers.
-      dropout: Rate inside the residual layers while training.
+      dropout: Rate inside the residual layers, where dropout keys are given.
       num_classes: Number of classes to condition on; 0 for none. Label `num_classes` stands for no class.
       out_channels: Channels of the output; None: those of the input.
       dtype: Type of the computation. Parameters, norms and output stay float32.
@@ -39,7 +40,7 @@ class MLP(nn.Module):
         x: Float[Array, "b h w c"],
         t: Float[Array, " b"],
         labels: Int[Array, " b"] | None = None,
-        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w d"]:
         def dense(width: int, name: str, init: nn.initializers.Initializer = default_init):
             return Dense(width, kernel_init=init, dtype=self.dtype, name=name)
@@ -56,7 +57,7 @@ class MLP(nn.Module):
             r = nn.swish(
                 dense(self.channels, f"dense_{i}_a")(r) + dense(self.channels, f"time_{i}")(emb)
             )
-            r = nn.Dropout(self.dropout, name=f"dropout_{i}")(r, deterministic=not train)
+            r = Dropout(self.dropout, name=f"dropout_{i}")(r, dropout_keys)
             h = h + dense(self.channels, f"dense_{i}_b", zero_init)(r)
         h = nn.swish(nn.LayerNorm(dtype=jnp.float32, name="norm_out")(h))
         b, height, width, channels = x.shape

@@ -5,7 +5,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.models.layers import (
     ClassEmbedding,
@@ -33,7 +33,7 @@ class UNet(nn.Module):
       channel_mult: Width of each level in units of `channels`; each level halves the resolution.
       num_res_blocks: Residual blocks of each level of the encoder; the decoder has one more.
       attention_resolutions: Heights of the feature maps that get self-attention. The middle always does.
-      dropout: Rate inside the residual blocks while training.
+      dropout: Rate inside the residual blocks, where dropout keys are given.
       num_classes: Number of classes to condition on; 0 for none. Label `num_classes` stands for no class.
       norm_groups: Groups of every norm, a divisor of `channels`; None: as `group_count` chooses.
       norm_eps: Added to the variances in the norms.
@@ -60,27 +60,27 @@ class UNet(nn.Module):
         x: Float[Array, "b h w c"],
         t: Float[Array, " b"],
         labels: Int[Array, " b"] | None = None,
-        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w d"]:
         emb = self._embedding(t, labels)
         h = Conv(self.channels, dtype=self.dtype, name="conv_in")(x)
         skips = [h]
         for level, mult in enumerate(self.channel_mult):
             for block in range(self.num_res_blocks):
-                h = self._block(h, emb, mult, f"down_{level}_{block}", train)
+                h = self._block(h, emb, mult, f"down_{level}_{block}", dropout_keys)
                 skips.append(h)
             if level != len(self.channel_mult) - 1:
                 h = Downsample(self.dtype, name=f"down_{level}_resize")(h)
                 skips.append(h)
 
         top = self.channel_mult[-1]
-        h = self._block(h, emb, top, "middle_0", train, attention=True)
-        h = self._block(h, emb, top, "middle_1", train, attention=False)
+        h = self._block(h, emb, top, "middle_0", dropout_keys, attention=True)
+        h = self._block(h, emb, top, "middle_1", dropout_keys, attention=False)
 
         for level, mult in reversed(list(enumerate(self.channel_mult))):
             for block in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(h, emb, mult, f"up_{level}_{block}", train)
+                h = self._block(h, emb, mult, f"up_{level}_{block}", dropout_keys)
             if level != 0:
                 h = Upsample(self.dtype, name=f"up_{level}_resize")(h)
 
@@ -105,16 +105,16 @@ class UNet(nn.Module):
         emb: Array,
         mult: int,
         name: str,
-        train: bool,
+        dropout_keys: Array | None,
         attention: bool | None = None,
     ) -> Array:
         """A residual block, and attention where this resolution (or `attention`) asks for it."""
         if attention is None:
             attention = h.shape[1] in self.attention_resolutions
         norm = partial(GroupNorm, self.norm_groups, self.norm_eps)
-        res_block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        res_block = nn.remat(ResBlock) if self.remat else ResBlock
         h = res_block(self.channels * mult, self.dropout, self.dtype, norm, name=f"{name}_res")(
-            h, emb, train
+            h, emb, dropout_keys
         )
         if attention:
             attend = nn.remat(SelfAttention) if self.remat else SelfAttention

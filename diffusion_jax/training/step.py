@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Key, UInt8
 
 from diffusion_jax.data.transforms import random_flip, to_model_range
+from diffusion_jax.keys import indexed
 from diffusion_jax.losses import Draws, Objective
 from diffusion_jax.training.optimizer import Decay
 from diffusion_jax.training.state import TrainState
@@ -70,8 +71,9 @@ def make_train_step(
         images: UInt8[Array, "b h w c"] = batch["image"]
         x0 = to_model_range(random_flip(flip_key, images) if flip else images)
         draws = objective.draw(state.aux, draw_key, x0.shape)
-        inputs = x0, batch["label"] if conditional else None, draws
-        losses, grads = _gradients(objective, state.params, inputs, dropout_key, accumulate)
+        labels = batch["label"] if conditional else None
+        inputs = x0, labels, draws, indexed(dropout_key, jnp.arange(len(x0)))
+        losses, grads = _gradients(objective, state.params, inputs, accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {
@@ -99,29 +101,26 @@ def _follow(average: Any, params: Any, decay: Float[Array, ""]) -> Any:
 def _gradients(
     objective: Objective,
     params: Any,
-    inputs: tuple[Array, Array | None, Draws],
-    dropout_key: Key[Array, ""],
+    inputs: tuple[Array, Array | None, Draws, Key[Array, " b"]],
     accumulate: int,
 ) -> tuple[Float[Array, " b"], Any]:
     """Returns each image's loss, and the gradients of their mean, over all micro-batches."""
 
-    def mean_loss(params: Any, micro: tuple, key: Array) -> tuple[Array, Array]:
-        x0, labels, draws = micro
-        losses = objective.loss(params, x0, labels, draws, key)
+    def mean_loss(params: Any, micro: tuple) -> tuple[Array, Array]:
+        losses = objective.loss(params, *micro)
         return losses.mean(), losses
 
     gradient = jax.grad(mean_loss, has_aux=True)
     if accumulate == 1:
-        grads, losses = gradient(params, inputs, dropout_key)
+        grads, losses = gradient(params, inputs)
         return losses, grads
 
-    def add(total: Any, xs: tuple) -> tuple[Any, Array]:
-        micro, index = xs
-        grads, losses = gradient(params, micro, jax.random.fold_in(dropout_key, index))
+    def add(total: Any, micro: tuple) -> tuple[Any, Array]:
+        grads, losses = gradient(params, micro)
         return jax.tree.map(jnp.add, total, grads), losses
 
-    xs = jax.tree.map(lambda x: _strided(x, accumulate), inputs), jnp.arange(accumulate)
-    grads, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), xs)
+    micros = jax.tree.map(lambda x: _strided(x, accumulate), inputs)
+    grads, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), micros)
     return losses.swapaxes(0, 1).reshape(-1), jax.tree.map(lambda g: g / accumulate, grads)
 
 

@@ -439,10 +439,21 @@ def test_an_unconditional_model_has_no_class_embedding_and_ignores_labels(inputs
 
 def test_dropout_acts_with_a_key_and_as_the_key_says(forward, params, inputs):
     # Without a key the output was the float64 network's, though its dropout is 0.5.
-    one, same, other = (forward(params, *inputs, jax.random.key(seed)) for seed in (0, 0, 1))
+    keys = jax.random.split(jax.random.key(0), 3)
+    one, same, other = (forward(params, *inputs, keys[i : i + 2]) for i in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-3
     assert np.abs(one - forward(params, *inputs)).max() > 1e-3
+
+
+def test_dropout_of_an_image_depends_neither_on_the_others_nor_on_recomputation(
+    forward, params, inputs
+):
+    keys = jax.random.split(jax.random.key(0), 2)
+    expected = forward(params, *inputs, keys)
+    alone = jit(tiny(remat=True).apply)(params, *(a[1:] for a in inputs), keys[1:])
+    # Other batches and fusions, in float32; another mask would change the output as a whole.
+    np.testing.assert_allclose(alone[0], expected[1], rtol=1e-4, atol=1e-4)
 
 
 def test_every_norm_has_the_groups_and_the_epsilon_of_the_network(params, inputs):

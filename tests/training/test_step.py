@@ -16,6 +16,7 @@ import pytest
 
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.data import from_arrays, to_model_range
+from diffusion_jax.keys import indexed
 from diffusion_jax.losses import Draws, Objective, draw_uniform, loss_function
 from diffusion_jax.models import MLP, Model, as_functions
 from diffusion_jax.models.layers import Conv, ResBlock, SelfAttention, time_embedding
@@ -41,7 +42,7 @@ jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def toy_loss(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
-    """A loss that every input but the dropout key has a part in."""
+    """A loss that every input but the dropout keys has a part in."""
     time = draws.u[:, None, None, None]
     error = params["w"][None, None, None, :] * x0 + params["b"] * draws.eps - time
     return jnp.square(error).mean((1, 2, 3)) + (0 if labels is None else 0.1 * labels)
@@ -155,19 +156,19 @@ def test_four_micro_batches_are_one_batch(conditional):
     assert_close(states[1], states[0])
 
 
-def test_micro_batches_have_dropout_of_their_own():
-    def dropout_noise(params: Any, x0: Any, labels: Any, draws: Any, key: Any) -> Any:
-        return params * jax.random.normal(key, (len(x0),))
+@pytest.mark.parametrize("accumulate", [1, 16])
+def test_each_image_has_a_dropout_key_of_its_own_however_the_batch_is_split(accumulate):
+    def noise(params: Any, x0: Any, labels: Any, draws: Any, keys: Any) -> Any:
+        return params * jax.vmap(jax.random.uniform)(keys)
 
-    def total(accumulate: int) -> Any:
-        step = toy_step(optax.sgd(1.0), dropout_noise, accumulate=accumulate)
-        _, metrics = jit(step)(new_state(optax.sgd(1.0), 1.0), make_batch(size=64))
-        return metrics.quartile_loss.sum()
-
-    # Equal noise in each of the 16 pieces of 4 would multiply the sum of one by 16.
+    objective = Objective(
+        lambda: jnp.zeros(64), draw_uniform, noise, lambda aux, draws, losses: losses
+    )
+    step = make_train_step(objective, optax.sgd(1.0), jax.random.key(7), accumulate=accumulate)
+    state, _ = jit(step)(new_state(optax.sgd(1.0), 1.0), make_batch(size=64))
     key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 3)[2]
-    pieces = [jax.random.normal(jax.random.fold_in(key, i), (4,)).sum() for i in range(16)]
-    np.testing.assert_allclose(total(16), sum(pieces), rtol=1e-5)
+    expected = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(64)]
+    np.testing.assert_array_equal(state.aux, expected)
 
 
 def test_three_steps_in_one_scan_are_three_steps():
@@ -276,14 +277,16 @@ def test_every_step_draws_anew_and_draws_the_same_again():
 
 def test_flip_draws_and_dropout_share_no_key():
     n, seen = 4096, {}
+    dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 3)[2]
 
     # Like the flip, these draw with the very key that they are given: one key for two of them gives
     # both the same numbers.
     def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> Draws:
         return Draws(jax.random.uniform(key, shape[:1]), jnp.zeros(shape))
 
-    def loss(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
-        seen.update(flip=x0[:, 0, 0, 0], u=draws.u, dropout=jax.random.uniform(key, (n,)))
+    def loss(params: Any, x0: Any, labels: Any, draws: Draws, keys: Any) -> Any:
+        assert (keys == indexed(dropout_key, jnp.arange(n))).all()
+        seen.update(flip=x0[:, 0, 0, 0], u=draws.u, dropout=jax.random.uniform(dropout_key, (n,)))
         return params * jnp.ones(n)
 
     objective = Objective(lambda: (), draw, loss, lambda aux, draws, losses: aux)
@@ -307,8 +310,8 @@ class Blocks(nn.Module):
     """What a U-Net is made of, with little to compile."""
 
     @nn.compact
-    def __call__(self, x: Any, t: Any, labels: Any = None, train: bool = False) -> Any:
-        h = ResBlock(8, 0.1, jnp.float32)(Conv(8)(x), time_embedding(t, 8), train)
+    def __call__(self, x: Any, t: Any, labels: Any = None, dropout_keys: Any = None) -> Any:
+        h = ResBlock(8, 0.1, jnp.float32)(Conv(8)(x), time_embedding(t, 8), dropout_keys)
         return Conv(x.shape[-1])(SelfAttention(jnp.float32)(h))
 
 
