@@ -137,7 +137,13 @@ def _warn_of_noise(grid: Grid, all_steps: int) -> None:
 def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
     """Returns the config's optimiser."""
     fields = config.optimizer
-    return make_optimizer(fields.learning_rate, fields.warmup_steps, fields.grad_clip)
+    return make_optimizer(
+        fields.learning_rate,
+        fields.warmup_steps,
+        fields.grad_clip,
+        decay=fields.decay,
+        num_steps=config.train.num_steps,
+    )
 
 
 def make_averages_of(config: ConfigDict) -> dict[str, Decay]:

@@ -55,11 +55,13 @@ def losses(objective: Objective) -> jax.Array:
 
 
 def updates(optimizer: optax.GradientTransformation) -> list[Any]:
-    """Returns the changes by three gradients, the first of norm 5: above the usual limit."""
-    state, changes = optimizer.init(jnp.zeros(2)), []
-    for scale in (1.0, 0.1, 0.01):
-        change, state = optimizer.update(scale * jnp.array([3.0, 4.0]), state, jnp.zeros(2))
-        changes.append(change)
+    """Returns the changes by three gradients, the first of norm 5: above the usual limit; early and late."""
+    changes = []
+    for count in (0, 400_000):
+        state = optax.tree.set(optimizer.init(jnp.zeros(2)), count=jnp.asarray(count))
+        for scale in (1.0, 0.1, 0.01):
+            change, state = optimizer.update(scale * jnp.array([3.0, 4.0]), state, jnp.zeros(2))
+            changes.append(change)
     return changes
 
 
@@ -92,6 +94,8 @@ def by_hand(
     learning_rate: float = 2e-4,
     warmup_steps: int = 5000,
     grad_clip: float = 1.0,
+    rate_decay: str = "constant",
+    total_steps: int = 800_000,
     decay: float = 0.9999,
     warmup: bool = True,
 ) -> dict[str, Any]:
@@ -105,7 +109,11 @@ def by_hand(
     return {
         "losses": losses(make_objective(process, prediction, MODEL.apply)),
         "images": to_uint8(drawn.images),
-        "updates": updates(make_optimizer(learning_rate, warmup_steps, grad_clip)),
+        "updates": updates(
+            make_optimizer(
+                *(learning_rate, warmup_steps, grad_clip), decay=rate_decay, num_steps=total_steps
+            )
+        ),
         "decays": [average(jnp.asarray(step)) for step in (10, 10**6)],
     }
 
@@ -152,6 +160,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "loss.name": ("other", {"make_objective": doubled}, {"losses"}),
     "optimizer.learning_rate": ("0.5", {"learning_rate": 0.5}, {"updates"}),
     "optimizer.warmup_steps": ("2", {"warmup_steps": 2}, {"updates"}),
+    "optimizer.decay": ("linear", {"rate_decay": "linear"}, {"updates"}),
     "optimizer.grad_clip": ("0", {"grad_clip": 0.0}, {"updates"}),
     "optimizer.ema_decay": ("0.9", {"decay": 0.9}, {"decays"}),
     "optimizer.ema_warmup": ("false", {"warmup": False}, {"decays"}),
@@ -200,6 +209,13 @@ def test_a_field_changes_what_it_should_as_its_argument_does(name: str, usual: d
 def test_the_samplers_variance_counts_before_the_processs() -> None:
     fields = {"process.variance": "fixed_small", "sampler.variance": "fixed_large"}
     chex.assert_trees_all_equal(built(config_with(BASE | fields)), by_hand())
+
+
+def test_a_decay_ends_with_the_training() -> None:
+    fields = {"optimizer.decay": "cosine", "train.num_steps": 500_000}
+    expected = by_hand(rate_decay="cosine", total_steps=500_000)
+    assert differing(expected, by_hand(rate_decay="cosine")) == {"updates"}
+    chex.assert_trees_all_equal(built(config_with(BASE | fields)), expected)
 
 
 # ---- the network -------------------------------------------------------------------------------------

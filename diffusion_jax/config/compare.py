@@ -10,8 +10,18 @@ from diffusion_jax.config.table import FIELDS, group_of
 
 
 def is_free(name: str) -> bool:
-    """Whether a resume may change this field."""
+    """Whether a resume may change this field, though train.num_steps only at a constant learning rate."""
     return FIELDS[name].changeable != "never"
+
+
+def deciding(config: ConfigDict) -> list[str]:
+    """Returns the fields that decide the trained parameters: those that a resume may not change.
+
+    The length of the training is one of them only if the learning rate decays: else a longer run is a run
+    that went on.
+    """
+    ends = config.optimizer.decay != "constant"
+    return [name for name in FIELDS if not is_free(name) or (ends and name == "train.num_steps")]
 
 
 def is_settable(name: str) -> bool:
@@ -31,16 +41,22 @@ def differing(one: ConfigDict, other: ConfigDict) -> list[str]:
 
 
 def changes(saved: ConfigDict, current: ConfigDict) -> list[str]:
-    """Returns "field: old -> new" for each changed field that a resume may not change."""
+    """Returns "field: old -> new" for each changed field that a resume may not change.
+
+    For train.num_steps also why: by itself it is a field that may be changed.
+    """
     old, new = dict(fields(saved)), dict(fields(current))
+    decisive = {*deciding(saved), *deciding(current)}
+    why = {"train.num_steps": " (a decaying learning rate depends on it at every step)"}
     return [
-        f"{name}: {old[name]!r} -> {new[name]!r}"
+        f"{name}: {old[name]!r} -> {new[name]!r}{why.get(name, '')}"
         for name in differing(saved, current)
-        if not is_free(name)
+        if name in decisive
     ]
 
 
 def config_hash(config: ConfigDict) -> str:
     """Returns 12 hexadecimal digits that name all fields which decide the trained result."""
-    decisive = {name: value for name, value in fields(config) if not is_free(name)}
+    values = dict(fields(config))
+    decisive = {name: values[name] for name in deciding(config)}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]

@@ -155,6 +155,11 @@ FIELDS = {
     # ---- optimizer
     "optimizer.learning_rate": Field(2e-4, Float(0), "rate after the warm-up"),
     "optimizer.warmup_steps": Field(5000, Int(0), "steps over which the rate rises linearly"),
+    "optimizer.decay": Field(
+        "constant",
+        Choice(("constant", "linear", "cosine")),
+        "of the rate after the warm-up, to 0 at train.num_steps; constant: none",
+    ),
     "optimizer.grad_clip": Field(
         1.0, Float(0), "largest global norm of the gradients; 0: no limit"
     ),
@@ -163,7 +168,12 @@ FIELDS = {
         True, Bool(), "let that decay rise from 0.1, so that the average forgets the random start"
     ),
     # ---- train
-    "train.num_steps": Field(800_000, Int(1, 2**31 - 1), "steps in all", "resume"),
+    "train.num_steps": Field(
+        800_000,
+        Int(1, 2**31 - 1),
+        "steps in all; where optimizer.decay has the rate end there, a resume may not change it",
+        "resume",
+    ),
     "train.batch_size": Field(128, Int(1), "images a step, over all devices"),
     "train.accumulate": Field(1, Int(1), "parts of a batch that are computed one after the other"),
     "train.steps_per_dispatch": Field(

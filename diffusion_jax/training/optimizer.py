@@ -1,5 +1,6 @@
 """The optimiser, and how fast averages of the parameters follow them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,23 +12,60 @@ from jaxtyping import Array, Float, Int
 Decay = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
+# Name -> (steps of the decay -> (steps since the warm-up -> share of the rate)). The share ends at 0 and stays there.
+DECAYS: dict[str, Callable[[int], optax.Schedule]] = {
+    "constant": lambda num_steps: optax.constant_schedule(1.0),
+    "linear": functools.partial(optax.linear_schedule, 1.0, 0.0),
+    "cosine": functools.partial(optax.cosine_decay_schedule, 1.0),
+}
+
+
+def learning_rate_schedule(
+    peak: float, warmup_steps: int, decay: str = "constant", num_steps: int = 800_000
+) -> optax.Schedule:
+    """Returns k -> learning rate of step k, counted from 0.
+
+    It is peak (k + 1) / warmup_steps while k < warmup_steps. From there on, with f = (k - warmup_steps) /
+    (num_steps - warmup_steps) limited to 1, it is peak (constant), peak (1 - f) (linear) or
+    peak (1 + cos(pi f)) / 2 (cosine; Loshchilov & Hutter, 2017, Eq. 5 without restarts).
+
+    Args:
+      peak: Rate at the end of the warm-up.
+      warmup_steps: Length of the warm-up; 0 for none.
+      decay: A name of DECAYS.
+      num_steps: Step of which the rate would be 0: the first that is not trained any more.
+    """
+    share = DECAYS[decay](max(num_steps - warmup_steps, 1))
+
+    def rate(count: Any) -> Any:
+        warm = jnp.minimum(1.0, (count + 1) / max(warmup_steps, 1))
+        return peak * warm * share(jnp.maximum(count - warmup_steps, 0))
+
+    return rate
+
+
 def make_optimizer(
-    learning_rate: float = 2e-4, warmup_steps: int = 5000, grad_clip: float = 1.0
+    learning_rate: float = 2e-4,
+    warmup_steps: int = 5000,
+    grad_clip: float = 1.0,
+    *,
+    decay: str = "constant",
+    num_steps: int = 800_000,
 ) -> optax.GradientTransformation:
     """Returns Adam with a linear learning-rate warm-up and clipping of the gradients' global norm.
 
-    Rate, warm-up and clipping at 1 are those of Ho et al. (2020)'s CIFAR-10 runs. That they clip is in their
-    released code, not in the paper: each TPU core clips its own gradients there, before the mean over the cores.
+    Rate, warm-up, clipping at 1 and the constant rate are those of Ho et al. (2020)'s CIFAR-10 runs. That they
+    clip is in their released code, not in the paper: each TPU core clips its own gradients there, before the mean
+    over the cores.
 
     Args:
       learning_rate: Rate after the warm-up.
       warmup_steps: Step k (from 0) has rate learning_rate (k + 1) / warmup_steps until it is full.
       grad_clip: Largest global norm of the gradients; 0 for no limit.
+      decay: What the rate does after the warm-up, a name of DECAYS; see `learning_rate_schedule`.
+      num_steps: Length of the training, at which the rate has decayed to 0.
     """
-
-    def rate(count: Any) -> Any:
-        return learning_rate * jnp.minimum(1.0, (count + 1) / max(warmup_steps, 1))
-
+    rate = learning_rate_schedule(learning_rate, warmup_steps, decay, num_steps)
     clip = optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
     return optax.chain(clip, optax.adam(rate))
 

@@ -425,6 +425,19 @@ def test_a_resume_with_another_config_lists_the_fields_and_the_flag(
     assert (trained / "config.json").read_text() == before
 
 
+def test_a_run_whose_learning_rate_decays_is_made_longer_only_by_allowing_it(
+    tiny: Path, tmp_path: Path
+) -> None:
+    def train(num_steps: int, *flags: str) -> Outcome:
+        fields = ("--config.optimizer.decay=linear", f"--config.train.num_steps={num_steps}")
+        return run(f"--config={tiny}", f"--workdir={tmp_path / 'run'}", *fields, *flags)
+
+    assert train(2).status == 0
+    reason = "a decaying learning rate depends on it"
+    assert_refused(train(3), "train.num_steps: 2 -> 3", reason, "--allow_config_change")
+    assert train(3, "--allow_config_change").status == 0
+
+
 def test_a_resume_on_other_images_is_refused_unless_changes_are_allowed(
     tiny: Path, tmp_path: Path
 ) -> None:

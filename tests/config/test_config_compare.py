@@ -78,6 +78,26 @@ def test_what_a_resume_may_change_is_what_was_agreed() -> None:
     assert {name for name in FIELDS if is_free(name)} == settable | RESUMABLE
 
 
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_the_length_of_a_training_counts_only_if_the_learning_rate_decays(decay: str) -> None:
+    def trained(decay: str, num_steps: int) -> ConfigDict:
+        config = default_config()
+        config.optimizer.decay, config.train.num_steps = decay, num_steps
+        return config
+
+    short, long = trained(decay, 10), trained(decay, 20)
+    (change,) = changes(short, long)
+    assert change.startswith("train.num_steps: 10 -> 20 (") and "learning rate" in change
+    assert config_hash(short) != config_hash(long)
+    assert changes(trained("constant", 10), trained("constant", 20)) == []
+    # Whichever of the two decays: the steps that were done, or those to come, would be others.
+    for one, other in ((trained("constant", 10), long), (short, trained("constant", 20))):
+        assert [line.partition(":")[0] for line in changes(one, other)] == [
+            "optimizer.decay",
+            "train.num_steps",
+        ]
+
+
 def test_what_every_mode_may_set_is_said_by_groups() -> None:
     assert settable_groups() == ["sampler", "sample", "eval", "mesh"]
 

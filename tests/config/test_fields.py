@@ -19,6 +19,7 @@ from diffusion_jax.processes.schedules import SCHEDULES
 from diffusion_jax.processes.spacing import SPACINGS
 from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.samplers.ancestral import VARIANCES
+from diffusion_jax.training.optimizer import DECAYS
 
 # What each choice of the table stands for.
 REGISTRIES: dict[str, Iterable[str]] = {
@@ -30,6 +31,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "process.prediction": PARAMETERIZATIONS,
     "process.variance": VARIANCES,
     "loss.name": losses.OBJECTIVES,
+    "optimizer.decay": DECAYS,
     "sampler.name": SAMPLERS,
     "sampler.spacing": SPACINGS,
     "sampler.variance": VARIANCES,

@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import math
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,12 @@ from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.training.held_out import held_out_draws, make_held_out_loss
 from diffusion_jax.training.loop import compile_steps, dispatch_sizes
-from diffusion_jax.training.optimizer import ema_decay, make_optimizer
+from diffusion_jax.training.optimizer import (
+    DECAYS,
+    ema_decay,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from diffusion_jax.training.state import (
     TrainState,
     abstract_like,
@@ -103,6 +110,52 @@ def test_optimizer_is_adam_with_warm_up_and_clipping_done_by_hand(warmup_steps, 
         unbiased = np.sqrt(variance / (1 - 0.999 ** (k + 1))) + 1e-8
         expected = expected - rate * mean / (1 - 0.9 ** (k + 1)) / unbiased
         np.testing.assert_allclose(params, expected, rtol=1e-5)  # float32
+
+
+def rates(steps: Iterable[int], decay: str, num_steps: int) -> np.ndarray:
+    """Returns the learning rates of these steps, with a warm-up of ten steps to 0.5."""
+    rate = learning_rate_schedule(0.5, warmup_steps=10, decay=decay, num_steps=num_steps)
+    return np.array([rate(jnp.asarray(k)) for k in steps])
+
+
+@pytest.mark.parametrize(
+    ("decay", "at_a_third", "at_the_last"),
+    [
+        ("constant", 1.0, 1.0),
+        ("linear", 2 / 3, 1 / 90),
+        ("cosine", 3 / 4, math.sin(math.pi / 180) ** 2),  # (1 + cos x) / 2 = sin((pi - x) / 2)^2.
+    ],
+)
+def test_the_rate_rises_over_the_warm_up_and_decays_to_0_at_the_last_step(
+    decay: str, at_a_third: float, at_the_last: float
+) -> None:
+    end = 1.0 if decay == "constant" else 0.0
+    share = {0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0, 40: at_a_third, 99: at_the_last}
+    share |= {100: end, 101: end, 10**6: end}
+    expected = [0.5 * s for s in share.values()]
+    # The cosine of the last steps is nearly -1: it has the absolute error of float32.
+    np.testing.assert_allclose(rates(share, decay, 100), expected, rtol=1e-6, atol=1e-7)
+    assert (np.diff(rates(range(9, 102), decay, 100)) <= 0).all()
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_a_training_no_longer_than_its_warm_up_has_the_warm_ups_rates(decay: str) -> None:
+    for num_steps in (1, 10):
+        found = rates(range(10), decay, num_steps)
+        np.testing.assert_allclose(found, 0.05 * np.arange(1, 11), rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_the_optimizers_steps_shrink_as_the_rate_decays(decay: str) -> None:
+    # Of a constant gradient Adam's step is the rate itself: mean and root of the variance are equal.
+    optimizer = make_optimizer(0.5, 0, grad_clip=0.0, decay=decay, num_steps=4)
+    state, steps = optimizer.init(jnp.zeros(())), []
+    for _ in range(5):
+        change, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+        steps.append(-jnp.asarray(change))
+    f = np.array([0, 1 / 4, 1 / 2, 3 / 4, 1])
+    expected = 1 - f if decay == "linear" else (1 + np.cos(np.pi * f)) / 2
+    np.testing.assert_allclose(steps, 0.5 * expected, rtol=1e-5, atol=1e-7)  # float32
 
 
 def test_decay_of_the_average_warms_up():
