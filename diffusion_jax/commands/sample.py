@@ -118,7 +118,8 @@ def _draw(
     base = 0
 
     def progress(done: int) -> None:
-        bar.update(base + done * min(size, len(missing)) - bar.n)
+        # Each device reports, and one may be behind another.
+        bar.update(max(0, base + done * min(size, len(missing)) - bar.n))
 
     # A program that reports to the host is compiled anew each time: only for a person who looks.
     shown = progress if not bar.disable and jax.process_count() == 1 else None

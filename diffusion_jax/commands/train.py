@@ -279,6 +279,7 @@ def _run(
         flip=config.data.random_flip,
         conditional=exp.conditional,
         accumulate=fields.accumulate,
+        mesh=mesh,
     )
     batches = data.batches(
         split,

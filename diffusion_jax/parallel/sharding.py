@@ -1,9 +1,11 @@
 """The device mesh and how arrays lie on it: batches split along `data`, everything else on each device."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
@@ -38,6 +40,47 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """The given axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
+
+
+def over_batch(
+    function: Callable[..., Any], mesh: Mesh | None, out_axes: Any = 0
+) -> Callable[..., Any]:
+    """Returns the function, of which each device computes its own rows of the batch (`jax.shard_map`).
+
+    So a loop over chunks of the batch stays on the device: divided by XLA's propagation of shardings, all
+    devices would do all of it.
+
+    Args:
+      function: (whole, *rows) -> outputs: every device gets all of `whole`, and its own part of `rows`, trees
+        of arrays whose first axis is the batch.
+      mesh: Devices, of which the batch is a multiple. One, or None: the function itself is returned.
+      out_axes: Which axis of each output is the batch, a tree as in `jax.vmap`. None: it has none, and its
+        mean over the devices is returned.
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+
+    def spec(axis: int | None) -> PartitionSpec:
+        return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, BATCH_AXIS)
+
+    def finish(axis: int | None, output: Any) -> Any:
+        return lax.pmean(output, BATCH_AXIS) if axis is None else output
+
+    def local(whole: Any, *rows: Any) -> Any:
+        # Else gradients of `whole` would be summed over the devices at its every use, not once at the end.
+        whole = jax.tree.map(lambda x: lax.pcast(x, BATCH_AXIS, to="varying"), whole)
+        return jax.tree.map(finish, out_axes, function(whole, *rows), is_leaf=_is_none)
+
+    def divided(whole: Any, *rows: Any) -> Any:
+        in_specs = PartitionSpec(), *[PartitionSpec(BATCH_AXIS)] * len(rows)
+        out_specs = jax.tree.map(spec, out_axes, is_leaf=_is_none)
+        return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(whole, *rows)
+
+    return divided
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> Int64[np.ndarray, " rows"]:

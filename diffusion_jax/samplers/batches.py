@@ -73,8 +73,12 @@ def make_batch_sampler(
     """
     size = -(-batch_size // mesh.size) * mesh.size
     batched, frames = sharding.batch_sharding(mesh), sharding.batch_sharding(mesh, axis=1)
+
+    def draw_rows(whole: tuple, indices: Any, labels: Any) -> tuple:
+        return tuple(draw(*whole, indices, labels))
+
     compiled = jax.jit(
-        lambda *inputs: tuple(draw(*inputs)),
+        sharding.over_batch(draw_rows, mesh, out_axes=(0, 1, 1)),
         out_shardings=(batched, *([frames, frames] if with_frames else [None, None])),
     )
     rows = sharding.local_rows(batched, size)
@@ -88,7 +92,7 @@ def make_batch_sampler(
         padded = np.resize(np.asarray(indices, np.int32), size)
         classes = class_of_images(padded, num_classes, labels)
         inputs = sharding.put(batched, jax.tree.map(lambda x: x[rows], (padded, classes)))
-        images, *frames = sharding.fetch(compiled(params, np.uint32(seed % 2**32), *inputs))
+        images, *frames = sharding.fetch(compiled((params, np.uint32(seed % 2**32)), *inputs))
         frames = [None if f is None else f[:, :count] for f in frames]
         return Samples(images[:count], *frames, None if classes is None else classes[:count])
 

@@ -72,7 +72,7 @@ def make_held_out_loss(
         draws = held_out_draws(key, indices, x0.shape[1:])
         return objective.loss(params, x0, batch["label"] if conditional else None, draws, None)
 
-    compiled = jax.jit(losses_of, out_shardings=batched)
+    compiled = jax.jit(sharding.over_batch(losses_of, mesh), out_shardings=batched)
 
     def held_out(params: Any) -> float:
         losses = []

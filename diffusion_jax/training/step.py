@@ -1,6 +1,7 @@
 """One training step (Ho et al., 2020, Algorithm 1), as a pure function of state and batch."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from diffusion_jax.data.transforms import random_flip, to_model_range
 from diffusion_jax.keys import indexed
 from diffusion_jax.losses import Draws, Objective
+from diffusion_jax.parallel.sharding import over_batch
 from diffusion_jax.training.optimizer import Decay
 from diffusion_jax.training.state import TrainState
 
@@ -49,6 +51,7 @@ def make_train_step(
     flip: bool = False,
     conditional: bool = False,
     accumulate: int = 1,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> TrainStep:
     """Returns (state, batch) -> (state, metrics), to be compiled by the caller.
 
@@ -63,8 +66,10 @@ def make_train_step(
       flip: Whether to mirror images at random.
       conditional: Whether the objective is given labels.
       accumulate: Number of equal micro-batches, one after the other, whose gradients are averaged.
+      mesh: Devices, each of which computes loss and gradients of its own rows of every micro-batch; None: one.
     """
     decays = dict(averages or {})
+    gradients = over_batch(partial(_gradients, objective, accumulate), mesh, out_axes=(0, None))
 
     def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         flip_key, draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
@@ -73,7 +78,7 @@ def make_train_step(
         draws = objective.draw(state.aux, draw_key, x0.shape)
         labels = batch["label"] if conditional else None
         inputs = x0, labels, draws, indexed(dropout_key, jnp.arange(len(x0)))
-        losses, grads = _gradients(objective, state.params, inputs, accumulate)
+        losses, grads = gradients(state.params, inputs)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {
@@ -100,9 +105,9 @@ def _follow(average: Any, params: Any, decay: Float[Array, ""]) -> Any:
 
 def _gradients(
     objective: Objective,
+    accumulate: int,
     params: Any,
     inputs: tuple[Array, Array | None, Draws, Key[Array, " b"]],
-    accumulate: int,
 ) -> tuple[Float[Array, " b"], Any]:
     """Returns each image's loss, and the gradients of their mean, over all micro-batches."""
 
@@ -119,14 +124,9 @@ def _gradients(
         grads, losses = gradient(params, micro)
         return jax.tree.map(jnp.add, total, grads), losses
 
-    micros = jax.tree.map(lambda x: _strided(x, accumulate), inputs)
+    micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), inputs)
     grads, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), micros)
-    return losses.swapaxes(0, 1).reshape(-1), jax.tree.map(lambda g: g / accumulate, grads)
-
-
-def _strided(x: Array, accumulate: int) -> Array:
-    """Splits a batch so that micro-batch i has rows i, i + n, ...: a sharded batch stays where it is."""
-    return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+    return losses.reshape(-1), jax.tree.map(lambda g: g / accumulate, grads)
 
 
 def make_multi_step(train_step: TrainStep, num_steps: int) -> TrainStep:

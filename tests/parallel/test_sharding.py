@@ -1,6 +1,10 @@
 """Meshes and where arrays lie on them, on eight simulated devices."""
 
+import re
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -11,6 +15,7 @@ from diffusion_jax.parallel.sharding import (
     fetch,
     local_rows,
     make_mesh,
+    over_batch,
     put,
     replicated,
 )
@@ -90,3 +95,63 @@ def test_a_process_has_the_rows_of_its_devices_whatever_their_order(order):
 
 def test_rows_that_several_devices_hold_count_once():
     assert local_rows(replicated(make_mesh()), 5).tolist() == list(range(5))
+
+
+ROWS = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+WEIGHTS = np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)
+
+
+def losses_and_gradient(w: Any, rows: Any) -> tuple[Any, Any]:
+    """Returns the loss of each row, and the gradient of their mean; w is used twice a chunk of two rows."""
+
+    def loss(w: Any) -> tuple[Any, Any]:
+        def chunk(_: None, rows: Any) -> tuple[None, Any]:
+            return None, jnp.square(jnp.tanh(rows @ w) @ w).sum(1)
+
+        losses = jax.lax.scan(chunk, None, rows.reshape(-1, 2, 6))[1].reshape(-1)
+        return losses.mean(), losses
+
+    gradient, losses = jax.grad(loss, has_aux=True)(w)
+    return losses, gradient
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_each_device_computes_its_rows_and_the_mean_over_devices_is_taken_once(devices):
+    seen, mesh = [], make_mesh(devices)
+
+    def spied(w: Any, rows: Any) -> tuple[Any, Any]:
+        seen.append(len(rows))
+        return losses_and_gradient(w, rows)
+
+    divided = jax.jit(over_batch(spied, mesh, out_axes=(0, None)))
+    rows, w = put(batch_sharding(mesh), ROWS), jax.device_put(WEIGHTS, replicated(mesh))
+    program = divided.lower(w, rows).compile()
+    assert set(seen) == {16 // devices}
+    collectives = re.findall(r" (all-\w+|reduce-scatter|collective-\w+)\(", str(program.as_text()))
+    assert collectives == ([] if devices == 1 else ["all-reduce"])
+    losses, gradient = program(w, rows)
+    assert losses.sharding.is_equivalent_to(batch_sharding(mesh), 1)
+    assert gradient.sharding.is_fully_replicated
+    expected = losses_and_gradient(WEIGHTS, ROWS)
+    # Sums of 16 float32 rows in another order.
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_outputs_have_their_rows_along_the_axis_that_was_said():
+    mesh = make_mesh(4)
+
+    def function(whole: Any, rows: Any, none: None) -> Any:
+        return {"second": rows["x"].T + whole, "absent": none, "pair": (rows["x"], 2 * rows["x"])}
+
+    divided = over_batch(function, mesh, out_axes={"second": 1, "absent": 0, "pair": 0})
+    output = jax.jit(divided)(jnp.float32(3), {"x": put(batch_sharding(mesh), ROWS)}, None)
+    np.testing.assert_array_equal(output["second"], ROWS.T + 3)
+    assert output["second"].sharding.is_equivalent_to(batch_sharding(mesh, axis=1), 2)
+    assert output["absent"] is None
+    np.testing.assert_array_equal(output["pair"], (ROWS, 2 * ROWS))
+
+
+def test_one_device_runs_the_function_itself():
+    for mesh in (None, make_mesh(1)):
+        assert over_batch(losses_and_gradient, mesh) is losses_and_gradient

@@ -373,13 +373,15 @@ def test_one_device_and_eight_have_the_same_loss_curve():
     optimizer = make_optimizer(1e-3, 5)
     objective = loss_function("simple", DDPM(make_schedule("linear", T)), "eps", model.apply)
     averages = {"slow": ema_decay(0.99)}
-    step = make_train_step(objective, optimizer, jax.random.key(1), averages=averages, flip=True)
     batches = [make_batch(k, 16, (8, 8, 1)) for k in range(10)]
     create = jit(partial(create_state, model=model, optimizer=optimizer, averages=averages))
     initial = fetch(create(jax.random.key(2)))
     curves = []
     for devices in (1, 8):
         mesh = make_mesh(devices)
+        step = make_train_step(
+            objective, optimizer, jax.random.key(1), averages=averages, flip=True, mesh=mesh
+        )
         state = jax.device_put(initial, replicated(mesh))
         compiled = jit(step, donate_argnums=0, out_shardings=replicated(mesh))
         before, curve = state, []
@@ -396,6 +398,29 @@ def test_one_device_and_eight_have_the_same_loss_curve():
         assert_close(eight.loss, one.loss, rtol=1e-5)
         assert_close(eight.quartile_loss, one.quartile_loss, rtol=1e-4)
         np.testing.assert_array_equal(eight.quartile_images, one.quartile_images)
+
+
+@pytest.mark.parametrize(("dropout", "accumulate"), [(0.0, 1), (0.3, 4)])
+def test_two_devices_have_the_loss_curve_of_one_over_200_steps(dropout, accumulate):
+    model = as_functions(MLP(channels=8, num_res_blocks=1, dropout=dropout), (1, 1, 2))
+    optimizer = make_optimizer(1e-3, 20)
+    objective = loss_function("simple", DDPM(make_schedule("cosine", T)), "eps", model.apply)
+    batches = make_batch(size=200 * 16, shape=(1, 1, 2))
+    batches = jax.tree.map(lambda x: x.reshape(200, 16, *x.shape[1:]), batches)
+    curves = []
+    for devices in (1, 2):
+        mesh, pieces = make_mesh(devices), 1 if devices == 1 else accumulate
+        step = make_train_step(
+            objective, optimizer, jax.random.key(1), accumulate=pieces, mesh=mesh
+        )
+        state = create_state(jax.random.key(2), model, optimizer)
+        state = jax.device_put(state, replicated(mesh))
+        _, metrics = jit(make_multi_step(step, 200))(
+            state, put(batch_sharding(mesh, axis=1), batches)
+        )
+        curves.append(np.asarray(metrics.loss))
+    assert np.ptp(curves[0]) > 0.1
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)  # Float32 sums in another order.
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
@@ -536,7 +561,13 @@ def test_a_step_is_traced_once_whatever_the_batch_and_also_after_a_resume(
     objective = loss_function("simple", DDPM(make_schedule("cosine", T)), "eps", model.apply)
     averages, mesh = {"slow": ema_decay(0.99)}, make_mesh()
     step = make_train_step(
-        objective, optimizer, jax.random.key(1), averages=averages, flip=True, conditional=True
+        objective,
+        optimizer,
+        jax.random.key(1),
+        averages=averages,
+        flip=True,
+        conditional=True,
+        mesh=mesh,
     )
     chex.clear_trace_counter()
     counted: Any = chex.assert_max_traces(step, n=1)
