@@ -5,6 +5,7 @@ JAX. So these are operations of JAX like its own: df = f(da, b) + f(a, db), and 
 terms are further bilinear operations.
 """
 
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -26,6 +27,7 @@ def bilinear(
     to_second: Product,
     *,
     by_rows: bool,
+    on_cpu: Product | None = None,
 ) -> Product:
     """Returns `function` as an operation with these transposes.
 
@@ -37,12 +39,19 @@ def bilinear(
       to_first: (df, b, options) -> da, the transpose of a -> f.
       to_second: (a, df, options) -> db, the transpose of b -> f.
       by_rows: Whether row i of f depends on a's row i alone, for any number of rows.
+      on_cpu: Computes the same where the platform is the CPU; None: `function` does.
     """
     operation = Primitive(name)
-    compiled = jax.jit(function, static_argnums=2)
 
+    @functools.partial(jax.jit, static_argnames="options")
     def run(a: Any, b: Any, *, options: Hashable) -> Array:
-        return compiled(a, b, options)
+        return operation.bind(a, b, options=options)
+
+    def lowered(compute: Product) -> Any:
+        compiled = jax.jit(compute, static_argnums=2)  # Lowered once for all operations alike.
+        return mlir.lower_fun(
+            lambda a, b, *, options: compiled(a, b, options), multiple_results=False
+        )
 
     def result(a: Any, b: Any, *, options: Hashable) -> Any:
         return a.update(shape=shape(a.shape, b.shape, options), weak_type=False)
@@ -66,7 +75,9 @@ def bilinear(
         lambda df, a, b, *, options: to_second(jnp.asarray(a), jnp.asarray(df), options),
     )
     batching.primitive_batchers[operation] = batch
-    mlir.register_lowering(operation, mlir.lower_fun(run, multiple_results=False))
+    mlir.register_lowering(operation, lowered(function))
+    if on_cpu is not None:
+        mlir.register_lowering(operation, lowered(on_cpu), platform="cpu")
     return apply
 
 

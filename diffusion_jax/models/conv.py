@@ -1,29 +1,17 @@
-"""Convolutions and matrix products whose gradients keep their speed on the CPU, also inside `lax.scan`.
+"""Convolutions and matrix products with gradients that are fast on every platform.
 
-The gradients that JAX derives for a convolution have dimension orders that XLA's CPU backend computes
-slowly, and in a loop body hands to a naive implementation (17 and more times slower). Here both are
-written for that backend, for stride 1:
-
-  dx = conv(dy, rot180(w)^T)          dw[i, j] = sum_{b,h,w} x[b, h + i, w] dy[b, h, w - j]
-
-the latter as one matrix product for all i and j, a few images at a time so that what it reads stays in
-the cache. A convolution of stride s is one of stride 1 over the s x s pixels of each block as channels.
-On other platforms the derived gradients are the fast ones and are kept. The three products are each
-other's transposes (`bilinear`), so that derivatives of any order and mode have them.
+On GPUs and TPUs these are the convolution of XLA and the gradients that JAX derives for it; on the CPU
+those of `cpu_conv`. The three products, of image and kernel, of gradient and kernel, and of image and
+gradient, are each other's transposes (`bilinear`), so that derivatives of any order and mode have them.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from diffusion_jax.models.bilinear import bilinear, varying_alike
-
-PIXELS_AT_ONCE = 1024  # Rows of the matrix product: 500 to 4000 were alike, 8000 slower.
-Padding = tuple[tuple[int, int], tuple[int, int]]  # Rows above and below, columns left and right.
+from diffusion_jax.models import cpu_conv
+from diffusion_jax.models.bilinear import bilinear
+from diffusion_jax.models.cpu_conv import Padding, Window
 
 
 def conv(
@@ -87,26 +75,9 @@ _matmul = bilinear(
 )
 
 
-class _Window(NamedTuple):
-    """How a kernel moves over the images, and the height and width of both."""
-
-    stride: int
-    padding: Padding
-    image: tuple[int, int]
-    kernel: tuple[int, int]
-
-    @property
-    def output(self) -> tuple[int, int]:
-        sizes = zip(self.image, self.kernel, self.padding, strict=True)
-        height, width = ((n + sum(edges) - k) // self.stride + 1 for n, k, edges in sizes)
-        return height, width
-
-
 def _conv(x: Array, w: Array, stride: int, padding: Padding) -> Array:
     (_, *image, _), (*kernel, _, _) = x.shape, w.shape
-    return _convolution(
-        x, w, _Window(stride, padding, (image[0], image[1]), (kernel[0], kernel[1]))
-    )
+    return _convolution(x, w, Window(stride, padding, (image[0], image[1]), (kernel[0], kernel[1])))
 
 
 def _same(x: Array, w: Array, stride: int) -> Padding:
@@ -114,119 +85,40 @@ def _same(x: Array, w: Array, stride: int) -> Padding:
     return top, left
 
 
-def _convolve(x: Array, w: Array, window: _Window) -> Array:
-    return lax.conv_general_dilated(
-        x,
-        w,
-        (window.stride, window.stride),
-        window.padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _convolve_blocks(x: Array, w: Array, window: _Window) -> Array:
-    """Returns the same as _convolve, by a convolution of stride 1 over blocks of pixels."""
-    (b, *size, c), (*kernel, _, d), stride = x.shape, w.shape, window.stride
-    x_edges, w_edges, blocks, taps = [], [], [], []
-    for n, k, (low, high) in zip(size, kernel, window.padding, strict=True):
-        taps.append(-(-k // stride))
-        blocks.append((n + low + high - k) // stride + taps[-1])
-        x_edges.append((low, blocks[-1] * stride - n - low, 0))
-        w_edges.append((0, taps[-1] * stride - k, 0))
-    none, zero = (0, 0, 0), jnp.zeros((), x.dtype)
-    x = lax.pad(x, zero, (none, *x_edges, none))
-    w = lax.pad(w, zero.astype(w.dtype), (*w_edges, none, none))
-    x = x.reshape(b, blocks[0], stride, blocks[1], stride, c).swapaxes(2, 3)
-    w = w.reshape(taps[0], stride, taps[1], stride, c, d).swapaxes(1, 2)
-    return _conv(x.reshape(b, *blocks, -1), w.reshape(*taps, -1, d), 1, ((0, 0), (0, 0)))
-
-
-def _transposed(function: Callable[[Array], Array], shape: tuple[int, ...], dy: Array) -> Array:
-    """Returns the transpose, at dy, of a linear function of an array of this shape."""
-    example, _ = varying_alike(jnp.zeros(shape, dy.dtype), dy)
-    (transposed,) = jax.linear_transpose(function, example)(dy)
-    return transposed
-
-
-def _image_gradient(dy: Array, w: Array, window: _Window) -> Array:
+def _to_image_derived(dy: Array, w: Array, window: Window) -> Array:
     shape = (len(dy), *window.image, w.shape[2])
-
-    def for_cpu(dy: Array, w: Array) -> Array:
-        if window.stride > 1:
-            return _transposed(lambda x: _convolve_blocks(x, w, window), shape, dy)
-        (kh, kw), ((top, bottom), (left, right)) = window.kernel, window.padding
-        around = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
-        flipped = w[::-1, ::-1].swapaxes(2, 3)
-        return _convolve(dy, flipped, _Window(1, around, window.output, window.kernel))
-
-    def derived(dy: Array, w: Array) -> Array:
-        return _transposed(lambda x: _convolve(x, w, window), shape, dy)
-
-    return lax.platform_dependent(dy, w, cpu=for_cpu, default=derived)
+    return cpu_conv.transpose(lambda x: cpu_conv.plain(x, w, window), shape, dy)
 
 
-def _kernel_gradient(x: Array, dy: Array, window: _Window) -> Array:
+def _to_kernel_derived(x: Array, dy: Array, window: Window) -> Array:
     shape = (*window.kernel, x.shape[3], dy.shape[3])
-
-    def for_cpu(x: Array, dy: Array) -> Array:
-        if window.stride > 1:
-            return _transposed(lambda w: _convolve_blocks(x, w, window), shape, dy)
-        return _matrix_product(x, dy, window)
-
-    def derived(x: Array, dy: Array) -> Array:
-        return _transposed(lambda w: _convolve(x, w, window), shape, dy)
-
-    return lax.platform_dependent(x, dy, cpu=for_cpu, default=derived)
-
-
-def _matrix_product(x: Array, dy: Array, window: _Window) -> Array:
-    """Returns the gradient of the kernel for stride 1."""
-    (b, _, width, c), (_, height, _, d) = x.shape, dy.shape
-    (kh, kw), padding = window.kernel, window.padding
-    fitting = max(1, PIXELS_AT_ONCE // (height * width))
-    images = max(n for n in range(1, fitting + 1) if b % n == 0)
-    around = [(kw - 1 - edge) for edge in padding[1]]
-
-    def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
-        x, dy = chunk
-        x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0)))
-        dy = jnp.pad(dy, ((0, 0), (0, 0), around, (0, 0)))
-        rows = jnp.concatenate([x[:, i : i + height] for i in range(kh)], axis=-1)
-        columns = jnp.concatenate([dy[:, :, j : j + width] for j in reversed(range(kw))], axis=-1)
-        product = jnp.matmul(
-            rows.reshape(-1, kh * c).T,
-            columns.reshape(-1, kw * d),
-            preferred_element_type=jnp.float32,
-        )
-        return total + product, None
-
-    chunks = (x.reshape(-1, images, *x.shape[1:]), dy.reshape(-1, images, *dy.shape[1:]))
-    start, _ = varying_alike(jnp.zeros((kh * c, kw * d)), x)
-    total, _ = lax.scan(add, start, chunks)
-    return total.reshape(kh, c, kw, d).swapaxes(1, 2).astype(dy.dtype)
+    return cpu_conv.transpose(lambda w: cpu_conv.plain(x, w, window), shape, dy)
 
 
 _convolution = bilinear(
     "convolution",
-    _convolve,
+    cpu_conv.plain,
     lambda x, w, window: (x[0], *window.output, w[3]),
     to_first=lambda dy, w, window: _to_image(dy, w, window),
     to_second=lambda x, dy, window: _to_kernel(x, dy, window),
     by_rows=True,
+    on_cpu=cpu_conv.convolve,
 )
 _to_image = bilinear(
     "convolution_to_image",
-    _image_gradient,
+    _to_image_derived,
     lambda dy, w, window: (dy[0], *window.image, w[2]),
     to_first=_convolution,
     to_second=lambda dy, dx, window: _to_kernel(dx, dy, window),
     by_rows=True,
+    on_cpu=cpu_conv.to_image,
 )
 _to_kernel = bilinear(
     "convolution_to_kernel",
-    _kernel_gradient,
+    _to_kernel_derived,
     lambda x, dy, window: (*window.kernel, x[3], dy[3]),
     to_first=lambda dw, dy, window: _to_image(dy, dw, window),
     to_second=_convolution,
     by_rows=False,
+    on_cpu=cpu_conv.to_kernel,
 )
