@@ -4,6 +4,11 @@ Exit status: 0 the job is complete; 75 stopped by a signal, saved, run it again 
 1 anything else.
 """
 
+if __name__ == "__main__":  # Before the imports, so that they are done once.
+    from diffusion_jax.commands.huge_pages import start_again_with_huge_pages
+
+    start_again_with_huge_pages()
+
 import argparse
 import errno
 import logging
