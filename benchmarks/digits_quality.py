@@ -1,8 +1,16 @@
-"""Judges samples of a finished digits run: are they digits, of all classes, and not copies?
+"""Judges samples of a finished digits run: are they digits, the ones asked for, as varied as real ones, no copies?
 
-Draws --num_images images with the command (or takes --npz). A classifier trained on the real training
-digits says how sure it is of each sample and of each held-out real digit, and of which class a sample
-is. The distance of each sample to its nearest training digit is held against the held-out digits'.
+Draws --num_images images with the command (or takes --npz). Each measure is held against the same of the
+held-out real digits:
+
+- confident: share of which a classifier, trained on the real training digits, is at least 90% sure;
+- agreement: share that the classifier gives the label that was asked for (of real digits: that they have);
+  of a model without classes there is none, and the share of each class is printed instead;
+- spread: trace of the pixels' covariance within a class, divided by that of the training digits of the
+  class, mean over the classes. Samples are grouped by the label asked for, or else by the classifier's;
+- nearest: median distance (L2) to the nearest training digit;
+- copies: share that differs from its nearest training digit by less than half a grey level in every pixel.
+
 Writes a picture of samples beside their nearest training digits.
 
   python benchmarks/digits_quality.py --workdir=runs/digits --out=quality.json --picture=nearest.png
@@ -65,7 +73,9 @@ def train_classifier(images: Images, labels: Int[np.ndarray, " n"]) -> SVC:
         return SVC(**arguments).fit(pixels(images), labels)
 
 
-def judge(classifier: SVC, samples: Images, held_out: Images) -> dict[str, Any]:
+def judge(
+    classifier: SVC, samples: Images, held_out: Images
+) -> tuple[dict[str, Any], Int[np.ndarray, " n"]]:
     """Returns how sure the classifier is of samples and real digits, and the samples' classes."""
     shuffled = np.random.default_rng(0).permuted(held_out.reshape(len(held_out), -1), axis=1)
     sets = {"samples": samples, "held_out": held_out, "shuffled_pixels": shuffled}
@@ -75,7 +85,26 @@ def judge(classifier: SVC, samples: Images, held_out: Images) -> dict[str, Any]:
     sure = {name: float((p.max(1) >= CONFIDENT).mean()) for name, p in probabilities.items()}
     classes = probabilities["samples"].argmax(1)
     share = np.bincount(classes, minlength=10) / len(samples)
-    return {"confident": sure, "ratio": sure["samples"] / sure["held_out"], "share": share.tolist()}
+    figures = {"confident": sure, "ratio": sure["samples"] / sure["held_out"]}
+    return {**figures, "share": share.tolist()}, classes
+
+
+def spread(images: Images, labels: Int[np.ndarray, " n"]) -> dict[int, float]:
+    """Returns the trace of the covariance of the pixels of each class that has two images or more.
+
+    That is the mean squared distance (L2, pixels in [0, 1]) to the class's mean, times n / (n - 1).
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    return {
+        int(c): float(pixels(images[labels == c]).var(axis=0, ddof=1).sum())
+        for c in classes[counts > 1]
+    }
+
+
+def relative_spread(of: dict[int, float], train: dict[int, float]) -> dict[str, Any]:
+    """Returns each class's spread relative to the training digits', and the mean over the classes."""
+    by_class = {c: value / train[c] for c, value in of.items()}
+    return {"mean": float(np.mean(list(by_class.values()))), "by_class": by_class}
 
 
 def nearest(images: Images, train: Images) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
@@ -126,25 +155,55 @@ def main() -> None:
     path = arguments.npz or draw(
         arguments.workdir.absolute(), arguments.num_images, data.default_cache_dir()
     )
-    samples = np.load(path)["images"]
+    drawn = np.load(path)
+    samples, asked_for = drawn["images"], drawn.get("labels")
+    if len(samples) <= 10:
+        parser.error("more than ten images are needed, so that a class has two")
     (train, labels), (held_out, held_out_labels) = real_digits("train"), real_digits("test")
     classifier = train_classifier(train, labels)
     accuracy = float(classifier.score(pixels(held_out), held_out_labels))
-    judged = judge(classifier, samples, held_out)
+    judged, classes = judge(classifier, samples, held_out)
+    agreement = None if asked_for is None else float((classes == asked_for).mean())
+    of_train = spread(train, labels)
+    of_samples = spread(samples, classes if asked_for is None else asked_for)
+    spreads = {
+        "samples": relative_spread(of_samples, of_train),
+        "held_out": relative_spread(spread(held_out, held_out_labels), of_train),
+    }
     distances = compare_distances(samples, held_out, train)
     draw_neighbours(arguments.picture, samples, train)
-    sure, of_samples, of_real = judged["confident"], distances["samples"], distances["held_out"]
+    figures = {
+        "num_images": len(samples),
+        "accuracy": accuracy,
+        "agreement": agreement,
+        **judged,
+        "spread": spreads,
+        "distances": distances,
+    }
+    print_figures(figures, len(held_out))
+    report.write(arguments.out, figures)
+
+
+def print_figures(figures: dict[str, Any], num_held_out: int) -> None:
+    """Prints the table and what does not fit into it."""
+    sure, spreads, agreement = figures["confident"], figures["spread"], figures["agreement"]
+    ours, theirs = figures["distances"]["samples"], figures["distances"]["held_out"]
     rows = [
         [f"confidence >= {CONFIDENT}", sure["samples"], sure["held_out"]],
-        ["nearest training digit, median L2", of_samples["median"], of_real["median"]],
-        ["copies of training digits", of_samples["copies"], of_real["copies"]],
+        ["classified as the label says", agreement, figures["accuracy"]],
+        ["spread within a class", spreads["samples"]["mean"], spreads["held_out"]["mean"]],
+        ["nearest training digit, median L2", ours["median"], theirs["median"]],
     ]
-    report.print_table(["what", f"{len(samples)} samples", f"{len(held_out)} held-out"], rows)
-    print(f"\nclassifier: {accuracy:.2%} of held-out digits right; ratio {judged['ratio']:.3f}")
+    rows = [[*row, row[1] / row[2]] for row in rows if row[1] is not None]
+    rows.append(["copies of training digits", ours["copies"], theirs["copies"], ""])
+    header = ["what", f"{figures['num_images']} samples", f"{num_held_out} held-out", "ratio"]
+    report.print_table(header, rows)
+    by_class = spreads["samples"]["by_class"]
+    print("\nspread of each class: " + ", ".join(f"{c}: {by_class[c]:.2f}" for c in by_class))
     print(f"confident of held-out digits with shuffled pixels: {sure['shuffled_pixels']:.1%}")
-    print("share of each class: " + ", ".join(f"{share:.1%}" for share in judged["share"]))
-    figures = {"num_images": len(samples), "accuracy": accuracy, **judged, "distances": distances}
-    report.write(arguments.out, figures)
+    shares = ", ".join(f"{share:.1%}" for share in figures["share"])
+    if agreement is None:
+        print(f"no agreement: no labels were asked for; share of each class: {shares}")
 
 
 if __name__ == "__main__":
