@@ -41,6 +41,7 @@ from diffusion_jax.training.state import (
     abstract_like,
     create_state,
     from_parts,
+    state_shardings,
     to_parts,
 )
 from diffusion_jax.training.step import make_train_step
@@ -179,8 +180,13 @@ def _create_fn(exp: Experiment) -> Callable[[Any], TrainState]:
 
 def _create(exp: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
     """Returns the state to start with."""
-    create = jax.jit(_create_fn(exp), out_shardings=sharding.replicated(mesh))
-    return create(stream(exp.config.seed, "init"))
+    create = _create_fn(exp)
+    return jax.jit(create, out_shardings=_places(exp, mesh))(stream(exp.config.seed, "init"))
+
+
+def _places(exp: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+    """Returns where the arrays of the state lie."""
+    return state_shardings(mesh, jax.eval_shape(_create_fn(exp), jax.random.key(0)))
 
 
 def _restore(
@@ -191,7 +197,8 @@ def _restore(
     allow_change: bool,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from, and the JSON that was saved with it."""
-    checkpoint = store.restore(to_parts(abstract_like(_create_fn(exp), sharding.replicated(mesh))))
+    template = abstract_like(_create_fn(exp), _places(exp, mesh))
+    checkpoint = store.restore(to_parts(template))
     assert checkpoint is not None
     before, name = checkpoint.meta["data"], exp.config.data.name
     if before["num_images"] != split.num_images and not allow_change:
@@ -294,7 +301,7 @@ def _run(
     with deferred:
         return run_loop(
             state,
-            compile_steps(train_step, per_dispatch, mesh),
+            compile_steps(train_step, per_dispatch, mesh, _places(exp, mesh)),
             batches,
             Plan(start, fields.num_steps, per_dispatch, fields.log_every),
             mesh=mesh,

@@ -12,6 +12,9 @@ from jaxtyping import Int64
 from diffusion_jax.errors import InputError
 
 BATCH_AXIS = "data"
+# Arrays of fewer numbers stay whole. Gathering those of a U-Net of 0.7 M parameters took two CPU devices longer than
+# all of its update (steps of 0.06 in place of 0.04 s).
+WORTH_DIVIDING = 2**17
 
 
 def make_mesh(data: int = -1) -> Mesh:
@@ -40,6 +43,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """The given axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
+
+
+def replicated_like(tree: Any, mesh: Mesh) -> Any:
+    """Returns a sharding for each array: every device holds all of it."""
+    return jax.tree.map(lambda _: replicated(mesh), tree)
+
+
+def divided_like(tree: Any, mesh: Mesh) -> Any:
+    """Returns a sharding for each array: its largest axis that the devices divide is split over them.
+
+    Small arrays, and those without such an axis, are on each device.
+    """
+
+    def place(x: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
+        if mesh.size == 1 or x.size < WORTH_DIVIDING or not axes:
+            return replicated(mesh)
+        return batch_sharding(mesh, max(axes, key=lambda axis: x.shape[axis]))
+
+    return jax.tree.map(place, tree)
 
 
 def over_batch(
@@ -71,12 +94,12 @@ def over_batch(
         whole = jax.tree.map(lambda x: lax.pcast(x, BATCH_AXIS, to="varying"), whole)
         return jax.tree.map(finish, out_axes, function(whole, *rows), is_leaf=_is_none)
 
-    def divided(whole: Any, *rows: Any) -> Any:
+    def by_rows(whole: Any, *rows: Any) -> Any:
         in_specs = PartitionSpec(), *[PartitionSpec(BATCH_AXIS)] * len(rows)
         out_specs = jax.tree.map(spec, out_axes, is_leaf=_is_none)
         return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(whole, *rows)
 
-    return divided
+    return by_rows
 
 
 def _is_none(leaf: Any) -> bool:

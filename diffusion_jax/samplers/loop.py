@@ -116,8 +116,8 @@ def sample_loop(
       start: Index of the first step, in {0, ..., num_steps}: the tail of a full run, whose memory is fresh.
       num_frames: Number of moments to keep of each image, evenly spaced in steps, the first and the
         last included (1: only the last). Memory is for these frames alone.
-      progress: Host function, called with the number of steps done, by each device. A program that calls the
-        host is not kept in JAX's persistent compilation cache.
+      progress: Host function, called with the number of steps done (inside `jax.shard_map`, by each
+        device). A program that calls the host is not kept in JAX's persistent compilation cache.
       progress_every: Steps between two calls; by default a hundredth of all. The last step is
         always reported.
 

@@ -79,12 +79,19 @@ def dispatch_sizes(
 
 
 def compile_steps(
-    train_step: TrainStep, per_dispatch: int, mesh: jax.sharding.Mesh
+    train_step: TrainStep, per_dispatch: int, mesh: jax.sharding.Mesh, state_shardings: Any
 ) -> dict[int, Any]:
-    """Returns number of steps -> jitted (state, batch) -> (state, metrics), for 1 and `per_dispatch`."""
-    everywhere = sharding.replicated(mesh)
+    """Returns number of steps -> jitted (state, batch) -> (state, metrics), for 1 and `per_dispatch`.
+
+    Args:
+      train_step: The step.
+      per_dispatch: Number of steps of a dispatch.
+      mesh: Devices.
+      state_shardings: Where the state lies: tree of shardings, or one for all arrays.
+    """
+    places = state_shardings, sharding.replicated(mesh)
     return {
-        size: jax.jit(make_multi_step(train_step, size), donate_argnums=0, out_shardings=everywhere)
+        size: jax.jit(make_multi_step(train_step, size), donate_argnums=0, out_shardings=places)
         for size in {1, per_dispatch}
     }
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 
 from diffusion_jax.losses import Objective
 from diffusion_jax.models import Model
+from diffusion_jax.parallel import sharding
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +83,29 @@ def from_parts(parts: dict[str, Any]) -> TrainState:
     return TrainState(params=parts["params"], ema=ema, **parts["training"])
 
 
-def abstract_like(create: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Returns the shapes, types and shardings of what `create(key)` makes: the template of a restore."""
-    shapes = jax.eval_shape(create, jax.random.key(0))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+def state_shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
+    """Returns where a state's arrays lie: of the optimiser's and of the averages, each device has and updates a part.
+
+    This is the first stage of ZeRO (Rajbhandari et al., 2020). The parameters, which each device needs whole,
+    are gathered once a step.
+
+    Args:
+      mesh: Devices.
+      state: A state, or its shapes.
+    """
+    whole, divided = sharding.replicated_like(state, mesh), sharding.divided_like(state, mesh)
+    return dataclasses.replace(whole, ema=divided.ema, opt_state=divided.opt_state)
+
+
+def abstract_like(create: Any, shardings: Any) -> Any:
+    """Returns the shapes, types and shardings of what `create(key)` makes: the template of a restore.
+
+    Args:
+      create: key -> tree of arrays.
+      shardings: Tree of shardings, or one for all arrays.
+    """
+
+    def place(where: jax.sharding.Sharding, tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+    return jax.tree.map(place, shardings, jax.eval_shape(create, jax.random.key(0)))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from diffusion_jax.data.transforms import random_flip, to_model_range
 from diffusion_jax.keys import indexed
 from diffusion_jax.losses import Draws, Objective
-from diffusion_jax.parallel.sharding import over_batch
+from diffusion_jax.parallel.sharding import divided_like, over_batch
 from diffusion_jax.training.optimizer import Decay
 from diffusion_jax.training.state import TrainState
 
@@ -79,6 +79,8 @@ def make_train_step(
         labels = batch["label"] if conditional else None
         inputs = x0, labels, draws, indexed(dropout_key, jnp.arange(len(x0)))
         losses, grads = gradients(state.params, inputs)
+        if mesh is not None and mesh.size > 1:  # To where the optimiser's state lies.
+            grads = jax.lax.with_sharding_constraint(grads, divided_like(grads, mesh))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {

@@ -59,6 +59,8 @@ def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: 
     tiny, workdir, alone = write_config(tmp_path), tmp_path / "run", tmp_path / "alone"
     fields = (f"--config={tiny}", "--config.train.eval_every=3", "--config.eval.num_images=8")
     fields = (*fields, "--config.sampler.num_steps=5")  # Which is warned of.
+    # Kernels of 512 x 512, so that the optimiser's state and the average are split over the devices.
+    fields = (*fields, "--config.model.channels=512")
     flags = (*fields, f"--workdir={workdir}")
     processes = pair(*flags, "--config.train.num_steps=6", prologue=IN_TURN)
     outcome = run(*fields, f"--workdir={alone}", "--config.train.num_steps=9")

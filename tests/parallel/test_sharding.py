@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.parallel.sharding import (
     batch_sharding,
+    divided_like,
     fetch,
     local_rows,
     make_mesh,
@@ -95,6 +96,28 @@ def test_a_process_has_the_rows_of_its_devices_whatever_their_order(order):
 
 def test_rows_that_several_devices_hold_count_once():
     assert local_rows(replicated(make_mesh()), 5).tolist() == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices", "spec"),
+    [
+        ((512, 512), 4, ("data",)),
+        ((3, 3, 128, 256), 8, (None, None, None, "data")),
+        ((512, 1001), 2, ("data",)),  # The larger axis has no two equal parts.
+        ((512, 1002), 2, (None, "data")),
+        ((363, 363), 2, ()),
+        ((2**17,), 8, ("data",)),
+        ((2**17 - 8,), 8, ()),  # Small.
+        ((), 8, ()),
+        ((512, 512), 1, ()),
+    ],
+)
+def test_large_arrays_are_divided_along_the_largest_axis_that_the_devices_divide(
+    shape, devices, spec
+):
+    mesh = make_mesh(devices)
+    places = divided_like({"a": jax.ShapeDtypeStruct(shape, np.float32)}, mesh)
+    assert places == {"a": NamedSharding(mesh, PartitionSpec(*spec))}
 
 
 ROWS = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)

@@ -33,7 +33,7 @@ def toy_step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
 
 @functools.cache
 def compiled_steps() -> dict[int, Any]:
-    return compile_steps(toy_step, PER_DISPATCH, make_mesh(2))
+    return compile_steps(toy_step, PER_DISPATCH, make_mesh(2), replicated(make_mesh(2)))
 
 
 @dataclasses.dataclass

@@ -571,7 +571,7 @@ def test_a_step_is_traced_once_whatever_the_batch_and_also_after_a_resume(
     )
     chex.clear_trace_counter()
     counted: Any = chex.assert_max_traces(step, n=1)
-    run = compile_steps(counted, per_dispatch, mesh)[per_dispatch]
+    run = compile_steps(counted, per_dispatch, mesh, replicated(mesh))[per_dispatch]
     create = partial(
         create_state, model=model, optimizer=optimizer, averages=averages, objective=objective
     )

@@ -1,0 +1,129 @@
+"""The state over several devices: what lies where, who computes what, and checkpoints for other numbers of devices."""
+
+import contextlib
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from diffusion_jax.checkpoints.store import CheckpointStore
+from diffusion_jax.losses import Draws, Objective, draw_uniform
+from diffusion_jax.models import Model
+from diffusion_jax.parallel.sharding import batch_sharding, make_mesh, put
+from diffusion_jax.training.loop import compile_steps
+from diffusion_jax.training.optimizer import ema_decay, make_optimizer
+from diffusion_jax.training.state import (
+    TrainState,
+    abstract_like,
+    create_state,
+    from_parts,
+    state_shardings,
+    to_parts,
+)
+from diffusion_jax.training.step import make_train_step
+
+SIZE = 512  # SIZE x SIZE numbers are worth dividing, SIZE are not.
+OPTIMIZER, AVERAGES = make_optimizer(1e-2, 2), {"slow": ema_decay(0.99)}
+
+
+def init(key: Any) -> Any:
+    return {"w": jax.random.normal(key, (SIZE, SIZE)) / SIZE, "b": jnp.zeros(SIZE)}
+
+
+def loss(params: Any, x0: Any, labels: Any, draws: Draws, keys: Any) -> Any:
+    x = x0.reshape(len(x0), SIZE)
+    return jnp.square(x @ params["w"] + params["b"][None, :] - 1).mean(1)
+
+
+def create(key: Any) -> TrainState:
+    model = Model(init, lambda *_: None)  # type: ignore[arg-type]
+    return create_state(key, model, OPTIMIZER, averages=AVERAGES)
+
+
+def places(mesh: Mesh) -> TrainState:
+    return state_shardings(mesh, jax.eval_shape(create, jax.random.key(0)))
+
+
+def new_state(mesh: Mesh) -> TrainState:
+    return jax.jit(create, out_shardings=places(mesh))(jax.random.key(0))
+
+
+def compiled_step(mesh: Mesh) -> Any:
+    objective = Objective(lambda: (), draw_uniform, loss, lambda aux, draws, losses: aux)
+    step = make_train_step(
+        objective, OPTIMIZER, jax.random.key(1), averages=AVERAGES, mesh=mesh, accumulate=2
+    )
+    return compile_steps(step, 1, mesh, places(mesh))[1]
+
+
+def batch(k: int, mesh: Mesh) -> Any:
+    images = np.random.default_rng(k).integers(0, 256, (8, 1, SIZE, 1), np.uint8)
+    return put(batch_sharding(mesh), {"image": images, "label": np.zeros(8, np.int32)})
+
+
+def moments(state: TrainState) -> dict[str, Any]:
+    (adam,) = [
+        s
+        for s in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+        if hasattr(s, "mu")
+    ]
+    assert isinstance(adam, optax.ScaleByAdamState)
+    return {"mu": adam.mu, "nu": adam.nu}
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_each_device_keeps_and_updates_its_part_and_has_all_parameters(devices: int) -> None:
+    mesh = make_mesh(devices)
+    compiled, state = compiled_step(mesh), new_state(mesh)
+    for k in range(2):
+        before = state
+        state, _ = compiled(state, batch(k, mesh))
+        assert all(x.is_deleted() for x in jax.tree.leaves((before.ema, before.opt_state)))
+        assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params))
+        for tree in (*moments(state).values(), state.ema["slow"]):
+            assert tree["w"].sharding.spec == PartitionSpec("data")
+            assert tree["b"].sharding.is_fully_replicated
+    # Of Adam's square roots and of the squares in norms and moments, a device computes those of its part.
+    text = str(compiled.lower(state, batch(0, mesh)).compile().as_text())
+    part = str(SIZE // devices)
+    roots = re.findall(rf"f32\[(\d+),{SIZE}\]\S* sqrt\(", text)
+    squares = re.findall(rf"f32\[(\d+),{SIZE}\]\S* multiply\((%\S+), \2\)", text)
+    assert set(roots) == {part}
+    assert part in {rows for rows, _ in squares} and str(SIZE) not in {rows for rows, _ in squares}
+
+
+def test_two_devices_update_as_one() -> None:
+    states = []
+    for devices in (1, 2):
+        mesh = make_mesh(devices)
+        compiled, state = compiled_step(mesh), new_state(mesh)
+        for k in range(4):
+            state, _ = compiled(state, batch(k, mesh))
+        states.append(jax.device_get(state))
+    # Adam divides by the size of a gradient, so the rounding of small ones counts: a hundredth of a step.
+    chex.assert_trees_all_close(states[1], states[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
+def test_a_checkpoint_is_read_by_another_number_of_devices(
+    before: int, after: int, tmp_path: Path
+) -> None:
+    mesh = make_mesh(before)
+    saved, _ = compiled_step(mesh)(new_state(mesh), batch(0, mesh))
+    template = partial(abstract_like, create, places(make_mesh(after)))
+    with contextlib.closing(CheckpointStore(tmp_path)) as store:
+        store.save(1, to_parts(saved), {})
+        store.wait()
+        checkpoint = store.restore(to_parts(template()))
+    assert checkpoint is not None
+    read = from_parts(checkpoint.parts)
+    chex.assert_trees_all_equal(jax.device_get(read), jax.device_get(saved))
+    assert jax.tree.map(lambda x: x.sharding, read) == places(make_mesh(after))
