@@ -71,7 +71,8 @@ def train(
       RunError: Loss or gradients not finite; checkpoints damaged; disk full.
     """
     fields = config.train
-    mesh = sharding.make_mesh(config.mesh.data)
+    micro_batch, rest = divmod(fields.batch_size, fields.accumulate)
+    mesh = sharding.make_mesh(config.mesh.data, 1 if rest else micro_batch)
     _check_batch_size(config, mesh.size)
     build.check_writable(workdir)
     store = CheckpointStore(

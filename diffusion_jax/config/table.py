@@ -237,7 +237,12 @@ FIELDS = {
         250, Int(1), "images measured together; no result depends on it", "always"
     ),
     # ---- mesh
-    "mesh.data": Field(-1, Int(-1), "devices along the batch; -1: all", "always"),
+    "mesh.data": Field(
+        -1,
+        Int(-1),
+        "devices along the batch; -1: all, or the most cores of a CPU that divide the batch",
+        "always",
+    ),
 }
 
 

@@ -1,10 +1,11 @@
-"""Several processes, one run: joins the processes of a TPU pod, a cluster, or one machine.
+"""Several processes, one run: joins the processes of a TPU pod, a cluster, or one machine; the CPU devices of one.
 
 Each process runs the same command. On a TPU pod or under Slurm set DIFFUSION_JAX_DISTRIBUTED=1 (the launcher
 does); elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -32,6 +33,8 @@ _exchanges: dict[str, Any] = collections.defaultdict(itertools.count)
 def initialize() -> None:
     """Joins the other processes if the environment says that there are any. Call it before any other use of JAX.
 
+    A process by itself gets a CPU device a core, unless the user has said how many it gets.
+
     Raises:
       InputError: The variables contradict each other.
       RunError: The coordinator cannot be reached, or no pod or cluster is found.
@@ -43,6 +46,26 @@ def initialize() -> None:
         _join(address, _integer(COUNT), _integer(INDEX))
     elif os.environ.get("DIFFUSION_JAX_DISTRIBUTED") == "1":
         _initialize()
+    else:
+        _use_cores()
+
+
+def _use_cores() -> None:
+    """Makes a CPU device of each core that this process may use. It is not used where JAX finds an accelerator."""
+    chosen = jax.config.values["jax_num_cpu_devices"] != -1  # JAX_NUM_CPU_DEVICES sets this too.
+    if chosen or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(
+        RuntimeError
+    ):  # In a program that has used JAX, devices are as they are.
+        jax.config.update("jax_num_cpu_devices", cores())
+
+
+def cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _integer(name: str) -> int:

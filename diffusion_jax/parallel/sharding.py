@@ -17,8 +17,12 @@ BATCH_AXIS = "data"
 WORTH_DIVIDING = 2**17
 
 
-def make_mesh(data: int = -1) -> Mesh:
-    """Returns a mesh of `data` devices along the batch; -1 takes all.
+def make_mesh(data: int = -1, batch_size: int | None = None) -> Mesh:
+    """Returns a mesh of devices along the batch.
+
+    Args:
+      data: Number of devices. -1: all; of one process's CPU devices, the most that divide `batch_size`.
+      batch_size: Size of the batches that will be divided; None: any.
 
     Raises:
       InputError: More devices than there are, or, with several processes, not all of them.
@@ -26,6 +30,8 @@ def make_mesh(data: int = -1) -> Mesh:
     devices = jax.devices()
     if data == -1:
         data = len(devices)
+        if batch_size and jax.default_backend() == "cpu" and jax.process_count() == 1:
+            data = max(n for n in range(1, data + 1) if batch_size % n == 0)
     if not 1 <= data <= len(devices):
         raise InputError(
             f"mesh.data is {data}; it must be -1 or from 1 to {len(devices)} (devices)"

@@ -253,9 +253,9 @@ def test_images_that_are_neither_grey_nor_rgb_are_refused_before_training() -> N
 def test_a_batch_that_devices_times_accumulation_do_not_divide_is_refused(
     train: Callable[..., Outcome],
 ) -> None:
-    outcome = train("train.batch_size=12", "mesh.data=-1")
+    outcome = train("train.batch_size=12", "mesh.data=8")
     assert_refused(outcome, "train.batch_size is 12", "divisible by 8")
-    outcome = train("train.batch_size=16", "train.accumulate=3")
+    outcome = train("train.batch_size=16", "train.accumulate=3", "mesh.data=-1")
     assert_refused(outcome, "train.batch_size is 16", "divisible by 3", "train.accumulate 3")
 
 

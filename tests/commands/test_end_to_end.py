@@ -425,6 +425,13 @@ def test_a_folder_of_colour_images_trains_and_samples(
     assert "eval_loss" in rows(workdir)[-1]
 
 
+def test_as_many_cpu_devices_train_as_divide_a_micro_batch(tmp_path: Path) -> None:
+    fields = ("train.batch_size=24", "train.accumulate=2", "train.num_steps=1", "mesh.data=-1")
+    flags = [f"--config.{field}" for field in fields]
+    outcome = run(f"--config={write_config(tmp_path)}", f"--workdir={tmp_path / 'run'}", *flags)
+    assert outcome.status == 0 and " 6 device(s)" in outcome.err
+
+
 def test_steps_in_one_dispatch_or_in_several_train_alike(train: Callable[..., Path]) -> None:
     single, several = train(), train("train.steps_per_dispatch=3")
     for one, other in zip(rows(single), rows(several), strict=True):

@@ -63,6 +63,38 @@ def test_a_process_by_itself_leaves_in_the_ordinary_way():
     distributed.leave(3)
 
 
+START = """
+import os, jax
+os.sched_getaffinity = lambda _: {1, 4, 6}
+from diffusion_jax.parallel import distributed
+"""
+
+
+def test_the_command_makes_a_cpu_device_of_each_core_unless_the_user_says_how_many():
+    forced = "--xla_force_host_platform_device_count=5"
+    begin, show = "distributed.initialize()\n", "print(jax.device_count())\n"
+    cases = [
+        (begin + show, {}, "3"),
+        (begin + show, {"XLA_FLAGS": forced}, "5"),
+        (begin + show, {"JAX_NUM_CPU_DEVICES": "2"}, "2"),
+        (show + begin + show, {}, "1\n1"),  # A program that has used JAX keeps its devices.
+    ]
+    theirs = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "DIFFUSION_JAX_DISTRIBUTED", *VARIABLES)
+    environ = {name: value for name, value in os.environ.items() if name not in theirs}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", START + script],
+            env=environ | {"JAX_PLATFORMS": "cpu"} | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for script, variables, _ in cases
+    ]
+    outcomes = finish_all(processes)
+    assert [o.out.strip() for o in outcomes] == [out for _, _, out in cases], outcomes
+
+
 def in_two_processes(script: str) -> tuple[list[Outcome], float]:
     """Runs a script in two tasks of a simulated Slurm job; returns their outcomes and the time."""
     with socket.socket() as free:

@@ -99,6 +99,22 @@ def test_rows_that_several_devices_hold_count_once():
 
 
 @pytest.mark.parametrize(
+    ("data", "batch_size", "size"),
+    [(-1, 16, 8), (-1, 12, 6), (-1, 7, 7), (-1, 22, 2), (-1, 11, 1), (-1, None, 8), (3, 16, 3)],
+)
+def test_on_the_cpu_as_many_devices_as_divide_the_batch_are_taken(data, batch_size, size):
+    assert make_mesh(data, batch_size).size == size
+
+
+def test_accelerators_and_several_processes_are_all_taken(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        assert make_mesh(-1, 12).size == 8
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert make_mesh(-1, 12).size == 8
+
+
+@pytest.mark.parametrize(
     ("shape", "devices", "spec"),
     [
         ((512, 512), 4, ("data",)),
