@@ -24,11 +24,11 @@ def _chunks(arrays: tuple[Array, ...], pixels: int) -> tuple[Array, ...]:
     return tuple(a.reshape(-1, images, *a.shape[1:]) for a in arrays)
 
 
-def map_images(function: Callable[..., Array], *arrays: Array, pixels: int) -> Array:
+def map_images(function: Callable[..., Any], *arrays: Array, pixels: int) -> Any:
     """Returns function(*arrays), which treats every image alike, computed for a few images at a time.
 
     Args:
-      function: Arrays of n images -> array of n images, for any n.
+      function: Arrays of n images -> tree of arrays of n images, for any n.
       arrays: Arrays of images; their number is taken from the first, (b, h, w, ...).
       pixels: Number of pixels at a time, if that is at least one image.
     """
@@ -36,7 +36,7 @@ def map_images(function: Callable[..., Array], *arrays: Array, pixels: int) -> A
     if len(chunks[0]) == 1:
         return function(*arrays)
     _, result = lax.scan(lambda _, chunk: (None, function(*chunk)), None, chunks)
-    return result.reshape(-1, *result.shape[2:])
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), result)
 
 
 def sum_over_images(function: Callable[..., Any], *arrays: Array, pixels: int) -> Any:

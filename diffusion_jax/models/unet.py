@@ -84,7 +84,7 @@ class UNet(nn.Module):
             if level != 0:
                 h = Upsample(self.dtype, name=f"up_{level}_resize")(h)
 
-        h = nn.swish(GroupNorm(self.norm_groups, self.norm_eps, name="norm_out")(h))
+        h = GroupNorm(self.norm_groups, self.norm_eps, swish=True, name="norm_out")(h)
         outputs = x.shape[-1] if self.out_channels is None else self.out_channels
         return Conv(outputs, kernel_init=zero_init, name="conv_out")(h)  # In float32.
 
