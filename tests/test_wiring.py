@@ -243,7 +243,7 @@ def program(model: Model, conditional: bool) -> str:
     labels = jnp.zeros((2,), jnp.int32) if conditional else None
 
     def run(key: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        return model.apply(model.init(key), x, t, labels, key)
+        return model.apply(model.init(key), x, t, labels, jax.random.split(key, len(x)))
 
     jaxpr = jax.make_jaxpr(run)(jax.random.key(0), jnp.zeros((2, *IMAGE)), jnp.zeros(2))
     return re.sub("0x[0-9a-f]+", "", str(jaxpr))  # Addresses of functions.
