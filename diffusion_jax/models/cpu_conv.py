@@ -27,6 +27,7 @@ WIDTH_THAT_PAYS = (
     7  # Of the output, for the transforms of `winograd`; below, its tiles are half empty.
 )
 CHANNELS_THAT_PAY = 32
+PIXELS_OF_A_CHANNEL = 16  # Up to so many, a kernel of so many channels is not worth turning around.
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # Rows above and below, columns left and right.
 
@@ -71,7 +72,10 @@ def to_image(dy: Array, w: Array, window: Window) -> Array:
         shape = (len(dy), *window.image, w.shape[2])
         dx = to_image(dy, _kernel_of_blocks(w, window), _over_blocks(window))
         return transpose(lambda x: _blocks(x, window), shape, dx)
-    return convolve(dy, w[::-1, ::-1].swapaxes(2, 3), window.transposed())
+    window, (b, height, width, _), c = window.transposed(), dy.shape, w.shape[2]
+    if _transforms_pay(dy, c, window) and b * height * width <= PIXELS_OF_A_CHANNEL * c:
+        return winograd.convolve_turned(dy, w, *window.padding)
+    return convolve(dy, w[::-1, ::-1].swapaxes(2, 3), window)
 
 
 def to_kernel(x: Array, dy: Array, window: Window) -> Array:

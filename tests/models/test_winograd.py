@@ -32,16 +32,19 @@ SIZES = [
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_output_and_kernel_gradient_are_those_of_plain_loops(size):
+def test_output_and_gradients_are_those_of_plain_loops(size):
     rng = np.random.default_rng(0)
     shapes = (*size, 3), (3, 3, 3, 5), (*size, 5)
     x, w, dy = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
     same = (1, 1)
     y = jax.jit(lambda: winograd.convolve(x, w, same, same))()
+    dx = jax.jit(lambda: winograd.convolve_turned(dy, w, same, same))()
     dw = jax.jit(lambda: winograd.kernel_gradient(x, dy, 3, same, same))()
-    expected_y, _, expected_dw = loops(x, w, dy, 1)
-    # The stated error is 0.8e-6 (root mean square) of sqrt(27) and sqrt(pixels); six times that for the largest.
+    expected_y, expected_dx, expected_dw = loops(x, w, dy, 1)
+    # The stated error is 0.8e-6 (root mean square) of the square root of the number of products; six times
+    # that for the largest.
     np.testing.assert_allclose(y, expected_y, rtol=0, atol=5e-6 * 27**0.5)
+    np.testing.assert_allclose(dx, expected_dx, rtol=0, atol=5e-6 * 45**0.5)
     np.testing.assert_allclose(dw, expected_dw, rtol=0, atol=5e-6 * np.prod(size) ** 0.5)
 
 
