@@ -1,15 +1,17 @@
 """Measures the U-Net's forward pass and train step against diffusers' UNet2DModel on torch.
 
 Both build the same network (the CIFAR-10 one of Ho et al., or --small: 32 to 64 channels on 28x28x1) in
-float32. A train step is noise, loss, gradients, clipping, Adam and the moving average, on both sides.
-torch also runs under bfloat16 autocast. The peer lives in a process of its own, with the interpreter
---peer_python that has torch and diffusers, and the two take turns; each side's CPU time while the
-other works is reported. Warm-ups do not count.
+float32. A train step is noise, loss, gradients, clipping, Adam and the moving average, on both sides. Ours
+has a device a core, as the command has. torch also runs under bfloat16 autocast. The peer lives in a process
+of its own, with the interpreter --peer_python that has torch and diffusers, and the two take turns; each
+side's CPU time while the other works is reported. Warm-ups do not count.
 
 Idle OpenMP threads of torch spin by default, which makes torch many times slower as soon as anything else
 runs; here they sleep (OMP_WAIT_POLICY=passive), unless the environment sets OMP_WAIT_POLICY. On a quiet
-machine try both, and quote the one that is better for torch.
+machine try both, and quote the one that is better for torch. Give both sides the huge pages that our command
+takes by itself:
 
+  export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
   python benchmarks/unet_vs_diffusers.py --peer_python=/path/to/venv/bin/python --out=unet.json
 """
 
@@ -25,16 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import report
 
 from diffusion_jax.losses import loss_function
 from diffusion_jax.models import Model, UNet, as_functions, count_parameters
+from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.training.loop import compile_steps
 from diffusion_jax.training.optimizer import ema_decay, make_optimizer
-from diffusion_jax.training.state import create_state
+from diffusion_jax.training.state import create_state, state_shardings
 from diffusion_jax.training.step import make_train_step
 
 SETTLE = 0.2  # Seconds between two turns, for the other side's threads to fall asleep.
@@ -105,29 +108,39 @@ class Peer:
         self._process.communicate()
 
 
+def our_mesh(size: Size) -> jax.sharding.Mesh:
+    """Returns the devices that the command would use: of CPUs, one a core."""
+    distributed.initialize()
+    return sharding.make_mesh(-1, size.batch_size)
+
+
 def our_forward(size: Size) -> Callable[[], Any]:
     """Returns a function that does one compiled forward pass and waits for it."""
-    model = size.model()
-    params = model.init(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (size.batch_size, *size.image))
-    t = jnp.arange(size.batch_size, dtype=jnp.float32)
-    forward = jax.jit(model.apply)
-    return lambda: jax.block_until_ready(forward(params, x, t))
+    model, mesh = size.model(), our_mesh(size)
+    params = jax.jit(model.init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
+    x = np.random.default_rng(0).normal(size=(size.batch_size, *size.image)).astype(np.float32)
+    t = np.arange(size.batch_size, dtype=np.float32)
+    inputs = jax.device_put((x, t), sharding.batch_sharding(mesh))
+    forward = jax.jit(sharding.over_batch(model.apply, mesh))
+    return lambda: jax.block_until_ready(forward(params, *inputs))
 
 
 def our_step(size: Size) -> Callable[[], Any]:
     """Returns a function that does one compiled training step and waits for it."""
-    model, optimizer = size.model(), make_optimizer()
+    model, optimizer, mesh = size.model(), make_optimizer(), our_mesh(size)
     objective = loss_function("simple", DDPM(make_schedule()), "eps", model.apply)
     averages = {"ema": ema_decay(0.9999)}
-    step = make_train_step(objective, optimizer, jax.random.key(1), averages=averages)
-    compiled = jax.jit(step, donate_argnums=0)
+    step = make_train_step(objective, optimizer, jax.random.key(1), averages=averages, mesh=mesh)
+    create = functools.partial(
+        create_state, model=model, optimizer=optimizer, averages=averages, objective=objective
+    )
+    places = state_shardings(mesh, jax.eval_shape(create, jax.random.key(0)))
+    compiled = compile_steps(step, 1, mesh, places)[1]
     shape = (size.batch_size, *size.image)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     batch = {"image": images, "label": np.zeros(len(images), np.int32)}
-    state = jax.jit(lambda key: create_state(key, model, optimizer, averages=averages))(
-        jax.random.key(0)
-    )
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    state = jax.jit(create, out_shardings=places)(jax.random.key(0))
 
     def run() -> None:
         nonlocal state
@@ -179,7 +192,12 @@ def measure(arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
     peer.close()
     return {
         "size": dataclasses.asdict(size),
-        "ours": {**about, "jax": jax.__version__, "idle_cpu_seconds": ours.idle_cpu},
+        "ours": {
+            **about,
+            "jax": jax.__version__,
+            "devices": jax.device_count(),
+            "idle_cpu_seconds": ours.idle_cpu,
+        },
         "peer": {**peer.about, "idle_cpu_seconds": peer.idle_cpu},
         "seconds": seconds,
     }
