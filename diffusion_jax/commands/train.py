@@ -169,25 +169,23 @@ def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) 
 
 
 def _create_fn(exp: Experiment) -> Callable[[Any], TrainState]:
-    """Returns key -> the state at step 0."""
-    return functools.partial(
-        create_state,
-        model=exp.model,
-        optimizer=build.make_optimizer_of(exp.config),
-        averages=build.make_averages_of(exp.config),
-        objective=exp.objective(),
+    """Returns key -> the state at step 0, compiled, so that it is traced once for its shapes and its arrays."""
+    return jax.jit(
+        functools.partial(
+            create_state,
+            model=exp.model,
+            optimizer=build.make_optimizer_of(exp.config),
+            averages=build.make_averages_of(exp.config),
+            objective=exp.objective(),
+        )
     )
 
 
 def _create(exp: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
     """Returns the state to start with."""
-    create = _create_fn(exp)
-    return jax.jit(create, out_shardings=_places(exp, mesh))(stream(exp.config.seed, "init"))
-
-
-def _places(exp: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
-    """Returns where the arrays of the state lie."""
-    return state_shardings(mesh, jax.eval_shape(_create_fn(exp), jax.random.key(0)))
+    create, key = _create_fn(exp), stream(exp.config.seed, "init")
+    places = state_shardings(mesh, jax.eval_shape(create, key))
+    return jax.jit(create, out_shardings=places)(key)
 
 
 def _restore(
@@ -198,8 +196,9 @@ def _restore(
     allow_change: bool,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from, and the JSON that was saved with it."""
-    template = abstract_like(_create_fn(exp), _places(exp, mesh))
-    checkpoint = store.restore(to_parts(template))
+    create = _create_fn(exp)
+    places = state_shardings(mesh, jax.eval_shape(create, jax.random.key(0)))
+    checkpoint = store.restore(to_parts(abstract_like(create, places)))
     assert checkpoint is not None
     before, name = checkpoint.meta["data"], exp.config.data.name
     if before["num_images"] != split.num_images and not allow_change:
@@ -302,7 +301,9 @@ def _run(
     with deferred:
         return run_loop(
             state,
-            compile_steps(train_step, per_dispatch, mesh, _places(exp, mesh)),
+            compile_steps(
+                train_step, per_dispatch, mesh, jax.tree.map(lambda x: x.sharding, state)
+            ),
             batches,
             Plan(start, fields.num_steps, per_dispatch, fields.log_every),
             mesh=mesh,

@@ -23,9 +23,10 @@ from diffusion_jax.models.bilinear import varying_alike
 from diffusion_jax.models.chunks import sum_over_images
 
 PIXELS_AT_ONCE = 2048  # Rows of the matrix products: 500 to 4000 were alike, 8000 slower.
-WIDTH_THAT_PAYS = (
-    7  # Of the output, for the transforms of `winograd`; below, its tiles are half empty.
-)
+# What the transforms of `winograd` need to pay: with less work, starting their many operations takes longer;
+# with narrower outputs, their tiles are half empty.
+PRODUCTS_THAT_PAY = 100_000_000
+WIDTH_THAT_PAYS = 7
 CHANNELS_THAT_PAY = 32
 PIXELS_OF_A_CHANNEL = 16  # Up to so many, a kernel of so many channels is not worth turning around.
 
@@ -97,12 +98,14 @@ def transpose(function: Callable[[Array], Array], shape: tuple[int, ...], dy: Ar
 
 
 def _transforms_pay(x: Array, features: int, window: Window) -> bool:
-    (_, kw), (_, edges) = window.kernel, window.padding
+    (kh, kw), (_, edges), (height, width) = window.kernel, window.padding, window.output
+    products = len(x) * height * width * kh * kw * x.shape[3] * features
     return (
         window.stride == 1
+        and products >= PRODUCTS_THAT_PAY
         and x.dtype == jnp.float32
         and kw in (2, 3)
-        and window.output[1] >= WIDTH_THAT_PAYS
+        and width >= WIDTH_THAT_PAYS
         and min(x.shape[3], features) >= CHANNELS_THAT_PAY
         and min(edges) >= 0
     )

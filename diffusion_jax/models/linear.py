@@ -53,10 +53,14 @@ def _define(operation: Primitive, function: Map, on_cpu: Map | None) -> Map:
     def run(*arrays: Any, count: int, options: Hashable) -> Arrays:
         return tuple(operation.bind(*arrays, count=count, options=options))
 
+    @functools.cache  # Tracing takes a hundred times as long as the look-up.
+    def shapes(structs: tuple[jax.ShapeDtypeStruct, ...], count: int, options: Hashable) -> Any:
+        return jax.eval_shape(functools.partial(plain, count=count, options=options), *structs)
+
     def result(*arrays: Any, count: int, options: Hashable) -> list[Any]:
-        structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
-        shapes = jax.eval_shape(functools.partial(plain, count=count, options=options), *structs)
-        return [arrays[0].update(shape=s.shape, dtype=s.dtype, weak_type=False) for s in shapes]
+        structs = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays)
+        results = shapes(structs, count, options)
+        return [arrays[0].update(shape=s.shape, dtype=s.dtype, weak_type=False) for s in results]
 
     def derivative(primals: Any, tangents: Any, *, count: int, options: Any) -> tuple[Any, Any]:
         fixed = primals[count:]

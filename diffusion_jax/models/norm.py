@@ -44,21 +44,25 @@ def group_norm(
       epsilon: Added to the variance.
       swish: Whether to return swish(z) = z / (1 + e^-z).
     """
-    mean, inverse = _moments(x, groups, epsilon)
-    gain = inverse * scale[None]
-    z = x * _over_pixels(gain) + _over_pixels(bias[None] - mean * gain)
-    return jax.nn.swish(z) if swish else z
+    form = _Form(groups, swish)
+    return _value(x, *_moments(x, groups, epsilon), scale, bias, form=form)
 
 
 @group_norm.defjvp
 def _(
     groups: int, epsilon: float, swish: bool, primals: Arrays, tangents: Arrays
 ) -> tuple[Array, Array]:
-    x, scale, bias = primals
-    y = group_norm(x, scale, bias, groups, epsilon, swish)
-    mean, inverse = _moments(x, groups, epsilon)
-    (tangent,) = _tangent(tangents, (x, mean, inverse, scale, bias), _Form(groups, swish))
-    return y, tangent
+    (x, scale, bias), form = primals, _Form(groups, swish)
+    fixed = x, *_moments(x, groups, epsilon), scale, bias
+    (tangent,) = _tangent(tangents, fixed, form)
+    return _value(*fixed, form=form), tangent
+
+
+@functools.partial(jax.jit, static_argnames="form")  # Traced once for all norms of a shape.
+def _value(x: Array, mean: Array, inverse: Array, scale: Array, bias: Array, form: _Form) -> Array:
+    gain = inverse * scale[None]
+    z = x * _over_pixels(gain) + _over_pixels(bias[None] - mean * gain)
+    return jax.nn.swish(z) if form.swish else z
 
 
 def _over_pixels(a: Float[Array, "*b c"]) -> Float[Array, "b 1 1 c"]:
@@ -73,6 +77,7 @@ def _mean_of_groups(a: Float[Array, "b c"], groups: int) -> Float[Array, "b c"]:
     return jnp.repeat(means, c // groups, axis=1)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _moments(
     x: Float[Array, "b h w c"], groups: int, epsilon: float
 ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:

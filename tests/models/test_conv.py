@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 from plain_conv import loops
 
+from diffusion_jax.models import cpu_conv
 from diffusion_jax.models.conv import conv, conv_of_doubled, matmul
 from diffusion_jax.parallel.sharding import batch_sharding, make_mesh, replicated
 
@@ -37,6 +38,11 @@ CASES = {
     "far fewer channels in than out": (2, 5, 4, 2, 19, (3, 3), 1),
     "far fewer channels out than in": (2, 5, 4, 19, 2, (3, 3), 1),
 }
+
+
+@pytest.fixture(autouse=True)
+def _small_images_take_the_way_of_large_ones(monkeypatch):
+    monkeypatch.setattr(cpu_conv, "PRODUCTS_THAT_PAY", 0)
 
 
 def arrays(case: str) -> tuple[jax.Array, jax.Array, jax.Array, int]:
@@ -277,3 +283,15 @@ def test_the_product_and_both_gradients_are_those_in_float64(compiled, shape, dt
     for value, right in zip(compiled(both)(x, w, dy), expected, strict=True):
         assert value.dtype == dtype
         np.testing.assert_allclose(np.asarray(value, np.float64), right, rtol=tolerance, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "shape, convolutions",
+    [((4, 32, 32, 64), 6), ((4, 8, 8, 64), 1), ((64, 6, 6, 64), 1), ((64, 32, 32, 16), 1)],
+    ids=["large", "little work", "narrow", "few channels"],
+)
+def test_multiplications_are_saved_where_it_pays(monkeypatch, shape, convolutions):
+    monkeypatch.undo()  # The limit of work is the real one.
+    x, w = jax.ShapeDtypeStruct(shape, jnp.float32), jnp.ones((3, 3, shape[3], 64))
+    text = jax.jit(conv).trace(x, w).lower(lowering_platforms=("cpu",)).as_text()
+    assert text.count("stablehlo.convolution") == convolutions
