@@ -33,6 +33,7 @@ for function in work.values():
 print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
     what, passes = json.loads(line)
+    work[what]()  # Brings back the memory that the system took while the other checkout ran.
     started = time.perf_counter()
     for _ in range(passes):
         work[what]()

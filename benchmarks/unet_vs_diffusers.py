@@ -1,10 +1,11 @@
 """Measures the U-Net's forward pass and train step against diffusers' UNet2DModel on torch.
 
 Both build the same network (the CIFAR-10 one of Ho et al., or --small: 32 to 64 channels on 28x28x1) in
-float32. A train step is noise, loss, gradients, clipping, Adam and the moving average, on both sides. Ours
-has a device a core, as the command has. torch also runs under bfloat16 autocast. The peer lives in a process
-of its own, with the interpreter --peer_python that has torch and diffusers, and the two take turns; each
-side's CPU time while the other works is reported. Warm-ups do not count.
+float32. A train step is noise, loss, gradients, clipping, Adam and the moving average, on both sides. As in
+the command, ours has a device a core, while training only if each gets 16 images. torch also runs under
+bfloat16 autocast. The peer lives in a process of its own, with the interpreter --peer_python that has torch
+and diffusers, and the two take turns; each side's CPU time while the other works is reported. Warm-ups do
+not count.
 
 Idle OpenMP threads of torch spin by default, which makes torch many times slower as soon as anything else
 runs; here they sleep (OMP_WAIT_POLICY=passive), unless the environment sets OMP_WAIT_POLICY. On a quiet
@@ -40,7 +41,9 @@ from diffusion_jax.training.optimizer import ema_decay, make_optimizer
 from diffusion_jax.training.state import create_state, state_shardings
 from diffusion_jax.training.step import make_train_step
 
-SETTLE = 0.2  # Seconds between two turns, for the other side's threads to fall asleep.
+# Seconds between two turns, for the other side's threads to fall asleep. A virtual machine may take back the free
+# memory of a side that sleeps (the first pass then took twice as long), so each turn begins with an untimed pass.
+SETTLE = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +100,11 @@ class Peer:
         """Returns the seconds of one pass."""
         assert self._process.stdin is not None
         time.sleep(SETTLE)
-        request = {"what": what, "autocast": autocast, "passes": passes}
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        answer = self._answer()
-        self.idle_cpu += answer["idle_cpu_seconds"]
+        for count in (1, passes):  # See `SETTLE`.
+            request = {"what": what, "autocast": autocast, "passes": count}
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            answer = self._answer()
+            self.idle_cpu += answer["idle_cpu_seconds"]
         return answer["seconds"]
 
     def close(self) -> None:
@@ -108,15 +112,12 @@ class Peer:
         self._process.communicate()
 
 
-def our_mesh(size: Size) -> jax.sharding.Mesh:
-    """Returns the devices that the command would use: of CPUs, one a core."""
-    distributed.initialize()
-    return sharding.make_mesh(-1, size.batch_size)
-
-
 def our_forward(size: Size) -> Callable[[], Any]:
-    """Returns a function that does one compiled forward pass and waits for it."""
-    model, mesh = size.model(), our_mesh(size)
+    """Returns a function that does one compiled forward pass, as sampling does it, and waits for it."""
+    distributed.initialize()
+    devices = jax.device_count()
+    mesh = sharding.make_mesh(next(n for n in range(devices, 0, -1) if size.batch_size % n == 0))
+    model = size.model()
     params = jax.jit(model.init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
     x = np.random.default_rng(0).normal(size=(size.batch_size, *size.image)).astype(np.float32)
     t = np.arange(size.batch_size, dtype=np.float32)
@@ -127,7 +128,9 @@ def our_forward(size: Size) -> Callable[[], Any]:
 
 def our_step(size: Size) -> Callable[[], Any]:
     """Returns a function that does one compiled training step and waits for it."""
-    model, optimizer, mesh = size.model(), make_optimizer(), our_mesh(size)
+    distributed.initialize()
+    mesh = sharding.make_mesh(-1, size.batch_size)
+    model, optimizer = size.model(), make_optimizer()
     objective = loss_function("simple", DDPM(make_schedule()), "eps", model.apply)
     averages = {"ema": ema_decay(0.9999)}
     step = make_train_step(objective, optimizer, jax.random.key(1), averages=averages, mesh=mesh)
@@ -162,6 +165,7 @@ class Ours:
         if self._slept is not None:
             self.idle_cpu += time.process_time() - self._slept
         time.sleep(SETTLE)
+        self._work[what]()  # See `SETTLE`.
         started = time.perf_counter()
         for _ in range(passes):
             self._work[what]()

@@ -17,20 +17,25 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.data.name = "fashion_mnist"
 
-    config.model.channels = 16
-    config.model.channel_mult = (1, 2, 4)
+    config.model.channels = 32
+    config.model.channel_mult = (1, 2, 2)
     config.model.num_res_blocks = 1
     config.model.attention_resolutions = (7,)
+    config.model.num_classes = 10
 
     config.process.schedule = "cosine"
+    config.process.prediction = "v"
+    config.process.variance = "fixed_small"
 
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 200
+    config.optimizer.decay = "linear"
     config.optimizer.ema_decay = 0.999
 
-    config.train.num_steps = 3000
+    config.train.num_steps = 6000
     config.train.batch_size = 64
     config.train.log_every = 50
-    config.train.checkpoint_every = 250
-    config.train.eval_every = 500
+    config.train.checkpoint_every = 500
+    config.train.eval_every = 1000
+    config.train.sample_images = 100
     return config

@@ -12,6 +12,10 @@ from jaxtyping import Int64
 from diffusion_jax.errors import InputError
 
 BATCH_AXIS = "data"
+# A CPU device with fewer images spends its time on starting operations and on the sums over devices: on two cores
+# two devices took 1.1 times as long as one with 4 images of CIFAR-10 each, as long with 16 digits (training slower,
+# sampling faster), and 0.77 times with 32 images of 28x28.
+WORTH_A_DEVICE = 16
 # Arrays of fewer numbers stay whole. Divided from 2^14 on, those of a U-Net of 0.7 M parameters took two busy cores
 # 0.06 s a step in place of 0.04: each array is gathered by itself.
 WORTH_DIVIDING = 2**17
@@ -21,7 +25,8 @@ def make_mesh(data: int = -1, batch_size: int | None = None) -> Mesh:
     """Returns a mesh of devices along the batch.
 
     Args:
-      data: Number of devices. -1: all; of one process's CPU devices, the most that divide `batch_size`.
+      data: Number of devices. -1: all; of one process's CPU devices, the most that divide `batch_size` and get
+        `WORTH_A_DEVICE` rows each.
       batch_size: Size of the batches that will be divided; None: any.
 
     Raises:
@@ -31,7 +36,8 @@ def make_mesh(data: int = -1, batch_size: int | None = None) -> Mesh:
     if data == -1:
         data = len(devices)
         if batch_size and jax.default_backend() == "cpu" and jax.process_count() == 1:
-            data = max(n for n in range(1, data + 1) if batch_size % n == 0)
+            most = min(data, max(1, batch_size // WORTH_A_DEVICE))
+            data = next(n for n in range(most, 0, -1) if batch_size % n == 0)
     if not 1 <= data <= len(devices):
         raise InputError(
             f"mesh.data is {data}; it must be -1 or from 1 to {len(devices)} (devices)"

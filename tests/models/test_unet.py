@@ -386,6 +386,34 @@ def test_remat_changes_neither_outputs_nor_gradients(inputs):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("of_parameters", [False, True], ids=["batches", "networks"])
+def test_gradients_mapped_over_batches_or_networks_are_those_of_a_loop(inputs, of_parameters):
+    """Such as per-example gradients, and ensembles."""
+    small = tiny(channel_mult=(1,), num_res_blocks=0)
+    x, t, labels = inputs
+    several = random_parameters(parameter_shapes(small))
+    several = jax.tree.map(lambda a: jnp.stack([a, 0.9 * a]), several)
+    axes = (0, None) if of_parameters else (None, 0)
+    arguments = several, jnp.stack([x, x[:, ::-1]])
+    one = [jax.tree.map(lambda a: a[0], argument) for argument in arguments]
+    mapped = [a if axis == 0 else b for a, b, axis in zip(arguments, one, axes, strict=True)]
+
+    def gradients(params: Any, x: Any) -> Any:
+        return jax.grad(lambda p, x: jnp.square(small.apply(p, x, t, labels)).mean(), (0, 1))(
+            params, x
+        )
+
+    def taken(i: int) -> list[Any]:
+        pairs = zip(mapped, axes, strict=True)
+        return [jax.tree.map(lambda a: a[i], a) if axis == 0 else a for a, axis in pairs]
+
+    value, single = jit(jax.vmap(gradients, in_axes=axes))(*mapped), jit(gradients)
+    for i in range(2):
+        expected = single(*taken(i))
+        for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-5)  # Sums in other orders.
+
+
 def test_each_image_depends_on_its_own_time_and_class_alone(forward, params, inputs):
     x, t, labels = inputs
     base = np.asarray(forward(params, x, t, labels))
