@@ -2,7 +2,7 @@
 
 Both build the same network (the CIFAR-10 one of Ho et al., or --small: 32 to 64 channels on 28x28x1) in
 float32. A train step is noise, loss, gradients, clipping, Adam and the moving average, on both sides. As in
-the command, ours has a device a core, while training only if each gets 16 images. torch also runs under
+the command, ours has a device a core, while training only if each gets 32 images. torch also runs under
 bfloat16 autocast. The peer lives in a process of its own, with the interpreter --peer_python that has torch
 and diffusers, and the two take turns; each side's CPU time while the other works is reported. Warm-ups do
 not count.

@@ -240,7 +240,7 @@ FIELDS = {
     "mesh.data": Field(
         -1,
         Int(-1),
-        "devices along the batch; -1: all; of a CPU's cores the most that share the batch, 16 images or more each",
+        "devices along the batch; -1: all; of a CPU's cores the most that share the batch, 32 images or more each",
         "always",
     ),
 }

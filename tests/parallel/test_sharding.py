@@ -101,11 +101,11 @@ def test_rows_that_several_devices_hold_count_once():
 @pytest.mark.parametrize(
     ("data", "batch_size", "size"),
     [
-        *[(-1, 256, 8), (-1, 128, 8), (-1, 127, 1), (-1, 112, 7), (-1, 111, 3), (-1, 96, 6)],
-        *[(-1, 64, 4), (-1, 31, 1), (-1, 8, 1), (-1, 1, 1), (-1, None, 8), (3, 16, 3)],
+        *[(-1, 512, 8), (-1, 256, 8), (-1, 254, 2), (-1, 224, 7), (-1, 222, 6), (-1, 192, 6)],
+        *[(-1, 64, 2), (-1, 63, 1), (-1, 8, 1), (-1, 1, 1), (-1, None, 8), (3, 16, 3)],
     ],
 )
-def test_on_the_cpu_as_many_devices_as_divide_the_batch_into_16_or_more(data, batch_size, size):
+def test_on_the_cpu_as_many_devices_as_divide_the_batch_into_32_or_more(data, batch_size, size):
     assert make_mesh(data, batch_size).size == size
 
 
