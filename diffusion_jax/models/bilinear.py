@@ -5,16 +5,16 @@ JAX. So these are operations of JAX like its own: df = f(da, b) + f(a, db), and 
 terms are further bilinear operations.
 """
 
-import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jaxtyping import Array
+
+from diffusion_jax.models.operation import implement, varying_alike
 
 Product = Callable[[Array, Array, Any], Array]
 
@@ -43,16 +43,6 @@ def bilinear(
     """
     operation = Primitive(name)
 
-    @functools.partial(jax.jit, static_argnames="options")
-    def run(a: Any, b: Any, *, options: Hashable) -> Array:
-        return operation.bind(a, b, options=options)
-
-    def lowered(compute: Product) -> Any:
-        compiled = jax.jit(compute, static_argnums=2)  # Lowered once for all operations alike.
-        return mlir.lower_fun(
-            lambda a, b, *, options: compiled(a, b, options), multiple_results=False
-        )
-
     def result(a: Any, b: Any, *, options: Hashable) -> Any:
         return a.update(shape=shape(a.shape, b.shape, options), weak_type=False)
 
@@ -67,7 +57,6 @@ def bilinear(
             return f.reshape(*a.shape[:2], *f.shape[1:]), 0
         return jax.vmap(lambda a, b: function(a, b, options), in_axes=axes)(a, b), 0
 
-    operation.def_impl(run)
     operation.def_abstract_eval(result)
     ad.defbilinear(  # Whose arguments are as the caller gave them, maybe NumPy's.
         operation,
@@ -75,17 +64,9 @@ def bilinear(
         lambda df, a, b, *, options: to_second(jnp.asarray(a), jnp.asarray(df), options),
     )
     batching.primitive_batchers[operation] = batch
-    mlir.register_lowering(operation, lowered(function))
-    if on_cpu is not None:
-        mlir.register_lowering(operation, lowered(on_cpu), platform="cpu")
+    implement(operation, _by_name(function), on_cpu and _by_name(on_cpu))
     return apply
 
 
-def varying_alike(*arrays: Array) -> list[Array]:
-    """Marks arrays inside `jax.shard_map` as differing between devices if one of them does."""
-    axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    missing = [frozenset().union(*axes) - own for own in axes]
-    return [
-        lax.pcast(array, tuple(sorted(names)), to="varying") if names else array
-        for array, names in zip(arrays, missing, strict=True)
-    ]
+def _by_name(function: Product) -> Callable[..., Array]:
+    return lambda a, b, *, options: function(a, b, options)

@@ -19,8 +19,8 @@ from jax import lax
 from jaxtyping import Array
 
 from diffusion_jax.models import winograd
-from diffusion_jax.models.bilinear import varying_alike
 from diffusion_jax.models.chunks import sum_over_images
+from diffusion_jax.models.operation import varying_alike
 
 PIXELS_AT_ONCE = 2048  # Rows of the matrix products: 500 to 4000 were alike, 8000 slower.
 # What the transforms of `winograd` need to pay: with less work, starting their many operations takes longer;

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jaxtyping import Array
 
-from diffusion_jax.models.bilinear import varying_alike
+from diffusion_jax.models.operation import implement, varying_alike
 
 Arrays = tuple[Array, ...]
 Map = Callable[[Arrays, Arrays, Any], Arrays]  # (v, fixed, options) -> outputs
@@ -44,67 +44,53 @@ def _define(operation: Primitive, function: Map, on_cpu: Map | None) -> Map:
 
     def apply(v: Arrays, fixed: Arrays, options: Any) -> Arrays:
         arrays = varying_alike(*v, *fixed)
-        return tuple(operation.bind(*arrays, count=len(v), options=options))
+        return tuple(operation.bind(*arrays, options=(len(v), options)))
 
-    def plain(*arrays: Array, count: int, options: Any, compute: Map = function) -> Arrays:
-        return compute(arrays[:count], arrays[count:], options)
+    def flat(compute: Map) -> Callable[..., Arrays]:
+        def computed(*arrays: Array, options: tuple[int, Any]) -> Arrays:
+            count, rest = options
+            return compute(arrays[:count], arrays[count:], rest)
 
-    @functools.partial(jax.jit, static_argnames=("count", "options"))
-    def run(*arrays: Any, count: int, options: Hashable) -> Arrays:
-        return tuple(operation.bind(*arrays, count=count, options=options))
+        return computed
+
+    plain = flat(function)
 
     @functools.cache  # Tracing takes a hundred times as long as the look-up.
-    def shapes(structs: tuple[jax.ShapeDtypeStruct, ...], count: int, options: Hashable) -> Any:
-        return jax.eval_shape(functools.partial(plain, count=count, options=options), *structs)
+    def shapes(structs: tuple[jax.ShapeDtypeStruct, ...], options: Hashable) -> Any:
+        return jax.eval_shape(functools.partial(plain, options=options), *structs)
 
-    def result(*arrays: Any, count: int, options: Hashable) -> list[Any]:
-        structs = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays)
-        results = shapes(structs, count, options)
+    def result(*arrays: Any, options: Hashable) -> list[Any]:
+        results = shapes(tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays), options)
         return [arrays[0].update(shape=s.shape, dtype=s.dtype, weak_type=False) for s in results]
 
-    def derivative(primals: Any, tangents: Any, *, count: int, options: Any) -> tuple[Any, Any]:
-        fixed = primals[count:]
+    def derivative(primals: Any, tangents: Any, *, options: tuple[int, Any]) -> tuple[Any, Any]:
+        count, rest = options
+        v, fixed = tuple(primals[:count]), tuple(primals[count:])
         tangents = [
             jnp.zeros_like(p) if type(t) is ad.Zero else t
             for p, t in zip(primals, tangents, strict=True)
         ]
-        _, by_fixed = jax.jvp(
-            lambda *fixed: plain(*primals[:count], *fixed, count=count, options=options),
-            fixed,
-            tuple(tangents[count:]),
-        )
-        linear = apply(tuple(tangents[:count]), fixed, options)
-        outputs = apply(tuple(primals[:count]), fixed, options)
-        return outputs, tuple(map(jnp.add, linear, by_fixed))
+        dv, d_fixed = tuple(tangents[:count]), tuple(tangents[count:])
+        _, by_fixed = jax.jvp(lambda *fixed: function(v, fixed, rest), fixed, d_fixed)
+        return apply(v, fixed, rest), tuple(map(jnp.add, apply(dv, fixed, rest), by_fixed))
 
-    def batch(arrays: Any, axes: Any, *, count: int, options: Any) -> tuple[Any, Any]:
-        mapped = jax.vmap(functools.partial(plain, count=count, options=options), in_axes=axes)
-        outputs = mapped(*arrays)
+    def batch(arrays: Any, axes: Any, *, options: Any) -> tuple[Any, Any]:
+        outputs = jax.vmap(functools.partial(plain, options=options), in_axes=axes)(*arrays)
         return outputs, (0,) * len(outputs)
 
-    def lowered(compute: Map) -> Any:
-        jitted = jax.jit(
-            functools.partial(plain, compute=compute), static_argnames=("count", "options")
-        )
-        return mlir.lower_fun(
-            lambda *arrays, **options: jitted(*arrays, **options), multiple_results=True
-        )
-
-    operation.def_impl(run)
     operation.def_abstract_eval(result)
     ad.primitive_jvps[operation] = derivative
     batching.primitive_batchers[operation] = batch
-    mlir.register_lowering(operation, lowered(function))
-    if on_cpu is not None:
-        mlir.register_lowering(operation, lowered(on_cpu), platform="cpu")
+    implement(operation, plain, on_cpu and flat(on_cpu))
     return apply
 
 
 def _transposition(apply: Map) -> Callable[..., list[Any]]:
-    def rule(cotangents: Any, *arrays: Any, count: int, options: Any) -> list[Any]:
+    def rule(cotangents: Any, *arrays: Any, options: tuple[int, Any]) -> list[Any]:
+        count, rest = options
         # The arguments are as the caller gave them, maybe NumPy's.
         cotangents = tuple(jnp.asarray(ad.instantiate_zeros(c)) for c in cotangents)
-        gradients = apply(cotangents, tuple(map(jnp.asarray, arrays[count:])), options)
+        gradients = apply(cotangents, tuple(map(jnp.asarray, arrays[count:])), rest)
         # A tangent that is known is one of zeros: nothing asks for its gradient.
         wanted = [ad.is_undefined_primal(a) for a in arrays[:count]]
         found = [g if want else None for g, want in zip(gradients, wanted, strict=True)]

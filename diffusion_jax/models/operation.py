@@ -1,0 +1,47 @@
+"""Operations of JAX whose function is given, perhaps another on the CPU; `bilinear` and `linear` add derivatives."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jaxtyping import Array
+
+
+def implement(
+    operation: Primitive, function: Callable[..., Any], on_cpu: Callable[..., Any] | None
+) -> None:
+    """Says what an operation computes, eagerly and in a compiled program.
+
+    Args:
+      operation: It takes arrays, and the keyword `options`, which is hashable.
+      function: (*arrays, options=...) -> one array, or several if the operation has `multiple_results`.
+      on_cpu: Computes the same where the platform is the CPU; None: `function` does.
+    """
+
+    def run(*arrays: Any, options: Hashable) -> Any:
+        return operation.bind(*arrays, options=options)
+
+    def lowering(compute: Callable[..., Any]) -> Any:
+        compiled = jax.jit(compute, static_argnames="options")  # Lowered once for all alike.
+        return mlir.lower_fun(
+            lambda *arrays, options: compiled(*arrays, options=options),
+            multiple_results=operation.multiple_results,
+        )
+
+    operation.def_impl(jax.jit(run, static_argnames="options"))
+    mlir.register_lowering(operation, lowering(function))
+    if on_cpu is not None:
+        mlir.register_lowering(operation, lowering(on_cpu), platform="cpu")
+
+
+def varying_alike(*arrays: Array) -> list[Array]:
+    """Marks arrays inside `jax.shard_map` as differing between devices if one of them does."""
+    axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    missing = [frozenset().union(*axes) - own for own in axes]
+    return [
+        lax.pcast(array, tuple(sorted(names)), to="varying") if names else array
+        for array, names in zip(arrays, missing, strict=True)
+    ]
