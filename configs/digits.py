@@ -5,7 +5,7 @@ Parameters: 702,753.
 Steps: 2,200 of batch 32 (49 epochs).
 Expected: readable digits of all ten classes, none a copy of a training image.
 Source: measured by benchmarks/digits_quality.py; see benchmarks/README.md.
-Device-hours: 0.05 on two CPU cores (a minute and a half, compilation and sampling included).
+Device-hours: 0.04 on two CPU cores (a minute and a quarter, compilation and sampling included).
 """
 
 from ml_collections import ConfigDict
