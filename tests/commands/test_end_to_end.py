@@ -425,8 +425,8 @@ def test_a_folder_of_colour_images_trains_and_samples(
     assert "eval_loss" in rows(workdir)[-1]
 
 
-def test_as_many_cpu_devices_train_as_divide_a_micro_batch(tmp_path: Path) -> None:
-    fields = ("train.batch_size=24", "train.accumulate=2", "train.num_steps=1", "mesh.data=-1")
+def test_as_many_cpu_devices_train_as_share_a_micro_batch(tmp_path: Path) -> None:
+    fields = ("train.batch_size=384", "train.accumulate=2", "train.num_steps=1", "mesh.data=-1")
     flags = [f"--config.{field}" for field in fields]
     outcome = run(f"--config={write_config(tmp_path)}", f"--workdir={tmp_path / 'run'}", *flags)
     assert outcome.status == 0 and " 6 device(s)" in outcome.err
