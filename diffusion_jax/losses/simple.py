@@ -1,54 +1,16 @@
-"""Training objectives: L_simple of Ho et al. (2020), Eq. 14, and its like for x0 and v."""
+"""L_simple of Ho et al. (2020), Eq. 14, and its like for x0 and v."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Real
 
 from diffusion_jax.denoiser import PARAMETERIZATIONS, Network
 from diffusion_jax.errors import choose
-from diffusion_jax.keys import standard_normal
+from diffusion_jax.losses.objective import Draws, Objective
+from diffusion_jax.losses.times import draw_uniform
 from diffusion_jax.processes.gaussian import q_sample
 from diffusion_jax.processes.process import Process
-
-
-class Draws(NamedTuple):
-    """The random numbers of a batch, drawn for all of it at once: its loss does not depend on how it is split.
-
-    Attributes:
-      u: Decides the time of each image, in [0, 1), least noisy first; rows are divided into quarters by it.
-      eps: Standard normal noise.
-    """
-
-    u: Float[Array, " b"]
-    eps: Float[Array, " b *dims"]
-
-
-class Objective(NamedTuple):
-    """What is minimised, and how its times are drawn.
-
-    Attributes:
-      init: () -> aux, the objective's own state (a history of losses, say): a pytree of arrays, saved with
-        the parameters.
-      draw: (aux, key, shape of the batch of images) -> Draws.
-      loss: (params, x0, labels, draws, dropout_keys) -> loss of each image; x0 in [-1, 1], labels and
-        dropout_keys, one an image, may be None.
-      update: (aux, draws, losses) -> aux after the step.
-    """
-
-    init: Callable[[], Any]
-    draw: Callable[[Any, Array, tuple[int, ...]], Draws]
-    loss: Callable[[Any, Array, Array | None, Draws, Array | None], Array]
-    update: Callable[[Any, Draws, Array], Any]
-
-
-def draw_uniform(aux: Any, key: Key[Array, ""], shape: tuple[int, ...]) -> Draws:
-    """Returns independent uniform u and normal eps."""
-    del aux
-    u_key, eps_key = jax.random.split(key)
-    return Draws(jax.random.uniform(u_key, shape[:1]), standard_normal(eps_key, shape))
 
 
 def simple_loss(
@@ -101,23 +63,3 @@ def simple(process: Process, prediction: str, network: Network) -> Objective:
         )
 
     return Objective(lambda: (), draw_uniform, loss, lambda aux, draws, losses: aux)
-
-
-# (process, prediction, network) -> Objective
-OBJECTIVES: dict[str, Callable[[Process, str, Network], Objective]] = {"simple": simple}
-
-
-def loss_function(name: str, process: Process, prediction: str, network: Network) -> Objective:
-    """Returns the objective of that name.
-
-    Args:
-      name: A key of `OBJECTIVES`.
-      process: The forward process.
-      prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
-      network: (params, x_t, time, labels, dropout_keys) -> output.
-
-    Raises:
-      InputError: Unknown name or prediction.
-    """
-    choose("prediction", prediction, PARAMETERIZATIONS)
-    return choose("loss", name, OBJECTIVES)(process, prediction, network)
