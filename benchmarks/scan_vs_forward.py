@@ -32,10 +32,11 @@ def make_sides(batch_size: int, steps: int) -> dict[str, Callable[[], float]]:
     model = as_functions(UNet(), SHAPE)
     params = model.init(jax.random.key(0))
     print(f"{count_parameters(params):,} parameters")
-    sampler = ancestral(DDPM(make_schedule()).grid(steps))
+    process = DDPM(make_schedule())
+    sampler = ancestral(process.grid(steps))
 
     def draw(params: Any, keys: jax.Array) -> jax.Array:
-        denoise = clip_denoised(make_denoiser("eps", model.apply, params))
+        denoise = clip_denoised(make_denoiser(process, "eps", model.apply, params))
         return sample_loop(denoise, sampler, keys, SHAPE).images
 
     scan, forward = jax.jit(draw), jax.jit(model.apply)

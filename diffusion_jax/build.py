@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
-from diffusion_jax.denoiser import PARAMETERIZATIONS, make_denoiser
+from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.losses import Objective, loss_function
@@ -92,7 +92,9 @@ class Experiment:
         prediction, clip = self.config.process.prediction, self.config.sampler.clip
 
         def draw(params: Any, seed: Any, indices: Array, labels: Array | None) -> SampleResult:
-            denoise = make_denoiser(prediction, self.model.apply, params, labels=labels)
+            denoise = make_denoiser(
+                self.process, prediction, self.model.apply, params, labels=labels
+            )
             result = sample_loop(
                 clip_denoised(denoise) if clip else denoise,
                 sampler,
@@ -182,7 +184,7 @@ def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: in
     make = MODELS[model.name]
     options = {name: value for name, value in model.items() if name != "name"}
     options["dtype"] = DTYPES[model.dtype]
-    options["out_channels"] = image_shape[2] * PARAMETERIZATIONS[config.process.prediction].outputs
+    options["out_channels"] = image_shape[2] * (2 if config.process.variance == "learned" else 1)
     network = as_functions(make(**_accepted(make, options)), image_shape)
     return Experiment(config, make_process(config), network, image_shape)
 
@@ -195,6 +197,15 @@ def _check_model_takes(config: ConfigDict) -> None:
             raise InputError(
                 f"model.{name} is {value!r}, but the model {config.model.name!r} has none; leave it unset"
             )
+
+
+def _check_variance(config: ConfigDict) -> None:
+    """Refuses learned variances of a network that has none."""
+    trained, wanted = config.process.variance, config.sampler.variance
+    if wanted == "learned" != trained:
+        raise InputError(
+            f"sampler.variance is 'learned', but the model has no channels for it: process.variance is {trained!r}"
+        )
 
 
 def _check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:
@@ -233,6 +244,7 @@ def validate(config: ConfigDict) -> None:
     """
     config_lib.validate(config)
     _check_model_takes(config)
+    _check_variance(config)
     process = make_process(config)
     try:
         process.grid(config.sampler.num_steps, config.sampler.spacing)

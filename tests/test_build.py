@@ -2,6 +2,8 @@
 
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -103,3 +105,22 @@ def test_a_sampler_that_takes_no_variance_is_not_warned_of(monkeypatch: pytest.M
     monkeypatch.setitem(SAMPLERS, "ancestral", quiet)
     with warnings.catch_warnings(action="error"):
         assert experiment(FEW).sampler().nfe == 10
+
+
+# ---- learned variances -------------------------------------------------------------------------------
+
+
+def test_a_network_of_learned_variances_has_twice_the_channels_and_a_sampler_that_uses_them() -> (
+    None
+):
+    exp = experiment(("process.variance", "learned"))
+    params = exp.model.init(jax.random.key(0))
+    x = jnp.zeros((3, 2, 2, 1))
+    assert exp.model.apply(params, x, jnp.zeros(3)).shape == (3, 2, 2, 2)
+    images = exp.draw(exp.sampler())(params, 0, jnp.arange(2), None).images
+    assert images.shape == (2, 2, 2, 1)
+
+
+def test_learned_variances_are_refused_for_a_network_that_was_trained_without() -> None:
+    with pytest.raises(InputError, match="^sampler.variance is 'learned', but .* 'fixed_large'$"):
+        experiment(("sampler.variance", "learned"))

@@ -28,17 +28,25 @@ def test_a_perfect_network_of_any_kind_gives_the_true_x0_eps_v_and_score(compile
         "v": np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x0,
         "score": -(x_t - np.sqrt(alpha_bar) * x0) / (1 - alpha_bar),
     }
+    # Bayes' rule with precisions: 1 / (1 - alpha_bar_s) of the prior, alpha / beta of the likelihood of x_t.
+    all_alpha_bar = np.cumprod(1 - SCHEDULE.betas.astype(float))
+    before = np.append(all_alpha_bar, 1.0)[np.asarray(t) - 1][:, None, None, None]
+    alpha, beta = alpha_bar / before, 1 - alpha_bar / before
+    var_s = 1 - before
+    mean = (np.sqrt(before) * x0 * beta + var_s * np.sqrt(alpha) * x_t) / (beta + alpha * var_s)
     truth = {name: jnp.asarray(value, jnp.float32) for name, value in truth.items()}
 
     def run(params, x_t):
-        denoise = make_denoiser(prediction, lambda params, *_: params, params)
+        denoise = make_denoiser(PROCESS, prediction, lambda params, *_: params, params)
         return denoise(x_t, PROCESS.at(t))
 
-    predicted = compiled(run)(truth[prediction], jnp.asarray(x_t, jnp.float32))
+    output = (truth | {"mean": jnp.asarray(mean, jnp.float32)})[prediction]
+    predicted = compiled(run)(output, jnp.asarray(x_t, jnp.float32))
     for name, value in truth.items():
         # x0 from eps divides a float32 rounding by sqrt(alpha_bar) = 6e-3, the score by sqrt(1 -
-        # alpha_bar) = 0.03.
-        np.testing.assert_allclose(getattr(predicted, name), value, atol=2e-4, rtol=2e-4)
+        # alpha_bar) = 0.03; x0 from the mean by its coefficient, down to 1e-3.
+        tolerance = 2e-3 if prediction == "mean" else 2e-4
+        np.testing.assert_allclose(getattr(predicted, name), value, atol=tolerance, rtol=tolerance)
 
 
 def test_the_network_is_given_params_labels_and_the_time_of_the_point():
@@ -48,7 +56,7 @@ def test_the_network_is_given_params_labels_and_the_time_of_the_point():
         seen.update(params=params, t=t, labels=labels)
         return x_t
 
-    denoise = make_denoiser("eps", apply_fn, "params", labels=jnp.array([7, 8]))
+    denoise = make_denoiser(PROCESS, "eps", apply_fn, "params", labels=jnp.array([7, 8]))
     denoise(jnp.zeros((2, 1, 1, 1)), PROCESS.grid(4).at(jnp.array([2, 0])))
     assert seen["params"] == "params"
     np.testing.assert_array_equal(seen["labels"], [7, 8])
@@ -57,13 +65,13 @@ def test_the_network_is_given_params_labels_and_the_time_of_the_point():
 
 
 def test_an_unknown_prediction_lists_the_known_ones():
-    with pytest.raises(InputError, match="unknown prediction 'epsilon'.*eps, x0, v"):
-        make_denoiser("epsilon", lambda params, x_t, t, labels: x_t, None)
+    with pytest.raises(InputError, match="unknown prediction 'epsilon'.*eps, x0, v, mean"):
+        make_denoiser(PROCESS, "epsilon", lambda params, x_t, t, labels: x_t, None)
 
 
 def test_forms_that_are_not_used_cost_nothing_under_jit():
     """x0 of an x0 network is its output: no arithmetic is left, while its eps needs a division."""
-    denoise = make_denoiser("x0", lambda params, x_t, t, labels: x_t, None)
+    denoise = make_denoiser(PROCESS, "x0", lambda params, x_t, t, labels: x_t, None)
 
     def operations(form):
         function = jax.jit(lambda x, point: getattr(denoise(x, point), form))
@@ -80,7 +88,7 @@ def test_forms_that_are_not_used_cost_nothing_under_jit():
 def test_clipping_limits_x0_and_takes_the_other_forms_from_it(compiled, rng, prediction):
     point = Point(jnp.zeros(3), jnp.array([0.9, 0.6, 1.0]), jnp.array([0.3, 0.8, 5.0]))
     x_t, output = jnp.asarray(rng.normal(size=(2, 3, 4, 4, 1)) * 3, jnp.float32)
-    denoise = make_denoiser(prediction, lambda params, *_: params, output)
+    denoise = make_denoiser(PROCESS, prediction, lambda params, *_: params, output)
     plain, clipped = compiled(denoise)(x_t, point), compiled(clip_denoised(denoise))(x_t, point)
     np.testing.assert_array_equal(clipped.x0, np.clip(plain.x0, -1, 1))
     assert np.abs(plain.x0).max() > 1
@@ -88,3 +96,28 @@ def test_clipping_limits_x0_and_takes_the_other_forms_from_it(compiled, rng, pre
     eps = (np.asarray(x_t, float) - signal * np.clip(np.asarray(plain.x0, float), -1, 1)) / std
     np.testing.assert_allclose(clipped.eps, eps, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(clipped.score, -eps / std, rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_with_twice_the_channels_gives_the_prediction_first_and_then_the_fraction(
+    compiled, rng
+):
+    output = jnp.asarray(rng.normal(size=(2, 3, 3, 4)), jnp.float32)
+    x_t, point = (
+        jnp.asarray(rng.normal(size=(2, 3, 3, 2)), jnp.float32),
+        PROCESS.at(jnp.array([5, 60])),
+    )
+    whole = make_denoiser(PROCESS, "eps", lambda params, *_: params, output)
+    half = make_denoiser(PROCESS, "eps", lambda params, *_: params, output[..., :2])
+    expected = compiled(clip_denoised(half))(x_t, point)
+    predicted = compiled(clip_denoised(whole))(x_t, point)
+    for form in ("x0", "eps", "v", "score"):
+        np.testing.assert_array_equal(getattr(predicted, form), getattr(expected, form))
+    # -1 is the posterior's variance, 1 that of the forward step.
+    np.testing.assert_allclose(2 * predicted.fraction - 1, output[..., 2:], atol=1e-6)
+    assert expected.fraction is None
+
+
+def test_another_number_of_channels_is_refused():
+    denoise = make_denoiser(PROCESS, "eps", lambda params, *_: jnp.zeros((2, 3, 3, 3)), None)
+    with pytest.raises(InputError, match=r"returns \(2, 3, 3, 3\) for images of \(2, 3, 3, 2\)"):
+        denoise(jnp.zeros((2, 3, 3, 2)), PROCESS.at(jnp.array([5, 60])))

@@ -101,7 +101,7 @@ def by_hand(
 ) -> dict[str, Any]:
     """Returns the same as `built` without a config; the defaults are those of the config."""
     process = make_process(make_schedule(schedule, num_timesteps, beta_start, beta_end))
-    denoise = make_denoiser(prediction, MODEL.apply, PARAMS)
+    denoise = make_denoiser(process, prediction, MODEL.apply, PARAMS)
     sampler = make_sampler(process.grid(num_steps, spacing), variance=variance)
     keys = image_keys(3, jnp.arange(4))
     average = ema_decay(decay, warmup=warmup)

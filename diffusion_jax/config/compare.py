@@ -10,7 +10,7 @@ from diffusion_jax.config.table import FIELDS, group_of
 
 
 def is_free(name: str) -> bool:
-    """Whether a resume may change this field, though train.num_steps only at a constant learning rate."""
+    """Whether a resume may change this field, if `deciding` names no reason in the config against it."""
     return FIELDS[name].changeable != "never"
 
 
@@ -18,10 +18,13 @@ def deciding(config: ConfigDict) -> list[str]:
     """Returns the fields that decide the trained parameters: those that a resume may not change.
 
     The length of the training is one of them only if the learning rate decays: else a longer run is a run
-    that went on.
+    that went on. The variance is one only if it is learned, or if the loss depends on it.
     """
-    ends = config.optimizer.decay != "constant"
-    return [name for name in FIELDS if not is_free(name) or (ends and name == "train.num_steps")]
+    reasons = {
+        "train.num_steps": config.optimizer.decay != "constant",
+        "process.variance": config.process.variance == "learned" or config.loss.name != "simple",
+    }
+    return [name for name in FIELDS if not is_free(name) or reasons.get(name, False)]
 
 
 def is_settable(name: str) -> bool:

@@ -142,13 +142,15 @@ FIELDS = {
         None, Float(0, 1, open=True), "last beta, if the schedule has one; unset: 20 / T"
     ),
     "process.prediction": Field(
-        "eps", Choice(("eps", "x0", "v")), "what the network predicts of x_t"
+        "eps",
+        Choice(("eps", "x0", "v", "mean")),
+        "what the network predicts of x_t; mean: the posterior's, mu_tilde",
     ),
     "process.variance": Field(
         "fixed_large",
-        Choice(("fixed_large", "fixed_small")),
-        "of the reverse steps: beta_t or the posterior's",
-        "resume",  # L_simple does not depend on it.
+        Choice(("fixed_large", "fixed_small", "learned")),
+        "of the reverse steps: beta_t, the posterior's, or predicted by the network, between the two",
+        "resume",  # If fixed, L_simple does not depend on it; see `compare.deciding`.
     ),
     # ---- loss
     "loss.name": Field("simple", Choice(("simple",)), "loss; simple: mean square error, Eq. 14"),
@@ -209,8 +211,8 @@ FIELDS = {
     ),
     "sampler.variance": Field(
         None,
-        Choice(("fixed_large", "fixed_small")),
-        "of the steps, beta_t or the posterior's; unset: process.variance",
+        Choice(("fixed_large", "fixed_small", "learned")),
+        "of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
         "always",
     ),
     "sampler.clip": Field(True, Bool(), "limit each prediction of x_0 to [-1, 1]", "always"),

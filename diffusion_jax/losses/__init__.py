@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diffusion_jax.denoiser import PARAMETERIZATIONS, Network
+from diffusion_jax.denoiser import Network, parameterization
 from diffusion_jax.errors import choose
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.simple import simple, simple_loss
@@ -35,5 +35,5 @@ def loss_function(name: str, process: Process, prediction: str, network: Network
     Raises:
       InputError: Unknown name or prediction.
     """
-    choose("prediction", prediction, PARAMETERIZATIONS)
+    parameterization(prediction, process)
     return choose("loss", name, OBJECTIVES)(process, prediction, network)

@@ -5,8 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Real
 
-from diffusion_jax.denoiser import PARAMETERIZATIONS, Network
-from diffusion_jax.errors import choose
+from diffusion_jax.denoiser import Network, parameterization, split_output
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.times import draw_uniform
 from diffusion_jax.processes.gaussian import q_sample
@@ -26,7 +25,7 @@ def simple_loss(
 ) -> Float[Array, " b"]:
     """Returns each image's squared error of the network, the mean over all dimensions but the batch.
 
-    With eps prediction: mean (eps - eps_hat(x_t, t))^2, Ho et al. (2020), Eq. 14. x0 and v are
+    With eps prediction: mean (eps - eps_hat(x_t, t))^2, Ho et al. (2020), Eq. 14. x0, v and the posterior's mean are
     compared in their own space, unweighted (Salimans & Ho, 2022). The expectation over t and eps is
     the caller's: the mean over the batch.
 
@@ -44,10 +43,11 @@ def simple_loss(
     Raises:
       InputError: Unknown prediction.
     """
-    target = choose("prediction", prediction, PARAMETERIZATIONS).target
+    target = parameterization(prediction, process).target
     point = process.at(t)
-    output = network(params, q_sample(point, x0, eps), point.time, labels, dropout_keys)
-    error = target(point, x0, eps) - output
+    x_t = q_sample(point, x0, eps)
+    output, _ = split_output(network(params, x_t, point.time, labels, dropout_keys), x_t)
+    error = target(point, x_t, x0, eps) - output
     return jnp.mean(jnp.square(error), axis=tuple(range(1, x0.ndim)))
 
 

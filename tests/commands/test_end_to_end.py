@@ -265,6 +265,7 @@ def test_a_run_is_loaded_from_python_and_draws_what_the_command_draws(
     trained = diffusion_jax.load_run(conditional)
     assert trained.step == 12 and trained.image_shape == (8, 8, 1)
     denoise = diffusion_jax.make_denoiser(
+        trained.process,
         trained.config.process.prediction,
         trained.model.apply,
         trained.params,

@@ -109,3 +109,19 @@ def test_differing_names_the_fields_that_differ_in_the_order_of_the_table() -> N
     expected = ["seed", "train.num_steps", "sample.labels"]
     assert differing(config, default_config()) == expected
     assert differing(default_config(), config) == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "before", "after", "counts"),
+    [
+        ("simple", "fixed_large", "fixed_small", False),
+        ("simple", "fixed_large", "learned", True),  # Other parameters.
+        ("vlb", "fixed_large", "fixed_small", True),  # Another loss.
+    ],
+)
+def test_the_variance_counts_where_the_parameters_depend_on_it(loss, before, after, counts):
+    saved, current = default_config(), default_config()
+    for config, variance in ((saved, before), (current, after)):
+        config.loss.name, config.process.variance = loss, variance
+    assert bool(changes(saved, current)) == counts
+    assert (config_hash(saved) != config_hash(current)) == counts

@@ -15,10 +15,10 @@ from diffusion_jax.config.table import group_of
 from diffusion_jax.data.loading import TFDS_PREFIX
 from diffusion_jax.denoiser import PARAMETERIZATIONS
 from diffusion_jax.models import MODELS
+from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import SCHEDULES
 from diffusion_jax.processes.spacing import SPACINGS
 from diffusion_jax.samplers import SAMPLERS
-from diffusion_jax.samplers.ancestral import VARIANCES
 from diffusion_jax.training.optimizer import DECAYS
 
 # What each choice of the table stands for.

@@ -66,7 +66,7 @@ def draw(process: DDPM, num_steps: int, keys: jax.Array, variance: str) -> np.nd
     alpha_bar = np.cumprod(1 - process.schedule.betas.astype(float))
     tables = optimal_slope(alpha_bar), np.sqrt(alpha_bar)[:, None] * MEAN
     tables = jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), tables)
-    denoise = make_denoiser("eps", optimal_eps, tables)
+    denoise = make_denoiser(process, "eps", optimal_eps, tables)
     sampler = ancestral(process.grid(num_steps), variance=variance)
     run = jax.jit(lambda keys: sample_loop(denoise, sampler, keys, (1, 1, 2)).images)
     return np.asarray(run(keys), np.float64)[:, 0, 0, :]
@@ -120,7 +120,7 @@ SHAPE = (4, 4, 2)
 
 def denoiser(clip: bool = True):
     kernel = jax.random.normal(jax.random.key(9), (3, 3, 2, 2)) * 0.5
-    denoise = make_denoiser("eps", convolution, kernel)
+    denoise = make_denoiser(PROCESS, "eps", convolution, kernel)
     return clip_denoised(denoise) if clip else denoise
 
 
@@ -262,8 +262,9 @@ def test_bad_choices_are_one_clear_line():
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(prediction):
-    denoise = make_denoiser(prediction, lambda p, x, t, labels: 0.5 * x, None)
-    sampler = ancestral(DDPM(make_schedule("jsd", 20)).grid())
+    process = DDPM(make_schedule("jsd", 20))
+    denoise = make_denoiser(process, prediction, lambda p, x, t, labels: 0.5 * x, None)
+    sampler = ancestral(process.grid())
     images = jax.jit(lambda k: sample_loop(denoise, sampler, k, SHAPE).images)(
         image_keys(0, jnp.arange(2))
     )
@@ -364,3 +365,20 @@ def test_starting_later_from_the_image_of_that_point_gives_the_tail_of_the_full_
 def test_a_wrong_start_is_one_clear_line(options, message):
     with pytest.raises(InputError, match=message):
         sample_loop(denoiser(), SAMPLER, image_keys(0, jnp.arange(1)), SHAPE, **options)
+
+
+@pytest.mark.parametrize(("v", "variance"), [(-1.0, "fixed_small"), (1.0, "fixed_large")])
+def test_learned_variances_at_their_bounds_draw_what_the_fixed_ones_draw(v, variance):
+    kernel = jax.random.normal(jax.random.key(9), (3, 3, 2, 2)) * 0.5
+
+    def with_variance(kernel, x, t, labels):
+        return jnp.concatenate([convolution(kernel, x, t, labels), jnp.full_like(x, v)], axis=-1)
+
+    def images(network, variance):
+        denoise = clip_denoised(make_denoiser(PROCESS, "eps", network, kernel))
+        sampler = ancestral(PROCESS.grid(10), variance=variance)
+        keys = image_keys(0, jnp.arange(3))
+        return jax.jit(lambda keys: sample_loop(denoise, sampler, keys, SHAPE).images)(keys)
+
+    learned, fixed = images(with_variance, "learned"), images(convolution, variance)
+    np.testing.assert_allclose(learned, fixed, atol=1e-5)  # Ten steps of float32 rounding.
