@@ -14,15 +14,16 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax import config as config_lib
+from diffusion_jax.commands import sample_pictures
 from diffusion_jax.commands.trained import TrainedRun, load_run
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler
 from diffusion_jax.samplers.batches import (
-    FRAMES,
-    STRIP_IMAGES,
+    PROGRESSIVE_IMAGES,
     Samples,
     class_of_images,
+    joined,
     make_batch_sampler,
 )
 
@@ -33,7 +34,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     """Draws config.sample.num_images images from a checkpoint of a run; returns the exit status.
 
     Writes samples/<job>/: png/<i>.png as they come, then grid.png, images.npz (uint8 `images`, N×H×W×C, and
-    `labels` of a conditional model), job.json (what the job is), strip.png if sample.progressive, and
+    `labels` of a conditional model), job.json (what the job is), the pictures of `sample_pictures.py`, and
     results/sample.json. Images of the same job that an earlier, killed command has finished are not drawn again.
 
     Raises:
@@ -57,7 +58,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     if jax.process_index() != 0:
         return 0
     labels = class_of_images(np.arange(len(images)), config.model.num_classes, config.sample.labels)
-    _save_npz(folder / "images.npz", images, labels)
+    results.write_npz(folder / "images.npz", images=images, labels=labels)
     shown = Samples(
         images[:GRID_IMAGES], None, None, None if labels is None else labels[:GRID_IMAGES]
     )
@@ -100,13 +101,13 @@ def _draw(
 
     fields = run.config.sample
     num_steps = sampler.grid.num_steps
-    frames = min(FRAMES, num_steps + 1) if fields.progressive else 0
+    frames = sample_pictures.frame_times(sampler) if fields.progressive else np.zeros(0)
     size = min(fields.batch_size, fields.num_images)
     writes = jax.process_index() == 0
     images = np.zeros((fields.num_images, *run.image_shape), np.uint8)
     missing = [i for i in range(fields.num_images) if not _read(folder, i, images)]
-    if frames and not (folder / "strip.png").exists():
-        missing = sorted({*missing, *range(min(STRIP_IMAGES, fields.num_images))})
+    if len(frames) and not sample_pictures.has_progressive(folder):
+        missing = sorted({*missing, *range(min(PROGRESSIVE_IMAGES, fields.num_images))})
     if jax.process_count() > 1:
         missing = list(range(fields.num_images))  # Each process must draw the same batches.
     bar = tqdm(
@@ -115,7 +116,7 @@ def _draw(
         unit_scale=True,
         disable=not (writes and sys.stderr.isatty()),
     )
-    base = 0
+    base, shown_first = 0, []
 
     def progress(done: int) -> None:
         # Each device reports, and one may be behind another.
@@ -124,11 +125,11 @@ def _draw(
     # A program that reports to the host is compiled anew each time: only for a person who looks.
     shown = progress if not bar.disable and jax.process_count() == 1 else None
     draw = make_batch_sampler(
-        run.draw(sampler, num_frames=frames, progress=shown),
+        run.draw(sampler, num_frames=len(frames), progress=shown),
         mesh,
         size,
         num_classes=run.config.model.num_classes,
-        with_frames=frames > 0,
+        with_frames=len(frames) > 0,
     )
     for first in range(0, len(missing), size):
         indices = np.array(missing[first : first + size])
@@ -140,9 +141,11 @@ def _draw(
         if writes:
             for i, image in zip(indices, result.images, strict=True):
                 pictures.save_png(folder / "png" / f"{i:06}.png", image)
-        if writes and first == 0 and (strip := result.strip()) is not None:
-            pictures.save_png(folder / "strip.png", strip)
+        if first < PROGRESSIVE_IMAGES:
+            shown_first.append(result)
     bar.close()
+    if writes and len(frames) and not sample_pictures.has_progressive(folder):
+        sample_pictures.save_progressive(folder, joined(shown_first), frames)
     return images, len(missing)
 
 
@@ -156,16 +159,6 @@ def _read(folder: Path, i: int, images: UInt8[np.ndarray, "n h w c"]) -> bool:
         return False
     images[i] = image
     return True
-
-
-def _save_npz(path: Path, images: UInt8[np.ndarray, "n h w c"], labels: np.ndarray | None) -> None:
-    unfinished = path.with_suffix(".npz.part")
-    with unfinished.open("wb") as file:
-        arrays: dict[str, Any] = (
-            {"images": images} if labels is None else {"images": images, "labels": labels}
-        )
-        np.savez_compressed(file, **arrays)
-    unfinished.replace(path)
 
 
 def _result(

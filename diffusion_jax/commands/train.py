@@ -25,7 +25,7 @@ from diffusion_jax.keys import stream
 from diffusion_jax.models import count_parameters
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import results
-from diffusion_jax.samplers.batches import FRAMES, Samples, make_batch_sampler
+from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
 from diffusion_jax.training.held_out import make_held_out_loss
 from diffusion_jax.training.hooks import (
     checkpoint_hook,
@@ -254,7 +254,7 @@ def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any]
     sample, num_images = exp.config.sample, exp.config.train.sample_images
     sampler = exp.sampler()
     draw = make_batch_sampler(
-        exp.draw(sampler, num_frames=min(FRAMES, sampler.grid.num_steps + 1)),
+        exp.draw(sampler, num_frames=min(COLUMNS, sampler.grid.num_steps + 1)),
         mesh,
         num_images,
         num_classes=exp.config.model.num_classes,

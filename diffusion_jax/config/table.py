@@ -231,7 +231,10 @@ FIELDS = {
     "sample.ema": Field(True, Bool(), "draw with the averaged weights", "always"),
     "sample.step": Field(None, Int(0), "step of the checkpoint; unset: the newest", "always"),
     "sample.progressive": Field(
-        False, Bool(), "also draw strip.png: how the first images came about", "always"
+        False,
+        Bool(),
+        "also show how the first images came about: progressive.png, .npz and strip.png",
+        "always",
     ),
     # ---- eval
     "eval.num_images": Field(1000, Int(1), "held-out images to measure, at most", "always"),

@@ -57,6 +57,13 @@ def strip(
     return grid(magnified(rows.reshape(n * 2 * num_frames, *rows.shape[3:])), columns=num_frames)
 
 
+def progressive(frames_x0: UInt8[np.ndarray, "f n h w c"]) -> UInt8[np.ndarray, "gh gw c"]:
+    """Shows progressive generation (Ho et al., 2020, Figure 6): a row an image, x0_hat at each moment, noise left."""
+    num_frames, n = frames_x0.shape[:2]
+    rows = frames_x0.swapaxes(0, 1).reshape(n * num_frames, *frames_x0.shape[2:])
+    return grid(magnified(rows), columns=num_frames)
+
+
 def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
     """Writes one image; a kill leaves either the whole file or none."""
     from PIL import Image

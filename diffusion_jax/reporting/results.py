@@ -1,4 +1,4 @@
-"""results/<mode>.json: the figures of each finished command, with where they come from."""
+"""results/<mode>.json: the figures of each finished command, with where they come from; files written whole."""
 
 import importlib.metadata
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import diffusion_jax
 from diffusion_jax.errors import InputError
@@ -49,4 +50,13 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file so that a kill leaves either the old one or the new one."""
     unfinished = path.with_name(path.name + ".part")
     unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def write_npz(path: Path, **arrays: Any) -> None:
+    """Writes arrays so that a kill leaves either the old file or the new one; those that are None are left out."""
+    unfinished = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished.open("wb") as file:
+        np.savez_compressed(file, **{k: v for k, v in arrays.items() if v is not None})
     os.replace(unfinished, path)

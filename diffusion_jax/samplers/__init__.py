@@ -9,6 +9,7 @@ from diffusion_jax.samplers.loop import (
     State,
     first_noise,
     image_keys,
+    moments,
     sample_loop,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "ancestral",
     "first_noise",
     "image_keys",
+    "moments",
     "sample_loop",
 ]

@@ -10,10 +10,11 @@ from jaxtyping import Int32, UInt8
 from diffusion_jax.errors import InputError
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures
-from diffusion_jax.samplers.loop import SampleResult
+from diffusion_jax.samplers.loop import SampleResult, moments
 
-FRAMES = 11  # Moments of the reverse process in a strip.
+COLUMNS = 11  # Moments of the reverse process in a picture.
 STRIP_IMAGES = 4
+PROGRESSIVE_IMAGES = 8
 
 
 def class_of_images(
@@ -48,7 +49,31 @@ class Samples(NamedTuple):
         """Pictures the reverse process of the first images; None without frames."""
         if self.frames_x_t is None or self.frames_x0 is None:
             return None
-        return pictures.strip(self.frames_x_t[:, :STRIP_IMAGES], self.frames_x0[:, :STRIP_IMAGES])
+        shown = _columns(len(self.frames_x0))
+        x_t, x0_hat = (f[shown, :STRIP_IMAGES] for f in (self.frames_x_t, self.frames_x0))
+        return pictures.strip(x_t, x0_hat)
+
+    def progressive(self) -> UInt8[np.ndarray, "gh gw c"] | None:
+        """Pictures x0_hat over the reverse process of the first images; None without frames."""
+        if self.frames_x0 is None:
+            return None
+        return pictures.progressive(
+            self.frames_x0[_columns(len(self.frames_x0)), :PROGRESSIVE_IMAGES]
+        )
+
+
+def _columns(num_frames: int) -> np.ndarray:
+    """Returns the frames that a picture shows."""
+    return moments(num_frames - 1, min(COLUMNS, num_frames))
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """Returns the samples of several batches as those of one."""
+
+    def join(axis: int, arrays: tuple[Any, ...]) -> Any:
+        return None if arrays[0] is None else np.concatenate(arrays, axis)
+
+    return Samples(*map(join, (0, 1, 1, 0), zip(*parts, strict=True)))
 
 
 def make_batch_sampler(

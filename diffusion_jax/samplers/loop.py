@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Int64, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
@@ -89,6 +89,11 @@ def step_keys(keys: Key[Array, " b"], time: Float[Array, ""]) -> Key[Array, " b"
     return _fold_in(_fold_in(keys, OF_A_STEP), bits)
 
 
+def moments(num_steps: int, num_frames: int) -> Int64[np.ndarray, " f"]:
+    """Returns the numbers of steps done at each of `num_frames` moments: evenly spaced from 0 to `num_steps`."""
+    return np.rint(np.linspace(0, num_steps, num_frames)).astype(np.int64)
+
+
 def _fold_in(keys: Key[Array, " b"], data: int | Array) -> Key[Array, " b"]:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
@@ -130,8 +135,7 @@ def sample_loop(
     every = progress_every or max(1, num_steps // 100)
     # Until a frame's moment has come, each step writes to its slot: the last write stays, no branch
     # is needed.
-    moments = np.rint(np.linspace(0, num_steps, num_frames))
-    slots = np.searchsorted(moments, np.arange(num_steps))
+    slots = np.searchsorted(moments(num_steps, num_frames), np.arange(num_steps))
     times = jnp.asarray(sampler.grid.time, jnp.float32)
 
     def body(carry: tuple[State, Array | None], xs: tuple[Array, Array]) -> tuple[tuple, None]:

@@ -380,9 +380,44 @@ def test_progressive_sampling_draws_the_way_from_noise_to_the_images(
             top, left = row * side + 2, 10 * side + 2
             frame = strip[top : top + 56 : 7, left : left + 56 : 7]
             np.testing.assert_array_equal(frame, image[..., 0])
-    before = images(folder)
-    sample(conditional, "sample.progressive=true", "sample.num_images=5")
-    np.testing.assert_array_equal(images(folder), before)
+
+
+PROGRESSIVE = ("sample.progressive=true", "sample.num_images=5", "sample.batch_size=3")
+
+
+def test_progressive_pictures_show_what_was_predicted_at_each_time(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    _, folder = sample(conditional, *PROGRESSIVE)
+    with np.load(folder / "progressive.npz") as arrays:
+        frames, times, labels = arrays["frames"], arrays["times"], arrays["labels"]
+    assert frames.shape == (5, 21, 8, 8, 1) and frames.dtype == np.uint8
+    assert times.tolist() == list(range(19, -2, -1)) and labels.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(frames[:, -1], images(folder))
+    np.testing.assert_array_equal(frames[:, -2], frames[:, -1])  # The last step is to x0_hat.
+    side = 8 * 7 + 2
+    picture, strip = (pixels(folder / f"{name}.png") for name in ("progressive", "strip"))
+    assert picture.shape == (5 * side + 2, 11 * side + 2)
+    shown = picture[2:, 2:].reshape(5, side, 11, side).transpose(0, 2, 1, 3)[..., :56:7, :56:7]
+    np.testing.assert_array_equal(shown, frames[:, ::2, ..., 0])
+    for i in range(4):  # Every second row of the strip is a row of this picture.
+        row, other = strip[(2 * i + 1) * side :], picture[i * side :]
+        np.testing.assert_array_equal(row[: side + 2], other[: side + 2])
+
+
+def test_a_job_killed_before_its_progressive_pictures_makes_them_and_the_same_images(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    result, folder = sample(conditional, *PROGRESSIVE)
+    names = ("progressive.npz", "progressive.png", "strip.png", "images.npz")
+    before = {name: (folder / name).read_bytes() for name in names}
+    assert result["drawn_this_start"] == 5
+    for name in names[:3]:
+        (folder / name).unlink()
+        sample(conditional, *PROGRESSIVE)
+        assert {name: (folder / name).read_bytes() for name in names} == before
+    result, _ = sample(conditional, *PROGRESSIVE)
+    assert result["drawn_this_start"] == 0
 
 
 # Choices

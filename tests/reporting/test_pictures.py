@@ -9,6 +9,7 @@ from diffusion_jax.reporting.pictures import (
     grid_by_class,
     load_png,
     magnified,
+    progressive,
     save_loss_curve,
     save_png,
     strip,
@@ -66,6 +67,13 @@ def test_a_strip_has_two_rows_an_image_x_t_above_x0_and_a_column_a_frame():
     np.testing.assert_array_equal(
         middles, [[0, 1, 2], [100, 101, 102], [10, 11, 12], [110, 111, 112]]
     )
+
+
+def test_progressive_generation_is_a_row_an_image_and_a_column_a_moment():
+    frames = np.stack([flat_images(f, 10 + f, shape=(64, 64, 3)) for f in range(3)])
+    picture = progressive(frames)
+    assert picture.shape == (2 + 2 * 66, 2 + 3 * 66, 3)
+    assert picture[2 + 32 :: 66, 2 + 32 :: 66, 0].tolist() == [[0, 1, 2], [10, 11, 12]]
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
