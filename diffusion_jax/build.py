@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from diffusion_jax import data
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.guidance import clip_denoised
-from diffusion_jax.losses import Objective, loss_function
+from diffusion_jax.losses import WEIGHTINGS, Objective, Weighting, loss_function
 from diffusion_jax.models import MODELS, Model, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid, Process
@@ -61,8 +61,11 @@ class Experiment:
 
     def objective(self) -> Objective:
         """Returns what training minimises."""
-        prediction = self.config.process.prediction
-        return loss_function(self.config.loss.name, self.process, prediction, self.model.apply)
+        return loss_function(
+            *(self.config.loss.name, self.process, self.config.process.prediction),
+            self.model.apply,
+            weighting=_weighting(self.config),
+        )
 
     def sampler(self) -> Sampler:
         """Returns the sampler on its grid; warns of a start or of a variance that does not suit it."""
@@ -116,6 +119,12 @@ class Experiment:
 def _accepted(make: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
     """Returns those of the options that a registry's entry takes."""
     return {k: v for k, v in options.items() if k in inspect.signature(make).parameters}
+
+
+def _weighting(config: ConfigDict) -> Weighting | None:
+    options = config.loss.to_dict()
+    make = WEIGHTINGS.get(options["weighting"])
+    return make and make(**_accepted(make, options))
 
 
 def sampler_options(config: ConfigDict) -> dict[str, Any]:
@@ -190,13 +199,25 @@ def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: in
 
 
 def _check_model_takes(config: ConfigDict) -> None:
-    """Refuses a field of the model group that this model has no use for, unless it is left at its default."""
+    """Refuses a field of the model group that this model has no use for."""
     taken = inspect.signature(MODELS[config.model.name]).parameters
-    for name, value in config.model.items():
-        if name not in taken and value != config_lib.FIELDS[f"model.{name}"].default:
-            raise InputError(
-                f"model.{name} is {value!r}, but the model {config.model.name!r} has none; leave it unset"
-            )
+    _refuse_unused(config, "model", taken, f"the model {config.model.name!r}")
+
+
+def _check_weighting_takes(config: ConfigDict) -> None:
+    """Refuses the number of another weighting than the chosen one."""
+    fields, taken = config.loss, {"name", "weighting"}
+    if fields.weighting:
+        taken |= inspect.signature(WEIGHTINGS[fields.weighting]).parameters.keys()
+    owner = f"the weighting {fields.weighting!r}" if fields.weighting else "an unset loss.weighting"
+    _refuse_unused(config, "loss", taken, owner)
+
+
+def _refuse_unused(config: ConfigDict, group: str, taken: Container[str], owner: str) -> None:
+    """Refuses a field of the group that the owner does not take, unless it is left at its default."""
+    for name, value in config[group].items():
+        if name not in taken and value != config_lib.FIELDS[f"{group}.{name}"].default:
+            raise InputError(f"{group}.{name} is {value!r}, but {owner} has none; leave it unset")
 
 
 def _check_variance(config: ConfigDict) -> None:
@@ -245,6 +266,7 @@ def validate(config: ConfigDict) -> None:
     config_lib.validate(config)
     _check_model_takes(config)
     _check_variance(config)
+    _check_weighting_takes(config)
     process = make_process(config)
     try:
         process.grid(config.sampler.num_steps, config.sampler.spacing)

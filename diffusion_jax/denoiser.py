@@ -50,10 +50,12 @@ class Parameterization(NamedTuple):
     Attributes:
       target: (point, x_t, x0, eps) -> what the network should return.
       predict: (point, x_t, output) -> (x0, eps).
+      eps_error: point -> factor between errors: eps_hat - eps = factor * (output - target).
     """
 
     target: Callable[[Point, Array, Array, Array], Array]
     predict: Callable[[Point, Array, Array], tuple[Array, Array]]
+    eps_error: Callable[[Point], Array]
 
 
 def _eps(process: Process) -> Parameterization:
@@ -61,6 +63,7 @@ def _eps(process: Process) -> Parameterization:
     return Parameterization(
         target=lambda point, x_t, x0, eps: eps,
         predict=lambda point, x_t, eps: (gaussian.x0_from_eps(point, x_t, eps), eps),
+        eps_error=lambda point: jnp.ones_like(point.signal),
     )
 
 
@@ -69,6 +72,7 @@ def _x0(process: Process) -> Parameterization:
     return Parameterization(
         target=lambda point, x_t, x0, eps: x0,
         predict=lambda point, x_t, x0: (x0, gaussian.eps_from_x0(point, x_t, x0)),
+        eps_error=lambda point: -point.signal / point.std,
     )
 
 
@@ -80,6 +84,7 @@ def _v(process: Process) -> Parameterization:
             gaussian.x0_from_v(point, x_t, v),
             gaussian.eps_from_v(point, x_t, v),
         ),
+        eps_error=lambda point: point.signal / jnp.hypot(point.signal, point.std),
     )
 
 
@@ -93,11 +98,12 @@ def _mean(process: Process) -> Parameterization:
     table = gaussian.steps(grid)
     times = jnp.asarray(grid.time[-2::-1], jnp.float32)  # Ascending, without the data.
 
+    def interpolated(point: Point, values: Float[np.ndarray, " n"]) -> Array:
+        return jnp.interp(point.time, times, jnp.asarray(values[::-1], jnp.float32))
+
     def coefficients(point: Point, x: Array) -> list[Array]:
         return [
-            gaussian.per_image(
-                jnp.interp(point.time, times, jnp.asarray(values[::-1], jnp.float32)), x
-            )
+            gaussian.per_image(interpolated(point, values), x)
             for values in (table.coef_x0, table.coef_xt)
         ]
 
@@ -111,7 +117,10 @@ def _mean(process: Process) -> Parameterization:
         x0 = (mean - coef_xt * x_t) / coef_x0
         return x0, gaussian.eps_from_x0(point, x_t, x0)
 
-    return Parameterization(target, predict)
+    def eps_error(point: Point) -> Array:
+        return -point.signal / point.std / interpolated(point, table.coef_x0)
+
+    return Parameterization(target, predict, eps_error)
 
 
 # The process decides the mean's coefficients, and nothing of the others.

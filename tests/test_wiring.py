@@ -20,7 +20,8 @@ from diffusion_jax.config import FIELDS, default_config, group_of, override
 from diffusion_jax.data import to_uint8
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.guidance import clip_denoised
-from diffusion_jax.losses import OBJECTIVES, Draws, Objective, simple
+from diffusion_jax.losses import OBJECTIVES, Draws, Objective, Weighting, simple
+from diffusion_jax.losses.weightings import min_snr, p2, sigmoid
 from diffusion_jax.models import MLP, Model, UNet, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid, Process
@@ -86,6 +87,7 @@ def by_hand(
     make_process: Callable[[Any], Process] = DDPM,
     prediction: str = "eps",
     make_objective: Callable[..., Objective] = simple,
+    weighting: Weighting | None = None,
     make_sampler: Callable[..., Sampler] = ancestral,
     num_steps: int | None = None,
     spacing: Any = "uniform",
@@ -107,7 +109,7 @@ def by_hand(
     average = ema_decay(decay, warmup=warmup)
     drawn = sample_loop(clip_denoised(denoise) if clip else denoise, sampler, keys, SHAPE)
     return {
-        "losses": losses(make_objective(process, prediction, MODEL.apply)),
+        "losses": losses(make_objective(process, prediction, MODEL.apply, weighting=weighting)),
         "images": to_uint8(drawn.images),
         "updates": updates(
             make_optimizer(
@@ -126,9 +128,9 @@ def fewer(schedule: Any) -> Process:
     return DDPM(make_schedule("cosine", schedule.num_timesteps - 1))
 
 
-def doubled(process: Process, prediction: str, network: Any) -> Objective:
+def doubled(process: Process, prediction: str, network: Any, **options: Any) -> Objective:
     """Twice the simple loss."""
-    objective = simple(process, prediction, network)
+    objective = simple(process, prediction, network, **options)
     return objective._replace(loss=lambda *inputs: 2 * objective.loss(*inputs))
 
 
@@ -158,6 +160,11 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "process.prediction": ("v", {"prediction": "v"}, {"losses", "images"}),
     "process.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
     "loss.name": ("other", {"make_objective": doubled}, {"losses"}),
+    "loss.weighting": ("min_snr", {"weighting": min_snr()}, {"losses"}),
+    "loss.min_snr_gamma": ("2", {"weighting": min_snr(min_snr_gamma=2.0)}, {"losses"}),
+    "loss.p2_k": ("3", {"weighting": p2(p2_k=3.0)}, {"losses"}),
+    "loss.p2_gamma": ("0.5", {"weighting": p2(p2_gamma=0.5)}, {"losses"}),
+    "loss.sigmoid_bias": ("-1", {"weighting": sigmoid(sigmoid_bias=-1.0)}, {"losses"}),
     "optimizer.learning_rate": ("0.5", {"learning_rate": 0.5}, {"updates"}),
     "optimizer.warmup_steps": ("2", {"warmup_steps": 2}, {"updates"}),
     "optimizer.decay": ("linear", {"rate_decay": "linear"}, {"updates"}),
@@ -169,6 +176,14 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "sampler.spacing": ("0,7,39", {"spacing": (0, 7, 39)}, {"images"}),
     "sampler.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
     "sampler.clip": ("false", {"clip": False}, {"images"}),
+}
+
+# Field -> (the fields without which it has no use, the same as an argument).
+NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "loss.min_snr_gamma": ({"loss.weighting": "min_snr"}, {"weighting": min_snr()}),
+    "loss.p2_k": ({"loss.weighting": "p2"}, {"weighting": p2()}),
+    "loss.p2_gamma": ({"loss.weighting": "p2"}, {"weighting": p2()}),
+    "loss.sigmoid_bias": ({"loss.weighting": "sigmoid"}, {"weighting": sigmoid()}),
 }
 
 
@@ -201,9 +216,9 @@ def usual() -> dict[str, Any]:
 )
 def test_a_field_changes_what_it_should_as_its_argument_does(name: str, usual: dict) -> None:
     text, argument, seen = CASES[name]
-    expected = by_hand(**argument)
-    assert differing(expected, usual) == seen
-    chex.assert_trees_all_equal(built(config_with(BASE | {name: text})), expected)
+    expected, (needs, default) = by_hand(**argument), NEEDS.get(name, ({}, {}))
+    assert differing(expected, by_hand(**default) if default else usual) == seen
+    chex.assert_trees_all_equal(built(config_with(BASE | needs | {name: text})), expected)
 
 
 def test_the_samplers_variance_counts_before_the_processs() -> None:

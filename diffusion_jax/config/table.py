@@ -154,6 +154,17 @@ FIELDS = {
     ),
     # ---- loss
     "loss.name": Field("simple", Choice(("simple",)), "loss; simple: mean square error, Eq. 14"),
+    "loss.weighting": Field(
+        None,
+        Choice(("snr", "truncated_snr", "min_snr", "p2", "sigmoid")),
+        "weight of each noise level's eps error; unset: all errors of what is predicted weigh the same",
+    ),
+    "loss.min_snr_gamma": Field(5.0, Float(1e-3, 1e6), "min_snr: largest weight of an x0 error"),
+    "loss.p2_k": Field(1.0, Float(1e-3, 1e3), "p2: k of 1 / (k + SNR)^gamma"),
+    "loss.p2_gamma": Field(1.0, Float(0, 10), "p2: gamma of 1 / (k + SNR)^gamma"),
+    "loss.sigmoid_bias": Field(
+        2.0, Float(-20, 20), "sigmoid: the log SNR whose weight is one half"
+    ),
     # ---- optimizer
     "optimizer.learning_rate": Field(2e-4, Float(0), "rate after the warm-up"),
     "optimizer.warmup_steps": Field(5000, Int(0), "steps over which the rate rises linearly"),

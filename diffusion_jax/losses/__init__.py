@@ -1,29 +1,40 @@
 """Training objectives, by name."""
 
+import inspect
 from collections.abc import Callable
 
 from diffusion_jax.denoiser import Network, parameterization
-from diffusion_jax.errors import choose
+from diffusion_jax.errors import InputError, choose
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.simple import simple, simple_loss
 from diffusion_jax.losses.times import draw_uniform
+from diffusion_jax.losses.weightings import WEIGHTINGS, Weighting
 from diffusion_jax.processes.process import Process
 
 __all__ = [
     "OBJECTIVES",
+    "WEIGHTINGS",
     "Draws",
     "Objective",
+    "Weighting",
     "draw_uniform",
     "loss_function",
     "simple",
     "simple_loss",
 ]
 
-# (process, prediction, network) -> Objective
-OBJECTIVES: dict[str, Callable[[Process, str, Network], Objective]] = {"simple": simple}
+# (process, prediction, network, those options of `loss_function` that it has) -> Objective
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"simple": simple}
 
 
-def loss_function(name: str, process: Process, prediction: str, network: Network) -> Objective:
+def loss_function(
+    name: str,
+    process: Process,
+    prediction: str,
+    network: Network,
+    *,
+    weighting: Weighting | None = None,
+) -> Objective:
     """Returns the objective of that name.
 
     Args:
@@ -31,9 +42,14 @@ def loss_function(name: str, process: Process, prediction: str, network: Network
       process: The forward process.
       prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
       network: (params, x_t, time, labels, dropout_keys) -> output.
+      weighting: Weight of each noise level, such as `WEIGHTINGS["min_snr"]()`; None: the objective's own.
 
     Raises:
-      InputError: Unknown name or prediction.
+      InputError: Unknown name or prediction; an option that the objective does not have.
     """
     parameterization(prediction, process)
-    return choose("loss", name, OBJECTIVES)(process, prediction, network)
+    make = choose("loss", name, OBJECTIVES)
+    given = {"weighting": weighting} if weighting else {}
+    for option in given.keys() - inspect.signature(make).parameters.keys():
+        raise InputError(f"the loss {name!r} takes no {option}; leave it unset")
+    return make(process, prediction, network, **given)

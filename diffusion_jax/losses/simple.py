@@ -1,4 +1,4 @@
-"""L_simple of Ho et al. (2020), Eq. 14, and its like for x0 and v."""
+"""L_simple of Ho et al. (2020), Eq. 14, its like for other predictions, and both with a weight of each noise level."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, Key, Real
 from diffusion_jax.denoiser import Network, parameterization, split_output
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.times import draw_uniform
+from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.processes.gaussian import q_sample
 from diffusion_jax.processes.process import Process
 
@@ -22,12 +23,15 @@ def simple_loss(
     eps: Float[Array, " b *dims"],
     labels: Int[Array, " b"] | None = None,
     dropout_keys: Key[Array, " b"] | None = None,
+    *,
+    weighting: Weighting | None = None,
 ) -> Float[Array, " b"]:
     """Returns each image's squared error of the network, the mean over all dimensions but the batch.
 
     With eps prediction: mean (eps - eps_hat(x_t, t))^2, Ho et al. (2020), Eq. 14. x0, v and the posterior's mean are
-    compared in their own space, unweighted (Salimans & Ho, 2022). The expectation over t and eps is
-    the caller's: the mean over the batch.
+    compared in their own space, unweighted (Salimans & Ho, 2022). With a weighting it is the weight times the
+    squared error of eps, whatever is predicted. The expectation over t and eps is the caller's: the mean
+    over the batch.
 
     Args:
       process: Gives x_t its signal and noise.
@@ -39,19 +43,25 @@ def simple_loss(
       eps: Standard normal noise.
       labels: Class of each image.
       dropout_keys: Sources of the network's dropout, one an image; None turns it off.
+      weighting: Weight of the squared error of eps, such as `min_snr()`; None: that of the prediction itself counts.
 
     Raises:
       InputError: Unknown prediction.
     """
-    target = parameterization(prediction, process).target
+    meaning = parameterization(prediction, process)
     point = process.at(t)
     x_t = q_sample(point, x0, eps)
     output, _ = split_output(network(params, x_t, point.time, labels, dropout_keys), x_t)
-    error = target(point, x_t, x0, eps) - output
-    return jnp.mean(jnp.square(error), axis=tuple(range(1, x0.ndim)))
+    error = meaning.target(point, x_t, x0, eps) - output
+    losses = jnp.mean(jnp.square(error), axis=tuple(range(1, x0.ndim)))
+    if weighting is None:
+        return losses
+    return weighting(point) * jnp.square(meaning.eps_error(point)) * losses
 
 
-def simple(process: Process, prediction: str, network: Network) -> Objective:
+def simple(
+    process: Process, prediction: str, network: Network, *, weighting: Weighting | None = None
+) -> Objective:
     """Returns L_simple with times of the process's own distribution (DDPM: uniform over the T steps)."""
 
     def loss(
@@ -59,7 +69,8 @@ def simple(process: Process, prediction: str, network: Network) -> Objective:
     ) -> Float[Array, " b"]:
         t = process.training_time(draws.u)
         return simple_loss(
-            process, prediction, network, params, x0, t, draws.eps, labels, dropout_keys
+            *(process, prediction, network, params, x0, t, draws.eps, labels, dropout_keys),
+            weighting=weighting,
         )
 
     return Objective(lambda: (), draw_uniform, loss, lambda aux, draws, losses: aux)

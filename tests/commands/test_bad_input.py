@@ -245,6 +245,25 @@ def test_a_field_of_another_model_is_refused_rather_than_ignored(field: str, val
     build.validate(config)
 
 
+@pytest.mark.parametrize(
+    ("weighting", "owner"),
+    [("min_snr", "the weighting 'min_snr'"), (None, "an unset loss.weighting")],
+)
+def test_a_number_of_another_weighting_is_refused_rather_than_ignored(
+    weighting: str | None, owner: str
+) -> None:
+    config = default_config()
+    config.loss.weighting = weighting
+    build.validate(config)
+    config.loss.p2_k = 2.0
+    with pytest.raises(
+        InputError, match=f"^loss.p2_k is 2.0, but {owner} has none; leave it unset$"
+    ):
+        build.validate(config)
+    config.loss.weighting = "p2"
+    build.validate(config)
+
+
 def test_images_that_are_neither_grey_nor_rgb_are_refused_before_training() -> None:
     with pytest.raises(InputError, match="digits holds images of 4 channels.*1 .*3"):
         build.build(default_config(), (8, 8, 4), 0)

@@ -1,0 +1,73 @@
+"""Weightings: how much the error at each noise level counts. Each multiplies the eps-MSE, whatever is predicted.
+
+With SNR = signal^2 / std^2, the x0-MSE is the eps-MSE divided by SNR. So the weights that papers give the
+x0-MSE are theirs here times 1 / SNR, and an objective that is defined by one prediction can be trained with any.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.processes.process import Point
+
+# point -> weight of each image's eps-MSE
+Weighting = Callable[[Point], Float[Array, " b"]]
+
+
+def snr_of(point: Point) -> Float[Array, " b"]:
+    """Returns SNR = signal^2 / std^2; within e^-40 and e^40, by `SMALLEST`."""
+    return jnp.square(point.signal / point.std)
+
+
+def snr() -> Weighting:
+    """Returns the weight 1, of the eps-MSE itself: the SNR-weighted x0-MSE, Salimans & Ho (2022), Section 4."""
+    return lambda point: jnp.ones_like(point.signal)
+
+
+def truncated_snr() -> Weighting:
+    """Returns max(SNR, 1) / SNR: the larger of x0-MSE and eps-MSE, Salimans & Ho (2022), Section 4."""
+    return lambda point: jnp.maximum(1.0, 1 / snr_of(point))
+
+
+def min_snr(*, min_snr_gamma: float = 5.0) -> Weighting:
+    """Returns min(SNR, gamma) / SNR: the x0-MSE with a weight of at most gamma, Hang et al. (2023).
+
+    Args:
+      min_snr_gamma: Largest weight of the x0-MSE, positive.
+    """
+    return lambda point: jnp.minimum(1.0, min_snr_gamma / snr_of(point))
+
+
+def p2(*, p2_k: float = 1.0, p2_gamma: float = 1.0) -> Weighting:
+    """Returns 1 / (k + SNR)^gamma, which passes over what the eye hardly sees, Choi et al. (2022).
+
+    Args:
+      p2_k: Limits the weight of pure noise to k^-gamma; positive.
+      p2_gamma: How steeply the weight falls; 0 makes it 1.
+    """
+    return lambda point: (p2_k + snr_of(point)) ** -p2_gamma
+
+
+def sigmoid(*, sigmoid_bias: float = 2.0) -> Weighting:
+    """Returns sigmoid(bias - log SNR), Kingma & Gao (2023); 2 is their best for 64 x 64 images.
+
+    Large images, whose pixels repeat one another, want a smaller bias (Hoogeboom et al., 2024). The papers
+    integrate over log SNR; here the weight applies at the times that the process trains at, so how
+    densely they cover log SNR counts too.
+
+    Args:
+      sigmoid_bias: The log SNR at which the weight is one half.
+    """
+    return lambda point: jax.nn.sigmoid(sigmoid_bias - 2 * jnp.log(point.signal / point.std))
+
+
+# (options of its own) -> Weighting
+WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
+    "snr": snr,
+    "truncated_snr": truncated_snr,
+    "min_snr": min_snr,
+    "p2": p2,
+    "sigmoid": sigmoid,
+}
