@@ -20,7 +20,8 @@ from diffusion_jax import data
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.guidance import clip_denoised
-from diffusion_jax.losses import WEIGHTINGS, Objective, Weighting, loss_function
+from diffusion_jax.losses import TIMES, WEIGHTINGS, Objective, Times, Weighting, loss_function
+from diffusion_jax.losses.times import NUM_BINS
 from diffusion_jax.models import MODELS, Model, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid, Process
@@ -65,6 +66,7 @@ class Experiment:
             *(self.config.loss.name, self.process, self.config.process.prediction),
             self.model.apply,
             weighting=_weighting(self.config),
+            times=_times(self.config, self.process),
         )
 
     def sampler(self) -> Sampler:
@@ -125,6 +127,12 @@ def _weighting(config: ConfigDict) -> Weighting | None:
     options = config.loss.to_dict()
     make = WEIGHTINGS.get(options["weighting"])
     return make and make(**_accepted(make, options))
+
+
+def _times(config: ConfigDict, process: Process) -> Times:
+    make = TIMES[config.loss.times]
+    num_bins = process.num_timesteps if isinstance(process, DDPM) else NUM_BINS
+    return make(**_accepted(make, {"num_bins": num_bins}))
 
 
 def sampler_options(config: ConfigDict) -> dict[str, Any]:
@@ -206,7 +214,7 @@ def _check_model_takes(config: ConfigDict) -> None:
 
 def _check_weighting_takes(config: ConfigDict) -> None:
     """Refuses the number of another weighting than the chosen one."""
-    fields, taken = config.loss, {"name", "weighting"}
+    fields, taken = config.loss, {"name", "times", "weighting"}
     if fields.weighting:
         taken |= inspect.signature(WEIGHTINGS[fields.weighting]).parameters.keys()
     owner = f"the weighting {fields.weighting!r}" if fields.weighting else "an unset loss.weighting"

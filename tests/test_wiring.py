@@ -20,7 +20,8 @@ from diffusion_jax.config import FIELDS, default_config, group_of, override
 from diffusion_jax.data import to_uint8
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.guidance import clip_denoised
-from diffusion_jax.losses import OBJECTIVES, Draws, Objective, Weighting, simple
+from diffusion_jax.losses import OBJECTIVES, Draws, Objective, Times, Weighting, simple, uniform
+from diffusion_jax.losses.times import importance
 from diffusion_jax.losses.weightings import min_snr, p2, sigmoid
 from diffusion_jax.models import MLP, Model, UNet, as_functions
 from diffusion_jax.processes.ddpm import DDPM
@@ -52,7 +53,13 @@ PARAMS = params_of_a_trained_network()
 
 def losses(objective: Objective) -> jax.Array:
     x0, eps = jax.random.normal(jax.random.key(2), (2, 8, *SHAPE))
-    return objective.loss(PARAMS, x0, None, Draws((jnp.arange(8) + 0.5) / 8, eps), None)
+    return objective.loss(
+        PARAMS, x0, None, Draws((jnp.arange(8) + 0.5) / 8, eps, jnp.ones(8)), None
+    )
+
+
+def draws(objective: Objective) -> Draws:
+    return objective.draw(objective.init(), jax.random.key(4), (8, *SHAPE))
 
 
 def updates(optimizer: optax.GradientTransformation) -> list[Any]:
@@ -67,11 +74,12 @@ def updates(optimizer: optax.GradientTransformation) -> list[Any]:
 
 
 def built(config: ConfigDict) -> dict[str, Any]:
-    """Returns losses, images, changes of the optimiser and decays, early and late, of a config."""
+    """Returns losses, draws, images, changes of the optimiser and decays, early and late, of a config."""
     exp = build.build(config, SHAPE, 0)
     (decay,) = build.make_averages_of(config).values()
     return {
         "losses": losses(exp.objective()),
+        "draws": draws(exp.objective()),
         "images": exp.draw(exp.sampler())(PARAMS, 3, jnp.arange(4), None).images,
         "updates": updates(build.make_optimizer_of(config)),
         "decays": [decay(jnp.asarray(step)) for step in (10, 10**6)],
@@ -88,6 +96,7 @@ def by_hand(
     prediction: str = "eps",
     make_objective: Callable[..., Objective] = simple,
     weighting: Weighting | None = None,
+    times: Times | None = None,
     make_sampler: Callable[..., Sampler] = ancestral,
     num_steps: int | None = None,
     spacing: Any = "uniform",
@@ -107,9 +116,13 @@ def by_hand(
     sampler = make_sampler(process.grid(num_steps, spacing), variance=variance)
     keys = image_keys(3, jnp.arange(4))
     average = ema_decay(decay, warmup=warmup)
+    objective = make_objective(
+        process, prediction, MODEL.apply, weighting=weighting, times=times or uniform()
+    )
     drawn = sample_loop(clip_denoised(denoise) if clip else denoise, sampler, keys, SHAPE)
     return {
-        "losses": losses(make_objective(process, prediction, MODEL.apply, weighting=weighting)),
+        "losses": losses(objective),
+        "draws": draws(objective),
         "images": to_uint8(drawn.images),
         "updates": updates(
             make_optimizer(
@@ -128,9 +141,11 @@ def fewer(schedule: Any) -> Process:
     return DDPM(make_schedule("cosine", schedule.num_timesteps - 1))
 
 
-def doubled(process: Process, prediction: str, network: Any, **options: Any) -> Objective:
+def doubled(
+    process: Process, prediction: str, network: Any, *, weighting: Any = None, times: Any = None
+) -> Objective:
     """Twice the simple loss."""
-    objective = simple(process, prediction, network, **options)
+    objective = simple(process, prediction, network, weighting=weighting, times=times)
     return objective._replace(loss=lambda *inputs: 2 * objective.loss(*inputs))
 
 
@@ -160,6 +175,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "process.prediction": ("v", {"prediction": "v"}, {"losses", "images"}),
     "process.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
     "loss.name": ("other", {"make_objective": doubled}, {"losses"}),
+    "loss.times": ("importance", {"times": importance(num_bins=T)}, {"draws"}),
     "loss.weighting": ("min_snr", {"weighting": min_snr()}, {"losses"}),
     "loss.min_snr_gamma": ("2", {"weighting": min_snr(min_snr_gamma=2.0)}, {"losses"}),
     "loss.p2_k": ("3", {"weighting": p2(p2_k=3.0)}, {"losses"}),

@@ -154,6 +154,11 @@ FIELDS = {
     ),
     # ---- loss
     "loss.name": Field("simple", Choice(("simple",)), "loss; simple: mean square error, Eq. 14"),
+    "loss.times": Field(
+        "uniform",
+        Choice(("uniform", "stratified", "importance")),
+        "how times are drawn: one by one, evenly spread over a batch, or as often as their loss is large",
+    ),
     "loss.weighting": Field(
         None,
         Choice(("snr", "truncated_snr", "min_snr", "p2", "sigmoid")),

@@ -7,20 +7,23 @@ from diffusion_jax.denoiser import Network, parameterization
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.simple import simple, simple_loss
-from diffusion_jax.losses.times import draw_uniform
+from diffusion_jax.losses.times import TIMES, Times, objective_of, uniform
 from diffusion_jax.losses.weightings import WEIGHTINGS, Weighting
 from diffusion_jax.processes.process import Process
 
 __all__ = [
     "OBJECTIVES",
+    "TIMES",
     "WEIGHTINGS",
     "Draws",
     "Objective",
+    "Times",
     "Weighting",
-    "draw_uniform",
     "loss_function",
+    "objective_of",
     "simple",
     "simple_loss",
+    "uniform",
 ]
 
 # (process, prediction, network, those options of `loss_function` that it has) -> Objective
@@ -34,6 +37,7 @@ def loss_function(
     network: Network,
     *,
     weighting: Weighting | None = None,
+    times: Times | None = None,
 ) -> Objective:
     """Returns the objective of that name.
 
@@ -43,13 +47,15 @@ def loss_function(
       prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
       network: (params, x_t, time, labels, dropout_keys) -> output.
       weighting: Weight of each noise level, such as `WEIGHTINGS["min_snr"]()`; None: the objective's own.
+      times: How times are drawn, such as `TIMES["stratified"]()`; None: independently of one another.
 
     Raises:
       InputError: Unknown name or prediction; an option that the objective does not have.
     """
     parameterization(prediction, process)
     make = choose("loss", name, OBJECTIVES)
-    given = {"weighting": weighting} if weighting else {}
+    options = {"weighting": weighting, "times": times}
+    given = {option: value for option, value in options.items() if value is not None}
     for option in given.keys() - inspect.signature(make).parameters.keys():
         raise InputError(f"the loss {name!r} takes no {option}; leave it unset")
     return make(process, prediction, network, **given)

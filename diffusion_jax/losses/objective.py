@@ -12,25 +12,32 @@ class Draws(NamedTuple):
     Attributes:
       u: Decides the time of each image, in [0, 1), least noisy first; rows are divided into quarters by it.
       eps: Standard normal noise.
+      weight: By which the image's loss counts in the mean over the batch, 1 on average; 1 unless some times are
+        drawn more often than others.
     """
 
     u: Float[Array, " b"]
     eps: Float[Array, " b *dims"]
+    weight: Float[Array, " b"]
+
+
+# (params, x0, labels, draws, dropout_keys) -> loss of each image, not weighted
+Loss = Callable[[Any, Array, Array | None, Draws, Array | None], Array]
 
 
 class Objective(NamedTuple):
-    """What is minimised, and how its times are drawn.
+    """What is minimised, the mean of weight * loss, and how its times are drawn.
 
     Attributes:
       init: () -> aux, the objective's own state (a history of losses, say): a pytree of arrays, saved with
         the parameters.
       draw: (aux, key, shape of the batch of images) -> Draws.
-      loss: (params, x0, labels, draws, dropout_keys) -> loss of each image; x0 in [-1, 1], labels and
-        dropout_keys, one an image, may be None.
-      update: (aux, draws, losses) -> aux after the step.
+      loss: (params, x0, labels, draws, dropout_keys) -> loss of each image, not weighted; x0 in [-1, 1], labels
+        and dropout_keys, one an image, may be None.
+      update: (aux, draws, losses) -> aux after the step; losses are not weighted.
     """
 
     init: Callable[[], Any]
     draw: Callable[[Any, Array, tuple[int, ...]], Draws]
-    loss: Callable[[Any, Array, Array | None, Draws, Array | None], Array]
+    loss: Loss
     update: Callable[[Any, Draws, Array], Any]

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key, Real
 
 from diffusion_jax.denoiser import Network, parameterization, split_output
 from diffusion_jax.losses.objective import Draws, Objective
-from diffusion_jax.losses.times import draw_uniform
+from diffusion_jax.losses.times import Times, objective_of, uniform
 from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.processes.gaussian import q_sample
 from diffusion_jax.processes.process import Process
@@ -60,9 +60,14 @@ def simple_loss(
 
 
 def simple(
-    process: Process, prediction: str, network: Network, *, weighting: Weighting | None = None
+    process: Process,
+    prediction: str,
+    network: Network,
+    *,
+    weighting: Weighting | None = None,
+    times: Times | None = None,
 ) -> Objective:
-    """Returns L_simple with times of the process's own distribution (DDPM: uniform over the T steps)."""
+    """Returns L_simple over the process's own distribution of times (DDPM: uniform over the T steps)."""
 
     def loss(
         params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None
@@ -73,4 +78,4 @@ def simple(
             weighting=weighting,
         )
 
-    return Objective(lambda: (), draw_uniform, loss, lambda aux, draws, losses: aux)
+    return objective_of(loss, times or uniform())

@@ -1,16 +1,152 @@
-"""How the times of a batch are drawn."""
+"""How the times of a batch are drawn: an objective is a mean over all times, of which a batch sees few.
 
-from typing import Any
+Times are drawn as u in [0, 1), which the process maps to its own times. If they are drawn unevenly, weights make up
+for it, so that only the spread of the mean of weight * loss depends on how they are drawn, not its expectation.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Key
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.keys import standard_normal
-from diffusion_jax.losses.objective import Draws
+from diffusion_jax.losses.objective import Draws, Loss, Objective
+
+GRID = 2**24  # u is a multiple of 1 / GRID: all that a float32 below 1 can hold.
+KEPT = 10  # Losses of each bin that count.
+EVEN_SHARE = 0.001  # Of the times are drawn evenly, so no weight exceeds 1 / EVEN_SHARE.
+NUM_BINS = 1000
 
 
-def draw_uniform(aux: Any, key: Key[Array, ""], shape: tuple[int, ...]) -> Draws:
-    """Returns independent uniform u and normal eps."""
-    del aux
-    u_key, eps_key = jax.random.split(key)
-    return Draws(jax.random.uniform(u_key, shape[:1]), standard_normal(eps_key, shape))
+class Times(NamedTuple):
+    """A way to draw times.
+
+    Attributes:
+      init: () -> aux, its own state: a pytree of arrays.
+      draw: (aux, key, number of images) -> (u, weight of each image).
+      update: (aux, u, losses) -> aux after a step; losses are not weighted.
+    """
+
+    init: Callable[[], Any]
+    draw: Callable[[Any, Array, int], tuple[Array, Array]]
+    update: Callable[[Any, Array, Array], Any]
+
+
+def objective_of(loss: Loss, times: Times) -> Objective:
+    """Returns the objective with this loss, whose times are drawn so, and whose noise is normal."""
+
+    def draw(aux: Any, key: Key[Array, ""], shape: tuple[int, ...]) -> Draws:
+        u_key, eps_key = jax.random.split(key)
+        u, weight = times.draw(aux, u_key, shape[0])
+        return Draws(u, standard_normal(eps_key, shape), weight)
+
+    def update(aux: Any, draws: Draws, losses: Float[Array, " b"]) -> Any:
+        return times.update(aux, draws.u, losses)
+
+    return Objective(times.init, draw, loss, update)
+
+
+def _evenly(draw_u: Callable[[Array, int], Array]) -> Times:
+    """Returns times whose u = draw_u(key, n) is uniform for each image: all weights are 1."""
+    return Times(
+        init=lambda: (),
+        draw=lambda aux, key, n: (draw_u(key, n), jnp.ones(n)),
+        update=lambda aux, u, losses: aux,
+    )
+
+
+def uniform() -> Times:
+    """Returns independent times."""
+    return _evenly(lambda key, n: jax.random.uniform(key, (n,)))
+
+
+def stratified() -> Times:
+    """Returns evenly spread times, u_i = i / n + one random offset, modulo 1: one in each n-th part of [0, 1).
+
+    Each u_i is uniform, but the mean over a batch varies less (Kingma et al., 2021, Appendix I.1).
+    """
+
+    def draw_u(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
+        spread = jnp.asarray(np.arange(n) * GRID // n, jnp.uint32)
+        # Sums of integers are not rounded, by which a u could get into the next part.
+        return ((spread + jax.random.bits(key)) % GRID) * jnp.float32(1 / GRID)
+
+    return _evenly(draw_u)
+
+
+class History(NamedTuple):
+    """The newest losses of each bin of u.
+
+    Attributes:
+      losses: A ring for each bin; (bins, KEPT).
+      seen: Number of losses, less a multiple of KEPT once the ring is full; in {0, ..., 2 KEPT - 1}. The next
+        one goes to place seen modulo KEPT.
+    """
+
+    losses: Float[Array, "bins kept"]
+    seen: Int[Array, " bins"]
+
+
+def remember(history: History, bins: Int[Array, " b"], losses: Float[Array, " b"]) -> History:
+    """Returns the history after a batch, in whose order losses of one bin follow one another."""
+    num_bins = len(history.seen)
+    new = jnp.zeros(num_bins, jnp.int32).at[bins].add(1)
+    order = jnp.argsort(bins, stable=True)
+    bins, losses = bins[order], losses[order]
+    rank = jnp.arange(len(bins)) - (jnp.cumsum(new) - new)[bins]  # Within its bin.
+    place = (history.seen[bins] + rank) % KEPT
+    # More than KEPT of a bin: all but the last go to no row. Of two writes to one place a GPU may do either last.
+    row = jnp.where(new[bins] - rank <= KEPT, bins, num_bins)
+    seen = history.seen + new
+    return History(
+        losses=history.losses.at[row, place].set(losses, mode="drop"),
+        seen=jnp.where(seen >= KEPT, KEPT + seen % KEPT, seen),
+    )
+
+
+def probabilities(history: History) -> Float[Array, " bins"]:
+    """Returns how probable each bin is: p ~ sqrt(E[L^2]) and a little of 1 / bins; even until all rings are full."""
+    size = jnp.sqrt(jnp.mean(jnp.square(history.losses), axis=1))
+    total, num_bins = size.sum(), len(size)
+    known = (history.seen >= KEPT).all() & (total > 0)
+    mixed = (1 - EVEN_SHARE) * size / jnp.where(known, total, 1.0) + EVEN_SHARE / num_bins
+    return jnp.where(known, mixed, 1 / num_bins)
+
+
+def importance(*, num_bins: int = NUM_BINS) -> Times:
+    """Returns times drawn as often as their losses are large (Nichol & Dhariwal, 2021, Section 3.3).
+
+    p_t ~ sqrt(E[L_t^2]) over the last ten losses of each bin gives the mean of L_t / p_t the least variance.
+
+    Args:
+      num_bins: Number of equal intervals of u that have a probability each; u is the middle of one. Of a process of
+        T steps, T.
+    """
+
+    def draw(
+        history: History, key: Key[Array, ""], n: int
+    ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        p = probabilities(history)
+        # Few random bits, or a sum of p, would be too coarse for the rarest bins.
+        bins = jax.random.categorical(key, jnp.log(p), shape=(n,), mode="high")
+        return (bins + 0.5) / num_bins, 1 / (num_bins * p[bins])
+
+    def update(history: History, u: Float[Array, " b"], losses: Float[Array, " b"]) -> History:
+        bins = jnp.minimum((u * num_bins).astype(jnp.int32), num_bins - 1)
+        return remember(history, bins, losses)
+
+    def init() -> History:
+        return History(jnp.zeros((num_bins, KEPT)), jnp.zeros(num_bins, jnp.int32))
+
+    return Times(init, draw, update)
+
+
+# (options of its own) -> Times
+TIMES: dict[str, Callable[..., Times]] = {
+    "uniform": uniform,
+    "stratified": stratified,
+    "importance": importance,
+}

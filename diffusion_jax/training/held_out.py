@@ -36,7 +36,7 @@ def held_out_draws(
     # Integers of 32 bits take the sum modulo 1 without rounding, however large the index.
     spread = indices.astype(jnp.uint32) * jnp.uint32(GOLDEN_RATIO) + jax.random.bits(u_key)
     u = (spread >> 8) * jnp.float32(2**-24)  # 24 bits: all that a float32 below 1 can hold.
-    return Draws(u, image_normal(indexed(eps_key, indices), image_shape))
+    return Draws(u, image_normal(indexed(eps_key, indices), image_shape), jnp.ones_like(u))
 
 
 def make_held_out_loss(

@@ -25,9 +25,9 @@ class StepMetrics(NamedTuple):
     """What a step says of itself; not part of the state. Arrays, on the device or on the host.
 
     Attributes:
-      loss: Mean loss of the batch.
-      quartile_loss: Sum of the images' losses, by quarter of the times, least noisy first; (4,).
-      quartile_images: Number of images in each quarter; (4,).
+      loss: Mean of weight * loss over the batch: an estimate of the objective, however times are drawn.
+      quartile_loss: Sum of the images' weight * loss, by quarter of the times, least noisy first; (4,).
+      quartile_images: Sum of the images' weights in each quarter, their number if all are 1; (4,).
       grad_norm: Global norm of the gradients, before clipping.
       param_norm: Global norm of the new parameters.
     """
@@ -69,7 +69,9 @@ def make_train_step(
       mesh: Devices, each of which computes loss and gradients of its own rows of every micro-batch; None: one.
     """
     decays = dict(averages or {})
-    gradients = over_batch(partial(_gradients, objective, accumulate), mesh, out_axes=(0, None))
+    gradients = over_batch(
+        partial(_gradients, objective, accumulate), mesh, out_axes=((0, 0), None)
+    )
 
     def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         flip_key, draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
@@ -78,7 +80,7 @@ def make_train_step(
         draws = objective.draw(state.aux, draw_key, x0.shape)
         labels = batch["label"] if conditional else None
         inputs = x0, labels, draws, indexed(dropout_key, jnp.arange(len(x0)))
-        losses, grads = gradients(state.params, inputs)
+        (losses, weighted), grads = gradients(state.params, inputs)
         if mesh is not None and mesh.size > 1:  # To where the optimiser's state lies.
             grads = jax.lax.with_sharding_constraint(grads, divided_like(grads, mesh))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -90,9 +92,9 @@ def make_train_step(
         aux = objective.update(state.aux, draws, losses)
         one_hot = jax.nn.one_hot((draws.u * QUARTILES).astype(jnp.int32), QUARTILES)
         metrics = StepMetrics(
-            loss=losses.mean(),
-            quartile_loss=losses @ one_hot,
-            quartile_images=one_hot.sum(0),
+            loss=weighted.mean(),
+            quartile_loss=weighted @ one_hot,
+            quartile_images=(draws.weight[:, None] * one_hot).sum(0),
             grad_norm=optax.tree.norm(grads),
             param_norm=optax.tree.norm(params),
         )
@@ -110,25 +112,28 @@ def _gradients(
     accumulate: int,
     params: Any,
     inputs: tuple[Array, Array | None, Draws, Key[Array, " b"]],
-) -> tuple[Float[Array, " b"], Any]:
-    """Returns each image's loss, and the gradients of their mean, over all micro-batches."""
+) -> tuple[tuple[Float[Array, " b"], Float[Array, " b"]], Any]:
+    """Returns each image's loss, these weighted, and the gradients of the latters' mean, over all micro-batches."""
 
-    def mean_loss(params: Any, micro: tuple) -> tuple[Array, Array]:
+    def mean_loss(params: Any, micro: tuple) -> tuple[Array, tuple[Array, Array]]:
+        _, _, draws, _ = micro
         losses = objective.loss(params, *micro)
-        return losses.mean(), losses
+        weighted = draws.weight * losses
+        return weighted.mean(), (losses, weighted)
 
     gradient = jax.grad(mean_loss, has_aux=True)
     if accumulate == 1:
         grads, losses = gradient(params, inputs)
         return losses, grads
 
-    def add(total: Any, micro: tuple) -> tuple[Any, Array]:
+    def add(total: Any, micro: tuple) -> tuple[Any, tuple[Array, Array]]:
         grads, losses = gradient(params, micro)
         return jax.tree.map(jnp.add, total, grads), losses
 
     micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), inputs)
     grads, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), micros)
-    return losses.reshape(-1), jax.tree.map(lambda g: g / accumulate, grads)
+    losses = jax.tree.map(lambda x: x.reshape(-1), losses)
+    return losses, jax.tree.map(lambda g: g / accumulate, grads)
 
 
 def make_multi_step(train_step: TrainStep, num_steps: int) -> TrainStep:

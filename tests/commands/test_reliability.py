@@ -191,6 +191,23 @@ def test_a_longer_run_continues_a_finished_one_as_if_it_had_always_been_longer(
     assert_same_run(workdir, whole)
 
 
+def test_a_resumed_run_draws_its_times_by_the_losses_of_before(
+    train: Callable[..., Outcome], tiny: Path, tmp_path: Path
+) -> None:
+    """Of four timesteps, so that each has its ten losses before the stop: the draws after it need them."""
+    fields = ("loss.times=importance", "process.num_timesteps=4", "train.num_steps=9")
+    assert train(*fields[:2], "train.num_steps=6").status == 0
+    history = state_of(tmp_path / "run")["training"]["aux"]
+    counts, losses = history["seen"], history["losses"]
+    assert counts.min() >= 10 and losses.mean(1).std() > 0.01
+    outcome = train(*fields)
+    assert outcome.status == 0 and "resuming at step 6" in outcome.err
+    flags = [f"--config.{field}" for field in fields]
+    whole = tmp_path / "whole"
+    assert run(f"--config={tiny}", f"--workdir={whole}", *flags).status == 0
+    assert_same_run(tmp_path / "run", whole)
+
+
 # Damage
 
 

@@ -31,6 +31,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "process.prediction": PARAMETERIZATIONS,
     "process.variance": VARIANCES,
     "loss.name": losses.OBJECTIVES,
+    "loss.times": losses.TIMES,
     "loss.weighting": losses.WEIGHTINGS,
     "optimizer.decay": DECAYS,
     "sampler.name": SAMPLERS,

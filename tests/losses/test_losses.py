@@ -119,11 +119,12 @@ def test_the_simple_objective_is_simple_loss_at_the_times_drawn(compiled, rng):
         return params * x + 0.01 * time[:, None, None, None]
 
     objective = loss_function("simple", PROCESS, "v", network)
-    value = compiled(objective.loss)(0.3, x0, None, Draws(u, eps), None)
+    draws = Draws(u, eps, jnp.ones(3))
+    value = compiled(objective.loss)(0.3, x0, None, draws, None)
     expected = simple_loss(PROCESS, "v", network, 0.3, x0, jnp.array([0, 30, 99]), eps)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     aux = objective.init()
-    assert objective.update(aux, Draws(u, eps), value) == aux
+    assert objective.update(aux, draws, value) == aux
 
 
 def test_unknown_objectives_and_predictions_are_refused_at_once():

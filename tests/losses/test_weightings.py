@@ -181,7 +181,7 @@ def test_gradients_are_those_of_finite_differences(
     objective = loss_function("simple", PROCESS, "v", perceptron, weighting=weighting)
     with jax.enable_x64(True):
         params, x0, eps = (jnp.asarray(rng.normal(size=n)) for n in (15, (6, 2), (6, 2)))
-        draws = Draws(jnp.linspace(0, 0.99, 6), eps)
+        draws = Draws(jnp.linspace(0, 0.99, 6), eps, jnp.ones(6))
         loss = lambda params: objective.loss(params, x0, None, draws, None).mean()  # noqa: E731
         value, gradient = jax.jit(jax.value_and_grad(loss))(params)
         assert value.dtype == gradient.dtype == jnp.float64

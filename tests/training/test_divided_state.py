@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from diffusion_jax.checkpoints.store import CheckpointStore
-from diffusion_jax.losses import Draws, Objective, draw_uniform
+from diffusion_jax.losses import Draws, objective_of, uniform
 from diffusion_jax.models import Model
 from diffusion_jax.parallel.sharding import batch_sharding, make_mesh, put
 from diffusion_jax.training.loop import compile_steps
@@ -57,9 +57,13 @@ def new_state(mesh: Mesh) -> TrainState:
 
 
 def compiled_step(mesh: Mesh) -> Any:
-    objective = Objective(lambda: (), draw_uniform, loss, lambda aux, draws, losses: aux)
     step = make_train_step(
-        objective, OPTIMIZER, jax.random.key(1), averages=AVERAGES, mesh=mesh, accumulate=2
+        objective_of(loss, uniform()),
+        OPTIMIZER,
+        jax.random.key(1),
+        averages=AVERAGES,
+        mesh=mesh,
+        accumulate=2,
     )
     return compile_steps(step, 1, mesh, places(mesh))[1]
 

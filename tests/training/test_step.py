@@ -19,7 +19,7 @@ import pytest
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.data import from_arrays, to_model_range
 from diffusion_jax.keys import indexed
-from diffusion_jax.losses import Draws, Objective, draw_uniform, loss_function
+from diffusion_jax.losses import Draws, Objective, loss_function, objective_of, uniform
 from diffusion_jax.models import MLP, Model, as_functions
 from diffusion_jax.models.layers import Conv, ResBlock, SelfAttention, time_embedding
 from diffusion_jax.parallel.sharding import batch_sharding, fetch, make_mesh, put, replicated
@@ -55,10 +55,6 @@ def toy_loss(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
     return jnp.square(error).mean((1, 2, 3)) + (0 if labels is None else 0.1 * labels)
 
 
-def objective_of(loss: Any) -> Objective:
-    return Objective(lambda: (), draw_uniform, loss, lambda aux, draws, losses: aux)
-
-
 def new_state(optimizer: optax.GradientTransformation, params: Any = None) -> TrainState:
     params = {"w": [0.5, -1.0, 2.0], "b": 0.3} if params is None else params
     # Of one type from the start: a weakly typed scalar would compile each step twice.
@@ -78,7 +74,7 @@ def make_batch(k: int = 0, size: int = 8, shape: tuple = (2, 2, 3)) -> dict[str,
 
 def toy_step(optimizer: optax.GradientTransformation, loss: Any = toy_loss, **changes) -> TrainStep:
     settings = {"averages": {"slow": ema_decay(0.99)}, **changes}
-    return make_train_step(objective_of(loss), optimizer, jax.random.key(7), **settings)
+    return make_train_step(objective_of(loss, uniform()), optimizer, jax.random.key(7), **settings)
 
 
 assert_close = partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
@@ -214,9 +210,7 @@ def test_each_image_has_a_dropout_key_of_its_own_however_the_batch_is_split(accu
     def noise(params: Any, x0: Any, labels: Any, draws: Any, keys: Any) -> Any:
         return params * jax.vmap(jax.random.uniform)(keys)
 
-    objective = Objective(
-        lambda: jnp.zeros(64), draw_uniform, noise, lambda aux, draws, losses: losses
-    )
+    objective = objective_of(noise, uniform())._replace(update=lambda aux, draws, losses: losses)
     step = make_train_step(objective, optax.sgd(1.0), jax.random.key(7), accumulate=accumulate)
     state, _ = jit(step)(new_state(optax.sgd(1.0), 1.0), make_batch(size=64))
     key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 3)[2]
@@ -269,7 +263,8 @@ def test_an_objective_keeps_its_own_state_and_draws_from_it():
     """One that remembers its losses by step, and draws u at its count of steps."""
 
     def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> Draws:
-        return Draws(jnp.full(shape[:1], aux["steps"] / 10), jnp.zeros(shape))
+        n = shape[:1]
+        return Draws(jnp.full(n, aux["steps"] / 10), jnp.zeros(shape), jnp.ones(n))
 
     def update(aux: Any, draws: Draws, losses: Any) -> Any:
         assert losses.shape == draws.u.shape
@@ -291,6 +286,33 @@ def test_an_objective_keeps_its_own_state_and_draws_from_it():
             np.testing.assert_allclose(metrics.loss, 2 * k / 10, rtol=1e-6)
         # 8 images with losses 0, 0.2 and 0.4.
         assert_close(state.aux, {"steps": 3.0, "sum": 8 * 0.6})
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_unevenly_drawn_times_are_weighted_in_loss_gradient_and_quarters_alone(accumulate):
+    """The objective's own state gets the losses as they are."""
+    u, weight = np.array([0.1, 0.2, 0.3, 0.9] * 2), np.array([2.0, 0.5, 1.0, 0.25] * 2)
+
+    def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> Draws:
+        return Draws(jnp.float32(u), jnp.zeros(shape), jnp.float32(weight))
+
+    objective = Objective(
+        lambda: jnp.zeros(8),
+        draw,
+        lambda params, x0, labels, draws, key: params * (1 + draws.u),
+        lambda aux, draws, losses: losses,
+    )
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(objective, optimizer, jax.random.key(0), accumulate=accumulate)
+    state, metrics = jit(step)(new_state(optimizer, 3.0), make_batch())
+    slope = (weight * (1 + u)).mean()
+    assert_close(metrics.loss, np.float32(3 * slope))
+    assert_close(metrics.grad_norm, np.float32(slope))
+    assert_close(state.params, np.float32(3 - 0.1 * slope))
+    assert_close(state.aux, np.float32(3 * (1 + u)))
+    assert_close(metrics.quartile_images, np.array([5, 2, 0, 0.5], np.float32))
+    by_quarter = [2 * (2 * 1.1 + 0.5 * 1.2), 2 * 1.3, 0, 2 * 0.25 * 1.9]
+    assert_close(metrics.quartile_loss, 3 * np.array(by_quarter, np.float32))
 
 
 # ---- randomness --------------------------------------------------------------------------------------
@@ -335,7 +357,7 @@ def test_flip_draws_and_dropout_share_no_key():
     # Like the flip, these draw with the very key that they are given: one key for two of them gives
     # both the same numbers.
     def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> Draws:
-        return Draws(jax.random.uniform(key, shape[:1]), jnp.zeros(shape))
+        return Draws(jax.random.uniform(key, shape[:1]), jnp.zeros(shape), jnp.ones(shape[:1]))
 
     def loss(params: Any, x0: Any, labels: Any, draws: Draws, keys: Any) -> Any:
         assert (keys == indexed(dropout_key, jnp.arange(n))).all()
@@ -487,7 +509,7 @@ def test_held_out_loss_depends_neither_on_the_devices_nor_on_the_batches():
     for devices in (1, 4, 8):
         for batch_size in (6, 7, 250) if devices == 1 else (7, 250):  # 6 is rounded to 8, as 7 is.
             held_out = make_held_out_loss(
-                objective_of(loss), split, make_mesh(devices), key,
+                objective_of(loss, uniform()), split, make_mesh(devices), key,
                 conditional=False, num_images=1000, batch_size=batch_size,
             )  # fmt: skip
             # float32 sums of 12 terms an image, in another order.
@@ -501,7 +523,7 @@ def test_held_out_loss_is_the_mean_over_the_first_images_each_counted_once(num_i
 
     images, labels = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1) * 5, np.arange(20) % 3
     held_out = make_held_out_loss(
-        objective_of(brightness),
+        objective_of(brightness, uniform()),
         from_arrays(images, labels, ("a", "b", "c")),
         make_mesh(),
         jax.random.key(0),
