@@ -37,7 +37,15 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
     from diffusion_jax.processes.process import Grid, Point, Process
     from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
     from diffusion_jax.reporting.pictures import grid, strip
-    from diffusion_jax.samplers import Sampler, State, ancestral, image_keys, sample_loop
+    from diffusion_jax.samplers import (
+        Sampler,
+        State,
+        ancestral,
+        image_keys,
+        nearest_point,
+        sample_loop,
+        shared_structure,
+    )
     from diffusion_jax.training.optimizer import ema_decay, make_optimizer
     from diffusion_jax.training.state import TrainState, create_state
     from diffusion_jax.training.step import make_train_step
@@ -84,12 +92,14 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "make_train_step",
+    "nearest_point",
     "q_posterior",
     "q_sample",
     "random_flip",
     "respace",
     "sample_loop",
     "score_from_eps",
+    "shared_structure",
     "simple_loss",
     "strip",
     "to_model_range",
@@ -140,12 +150,14 @@ _MODULES = {
     "make_optimizer": "training.optimizer",
     "make_schedule": "processes.schedules",
     "make_train_step": "training.step",
+    "nearest_point": "samplers",
     "q_posterior": "processes.gaussian",
     "q_sample": "processes.gaussian",
     "random_flip": "data",
     "respace": "processes.schedules",
     "sample_loop": "samplers",
     "score_from_eps": "processes.gaussian",
+    "shared_structure": "samplers",
     "simple_loss": "losses",
     "strip": "reporting.pictures",
     "to_model_range": "data",

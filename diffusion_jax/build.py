@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
-from diffusion_jax.denoiser import make_denoiser
+from diffusion_jax.denoiser import Denoise, make_denoiser
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.losses import TIMES, WEIGHTINGS, Objective, Times, Weighting, loss_function
@@ -26,7 +26,15 @@ from diffusion_jax.models import MODELS, Model, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.samplers import SAMPLERS, Sampler, SampleResult, image_keys, sample_loop
+from diffusion_jax.samplers import (
+    SAMPLERS,
+    Sampler,
+    SampleResult,
+    Shared,
+    image_keys,
+    sample_loop,
+    shared_structure,
+)
 from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -94,14 +102,10 @@ class Experiment:
         progress: Callable[[int], object] | None = None,
     ) -> Callable[..., SampleResult]:
         """Returns (params, seed, indices, labels) -> SampleResult of uint8 images, to be compiled."""
-        prediction, clip = self.config.process.prediction, self.config.sampler.clip
 
         def draw(params: Any, seed: Any, indices: Array, labels: Array | None) -> SampleResult:
-            denoise = make_denoiser(
-                self.process, prediction, self.model.apply, params, labels=labels
-            )
             result = sample_loop(
-                clip_denoised(denoise) if clip else denoise,
+                self._denoiser(params, labels),
                 sampler,
                 image_keys(seed, indices),
                 self.image_shape,
@@ -111,6 +115,24 @@ class Experiment:
             return jax.tree.map(data.to_uint8, result)
 
         return draw
+
+    def draw_shared(self, sampler: Sampler, num_samples: int) -> Callable[..., Shared]:
+        """Returns (params, seed, point, indices, labels) -> Shared of uint8 images, to be compiled."""
+
+        def draw(
+            params: Any, seed: Any, point: Any, indices: Array, labels: Array | None
+        ) -> Shared:
+            keys, denoise = image_keys(seed, indices), self._denoiser(params, labels)
+            result = shared_structure(denoise, sampler, keys, self.image_shape, point, num_samples)
+            return jax.tree.map(data.to_uint8, result)
+
+        return draw
+
+    def _denoiser(self, params: Any, labels: Array | None) -> Denoise:
+        denoise = make_denoiser(
+            self.process, self.config.process.prediction, self.model.apply, params, labels=labels
+        )
+        return clip_denoised(denoise) if self.config.sampler.clip else denoise
 
     @property
     def conditional(self) -> bool:
@@ -237,6 +259,14 @@ def _check_variance(config: ConfigDict) -> None:
         )
 
 
+def _check_shared_t(config: ConfigDict) -> None:
+    times, last = config.sample.shared_t, config.process.num_timesteps - 1
+    if times is not None and (max(times) > last or len(set(times)) < len(times)):
+        raise InputError(
+            f"sample.shared_t is {times}; it must hold distinct timesteps from 0 to {last} (T - 1)"
+        )
+
+
 def _check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:
     model = config.model
     if shape[2] not in (1, 3):
@@ -280,6 +310,7 @@ def validate(config: ConfigDict) -> None:
         process.grid(config.sampler.num_steps, config.sampler.spacing)
     except InputError as error:  # It begins with an argument's name, which is the field's too.
         raise InputError(f"sampler.{error}") from error
+    _check_shared_t(config)
 
 
 def make_process(config: ConfigDict) -> Process:

@@ -55,6 +55,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     folder = workdir / "samples" / job_name(config, run.step, run.digest)
     sampler = run.sampler()
     images, drawn = _draw(run, sampler, mesh, folder)
+    shared_t = sample_pictures.draw_shared(run, sampler, mesh, folder)
     if jax.process_index() != 0:
         return 0
     labels = class_of_images(np.arange(len(images)), config.model.num_classes, config.sample.labels)
@@ -65,6 +66,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     pictures.save_png(folder / "grid.png", shown.grid())
     seconds = time.monotonic() - started
     result = _result(config, run.step, sampler.nfe, folder, len(images), drawn, seconds)
+    result["shared_t"] = shared_t
     results.write_text(folder / "job.json", json.dumps(result, indent=2) + "\n")
     path = results.add_result(workdir, "sample", result)
     print(f"{len(images)} images ({drawn} drawn now) in {folder}\nresults {path}", file=sys.stderr)

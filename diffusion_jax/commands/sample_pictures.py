@@ -1,16 +1,26 @@
 """What `--mode=sample` shows besides the images: how they came about."""
 
+import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Float64
 
+from diffusion_jax.commands.trained import TrainedRun
+from diffusion_jax.parallel import distributed
 from diffusion_jax.reporting import pictures, results
-from diffusion_jax.samplers import Sampler, moments
-from diffusion_jax.samplers.batches import PROGRESSIVE_IMAGES, Samples
+from diffusion_jax.samplers import Sampler, moments, nearest_point
+from diffusion_jax.samplers.batches import (
+    PROGRESSIVE_IMAGES,
+    Samples,
+    class_of_images,
+    make_shared_sampler,
+)
 
 FRAMES = 31  # Moments in progressive.npz; every third is a column of the pictures.
 PROGRESSIVE = ("progressive.npz", "progressive.png", "strip.png")
+SHARED_IMAGES, SHARED_SAMPLES = 4, 8
 
 
 def frame_times(sampler: Sampler) -> Float64[np.ndarray, " f"]:
@@ -39,3 +49,41 @@ def save_progressive(folder: Path, samples: Samples, times: Float64[np.ndarray, 
     for name, picture in (("strip", samples.strip()), ("progressive", samples.progressive())):
         assert picture is not None
         pictures.save_png(folder / f"{name}.png", picture)
+
+
+def draw_shared(
+    run: TrainedRun, sampler: Sampler, mesh: jax.sharding.Mesh, folder: Path
+) -> list[float] | None:
+    """Draws shared.png and shared.npz of the first images, unless the folder has them for these times.
+
+    Returns:
+      The times, descending: of the sampler's, those nearest to sample.shared_t; None if that is unset.
+    """
+    fields, num_classes = run.config.sample, run.config.model.num_classes
+    if fields.shared_t is None:
+        return None
+    points = sorted({nearest_point(sampler.grid, t) for t in fields.shared_t})
+    times = sampler.grid.time[points]
+    if distributed.first_decides("whether to draw", lambda: not _has_shared(folder, times)):
+        count = min(SHARED_IMAGES, fields.num_images)
+        draw = make_shared_sampler(
+            run.draw_shared(sampler, SHARED_SAMPLES), mesh, count, num_classes=num_classes
+        )
+        drawn = [draw(run.params, fields.seed, point, fields.labels) for point in points]
+        x_t, x0_hat, samples = (np.stack(images, axis=1) for images in zip(*drawn, strict=True))
+        if jax.process_index() == 0:
+            picture = pictures.shared(x_t, x0_hat, samples, times.tolist())
+            pictures.save_png(folder / "shared.png", picture)
+            labels = class_of_images(np.arange(count), num_classes, fields.labels)
+            arrays = {"x_t": x_t, "x0_hat": x0_hat, "samples": samples, "labels": labels}
+            results.write_npz(folder / "shared.npz", times=times, **arrays)
+    return times.tolist()
+
+
+def _has_shared(folder: Path, times: Float64[np.ndarray, " t"]) -> bool:
+    """Whether the folder has the picture of these times; the arrays are written last."""
+    try:
+        with np.load(folder / "shared.npz") as arrays:
+            return (folder / "shared.png").exists() and np.array_equal(arrays["times"], times)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return False

@@ -252,6 +252,12 @@ FIELDS = {
         "also show how the first images came about: progressive.png, .npz and strip.png",
         "always",
     ),
+    "sample.shared_t": Field(
+        None,
+        Tuple(Int(0), empty=False),
+        "also draw shared.png: several samples from one x_t at each of these timesteps; unset: none",
+        "always",
+    ),
     # ---- eval
     "eval.num_images": Field(1000, Int(1), "held-out images to measure, at most", "always"),
     "eval.batch_size": Field(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 MARGIN = 2
+LABEL, GAP = 64, 18  # Room for a text beside a row, and above one.
 SMALLEST_SIDE = 56  # Tiny images are magnified to about this many pixels, each pixel a square.
 
 
@@ -62,6 +63,53 @@ def progressive(frames_x0: UInt8[np.ndarray, "f n h w c"]) -> UInt8[np.ndarray, 
     num_frames, n = frames_x0.shape[:2]
     rows = frames_x0.swapaxes(0, 1).reshape(n * num_frames, *frames_x0.shape[2:])
     return grid(magnified(rows), columns=num_frames)
+
+
+def shared(
+    x_t: UInt8[np.ndarray, "i t h w c"],
+    x0_hat: UInt8[np.ndarray, "i t h w c"],
+    samples: UInt8[np.ndarray, "i t k h w c"],
+    times: Sequence[float],
+) -> UInt8[np.ndarray, "gh gw c"]:
+    """Shows what images have in common that come from one x_t (Ho et al., 2020, Figure 7).
+
+    A block an image, in it a row a time: x_t, the clean image predicted from it, and samples k from this x_t.
+    """
+    num_images, num_times, k = samples.shape[:3]
+
+    def block(images: UInt8[np.ndarray, "t k h w c"], left: int) -> UInt8[np.ndarray, "gh gw c"]:
+        rows = grid(magnified(images.reshape(-1, *images.shape[2:])), columns=images.shape[1])
+        return np.pad(rows, ((GAP, 0), (left, 0), (0, 0)), constant_values=255)
+
+    pairs = np.stack([x_t, x0_hat], axis=2)
+    blocks = [
+        np.concatenate([block(pairs[i], LABEL), block(samples[i], GAP)], axis=1)
+        for i in range(num_images)
+    ]
+    height, width = blocks[0].shape[:2]
+    row = (height - GAP - MARGIN) // num_times
+    column = (width - LABEL - GAP - 2 * MARGIN) // (2 + k)
+    texts = [
+        (MARGIN, i * height + GAP + r * row + row // 2, f"t = {time:.4g}")
+        for i in range(num_images)
+        for r, time in enumerate(times)
+    ]
+    for left, heading in ((0, "x_t"), (column, "x0_hat"), (2 * column + GAP, "samples")):
+        texts.append((LABEL + MARGIN + left, GAP // 2, heading))
+    return _with_texts(np.concatenate(blocks), texts)
+
+
+def _with_texts(
+    picture: UInt8[np.ndarray, "h w c"], texts: Sequence[tuple[int, int, str]]
+) -> UInt8[np.ndarray, "h w c"]:
+    """Writes each text, black, from x on and about the height y."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.fromarray(picture[:, :, 0] if picture.shape[-1] == 1 else picture)
+    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(size=13)
+    for x, y, text in texts:
+        canvas.text((x, y), text, fill=0, font=font, anchor="lm")
+    return np.asarray(image).reshape(picture.shape)
 
 
 def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:

@@ -12,6 +12,7 @@ from diffusion_jax.samplers.loop import (
     moments,
     sample_loop,
 )
+from diffusion_jax.samplers.shared import Shared, nearest_point, shared_structure
 
 # (grid, the options of its own) -> Sampler
 SAMPLERS: dict[str, Callable[..., Sampler]] = {"ancestral": ancestral}
@@ -20,10 +21,13 @@ __all__ = [
     "SAMPLERS",
     "SampleResult",
     "Sampler",
+    "Shared",
     "State",
     "ancestral",
     "first_noise",
     "image_keys",
     "moments",
+    "nearest_point",
     "sample_loop",
+    "shared_structure",
 ]

@@ -11,6 +11,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers.loop import SampleResult, moments
+from diffusion_jax.samplers.shared import Shared
 
 COLUMNS = 11  # Moments of the reverse process in a picture.
 STRIP_IMAGES = 4
@@ -96,29 +97,86 @@ def make_batch_sampler(
       num_classes: Number of classes of the model; 0 if it is unconditional.
       with_frames: Whether `draw` keeps frames.
     """
-    size = -(-batch_size // mesh.size) * mesh.size
     batched, frames = sharding.batch_sharding(mesh), sharding.batch_sharding(mesh, axis=1)
+    run = _compile(
+        draw,
+        mesh,
+        batch_size,
+        num_classes=num_classes,
+        out_axes=(0, 1, 1),
+        out_shardings=(batched, *([frames, frames] if with_frames else [None, None])),
+    )
+
+    def draw_batch(
+        params: Any, seed: int, indices: np.ndarray, labels: Sequence[int] | None = None
+    ) -> Samples:
+        (images, *frames), classes = run((params, np.uint32(seed % 2**32)), indices, labels)
+        count = len(indices)
+        frames = [None if f is None else f[:, :count] for f in frames]
+        return Samples(images[:count], *frames, None if classes is None else classes[:count])
+
+    return draw_batch
+
+
+def make_shared_sampler(
+    draw: Callable[..., Shared], mesh: jax.sharding.Mesh, num_images: int, *, num_classes: int = 0
+) -> Callable[..., Shared]:
+    """Returns (params, seed, point, labels=None) -> Shared of the first images; one program for all points.
+
+    Args:
+      draw: (params, seed, point, indices, labels) -> Shared of uint8 images, to be compiled.
+      mesh: Devices.
+      num_images: Number of images.
+      num_classes: Number of classes of the model; 0 if it is unconditional.
+    """
+    run = _compile(
+        draw,
+        mesh,
+        num_images,
+        num_classes=num_classes,
+        out_axes=(0, 0, 0),
+        out_shardings=(sharding.batch_sharding(mesh),) * 3,
+    )
+
+    def draw_shared(
+        params: Any, seed: int, point: int, labels: Sequence[int] | None = None
+    ) -> Shared:
+        whole = params, np.uint32(seed % 2**32), np.int32(point)
+        outputs, _ = run(whole, np.arange(num_images), labels)
+        return Shared(*(images[:num_images] for images in outputs))
+
+    return draw_shared
+
+
+def _compile(
+    draw: Callable[..., tuple],
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    *,
+    num_classes: int,
+    out_axes: tuple[int, ...],
+    out_shardings: Any,
+) -> Callable[..., tuple[Any, np.ndarray | None]]:
+    """Returns (whole, indices, labels) -> outputs for padded indices, as NumPy arrays, and their classes."""
+    size = -(-batch_size // mesh.size) * mesh.size
 
     def draw_rows(whole: tuple, indices: Any, labels: Any) -> tuple:
         return tuple(draw(*whole, indices, labels))
 
     compiled = jax.jit(
-        sharding.over_batch(draw_rows, mesh, out_axes=(0, 1, 1)),
-        out_shardings=(batched, *([frames, frames] if with_frames else [None, None])),
+        sharding.over_batch(draw_rows, mesh, out_axes=out_axes), out_shardings=out_shardings
     )
+    batched = sharding.batch_sharding(mesh)
     rows = sharding.local_rows(batched, size)
 
-    def draw_batch(
-        params: Any, seed: int, indices: np.ndarray, labels: Sequence[int] | None = None
-    ) -> Samples:
-        count = len(indices)
-        if count > batch_size:
-            raise InputError(f"{count} indices, but the sampler is made for {batch_size} at a time")
+    def run(whole: tuple, indices: np.ndarray, labels: Sequence[int] | None) -> tuple:
+        if len(indices) > batch_size:
+            raise InputError(
+                f"{len(indices)} indices, but the sampler is made for {batch_size} at a time"
+            )
         padded = np.resize(np.asarray(indices, np.int32), size)
         classes = class_of_images(padded, num_classes, labels)
         inputs = sharding.put(batched, jax.tree.map(lambda x: x[rows], (padded, classes)))
-        images, *frames = sharding.fetch(compiled((params, np.uint32(seed % 2**32)), *inputs))
-        frames = [None if f is None else f[:, :count] for f in frames]
-        return Samples(images[:count], *frames, None if classes is None else classes[:count])
+        return sharding.fetch(compiled(whole, *inputs)), classes
 
-    return draw_batch
+    return run

@@ -1,4 +1,4 @@
-"""The loop that all samplers share: one `lax.scan` along a grid, from noise to images.
+"""The loop that all samplers share: one loop along a grid, from noise to images.
 
 Every random number of image i comes from the key of image i, so that an image depends neither on its batch nor
 on the number of devices. Its first noise x_T has a stream of its own, and the noise of a step is keyed by the
@@ -19,7 +19,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.keys import image_normal, indexed, stream
 from diffusion_jax.processes.process import Grid
 
-FIRST, OF_A_STEP = 0, 1  # Streams of an image's key.
+FIRST, OF_A_STEP, CONTINUED = 0, 1, 2  # Streams of an image's key.
 
 
 class State(NamedTuple):
@@ -62,7 +62,8 @@ class SampleResult(NamedTuple):
     """Samples and, where asked for, how they came about.
 
     Attributes:
-      images: The samples; pixels are in [-1, 1] as far as the denoiser clips.
+      images: The samples; pixels are in [-1, 1] as far as the denoiser clips. If the run stops before the data,
+        x_t there.
       frames_x_t: x_t at num_frames moments, the first x_T and the last the images; None if
         num_frames is 0.
       frames_x0: The clean image predicted from each of those; the last is the images.
@@ -89,6 +90,11 @@ def step_keys(keys: Key[Array, " b"], time: Float[Array, ""]) -> Key[Array, " b"
     return _fold_in(_fold_in(keys, OF_A_STEP), bits)
 
 
+def continuation_keys(keys: Key[Array, " b"], k: int | Int[Array, ""]) -> Key[Array, " b"]:
+    """Returns, in place of each image's key, that of its k-th continuation: other noise in every step."""
+    return _fold_in(_fold_in(keys, CONTINUED), k)
+
+
 def moments(num_steps: int, num_frames: int) -> Int64[np.ndarray, " f"]:
     """Returns the numbers of steps done at each of `num_frames` moments: evenly spaced from 0 to `num_steps`."""
     return np.rint(np.linspace(0, num_steps, num_frames)).astype(np.int64)
@@ -105,12 +111,16 @@ def sample_loop(
     shape: tuple[int, ...],
     *,
     x_init: Float[Array, " b *dims"] | None = None,
-    start: int = 0,
+    start: int | Int[Array, ""] = 0,
+    stop: int | Int[Array, ""] | None = None,
     num_frames: int = 0,
     progress: Callable[[int], object] | None = None,
     progress_every: int | None = None,
 ) -> SampleResult:
     """Draws one image for each key. To be called inside the caller's `jit`.
+
+    A run to point i, and one from its images at point i on with the same keys, are together the whole run. If
+    `start` and `stop` are arguments of the program, one program does all three, and they agree bit for bit.
 
     Args:
       denoise: (x_t, point) -> Prediction.
@@ -118,62 +128,83 @@ def sample_loop(
       keys: One key an image, as from `image_keys`.
       shape: Shape of one image, (H, W, C).
       x_init: Images at point `start` of the grid; by default noise of the grid's prior.
-      start: Index of the first step, in {0, ..., num_steps}: the tail of a full run, whose memory is fresh.
+      start: Index of the first step, in {0, ..., num_steps}: the tail of a full run, whose memory is fresh. A
+        traced integer is not checked; neither is one of `stop`.
+      stop: Index of the point to stop at, in {start, ..., num_steps}; None: num_steps, the data.
       num_frames: Number of moments to keep of each image, evenly spaced in steps, the first and the
-        last included (1: only the last). Memory is for these frames alone.
+        last included (1: only the last). Memory is for these frames alone. Such a run goes to the data, from
+        a start that is not traced.
       progress: Host function, called with the number of steps done (inside `jax.shard_map`, by each
         device). A program that calls the host is not kept in JAX's persistent compilation cache.
-      progress_every: Steps between two calls; by default a hundredth of all. The last step is
+      progress_every: Steps between two calls; by default a hundredth of the grid's. The last step is
         always reported.
 
     Raises:
-      InputError: start or num_frames out of range, or start > 0 without x_init.
+      InputError: start, stop or num_frames out of range, frames of a run that has none, or start > 0 without
+        x_init.
     """
-    num_steps = _check(sampler.grid.num_steps, start, num_frames, x_init)
+    grid_steps = sampler.grid.num_steps
+    stop = grid_steps if stop is None else stop
+    _check(grid_steps, start, stop, num_frames, x_init)
     if x_init is None:
         x_init = sampler.grid.prior_std * first_noise(keys, shape)
-    every = progress_every or max(1, num_steps // 100)
+    every = progress_every or max(1, grid_steps // 100)
     # Until a frame's moment has come, each step writes to its slot: the last write stays, no branch
     # is needed.
-    slots = np.searchsorted(moments(num_steps, num_frames), np.arange(num_steps))
+    slots = None
+    if num_frames:
+        done = int(stop - start)
+        slots = jnp.asarray(np.searchsorted(moments(done, num_frames), np.arange(done + 1)))
     times = jnp.asarray(sampler.grid.time, jnp.float32)
 
-    def body(carry: tuple[State, Array | None], xs: tuple[Array, Array]) -> tuple[tuple, None]:
-        (state, frames), (i, slot) = carry, xs
+    def body(i: Array, carry: tuple[State, Array | None]) -> tuple[State, Array | None]:
+        state, frames = carry
         x_t = state.x
         state = sampler.step(denoise, state, jnp.full(keys.shape, i), step_keys(keys, times[i]))
-        if frames is not None:
-            frames = frames.at[slot].set(jnp.stack([x_t, state.x0_hat]))
+        if frames is not None and slots is not None:
+            frames = frames.at[slots[i - start]].set(jnp.stack([x_t, state.x0_hat]))
         if progress is not None:
-            _report(progress, i - start + 1, every, num_steps)
-        return (state, frames), None
+            _report(progress, i - start + 1, every, stop - start)
+        return state, frames
 
     state = sampler.init(x_init)
     frames = jnp.stack([jnp.stack([x_init, x_init])] * num_frames) if num_frames else None
-    steps = start + jnp.arange(num_steps)
-    (state, frames), _ = jax.lax.scan(body, (state, frames), (steps, jnp.asarray(slots)))
+    state, frames = jax.lax.fori_loop(start, stop, body, (state, frames))
     if frames is None:
         return SampleResult(state.x, None, None)
     frames = frames.at[-1].set(jnp.stack([state.x, state.x]))
     return SampleResult(state.x, frames[:, 0], frames[:, 1])
 
 
-def _check(grid_steps: int, start: int, num_frames: int, x_init: Array | None) -> int:
-    """Returns the number of steps that are left from `start` on."""
-    if not 0 <= start <= grid_steps:
+def _check(
+    grid_steps: int,
+    start: int | Array,
+    stop: int | Array,
+    num_frames: int,
+    x_init: Array | None,
+) -> None:
+    traced = isinstance(start, jax.Array) or isinstance(stop, jax.Array)
+    if not traced and not 0 <= start <= grid_steps:
         raise InputError(f"start is {start}; it must be from 0 to {grid_steps}, the steps")
-    if start > 0 and x_init is None:
+    if not traced and not start <= stop <= grid_steps:
+        raise InputError(f"stop is {stop}; it must be from {start}, the start, to {grid_steps}")
+    if x_init is None and (isinstance(start, jax.Array) or start > 0):
         raise InputError(f"start is {start}, but x_init, the images at that point, is missing")
-    num_steps = grid_steps - start
-    if not 0 <= num_frames <= num_steps + 1:
+    if num_frames == 0:
+        return
+    if traced or stop < grid_steps:
         raise InputError(
-            f"num_frames is {num_frames}; it must be from 0 to {num_steps + 1}, the steps and one"
+            f"num_frames is {num_frames}; only a run to the data, from a start that is not traced, has frames"
         )
-    return num_steps
+    most = grid_steps - start + 1
+    if not 0 <= num_frames <= most:
+        raise InputError(
+            f"num_frames is {num_frames}; it must be from 0 to {most}, the steps and one"
+        )
 
 
 def _report(
-    progress: Callable[[int], object], done: Int[Array, ""], every: int, num_steps: int
+    progress: Callable[[int], object], done: Int[Array, ""], every: int, num_steps: int | Array
 ) -> None:
     """Calls progress(done) on the host at every `every`-th step and at the last."""
 

@@ -420,6 +420,57 @@ def test_a_job_killed_before_its_progressive_pictures_makes_them_and_the_same_im
     assert result["drawn_this_start"] == 0
 
 
+SHARED = ("sample.shared_t=0,19,7", "sample.num_images=5")
+
+
+def test_shared_structure_is_pictured_at_the_samplers_nearest_times(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    result, folder = sample(conditional, *SHARED, "mesh.data=2")
+    assert result["shared_t"] == [19, 7, 0]
+    with np.load(folder / "shared.npz") as arrays:
+        x_t, x0_hat, samples = (arrays[name].astype(int) for name in ("x_t", "x0_hat", "samples"))
+        assert arrays["times"].tolist() == [19, 7, 0] and arrays["labels"].tolist() == [0, 1, 2, 3]
+    assert x_t.shape == x0_hat.shape == (4, 3, 8, 8, 1) and samples.shape == (4, 3, 8, 8, 8, 1)
+    own = images(folder)[:4].astype(int)
+    # Without noise in the last step all samples are the image itself; rounding may move a pixel by one.
+    for k in range(8):
+        np.testing.assert_allclose(samples[:, 2, k], own, atol=1)
+    np.testing.assert_allclose(x0_hat[:, 2], own, atol=1)
+    spread = samples.std(axis=2).mean(axis=(0, 2, 3, 4))
+    assert spread[0] > spread[1] > 5 > 1 > spread[2]
+    side = 8 * 7 + 2
+    picture = pixels(folder / "shared.png")
+    assert picture.shape == (4 * (3 * side + 20), 64 + 10 * side + 22)
+    few, other = sample(conditional, *SHARED, "sampler.num_steps=4", "sampler.variance=fixed_small")
+    assert few["shared_t"] == [19, 6, 0] and other != folder
+
+
+def test_a_shared_picture_is_drawn_once_for_its_times_and_is_no_part_of_the_job(
+    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    def written() -> list[int]:
+        return [(folder / f"shared.{kind}").stat().st_mtime_ns for kind in ("png", "npz")]
+
+    before, folder = sample(conditional, "sample.num_images=5")
+    assert before["shared_t"] is None and not list(folder.glob("shared.*"))
+    result, same = sample(conditional, *SHARED)
+    assert same == folder and result["drawn_this_start"] == 0
+    first = written()
+    sample(conditional, *SHARED)
+    assert written() == first
+    (folder / "shared.png").unlink()  # As a command that was killed leaves it.
+    sample(conditional, *SHARED)
+    second = written()
+    assert second > first
+    (folder / "shared.npz").write_bytes(b"damaged")
+    sample(conditional, *SHARED)
+    third = written()
+    assert third > second
+    result, _ = sample(conditional, "sample.shared_t=3", "sample.num_images=5")
+    assert result["shared_t"] == [3] and written() > third
+
+
 # Choices
 
 

@@ -58,6 +58,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "sample.seed": SEED,
     "sample.labels": ([], [(), (-1,), (1.5,), ("cat",)]),
     "sample.step": COUNT_OR_NONE,
+    "sample.shared_t": ([(0,), (999, 0, 12)], [(), (-1,), (1.5,), ("cat",)]),
     "eval.num_images": COUNT,
     "eval.batch_size": COUNT,
     "mesh.data": ([-1, 1], [-2]),

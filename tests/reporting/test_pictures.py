@@ -12,6 +12,7 @@ from diffusion_jax.reporting.pictures import (
     progressive,
     save_loss_curve,
     save_png,
+    shared,
     strip,
 )
 
@@ -74,6 +75,26 @@ def test_progressive_generation_is_a_row_an_image_and_a_column_a_moment():
     picture = progressive(frames)
     assert picture.shape == (2 + 2 * 66, 2 + 3 * 66, 3)
     assert picture[2 + 32 :: 66, 2 + 32 :: 66, 0].tolist() == [[0, 1, 2], [10, 11, 12]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_shared_picture_is_a_block_an_image_and_a_row_a_time_with_its_label(channels):
+    def value(i: int, t: int, column: int) -> int:
+        return 100 + 40 * i + 10 * t + column
+
+    shape = (2, 3, 6, 64, 64, channels)  # Two images at three times: x_t, x0_hat and four samples.
+    images = np.zeros(shape, np.uint8)
+    for index in np.ndindex(shape[:3]):
+        images[index] = value(*index)
+    picture = shared(images[:, :, 0], images[:, :, 1], images[:, :, 2:], [999.0, 12.3456, 0.0])
+    block = 18 + 3 * 66 + 2
+    assert picture.shape == (2 * block, 64 + 2 * 66 + 2 + 18 + 4 * 66 + 2, channels)
+    for i, t, column in np.ndindex(shape[:3]):
+        top, left = i * block + 20 + 66 * t, 66 + 66 * column + 20 * (column > 1)
+        assert (picture[top : top + 64, left : left + 64] == value(i, t, column)).all()
+        assert (picture[top + 16 : top + 48, :64] < 100).any()  # The label, beside the middle.
+        assert (picture[top + 64 : top + 66] == 255).all()
+    assert (picture[:18] < 100).any() and (picture[block : block + 18] == 255).all()
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])

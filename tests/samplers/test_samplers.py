@@ -354,15 +354,44 @@ def test_starting_later_from_the_image_of_that_point_gives_the_tail_of_the_full_
     np.testing.assert_allclose(tail.frames_x_t, full.frames_x_t[start:], atol=1e-5)
 
 
+def test_a_run_to_a_point_and_one_from_there_on_are_the_whole_run_bit_for_bit():
+    keys = image_keys(5, jnp.arange(3))
+
+    @jax.jit
+    def run(x, start, stop):
+        return sample_loop(
+            denoiser(), SAMPLER, keys, SHAPE, x_init=x, start=start, stop=stop
+        ).images
+
+    first = first_noise(keys, SHAPE)
+    whole = run(first, 0, 30)
+    for point in (0, 1, 11, 29, 30):
+        np.testing.assert_array_equal(run(run(first, 0, point), point, 30), whole)
+    # The same steps in a program of fixed length, and in one that makes the noise itself: rounding.
+    fixed = jax.jit(lambda k: sample_loop(denoiser(), SAMPLER, k, SHAPE, stop=11).images)
+    np.testing.assert_allclose(fixed(keys), run(first, 0, 11), atol=1e-5)
+    path = draw_all_frames(keys).frames_x_t
+    np.testing.assert_allclose(fixed(keys), path[11], atol=1e-5)
+
+
+@jax.jit
+def draw_all_frames(keys: jax.Array) -> SampleResult:
+    return sample_loop(denoiser(), SAMPLER, keys, SHAPE, num_frames=31)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"start": 31, "x_init": jnp.ones((1, *SHAPE))}, "start is 31; .*from 0 to 30"),
         ({"start": 3}, "start is 3, but x_init"),
+        ({"stop": 31}, "stop is 31; .*from 0, the start, to 30"),
+        ({"start": 3, "stop": 2, "x_init": jnp.ones((1, *SHAPE))}, "stop is 2; .*from 3"),
+        ({"stop": 29, "num_frames": 2}, "num_frames is 2; only a run to the data"),
+        ({"stop": jnp.asarray(30), "num_frames": 2}, "num_frames is 2; only a run to the data"),
         ({"start": 3, "x_init": jnp.ones((1, *SHAPE)), "num_frames": 29}, "from 0 to 28"),
     ],
 )
-def test_a_wrong_start_is_one_clear_line(options, message):
+def test_a_wrong_start_or_stop_is_one_clear_line(options, message):
     with pytest.raises(InputError, match=message):
         sample_loop(denoiser(), SAMPLER, image_keys(0, jnp.arange(1)), SHAPE, **options)
 
