@@ -80,15 +80,22 @@ def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: 
             assert row[name] == pytest.approx(expected[name], rel=1e-5)
 
 
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return {name: values.astype(float) for name, values in arrays.items()}
+
+
 def test_image_i_is_the_same_whichever_process_draws_it(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     outcome = run(f"--config={write_config(tmp_path)}", f"--workdir={workdir}")
     assert outcome.status == 0
     flags = (f"--workdir={workdir}", "--mode=sample", "--config.sample.num_images=10")
     flags = (*flags, "--config.sample.batch_size=8")  # Both batches of 8, the second padded.
+    flags = (*flags, "--config.sample.shared_t=12,4", "--config.sample.progressive=true")
     assert run(*flags).status == 0
     (folder,) = (workdir / "samples").glob("step*")
     alone = [load_png(folder / "png" / f"{i:06}.png").astype(int) for i in range(10)]
+    arrays = {name: load_arrays(folder / name) for name in ("shared.npz", "progressive.npz")}
     shutil.rmtree(folder)
     outcomes = finish_all(pair(*flags, prologue=IN_TURN))
     assert [o.status for o in outcomes] == [0, 0], outcomes
@@ -97,6 +104,11 @@ def test_image_i_is_the_same_whichever_process_draws_it(tmp_path: Path) -> None:
         np.testing.assert_allclose(load_png(folder / "png" / f"{i:06}.png"), image, atol=1)
         # Far from any other image, so that the order counts.
         assert all(abs(image - other).max() > 20 for other in alone[:i])
+    for name, expected in arrays.items():
+        drawn = load_arrays(folder / name)
+        assert drawn.keys() == expected.keys() and (folder / name).with_suffix(".png").exists()
+        for key, values in drawn.items():
+            np.testing.assert_allclose(values, expected[key], atol=1)
 
 
 def test_sigterm_to_one_process_stops_both_after_a_checkpoint(tmp_path: Path) -> None:

@@ -101,8 +101,8 @@ def test_x_t_is_that_of_the_images_own_run():
 
 
 def test_a_time_has_the_nearest_point_that_a_step_begins_at():
-    grid = PROCESS.grid(None, (0, 7, 20, 30))  # Points 3, 2, 1, 0; the data is point 4.
-    found = [nearest_point(grid, t) for t in (0, 3, 4, 13, 25, 26, 399)]
+    grid = PROCESS.grid(None, (4, 7, 20, 30))  # Points 3, 2, 1, 0; the data, at -1, is point 4.
+    found = [nearest_point(grid, t) for t in (0, 4, 6, 13, 25, 26, 399)]
     assert found == [3, 3, 2, 2, 0, 0, 0]
 
 
