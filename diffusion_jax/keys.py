@@ -4,6 +4,7 @@ import math
 import zlib
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 
@@ -15,6 +16,12 @@ def stream(seed: int | Array, name: str) -> Key[Array, ""]:
 def indexed(key: Key[Array, ""], indices: Int[Array, " b"]) -> Key[Array, " b"]:
     """Returns a key for each index: fold_in(key, i)."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+def at_time(keys: Key[Array, " b"], time: Float[Array, " b"]) -> Key[Array, " b"]:
+    """Returns a key for each key and the time that goes with it, by the bits of the time as a float32."""
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(time, jnp.float32), jnp.uint32)
+    return jax.vmap(jax.random.fold_in)(keys, bits)
 
 
 def standard_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:

@@ -113,7 +113,7 @@ def test_a_sampler_that_takes_no_variance_is_not_warned_of(monkeypatch: pytest.M
 def test_a_network_of_learned_variances_has_twice_the_channels_and_a_sampler_that_uses_them() -> (
     None
 ):
-    exp = experiment(("process.variance", "learned"))
+    exp = experiment(("process.variance", "learned"), ("loss.name", "hybrid"))
     params = exp.model.init(jax.random.key(0))
     x = jnp.zeros((3, 2, 2, 1))
     assert exp.model.apply(params, x, jnp.zeros(3)).shape == (3, 2, 2, 2)
@@ -124,3 +124,36 @@ def test_a_network_of_learned_variances_has_twice_the_channels_and_a_sampler_tha
 def test_learned_variances_are_refused_for_a_network_that_was_trained_without() -> None:
     with pytest.raises(InputError, match="^sampler.variance is 'learned', but .* 'fixed_large'$"):
         experiment(("sampler.variance", "learned"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"process.variance": "learned"},
+            "process.variance is 'learned', but the loss 'simple' does not train",
+        ),
+        (
+            {"loss.name": "hybrid"},
+            "loss.name is 'hybrid', but process.variance is 'fixed_large'; it must be l",
+        ),
+        (
+            {"loss.vlb_weight": "1"},
+            "loss.vlb_weight is 1.0, but the loss 'simple' has none; leave it unset",
+        ),
+        (
+            {"loss.name": "vlb", "loss.weighting": "p2"},
+            "loss.weighting is 'p2', but the loss 'vlb' has none; leave it unset",
+        ),
+        ({"eval.variance": "learned"}, "eval.variance is 'learned', but the model has no channels"),
+        (
+            {"eval.num_steps": "1001"},
+            "eval.num_steps is 1001; it must be an integer from 1 to 1000",
+        ),
+        ({"eval.num_terms": "1"}, "eval.num_terms is 1; it must be an integer from 2 to 1000"),
+        ({"eval.num_steps": "8", "eval.num_terms": "9"}, "eval.num_terms is 9; .* from 2 to 8"),
+    ],
+)
+def test_what_loss_variance_and_bound_do_not_fit_is_refused(fields: dict, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        experiment(*fields.items())

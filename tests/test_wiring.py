@@ -20,7 +20,17 @@ from diffusion_jax.config import FIELDS, default_config, group_of, override
 from diffusion_jax.data import to_uint8
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.guidance import clip_denoised
-from diffusion_jax.losses import OBJECTIVES, Draws, Objective, Times, Weighting, simple, uniform
+from diffusion_jax.losses import (
+    OBJECTIVES,
+    Draws,
+    Objective,
+    Times,
+    Weighting,
+    hybrid,
+    simple,
+    uniform,
+    vlb,
+)
 from diffusion_jax.losses.times import importance
 from diffusion_jax.losses.weightings import min_snr, p2, sigmoid
 from diffusion_jax.models import MLP, Model, UNet, as_functions
@@ -220,6 +230,9 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
     }
 
 
+WITH_VARIANCES = {"loss.vlb_weight"}  # Only in networks that have them: see the test below.
+
+
 @pytest.fixture(scope="module")
 def usual() -> dict[str, Any]:
     return by_hand()
@@ -228,13 +241,52 @@ def usual() -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:in .* steps the variance fixed_large")
 @pytest.mark.parametrize(
     "name",
-    [name for name in FIELDS if group_of(name) in ("process", "loss", "optimizer", "sampler")],
+    [
+        name
+        for name in FIELDS
+        if group_of(name) in ("process", "loss", "optimizer", "sampler")
+        and name not in WITH_VARIANCES
+    ],
 )
 def test_a_field_changes_what_it_should_as_its_argument_does(name: str, usual: dict) -> None:
     text, argument, seen = CASES[name]
     expected, (needs, default) = by_hand(**argument), NEEDS.get(name, ({}, {}))
     assert differing(expected, by_hand(**default) if default else usual) == seen
     chex.assert_trees_all_equal(built(config_with(BASE | needs | {name: text})), expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "by_hand"),
+    [
+        ({"loss.name": "vlb"}, lambda *parts: vlb(*parts, variance="fixed_large")),
+        (
+            {"loss.name": "vlb", "process.variance": "fixed_small", "loss.times": "stratified"},
+            lambda *parts: vlb(*parts, variance="fixed_small"),
+        ),
+        (
+            {"loss.name": "vlb", "process.variance": "learned"},
+            lambda *parts: vlb(*parts, variance="learned"),
+        ),
+        (
+            {"loss.name": "hybrid", "process.variance": "learned", "loss.vlb_weight": "0.5"},
+            lambda *parts: hybrid(*parts, vlb_weight=0.5),
+        ),
+        (
+            {"loss.name": "hybrid", "process.variance": "learned", "loss.weighting": "min_snr"},
+            lambda *parts: hybrid(*parts, weighting=min_snr()),
+        ),
+    ],
+)
+def test_variance_and_weight_reach_the_variational_losses(fields: dict, by_hand: Any) -> None:
+    exp = build.build(config_with(BASE | fields), SHAPE, 0)
+    params = exp.model.init(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    x0, eps = jax.random.normal(jax.random.key(2), (2, 8, *SHAPE))
+    drawn = Draws((jnp.arange(8) + 0.5) / 8, eps, jnp.ones(8))
+    expected = by_hand(exp.process, "eps", exp.model.apply).loss(params, x0, None, drawn, None)
+    got = exp.objective().loss(params, x0, None, drawn, None)
+    np.testing.assert_array_equal(got, expected)
+    assert np.isfinite(expected).all() and len(np.unique(expected)) == 8
 
 
 def test_the_samplers_variance_counts_before_the_processs() -> None:

@@ -36,6 +36,30 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> Config
     return config
 
 
+def check_trained(config: ConfigDict, trained: ConfigDict, what: str) -> None:
+    """Refuses to call something by a config that it was not trained with.
+
+    Args:
+      config: What the run's config.json says, or a file that the command line names.
+      trained: What the parameters were trained with.
+      what: Names the parameters.
+
+    Raises:
+      InputError: The two have other processes or predictions.
+    """
+    ours, theirs = dict(config_lib.fields(config)), dict(config_lib.fields(trained))
+    names = [
+        name
+        for name in config_lib.differing(config, trained)
+        if config_lib.group_of(name) == "process" and name != "process.variance"
+    ]
+    if names:
+        differences = "; ".join(f"{n} is {theirs[n]!r}, not {ours[n]!r}" for n in names)
+        raise InputError(
+            f"{what} was trained with another process than the config says: {differences}"
+        )
+
+
 def passed_over(
     file: ConfigDict, config: ConfigDict, assignments: Sequence[tuple[str, str]]
 ) -> str | None:

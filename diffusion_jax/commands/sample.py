@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import build
 from diffusion_jax import config as config_lib
 from diffusion_jax.commands import sample_pictures
+from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.trained import TrainedRun, load_run
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures, results
@@ -42,7 +43,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
       RunError: No sound checkpoint; disk full.
     """
     started = time.monotonic()
-    build.check_writable(workdir)
+    check_writable(workdir)
     mesh = sharding.make_mesh(config.mesh.data)
     run = load_run(
         workdir,

@@ -18,6 +18,7 @@ from diffusion_jax import build, data
 from diffusion_jax import config as config_lib
 from diffusion_jax.build import AVERAGE, Experiment
 from diffusion_jax.checkpoints.store import CheckpointStore
+from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.signals import EXIT_STOPPED, StopSignals
 from diffusion_jax.commands.train_report import write_report
 from diffusion_jax.errors import InputError, RunError
@@ -74,7 +75,7 @@ def train(
     micro_batch, rest = divmod(fields.batch_size, fields.accumulate)
     mesh = sharding.make_mesh(config.mesh.data, 1 if rest else micro_batch)
     _check_batch_size(config, mesh.size)
-    build.check_writable(workdir)
+    check_writable(workdir)
     store = CheckpointStore(
         workdir / "checkpoints", keep_last=fields.keep_last, keep_every=fields.keep_every
     )

@@ -24,11 +24,13 @@ class TrainedRun(Experiment):
       params: The parameters, averaged or not.
       step: Number of steps that they were trained for.
       digest: Names the checkpoint's contents.
+      trained: The config that they were trained with, with its own `sampler`, `sample`, `eval` and `mesh`.
     """
 
     params: Any
     step: int
     digest: str
+    trained: ConfigDict
 
 
 def load_run(
@@ -60,6 +62,7 @@ def load_run(
             raise InputError(f"no checkpoint in {store.directory}")
         # Not the workdir's config: that may have changed since.
         trained = config_lib.from_dict(meta["config"])
+        of_training = ConfigDict(trained)
         if config is not None:
             for name in filter(config_lib.is_settable, config_lib.FIELDS):
                 group, leaf = config_lib.locate(trained, name)
@@ -85,4 +88,5 @@ def load_run(
         params=checkpoint.parts[part],
         step=checkpoint.step,
         digest=checkpoint.digest,
+        trained=of_training,
     )

@@ -63,7 +63,7 @@ GROUPS = {
     "train": "length of the training, its batches, and what happens besides",
     "sampler": "how noise becomes images",
     "sample": "what --mode=sample draws",
-    "eval": "the held-out loss",
+    "eval": "the held-out loss, and what --mode=evaluate measures",
     "mesh": "how the work is spread over devices",
 }
 
@@ -153,7 +153,12 @@ FIELDS = {
         "resume",  # If fixed, L_simple does not depend on it; see `compare.deciding`.
     ),
     # ---- loss
-    "loss.name": Field("simple", Choice(("simple",)), "loss; simple: mean square error, Eq. 14"),
+    "loss.name": Field(
+        "simple",
+        Choice(("simple", "vlb", "hybrid")),
+        "loss; simple: mean square error, Eq. 14; vlb: the variational bound; hybrid: simple, and vlb for the variance",
+    ),
+    "loss.vlb_weight": Field(0.001, Float(0), "hybrid: how much vlb counts, in bits/dim"),
     "loss.times": Field(
         "uniform",
         Choice(("uniform", "stratified", "importance")),
@@ -259,9 +264,54 @@ FIELDS = {
         "always",
     ),
     # ---- eval
-    "eval.num_images": Field(1000, Int(1), "held-out images to measure, at most", "always"),
+    "eval.num_images": Field(1000, Int(1), "images to measure, at most", "always"),
     "eval.batch_size": Field(
         250, Int(1), "images measured together; no result depends on it", "always"
+    ),
+    "eval.split": Field(
+        "test", Choice(("test", "train")), "images that --mode=evaluate measures", "always"
+    ),
+    "eval.metrics": Field(
+        ("bpd",),
+        Tuple(Choice(("bpd",)), empty=False),
+        "what --mode=evaluate measures; bpd: bits/dim by the variational bound",
+        "always",
+    ),
+    "eval.seed": Field(
+        0, SEEDS, "of the noise; that of image i depends on this seed and i alone", "always"
+    ),
+    "eval.ema": Field(True, Bool(), "measure the averaged weights", "always"),
+    "eval.step": Field(None, Int(0), "step of the checkpoint; unset: the newest", "always"),
+    "eval.num_steps": Field(
+        None,
+        Int(1),
+        "bound: steps of the chain, at most process.num_timesteps; unset: all, or as many as spacing lists",
+        "always",
+    ),
+    "eval.spacing": Field(
+        "uniform",
+        Either(
+            Choice(("uniform", "leading", "trailing", "quadratic", "logsnr")),
+            Tuple(Int(0), empty=False),
+        ),
+        "bound: times of these steps: a rule, or timesteps, with T - 1 among them",
+        "always",
+    ),
+    "eval.num_terms": Field(
+        None,
+        Int(1),
+        "bound: terms of each image, drawn evenly from the steps, L_0 always among them; unset: all",
+        "always",
+    ),
+    "eval.variance": Field(
+        None,
+        Choice(("fixed_large", "fixed_small", "learned")),
+        "bound: variance of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
+        "always",
+    ),
+    "eval.clip": Field(True, Bool(), "bound: limit each prediction of x_0 to [-1, 1]", "always"),
+    "eval.approximate_cdf": Field(
+        False, Bool(), "bound: the decoder's tanh approximation of older codes", "always"
     ),
     # ---- mesh
     "mesh.data": Field(

@@ -8,6 +8,7 @@ from diffusion_jax.errors import InputError, choose
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.simple import simple, simple_loss
 from diffusion_jax.losses.times import TIMES, Times, objective_of, uniform
+from diffusion_jax.losses.variational import hybrid, vlb
 from diffusion_jax.losses.weightings import WEIGHTINGS, Weighting
 from diffusion_jax.processes.process import Process
 
@@ -19,15 +20,17 @@ __all__ = [
     "Objective",
     "Times",
     "Weighting",
+    "hybrid",
     "loss_function",
     "objective_of",
     "simple",
     "simple_loss",
     "uniform",
+    "vlb",
 ]
 
 # (process, prediction, network, those options of `loss_function` that it has) -> Objective
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"simple": simple}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"simple": simple, "vlb": vlb, "hybrid": hybrid}
 
 
 def loss_function(
@@ -38,6 +41,8 @@ def loss_function(
     *,
     weighting: Weighting | None = None,
     times: Times | None = None,
+    variance: str | None = None,
+    vlb_weight: float | None = None,
 ) -> Objective:
     """Returns the objective of that name.
 
@@ -48,13 +53,20 @@ def loss_function(
       network: (params, x_t, time, labels, dropout_keys) -> output.
       weighting: Weight of each noise level, such as `WEIGHTINGS["min_snr"]()`; None: the objective's own.
       times: How times are drawn, such as `TIMES["stratified"]()`; None: independently of one another.
+      variance: vlb, hybrid: a key of `VARIANCES`; None: the objective's default.
+      vlb_weight: hybrid: how much L_vlb counts; None: 0.001.
 
     Raises:
       InputError: Unknown name or prediction; an option that the objective does not have.
     """
     parameterization(prediction, process)
     make = choose("loss", name, OBJECTIVES)
-    options = {"weighting": weighting, "times": times}
+    options = {
+        "weighting": weighting,
+        "times": times,
+        "variance": variance,
+        "vlb_weight": vlb_weight,
+    }
     given = {option: value for option, value in options.items() if value is not None}
     for option in given.keys() - inspect.signature(make).parameters.keys():
         raise InputError(f"the loss {name!r} takes no {option}; leave it unset")

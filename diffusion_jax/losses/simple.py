@@ -5,12 +5,12 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Real
 
-from diffusion_jax.denoiser import Network, parameterization, split_output
+from diffusion_jax.denoiser import Network, Parameterization, parameterization, split_output
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.times import Times, objective_of, uniform
 from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.processes.gaussian import q_sample
-from diffusion_jax.processes.process import Process
+from diffusion_jax.processes.process import Point, Process
 
 
 def simple_loss(
@@ -53,7 +53,17 @@ def simple_loss(
     x_t = q_sample(point, x0, eps)
     output, _ = split_output(network(params, x_t, point.time, labels, dropout_keys), x_t)
     error = meaning.target(point, x_t, x0, eps) - output
-    losses = jnp.mean(jnp.square(error), axis=tuple(range(1, x0.ndim)))
+    return squared_error(meaning, point, error, weighting)
+
+
+def squared_error(
+    meaning: Parameterization,
+    point: Point,
+    error: Float[Array, " b *dims"],
+    weighting: Weighting | None,
+) -> Float[Array, " b"]:
+    """Returns each image's mean squared error of the output, or, with a weighting, the weighted one of eps."""
+    losses = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
     if weighting is None:
         return losses
     return weighting(point) * jnp.square(meaning.eps_error(point)) * losses

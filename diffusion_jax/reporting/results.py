@@ -33,15 +33,41 @@ def add_result(workdir: Path, mode: str, result: dict[str, Any]) -> Path:
       InputError: The file is there, but does not hold results.
     """
     path = workdir / "results" / f"{mode}.json"
+    last, earlier = _last(path)
+    if last:
+        earlier = [last, *earlier]
+    return _write(path, {**result, "provenance": provenance(), "earlier": earlier})
+
+
+def add_metric(workdir: Path, mode: str, name: str, result: dict[str, Any]) -> Path:
+    """Writes one of several figures to results/<mode>.json, under its name and with its own provenance.
+
+    The others stay; the one of this name before it goes to the front of "earlier".
+
+    Raises:
+      InputError: The file is there, but does not hold results.
+    """
+    path = workdir / "results" / f"{mode}.json"
+    metrics, earlier = _last(path)
+    if name in metrics:
+        earlier = [{name: metrics[name]}, *earlier]
+    metrics[name] = {**result, "provenance": provenance()}
+    return _write(path, {**metrics, "earlier": earlier})
+
+
+def _last(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """Returns the results of a file without the earlier ones, and these; both empty if there is none."""
+    if not path.exists():
+        return {}, []
+    try:
+        last = json.loads(path.read_text())
+        return last, list(last.pop("earlier"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} does not hold results; move it away") from error
+
+
+def _write(path: Path, record: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    earlier = []
-    if path.exists():
-        try:
-            last = json.loads(path.read_text())
-            earlier = [last, *last.pop("earlier")]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} does not hold results; move it away") from error
-    record = {**result, "provenance": provenance(), "earlier": earlier}
     write_text(path, json.dumps(record, indent=2) + "\n")
     return path
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Int64, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
-from diffusion_jax.keys import image_normal, indexed, stream
+from diffusion_jax.keys import at_time, image_normal, indexed, stream
 from diffusion_jax.processes.process import Grid
 
 FIRST, OF_A_STEP, CONTINUED = 0, 1, 2  # Streams of an image's key.
@@ -86,8 +86,7 @@ def first_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, 
 
 def step_keys(keys: Key[Array, " b"], time: Float[Array, ""]) -> Key[Array, " b"]:
     """Returns each image's key for the step that begins at a time, as the network is given it."""
-    bits = jax.lax.bitcast_convert_type(jnp.asarray(time, jnp.float32), jnp.uint32)
-    return _fold_in(_fold_in(keys, OF_A_STEP), bits)
+    return at_time(_fold_in(keys, OF_A_STEP), jnp.full(keys.shape, time, jnp.float32))
 
 
 def continuation_keys(keys: Key[Array, " b"], k: int | Int[Array, ""]) -> Key[Array, " b"]:

@@ -29,6 +29,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "process.num_timesteps": COUNT,
     "process.beta_start": ([1e-9, 0.999], [0.0, 1.0, -0.1, 1.5]),
     "process.beta_end": ([1e-9, 0.999], [0.0, 1.0, -0.1, 1.5]),
+    "loss.vlb_weight": ([0.0, 1.0], [-0.1, math.inf]),
     "loss.min_snr_gamma": ([1e-3, 1e6], [0.0, -1.0, math.inf]),
     "loss.p2_k": ([1e-3, 1e3], [0.0, 1001.0, math.nan]),
     "loss.p2_gamma": ([0.0, 10.0], [-0.1, 10.1, math.nan]),
@@ -61,6 +62,15 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "sample.shared_t": ([(0,), (999, 0, 12)], [(), (-1,), (1.5,), ("cat",)]),
     "eval.num_images": COUNT,
     "eval.batch_size": COUNT,
+    "eval.metrics": ([("bpd",), ("bpd", "bpd")], [(), ("fid",)]),
+    "eval.seed": SEED,
+    "eval.step": COUNT_OR_NONE,
+    "eval.num_steps": COUNT,
+    "eval.spacing": (
+        ["uniform", "leading", "trailing", "quadratic", "logsnr", (0,), (999, 0, 12)],
+        ["unifrom", "0", "", (), (-1,), (1.5,), ("uniform",)],
+    ),
+    "eval.num_terms": COUNT,
     "mesh.data": ([-1, 1], [-2]),
 }
 

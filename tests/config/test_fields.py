@@ -37,6 +37,9 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "sampler.name": SAMPLERS,
     "sampler.spacing": SPACINGS,
     "sampler.variance": VARIANCES,
+    "eval.split": ("test", "train"),
+    "eval.spacing": SPACINGS,
+    "eval.variance": VARIANCES,
 }
 
 

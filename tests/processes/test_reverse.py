@@ -1,5 +1,7 @@
 """The reverse step against densities integrated on a grid and the paper's own forms of its KL."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ BETA = SCHEDULE.betas.astype(float)
 ALPHA_BAR = np.cumprod(1 - BETA)
 
 
-def integrated_kl(q: tuple[float, float], p: tuple[float, float]) -> float:
+def integrated_kl(q: tuple[Any, Any], p: tuple[Any, Any]) -> float:
     """KL of two normal densities, (mean, std) each, by quadrature."""
 
     def log_density(x, mean, std):

@@ -1,0 +1,214 @@
+"""The variational bound on -log p(x_0), term by term (Ho et al., 2020, Section 3; Eq. 5).
+
+    L_T + sum over t > 1 of L_{t-1} + L_0,
+
+where L_T is KL(q(x_T | x_0) || p(x_T)), L_{t-1} is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) at an x_t drawn from
+q(x_t | x_0), and L_0 is -log p(x_0 | x_1). The steps are those of any grid, so "t - 1" is the point after t. Read as a
+progressive code, L_T and the L_{t-1} are the rate and L_0 is the distortion (Section 4.3).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax.denoiser import Denoise, Prediction
+from diffusion_jax.errors import InputError
+from diffusion_jax.keys import at_time, image_normal
+from diffusion_jax.likelihood.decoder import Decoder, discretized_gaussian
+from diffusion_jax.processes.gaussian import q_sample
+from diffusion_jax.processes.process import Grid
+from diffusion_jax.processes.reverse import p_posterior, posterior_kl, prior_kl
+from diffusion_jax.reporting.progress import report
+
+OF_TIMES = 1  # In an image's key; as the bits of a time it would be 1e-45, which no grid has.
+
+
+class Bound(NamedTuple):
+    """Terms of the bound of each image, in bits per dimension, from noise to data.
+
+    Attributes:
+      prior: L_T.
+      terms: L_{t-1} of each step, the last one L_0.
+      steps: Which step of the grid that is, 0 at the noise.
+      x0_mse: Mean squared error of the x_0 predicted at the point that the step begins at.
+      eps_mse: The same of eps.
+      scale: Number of steps that each of the terms but the last stands for; 1 if there are all.
+    """
+
+    prior: Float[Array, " b"]
+    terms: Float[Array, " k b"]
+    steps: Int[Array, " k b"]
+    x0_mse: Float[Array, " k b"]
+    eps_mse: Float[Array, " k b"]
+    scale: Float[Array, ""]
+
+    @property
+    def distortion(self) -> Float[Array, " b"]:
+        """L_0."""
+        return self.terms[-1]
+
+    @property
+    def rate(self) -> Float[Array, " b"]:
+        """L_T + ... + L_1, or an unbiased estimate of it."""
+        return self.prior + self.scale * self.terms[:-1].sum(0)
+
+    @property
+    def total(self) -> Float[Array, " b"]:
+        """The bound on -log2 p(x_0) per dimension, or an unbiased estimate of it."""
+        return self.rate + self.distortion
+
+    @property
+    def stderr(self) -> Float[Array, " b"]:
+        """Standard error of the rate, for the times and the noise that were drawn; NaN with fewer than three terms.
+
+        From the differences between neighbouring terms, so that a trend over the steps is counted as noise: it is too
+        large rather than too small.
+        """
+        count = len(self.terms) - 1
+        differences = jnp.square(jnp.diff(self.terms[:-1], axis=0)).sum(0)
+        if count < 2:
+            return jnp.full_like(differences, jnp.nan)
+        return self.scale * jnp.sqrt(differences / 2 * count / (count - 1))
+
+
+def to_bits(nats: Float[Array, " b *dims"]) -> Float[Array, " b"]:
+    """Returns bits per dimension of each image: the mean over its dimensions, divided by ln 2."""
+    return nats.mean(tuple(range(1, nats.ndim))) / math.log(2)
+
+
+def step_kl(
+    grid: Grid,
+    x0: Float[Array, " b *dims"],
+    prediction: Prediction,
+    step: Int[Array, " b"],
+    variance: str,
+) -> Float[Array, " b"]:
+    """Returns L_{t-1} of step i of each image, for a prediction where it begins; the last step has none."""
+    kl = posterior_kl(
+        grid, x0, prediction.x0, step=step, variance=variance, fraction=prediction.fraction
+    )
+    return to_bits(kl)
+
+
+def reconstruction(
+    grid: Grid,
+    x0: Float[Array, " b *dims"],
+    x_t: Float[Array, " b *dims"],
+    prediction: Prediction,
+    variance: str,
+    decoder: Decoder,
+) -> Float[Array, " b"]:
+    """Returns L_0 = -log2 p(x_0 | x_t), where x_t is at the last point before the data."""
+    step = jnp.full(len(x0), grid.num_steps - 1)
+    p = p_posterior(
+        grid, prediction.x0, x_t, step=step, variance=variance, fraction=prediction.fraction
+    )
+    return to_bits(-decoder(x0, p.mean, p.log_variance))
+
+
+def term(
+    grid: Grid,
+    x0: Float[Array, " b *dims"],
+    x_t: Float[Array, " b *dims"],
+    prediction: Prediction,
+    step: Int[Array, " b"],
+    variance: str,
+    decoder: Decoder = discretized_gaussian,
+) -> Float[Array, " b"]:
+    """Returns L_{t-1} of step i of each image, which for the last step is L_0; x_t is where the step begins."""
+    kl = step_kl(grid, x0, prediction, step, variance)
+    last = reconstruction(grid, x0, x_t, prediction, variance, decoder)
+    return jnp.where(step == grid.num_steps - 1, last, kl)
+
+
+def variational_bound(
+    denoise: Denoise,
+    grid: Grid,
+    x0: Float[Array, " b *dims"],
+    keys: Key[Array, " b"],
+    *,
+    variance: str = "fixed_large",
+    decoder: Decoder = discretized_gaussian,
+    num_terms: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Bound:
+    """Returns the bound on -log2 p(x_0), term by term; all steps, or a stratified sample of them.
+
+    One `lax.scan`; to be called inside the caller's `jit`. The noise of an image comes from its own key and the time,
+    so neither the batch nor the devices change it.
+
+    Args:
+      denoise: (x_t, point) -> Prediction. Ho et al. clip x0 (`clip_denoised`).
+      grid: Points from noise to data: `process.grid()`, or fewer.
+      x0: Clean images; for `discretized_gaussian` in {-1, -1 + 1/127.5, ..., 1}.
+      keys: One key an image.
+      variance: A key of `VARIANCES`.
+      decoder: (x0, mean, log_variance) -> log-likelihood of each dimension in nats.
+      num_terms: Number K of terms for each image. L_0 is always one of them; the N - 1 other steps are divided into
+        K - 1 equal parts, and one step is drawn from each. None: all N.
+      progress: Host function, called with the number of terms done; see `report`.
+
+    Raises:
+      InputError: num_terms outside {2, ..., N} (1 if the grid has one step); unknown variance, or learned of a
+        network without it.
+    """
+    last = grid.num_steps - 1
+    count = check_num_terms(num_terms, grid.num_steps) - 1
+    scale = last / max(count, 1)
+    steps = _strata(keys, count, last)
+
+    def pass_(_: None, xs: tuple[Array, Array]) -> tuple[None, tuple]:
+        k, step = xs
+        point = grid.at(step)
+        eps = image_normal(at_time(keys, point.time), x0.shape[1:])
+        x_t = q_sample(point, x0, eps)
+        prediction = denoise(x_t, point)
+        value = jax.lax.cond(
+            k == count,
+            lambda: reconstruction(grid, x0, x_t, prediction, variance, decoder),
+            lambda: step_kl(grid, x0, prediction, step, variance),
+        )
+        if progress is not None:
+            report(progress, k + 1, max(1, count // 100), count + 1)
+        return None, (value, _mse(x0 - prediction.x0), _mse(eps - prediction.eps))
+
+    _, (terms, x0_mse, eps_mse) = jax.lax.scan(pass_, None, (jnp.arange(count + 1), steps))
+    prior = to_bits(prior_kl(grid, x0))
+    return Bound(prior, terms, steps, x0_mse, eps_mse, jnp.float32(scale))
+
+
+def check_num_terms(num_terms: int | None, num_steps: int) -> int:
+    """Returns the number of terms of an image: `num_terms`, or all of the grid's steps.
+
+    Raises:
+      InputError: num_terms outside {2, ..., num_steps}.
+    """
+    if num_terms is None:
+        return num_steps
+    fewest = min(2, num_steps)
+    if not fewest <= num_terms <= num_steps:
+        raise InputError(
+            f"num_terms is {num_terms!r}; it must be an integer from {fewest} to {num_steps}, the steps"
+        )
+    return num_terms
+
+
+def _strata(keys: Key[Array, " b"], count: int, last: int) -> Int[Array, " k b"]:
+    """Returns a step of each of `count` equal parts of the steps before the last, and the last, for each key."""
+    first = jnp.arange(count)[:, None]
+    if count == last:  # A part is a step.
+        steps = jnp.broadcast_to(first, (count, len(keys)))
+    else:
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (count,)), out_axes=1)
+        offsets = uniform(jax.vmap(lambda key: jax.random.fold_in(key, OF_TIMES))(keys))
+        part = (jnp.broadcast_to(first, offsets.shape) + offsets) * (last / count)
+        steps = jnp.minimum(part.astype(jnp.int32), last - 1)
+    return jnp.concatenate([steps, jnp.full((1, len(keys)), last)]).astype(jnp.int32)
+
+
+def _mse(error: Float[Array, " b *dims"]) -> Float[Array, " b"]:
+    return jnp.square(error).mean(tuple(range(1, error.ndim)))

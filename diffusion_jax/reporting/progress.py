@@ -1,0 +1,23 @@
+"""How far a compiled loop has come, told to the host."""
+
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Int
+
+
+def report(progress: Callable[[int], object], done: Int[Array, ""], every: int, total: int) -> None:
+    """Calls progress(done) on the host at every `every`-th step and at the last of `total`.
+
+    To be called in the body of a compiled loop; inside `jax.shard_map` each device reports. A program that
+    calls the host is not kept in JAX's persistent compilation cache.
+    """
+
+    def call(done: Array) -> None:
+        progress(int(done))
+
+    jax.lax.cond(
+        (done % every == 0) | (done == total),
+        lambda: jax.debug.callback(call, done),
+        lambda: None,
+    )

@@ -1,0 +1,256 @@
+"""The bound against simulated chains, data whose likelihood is known, and its own stratified estimate."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from diffusion_jax.denoiser import Denoise, complete
+from diffusion_jax.errors import InputError
+from diffusion_jax.keys import indexed
+from diffusion_jax.likelihood.bound import Bound, variational_bound
+from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.gaussian import eps_from_x0
+from diffusion_jax.processes.process import Point
+from diffusion_jax.processes.schedules import make_schedule
+
+T = 12
+SCHEDULE = make_schedule("linear", T, 0.01, 0.6)
+PROCESS = DDPM(SCHEDULE)
+SHAPE = (2, 2, 1)
+LEVELS = np.arange(256) / 127.5 - 1
+
+
+def some_x0_hat(x, t):
+    """A denoiser that is neither optimal nor linear; NumPy or JAX."""
+    return 0.9 * (jnp if isinstance(x, jax.Array) else np).tanh((1.3 - 0.07 * t) * x)
+
+
+def some_fraction(x, t):
+    return 0.2 + 0.03 * t + 0.1 * x
+
+
+def denoise(x_t: jax.Array, point: Point):
+    t = point.time[:, None, None, None]
+    x0 = some_x0_hat(x_t, t)
+    return complete(point, x0, eps_from_x0(point, x_t, x0), some_fraction(x_t, t))
+
+
+def keys_of(n: int, seed: int = 0) -> jax.Array:
+    return indexed(jax.random.key(seed), jnp.arange(n))
+
+
+def bound(x0, keys, *, denoise: Denoise = denoise, num_steps=None, **options: Any) -> Bound:
+    grid = PROCESS.grid(num_steps)
+    return jax.jit(lambda x0, keys: variational_bound(denoise, grid, x0, keys, **options))(x0, keys)
+
+
+def log_normal(x, mean, variance):
+    return -((x - mean) ** 2) / (2 * variance) - np.log(2 * np.pi * variance) / 2
+
+
+def minus_log_ratio_of_chains(rng, x0, times, variance: str, n: int) -> np.ndarray:
+    """-log2 of p(x_0, ..., x_T) / q(x_1, ..., x_T | x_0) per dimension of n simulated chains.
+
+    In float64, step by step: forward with q(x_t | x_s), backward with p(x_s | x_t) as Ho et al. write it, in terms of
+    betas, and the probability of x_0's level as a difference of two values of Phi.
+    """
+    alpha_bar = np.cumprod(1 - SCHEDULE.betas.astype(float))[times]
+    before = np.append(1.0, alpha_bar[:-1])
+    beta = 1 - alpha_bar / before
+    beta_tilde = beta * (1 - before) / (1 - alpha_bar)
+    first = beta_tilde[1]
+    x, total = np.broadcast_to(x0, (n, *x0.shape)), 0.0
+    for i, t in enumerate(times):
+        x_s, x = x, np.sqrt(1 - beta[i]) * x + np.sqrt(beta[i]) * rng.normal(size=x.shape)
+        x0_hat, f = some_x0_hat(x, t), some_fraction(x, t)
+        mean = np.sqrt(before[i]) * beta[i] / (1 - alpha_bar[i]) * x0_hat
+        mean = mean + np.sqrt(1 - beta[i]) * (1 - before[i]) / (1 - alpha_bar[i]) * x
+        small = beta_tilde[i] if i else first
+        large = beta[i] if i else first
+        p_variance = {
+            "fixed_small": small,
+            "fixed_large": large,
+            "learned": np.exp(f * np.log(beta[i]) + (1 - f) * np.log(small)),
+        }[variance]
+        total = total + log_normal(x, np.sqrt(1 - beta[i]) * x_s, beta[i])
+        if i:
+            total = total - log_normal(x_s, mean, p_variance)
+        else:
+            std = np.sqrt(p_variance)
+            upper = np.where(x0 > 0.999, np.inf, (x0 + 1 / 255 - mean) / std)
+            lower = np.where(x0 < -0.999, -np.inf, (x0 - 1 / 255 - mean) / std)
+            total = total - np.log(special.ndtr(upper) - special.ndtr(lower))
+    total = total - log_normal(x, 0.0, 1.0)
+    return total.reshape(n, -1).mean(1) / np.log(2)
+
+
+@pytest.mark.parametrize(
+    ("variance", "num_steps"),
+    [("fixed_small", T), ("fixed_large", T), ("learned", T), ("learned", 5), ("fixed_large", 5)],
+)
+def test_the_terms_add_up_to_the_expected_log_ratio_of_simulated_chains(rng, variance, num_steps):
+    n = 20_000
+    x0 = LEVELS[np.array([0, 100, 180, 255])].reshape(SHAPE)
+    times = np.sort(PROCESS.grid(num_steps).time[:-1].astype(int))
+    simulated = minus_log_ratio_of_chains(rng, x0, times, variance, n)
+    of_key = bound(
+        jnp.broadcast_to(jnp.asarray(x0, jnp.float32), (n, *SHAPE)),
+        keys_of(n),
+        num_steps=num_steps,
+        variance=variance,
+    ).total
+    error = np.hypot(simulated.std(), np.std(of_key)) / np.sqrt(n)
+    assert error < 0.02 * simulated.mean()
+    assert abs(np.mean(of_key) - simulated.mean()) < 3 * error
+
+
+def gap_to_the_exact_likelihood(num_timesteps: int, dims: int = 40_000) -> float:
+    """Bound less exact -log p(x_0) of N(0, 0.25) data with its optimal denoiser, in nats per dimension."""
+    process, data_variance = DDPM(make_schedule("linear", num_timesteps)), 0.25
+    grid = process.grid()
+
+    def optimal(x_t: jax.Array, point: Point):
+        gain = point.signal * data_variance / (point.signal**2 * data_variance + point.std**2)
+        x0 = gain[:, None] * x_t
+        return complete(point, x0, eps_from_x0(point, x_t, x0))
+
+    signal2, std2 = np.exp(2 * grid.log_signal[-2]), grid.std[-2] ** 2
+    left = data_variance * std2 / (signal2 * data_variance + std2)  # Var(x_0 | x_1)
+
+    def decoder(x0, mean, log_variance):
+        return -jnp.square(x0 - mean) / (2 * left) - np.float32(np.log(2 * np.pi * left) / 2)
+
+    x0 = jnp.asarray(np.random.default_rng(1).normal(size=(2, dims)) * 0.5, jnp.float32)
+    value = jax.jit(
+        lambda x0: (
+            variational_bound(
+                optimal, grid, x0, keys_of(2), variance="fixed_large", decoder=decoder
+            ).total
+        )
+    )(x0)
+    exact = -log_normal(np.asarray(x0, float), 0.0, data_variance)
+    return float(np.mean(value) * np.log(2) - exact.mean())
+
+
+def test_on_gaussian_data_the_gap_to_the_exact_likelihood_falls_as_one_over_the_steps():
+    steps = np.array([50, 100, 200, 400])
+    gaps = np.array([gap_to_the_exact_likelihood(int(n)) for n in steps])
+    assert (gaps > 0).all()
+    slope = np.polyfit(np.log(steps), np.log(gaps), 1)[0]
+    assert abs(slope + 1) < 0.1
+
+
+def test_an_image_has_the_bound_of_its_key_whatever_its_batch(rng):
+    x0 = jnp.asarray(LEVELS[rng.integers(256, size=(5, *SHAPE))], jnp.float32)
+    every_option: list[dict[str, Any]] = [{}, {"num_terms": 4}]
+    for options in every_option:
+        whole = bound(x0, keys_of(5), **options)
+        alone = bound(x0[3:4], keys_of(5)[3:4], **options)
+        np.testing.assert_array_equal(alone.steps[:, 0], whole.steps[:, 3])
+        np.testing.assert_allclose(alone.terms[:, 0], whole.terms[:, 3], rtol=1e-5)
+
+
+def test_errors_of_x0_and_eps_are_those_of_the_denoiser_at_each_point():
+    n = 20_000
+    x0 = jnp.full((n, 1, 1, 1), LEVELS[160], jnp.float32)
+    result = bound(x0, keys_of(n))
+    z = np.random.default_rng(0).normal(size=n)
+    for i, t in enumerate(range(T - 1, -1, -1)):
+        alpha_bar = np.cumprod(1 - SCHEDULE.betas.astype(float))[t]
+        x_t = np.sqrt(alpha_bar) * LEVELS[160] + np.sqrt(1 - alpha_bar) * z
+        error = (LEVELS[160] - some_x0_hat(x_t, t)) ** 2
+        for simulated, measured in (
+            (error, result.x0_mse[i]),
+            (error * alpha_bar / (1 - alpha_bar), result.eps_mse[i]),
+        ):
+            expected = 4 * np.hypot(simulated.std(), np.std(measured)) / np.sqrt(n)
+            assert abs(simulated.mean() - np.mean(measured)) < expected
+    np.testing.assert_array_equal(result.steps[:, 0], np.arange(T))
+
+
+# ---- the stratified estimate -------------------------------------------------------------------------
+
+
+def test_an_estimate_has_one_step_of_each_part_and_each_step_equally_often():
+    n, k = 20_000, 5
+    x0 = jnp.zeros((n, 1, 1, 1))
+    steps = np.asarray(bound(x0, keys_of(n), num_terms=k).steps)
+    assert (steps[-1] == T - 1).all()  # L_0, always.
+    assert (np.diff(steps, axis=0) >= 0).all()
+    counts = np.bincount(steps[:-1].ravel(), minlength=T)[: T - 1]
+    expected = n * (k - 1) / (T - 1)
+    np.testing.assert_allclose(counts, expected, atol=5 * np.sqrt(expected))
+    for part in range(k - 1):
+        low, high = (T - 1) / (k - 1) * np.array([part, part + 1])
+        assert steps[part].min() == int(low) and steps[part].max() == int(np.ceil(high)) - 1
+
+
+def test_an_estimate_is_unbiased_and_its_error_is_no_larger_than_it_says():
+    n = 20_000
+    x0 = jnp.broadcast_to(
+        jnp.asarray(LEVELS[[3, 90, 128, 200]], jnp.float32).reshape(SHAPE), (n, *SHAPE)
+    )
+    whole, some = bound(x0, keys_of(n)), bound(x0, keys_of(n, seed=1), num_terms=6)
+    for part in ("rate", "distortion", "total"):
+        a, b = np.asarray(getattr(whole, part)), np.asarray(getattr(some, part))
+        assert abs(a.mean() - b.mean()) < 3.5 * np.hypot(a.std(), b.std()) / np.sqrt(n)
+    assert np.std(some.rate) <= 1.05 * np.sqrt(np.mean(np.square(some.stderr)))
+    assert np.std(some.rate) > 2 * np.std(whole.rate)  # So there was something to estimate.
+    assert some.scale == np.float32((T - 1) / 5) and whole.scale == 1
+
+
+def test_the_stated_error_of_terms_without_a_trend_is_the_real_one(rng):
+    n, k = 20_000, 8
+    terms = jnp.asarray(1 + 0.3 * rng.normal(size=(k + 1, n)), jnp.float32)
+    result = Bound(jnp.zeros(n), terms, jnp.zeros((k + 1, n), int), terms, terms, jnp.float32(3))
+    # The variance of n normal numbers has a relative error of sqrt(2 / n), that of their neighbours' differences of
+    # 0.6 of an image: both are under 1 %.
+    np.testing.assert_allclose(np.mean(np.square(result.stderr)), np.var(result.rate), rtol=0.03)
+
+
+@pytest.mark.parametrize("num_terms", [0, 1, T + 1])
+def test_a_number_of_terms_that_the_grid_does_not_have_is_refused(num_terms):
+    with pytest.raises(InputError, match=f"num_terms is {num_terms}; .* from 2 to 12"):
+        variational_bound(
+            denoise, PROCESS.grid(), jnp.zeros((1, *SHAPE)), keys_of(1), num_terms=num_terms
+        )
+
+
+def test_one_step_alone_has_only_a_prior_and_a_decoder():
+    result = bound(jnp.zeros((2, *SHAPE)), keys_of(2), num_steps=1)
+    assert result.terms.shape == (1, 2)
+    np.testing.assert_allclose(result.rate, result.prior)
+    assert np.isfinite(result.total).all() and np.isnan(result.stderr).all()
+
+
+# ---- how it is computed ------------------------------------------------------------------------------
+
+
+def test_other_images_keys_and_parameters_do_not_compile_it_again():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def run(scale, x0, keys):
+        def scaled(x_t, point):
+            return denoise(scale * x_t, point)
+
+        return variational_bound(scaled, PROCESS.grid(), x0, keys).total
+
+    for seed in range(3):
+        run(jnp.float32(seed), jnp.zeros((2, *SHAPE)), keys_of(2, seed))
+
+
+def test_a_term_that_is_not_finite_stays_so_and_harms_no_other():
+    def broken(x_t, point):
+        bad = (point.time == 4)[:, None, None, None]
+        prediction = denoise(x_t, point)
+        return prediction._replace(x0=jnp.where(bad, jnp.nan, prediction.x0))
+
+    result = bound(jnp.zeros((2, *SHAPE)), keys_of(2), denoise=broken)
+    finite = np.isfinite(result.terms)
+    assert not finite[T - 1 - 4].any() and finite.sum() == 2 * (T - 1)
+    assert np.isnan(result.total).all()

@@ -1,0 +1,85 @@
+"""The discretised decoder against 40 digits, and against itself: 256 levels share the probability 1."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from likelihood.decoder_reference import errors, scattered
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.likelihood.decoder import check_levels, discretized_gaussian, gaussian_density
+
+LEVELS = jnp.arange(256, dtype=jnp.float32) / 127.5 - 1
+
+
+def with_gradient(x0, mean, log_variance, reverse: bool = True):
+    """log p and its derivatives by mean and log variance, (3, n), in reverse or in forward mode."""
+
+    def log_p(mean, log_variance):
+        return discretized_gaussian(x0, mean, log_variance)
+
+    if reverse:
+        value, pull = jax.vjp(log_p, mean, log_variance)
+        return jnp.stack([value, *pull(jnp.ones_like(value))])
+    one, none = jnp.ones_like(mean), jnp.zeros_like(mean)
+    value, by_mean = jax.jvp(log_p, (mean, log_variance), (one, none))
+    return jnp.stack([value, by_mean, jax.jvp(log_p, (mean, log_variance), (none, one))[1]])
+
+
+def test_value_and_gradient_have_five_digits_out_to_4000_standard_deviations(compiled, rng):
+    inputs = scattered(rng, 1500)
+    for reverse in (True, False):
+        got = compiled(lambda x, m, v, r=reverse: with_gradient(x, m, v, r))(
+            *map(jnp.asarray, inputs)
+        )
+        assert np.isfinite(got).all()
+        # A rounding of the standard deviation, 1e-7, moves log p far out by 2e-7 of itself, and a small 1 - p by the
+        # square of the distance times that: at 7 std 1e-5.
+        assert errors(*inputs, np.asarray(got, float)).max() < 1e-5
+
+
+@pytest.mark.parametrize("distance", [1e-6, 0.5, 1.0, 10.0, 1e3, 1e6])
+def test_no_distance_and_no_width_give_nan_or_infinity(distance):
+    std = jnp.array([1e-6, 1e-4, 1 / 255, 0.1, 1.0, 100.0])[:, None]
+    x0 = jnp.broadcast_to(LEVELS, (6, 256))
+    got = jax.jit(with_gradient)(
+        x0, x0 - distance * std, jnp.broadcast_to(2 * jnp.log(std), x0.shape)
+    )
+    assert np.isfinite(got).all()
+
+
+@pytest.mark.parametrize("std", [1e-3, 1 / 255, 0.03, 0.4, 5.0])
+@pytest.mark.parametrize("mean", [-1.2, -1.0, 0.0017, 0.4, 1.0])
+def test_the_256_levels_share_the_probability_one(mean, std):
+    log_p = jax.jit(discretized_gaussian)(
+        LEVELS, jnp.full_like(LEVELS, mean), jnp.full_like(LEVELS, 2 * np.log(std))
+    )
+    # A level of 1 is rounded by 6e-8, which is 6e-5 of the least standard deviation.
+    np.testing.assert_allclose(np.exp(np.asarray(log_p, float)).sum(), 1, rtol=3e-5)
+
+
+def test_the_tanh_approximation_is_near_in_the_middle_and_ends_at_1e_12(rng):
+    mean, log_variance = jnp.zeros_like(LEVELS), jnp.full_like(LEVELS, 2 * np.log(0.2))
+    exact = discretized_gaussian(LEVELS, mean, log_variance)
+    near = discretized_gaussian(LEVELS, mean, log_variance, approximate_cdf=True)
+    inside = np.abs(LEVELS) < 0.4  # Two standard deviations.
+    np.testing.assert_allclose(near[inside], exact[inside], atol=0.02)
+    assert np.abs(near - exact)[inside].max() > 1e-4  # It is another function,
+    far = discretized_gaussian(LEVELS, mean - 50, log_variance, approximate_cdf=True)
+    np.testing.assert_allclose(far[1:-1], np.log(1e-12), rtol=1e-6)  # and it has a floor.
+
+
+def test_a_density_is_what_small_bins_divide_among_them():
+    x0, mean = jnp.linspace(-0.9, 0.9, 7)[:, None], jnp.full((7, 1), 0.2)
+    log_variance = jnp.full((7, 1), 2 * np.log(0.5))
+    bins = discretized_gaussian(x0, mean, log_variance) - np.log(2 / 255)
+    # A bin of 1/64 std: the density bends by (h^2 / 6) (z^2 - 1) over it.
+    np.testing.assert_allclose(gaussian_density(x0, mean, log_variance), bins, atol=2e-4)
+
+
+def test_images_of_other_values_than_the_256_levels_are_refused():
+    check_levels(LEVELS)
+    check_levels(np.arange(256) / 127.5 - 1)
+    for wrong, named in ((0.5, "0.5"), (1.1, "1.1"), (np.nan, "nan")):
+        with pytest.raises(InputError, match=f"images hold {named}; .* 256 levels"):
+            check_levels(LEVELS.at[3].set(wrong))
