@@ -1,0 +1,120 @@
+"""Do the fields of a config fit one another, what they choose, and the data?"""
+
+import inspect
+from collections.abc import Container
+
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax.build.process import make_process
+from diffusion_jax.errors import InputError
+from diffusion_jax.likelihood.bound import check_num_terms
+from diffusion_jax.losses import OBJECTIVES, WEIGHTINGS
+from diffusion_jax.models import MODELS
+
+
+def _check_model_takes(config: ConfigDict) -> None:
+    """Refuses a field of the model group that this model has no use for."""
+    taken = inspect.signature(MODELS[config.model.name]).parameters
+    _refuse_unused(config, "model", taken, f"the model {config.model.name!r}")
+
+
+def _check_loss_takes(config: ConfigDict) -> None:
+    """Refuses what the chosen loss or weighting has no use for."""
+    fields = config.loss
+    of_loss = inspect.signature(OBJECTIVES[fields.name]).parameters.keys() & set(fields)
+    _refuse_unused(
+        config,
+        "loss",
+        set(fields) - {"weighting", "vlb_weight"} | of_loss,
+        f"the loss {fields.name!r}",
+    )
+    taken = {"name", "times", "weighting", "vlb_weight"}
+    if fields.weighting:
+        taken |= inspect.signature(WEIGHTINGS[fields.weighting]).parameters.keys()
+    owner = f"the weighting {fields.weighting!r}" if fields.weighting else "an unset loss.weighting"
+    _refuse_unused(config, "loss", taken, owner)
+
+
+def _refuse_unused(config: ConfigDict, group: str, taken: Container[str], owner: str) -> None:
+    """Refuses a field of the group that the owner does not take, unless it is left at its default."""
+    for name, value in config[group].items():
+        if name not in taken and value != config_lib.FIELDS[f"{group}.{name}"].default:
+            raise InputError(f"{group}.{name} is {value!r}, but {owner} has none; leave it unset")
+
+
+def _check_variance(config: ConfigDict) -> None:
+    """Refuses learned variances that the network does not have or the loss does not train."""
+    trained, loss = config.process.variance, config.loss.name
+    if trained == "learned" and loss == "simple":
+        raise InputError(
+            "process.variance is 'learned', but the loss 'simple' does not train it; set loss.name to hybrid or vlb"
+        )
+    if loss == "hybrid" and trained != "learned":
+        raise InputError(
+            f"loss.name is 'hybrid', but process.variance is {trained!r}; it must be learned"
+        )
+    for group in ("sampler", "eval"):
+        if config[group].variance == "learned" != trained:
+            raise InputError(
+                f"{group}.variance is 'learned', but the model has no channels for it: process.variance is {trained!r}"
+            )
+
+
+def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:
+    model = config.model
+    if shape[2] not in (1, 3):
+        raise InputError(
+            f"{config.data.name} holds images of {shape[2]} channels; they must have 1 (grey) or 3 (RGB)"
+        )
+    if model.num_classes not in (0, num_classes):
+        raise InputError(
+            f"model.num_classes is {model.num_classes}; {config.data.name} has {num_classes} classes"
+            f" (0 makes the model unconditional)"
+        )
+    if model.name != "unet":
+        return
+    factor = 2 ** (len(model.channel_mult) - 1)
+    if shape[0] % factor or shape[1] % factor:
+        raise InputError(
+            f"image size {shape[0]}x{shape[1]} is not divisible by {factor}, the factor of a U-Net with "
+            f"{len(model.channel_mult)} levels; change data.image_size or model.channel_mult"
+        )
+    heights = [shape[0] // 2**level for level in range(len(model.channel_mult))]
+    for resolution in model.attention_resolutions:
+        if resolution not in heights:
+            raise InputError(
+                f"model.attention_resolutions has {resolution}; the levels of this model have "
+                f"{', '.join(map(str, heights))}"
+            )
+
+
+def _check_shared_t(config: ConfigDict) -> None:
+    times, last = config.sample.shared_t, config.process.num_timesteps - 1
+    if times is not None and (max(times) > last or len(set(times)) < len(times)):
+        raise InputError(
+            f"sample.shared_t is {times}; it must hold distinct timesteps from 0 to {last} (T - 1)"
+        )
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks all that can be checked without data or devices.
+
+    Raises:
+      InputError: The first wrong field: its name, its value and what is allowed.
+    """
+    config_lib.validate(config)
+    _check_model_takes(config)
+    _check_variance(config)
+    _check_loss_takes(config)
+    process = make_process(config)
+    for group in ("sampler", "eval"):
+        try:  # An error begins with an argument's name, which is the field's too.
+            grid = process.grid(config[group].num_steps, config[group].spacing)
+            if group == "eval":
+                check_num_terms(config.eval.num_terms, grid.num_steps)
+        except InputError as error:
+            raise InputError(f"{group}.{error}") from error
+    _check_shared_t(config)
+
+

@@ -1,0 +1,269 @@
+"""From a config to the objects that commands work with: process, network, data, sampler."""
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Callable, Container
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax import data
+from diffusion_jax.build.checks import check_model_fits
+from diffusion_jax.build.process import make_process
+from diffusion_jax.denoiser import Denoise, make_denoiser
+from diffusion_jax.errors import InputError, choose
+from diffusion_jax.guidance import clip_denoised
+from diffusion_jax.likelihood.bound import Bound, check_num_terms, variational_bound
+from diffusion_jax.likelihood.decoder import discretized_gaussian
+from diffusion_jax.losses import (
+    OBJECTIVES,
+    TIMES,
+    WEIGHTINGS,
+    Objective,
+    Times,
+    Weighting,
+    loss_function,
+)
+from diffusion_jax.losses.times import NUM_BINS
+from diffusion_jax.models import MODELS, Model, as_functions
+from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.process import Grid, Process
+from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.samplers import (
+    SAMPLERS,
+    Sampler,
+    SampleResult,
+    Shared,
+    image_keys,
+    sample_loop,
+    shared_structure,
+)
+from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
+AVERAGE = "default"  # Name of the parameters' average that is sampled from.
+
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What data, model and process of a config stand for.
+
+    Attributes:
+      config: The config.
+      process: Forward process.
+      model: Network as pure functions.
+      image_shape: (H, W, C).
+    """
+
+    config: ConfigDict
+    process: Process
+    model: Model
+    image_shape: tuple[int, int, int]
+
+    def objective(self) -> Objective:
+        """Returns what training minimises."""
+        name, fields = self.config.loss.name, self.config.process
+        own = {"variance": fields.variance, "vlb_weight": self.config.loss.vlb_weight}
+        return loss_function(
+            *(name, self.process, fields.prediction, self.model.apply),
+            weighting=_weighting(self.config),
+            times=_times(self.config, self.process),
+            **_accepted(OBJECTIVES[name], own),
+        )
+
+    def sampler(self) -> Sampler:
+        """Returns the sampler on its grid; warns of a start or of a variance that does not suit it."""
+        options = sampler_options(self.config)
+        grid = self.process.grid(options["num_steps"], options["spacing"])
+        whole = self.process.grid()
+        if grid.time[0] < whole.time[0] and grid.signal[0] > LARGE_SIGNAL * grid.std[0]:
+            warnings.warn(
+                f"sampling starts from noise at t = {grid.time[0]:g}, where images still have a signal of "
+                f"{grid.signal[0]:.2f}; let sampler.spacing hold later times",
+                stacklevel=2,
+            )
+        make = choose("sampler.name", options["name"], SAMPLERS)
+        accepted = _accepted(make, options)
+        if accepted.get("variance") == "fixed_large":
+            _warn_of_noise(grid, whole.num_steps)
+        return make(grid, **accepted)
+
+    def draw(
+        self,
+        sampler: Sampler,
+        *,
+        num_frames: int = 0,
+        progress: Callable[[int], object] | None = None,
+    ) -> Callable[..., SampleResult]:
+        """Returns (params, seed, indices, labels) -> SampleResult of uint8 images, to be compiled."""
+
+        def draw(params: Any, seed: Any, indices: Array, labels: Array | None) -> SampleResult:
+            result = sample_loop(
+                self._denoiser(params, labels, clip=self.config.sampler.clip),
+                sampler,
+                image_keys(seed, indices),
+                self.image_shape,
+                num_frames=num_frames,
+                progress=progress,
+            )
+            return jax.tree.map(data.to_uint8, result)
+
+        return draw
+
+    def draw_shared(self, sampler: Sampler, num_samples: int) -> Callable[..., Shared]:
+        """Returns (params, seed, point, indices, labels) -> Shared of uint8 images, to be compiled."""
+
+        def draw(
+            params: Any, seed: Any, point: Any, indices: Array, labels: Array | None
+        ) -> Shared:
+            result = shared_structure(
+                self._denoiser(params, labels, clip=self.config.sampler.clip),
+                sampler,
+                image_keys(seed, indices),
+                self.image_shape,
+                point,
+                num_samples,
+            )
+            return jax.tree.map(data.to_uint8, result)
+
+        return draw
+
+    def bound_grid(self) -> Grid:
+        """Returns the grid whose steps the variational bound is the sum over."""
+        return self.process.grid(self.config.eval.num_steps, self.config.eval.spacing)
+
+    def bound(
+        self, grid: Grid, *, progress: Callable[[int], object] | None = None
+    ) -> Callable[..., Bound]:
+        """Returns (params, x0, labels, keys) -> Bound, to be compiled."""
+        fields = self.config.eval
+
+        def bound(params: Any, x0: Array, labels: Array | None, keys: Array) -> Bound:
+            return variational_bound(
+                self._denoiser(params, labels, clip=fields.clip),
+                grid,
+                x0,
+                keys,
+                variance=bound_variance(self.config),
+                decoder=partial(discretized_gaussian, approximate_cdf=fields.approximate_cdf),
+                num_terms=fields.num_terms,
+                progress=progress,
+            )
+
+        return bound
+
+    def _denoiser(self, params: Any, labels: Array | None, *, clip: bool) -> Denoise:
+        denoise = make_denoiser(
+            self.process, self.config.process.prediction, self.model.apply, params, labels=labels
+        )
+        return clip_denoised(denoise) if clip else denoise
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network is given labels."""
+        return self.config.model.num_classes > 0
+
+
+def _accepted(make: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Returns those of the options that a registry's entry takes."""
+    return {k: v for k, v in options.items() if k in inspect.signature(make).parameters}
+
+
+def _weighting(config: ConfigDict) -> Weighting | None:
+    options = config.loss.to_dict()
+    make = WEIGHTINGS.get(options["weighting"])
+    return make and make(**_accepted(make, options))
+
+
+def _times(config: ConfigDict, process: Process) -> Times:
+    make = TIMES[config.loss.times]
+    num_bins = process.num_timesteps if isinstance(process, DDPM) else NUM_BINS
+    return make(**_accepted(make, {"num_bins": num_bins}))
+
+
+def sampler_options(config: ConfigDict) -> dict[str, Any]:
+    """Returns the config's sampler group, with the process's own variance where it sets none."""
+    options = config.sampler.to_dict()
+    return options | {"variance": options["variance"] or config.process.variance}
+
+
+def bound_variance(config: ConfigDict) -> str:
+    """Returns the variance that the bound is measured with: the process's own where the config sets none."""
+    return config.eval.variance or config.process.variance
+
+
+def _warn_of_noise(grid: Grid, all_steps: int) -> None:
+    """Warns if the grid leaves out so much that fixed_large, beta_t, is not the posterior's variance any more."""
+    std = grid.std[:-1]  # The step to the data adds no noise.
+    if 1 < grid.num_steps < all_steps:
+        most = np.square(std[:-1] / std[1:]).max()
+        warnings.warn(
+            f"with {grid.num_steps} steps instead of {all_steps}, the variance fixed_large is up to {most:,.0f} times "
+            "the posterior's; set --config.sampler.variance=fixed_small",
+            stacklevel=3,
+        )
+
+
+def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns the config's optimiser."""
+    fields = config.optimizer
+    return make_optimizer(
+        fields.learning_rate,
+        fields.warmup_steps,
+        fields.grad_clip,
+        decay=fields.decay,
+        num_steps=config.train.num_steps,
+    )
+
+
+def make_averages_of(config: ConfigDict) -> dict[str, Decay]:
+    """Returns the decays of the config's averages of the parameters, by name."""
+    fields = config.optimizer
+    return {AVERAGE: ema_decay(fields.ema_decay, warmup=fields.ema_warmup)}
+
+
+def load_split(config: ConfigDict, split: str) -> data.Split:
+    """Opens the config's data, preparing it if this is the first time."""
+    fields = config.data
+    return data.load(
+        fields.name,
+        split,
+        source_dir=fields.source_dir,
+        sha256=fields.sha256,
+        image_size=fields.image_size,
+        test_fraction=fields.test_fraction,
+        cache_dir=fields.cache_dir,
+    )
+
+
+def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int) -> Experiment:
+    """Builds process and network for images of this shape.
+
+    Args:
+      config: A valid config.
+      image_shape: (H, W, C) of the data.
+      num_classes: Number of classes that the data has; 0 if it is not labelled.
+
+    Raises:
+      InputError: Image size or classes that the model does not fit.
+    """
+    model = config.model
+    check_model_fits(config, image_shape, num_classes)
+    make = MODELS[model.name]
+    options = {name: value for name, value in model.items() if name != "name"}
+    options["dtype"] = DTYPES[model.dtype]
+    options["out_channels"] = image_shape[2] * (2 if config.process.variance == "learned" else 1)
+    network = as_functions(make(**_accepted(make, options)), image_shape)
+    return Experiment(config, make_process(config), network, image_shape)
+
+
