@@ -26,6 +26,7 @@ from diffusion_jax.errors import InputError, RunError, nearest
 MODES = {
     "train": "train the config's model; continue the run if the workdir holds one",
     "sample": "draw images from a checkpoint of the workdir",
+    "evaluate": "measure a checkpoint: config.eval.metrics, such as bits/dim",
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DESCRIPTION = """Denoising diffusion models of images in JAX.
@@ -136,7 +137,8 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
 
     from diffusion_jax import build
     from diffusion_jax import config as config_lib
-    from diffusion_jax.commands import run_config, sample
+    from diffusion_jax.commands import evaluate, run_config, sample
+    from diffusion_jax.commands.environment import keep_compiled_programs
     from diffusion_jax.parallel import distributed
 
     file = None if flags.config is None else config_lib.load_file(flags.config)
@@ -144,6 +146,8 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     if flags.mode != "train":
         config = run_config.load_config(workdir, assignments)
         note = None if file is None else run_config.passed_over(file, config, assignments)
+        if flags.mode == "evaluate" and file is not None:
+            run_config.check_trained(file, config, f"the run in {workdir}")
     elif file is not None:
         config = file
         config_lib.override(config, assignments)
@@ -153,7 +157,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     distributed.initialize()
     if note and jax.process_index() == 0:
         print(note, file=sys.stderr)
-    build.keep_compiled_programs(config.data.cache_dir)
+    keep_compiled_programs(config.data.cache_dir)
     if flags.mode == "train":
         from diffusion_jax.commands import train
 
@@ -164,6 +168,8 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
             started=started,
             allow_config_change=flags.allow_config_change,
         )
+    if flags.mode == "evaluate":
+        return evaluate.evaluate(config, workdir)
     return sample.sample(config, workdir)
 
 

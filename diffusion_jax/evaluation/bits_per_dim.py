@@ -20,9 +20,8 @@ from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound
+from diffusion_jax.likelihood.progressive import GREY_LEVELS
 from diffusion_jax.parallel import sharding
-
-GREY_LEVELS = 127.5  # Of 1 in the model's range.
 
 
 @dataclasses.dataclass(frozen=True)

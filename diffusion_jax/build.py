@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,13 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
-from diffusion_jax.build.checks import check_model_fits
-from diffusion_jax.build.process import make_process
+from diffusion_jax.checks import (
+    check_loss_takes,
+    check_model_fits,
+    check_model_takes,
+    check_shared_t,
+    check_variance,
+)
 from diffusion_jax.denoiser import Denoise, make_denoiser
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.guidance import clip_denoised
@@ -52,6 +57,24 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
 AVERAGE = "default"  # Name of the parameters' average that is sampled from.
 
+
+def _ddpm(fields: ConfigDict) -> DDPM:
+    return DDPM(
+        make_schedule(fields.schedule, fields.num_timesteps, fields.beta_start, fields.beta_end)
+    )
+
+
+# The config's process group -> Process
+PROCESSES: dict[str, Callable[[ConfigDict], Process]] = {"ddpm": _ddpm}
+
+
+def make_process(config: ConfigDict) -> Process:
+    """Returns the config's process.
+
+    Raises:
+      InputError: A beta for a schedule that has none to set.
+    """
+    return PROCESSES[config.process.name](config.process)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,3 +290,22 @@ def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: in
     return Experiment(config, make_process(config), network, image_shape)
 
 
+def validate(config: ConfigDict) -> None:
+    """Checks all that can be checked without data or devices.
+
+    Raises:
+      InputError: The first wrong field: its name, its value and what is allowed.
+    """
+    config_lib.validate(config)
+    check_model_takes(config)
+    check_variance(config)
+    check_loss_takes(config)
+    process = make_process(config)
+    for group in ("sampler", "eval"):
+        try:  # An error begins with an argument's name, which is the field's too.
+            grid = process.grid(config[group].num_steps, config[group].spacing)
+            if group == "eval":
+                check_num_terms(config.eval.num_terms, grid.num_steps)
+        except InputError as error:
+            raise InputError(f"{group}.{error}") from error
+    check_shared_t(config)

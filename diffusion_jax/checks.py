@@ -6,20 +6,18 @@ from collections.abc import Container
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.build.process import make_process
 from diffusion_jax.errors import InputError
-from diffusion_jax.likelihood.bound import check_num_terms
 from diffusion_jax.losses import OBJECTIVES, WEIGHTINGS
 from diffusion_jax.models import MODELS
 
 
-def _check_model_takes(config: ConfigDict) -> None:
+def check_model_takes(config: ConfigDict) -> None:
     """Refuses a field of the model group that this model has no use for."""
     taken = inspect.signature(MODELS[config.model.name]).parameters
     _refuse_unused(config, "model", taken, f"the model {config.model.name!r}")
 
 
-def _check_loss_takes(config: ConfigDict) -> None:
+def check_loss_takes(config: ConfigDict) -> None:
     """Refuses what the chosen loss or weighting has no use for."""
     fields = config.loss
     of_loss = inspect.signature(OBJECTIVES[fields.name]).parameters.keys() & set(fields)
@@ -43,7 +41,7 @@ def _refuse_unused(config: ConfigDict, group: str, taken: Container[str], owner:
             raise InputError(f"{group}.{name} is {value!r}, but {owner} has none; leave it unset")
 
 
-def _check_variance(config: ConfigDict) -> None:
+def check_variance(config: ConfigDict) -> None:
     """Refuses learned variances that the network does not have or the loss does not train."""
     trained, loss = config.process.variance, config.loss.name
     if trained == "learned" and loss == "simple":
@@ -89,32 +87,9 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
             )
 
 
-def _check_shared_t(config: ConfigDict) -> None:
+def check_shared_t(config: ConfigDict) -> None:
     times, last = config.sample.shared_t, config.process.num_timesteps - 1
     if times is not None and (max(times) > last or len(set(times)) < len(times)):
         raise InputError(
             f"sample.shared_t is {times}; it must hold distinct timesteps from 0 to {last} (T - 1)"
         )
-
-
-def validate(config: ConfigDict) -> None:
-    """Checks all that can be checked without data or devices.
-
-    Raises:
-      InputError: The first wrong field: its name, its value and what is allowed.
-    """
-    config_lib.validate(config)
-    _check_model_takes(config)
-    _check_variance(config)
-    _check_loss_takes(config)
-    process = make_process(config)
-    for group in ("sampler", "eval"):
-        try:  # An error begins with an argument's name, which is the field's too.
-            grid = process.grid(config[group].num_steps, config[group].spacing)
-            if group == "eval":
-                check_num_terms(config.eval.num_terms, grid.num_steps)
-        except InputError as error:
-            raise InputError(f"{group}.{error}") from error
-    _check_shared_t(config)
-
-

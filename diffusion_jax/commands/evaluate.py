@@ -1,0 +1,235 @@
+"""`--mode=evaluate`: figures of a trained run on a split of its data; picks up where it was killed."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from diffusion_jax import build, data
+from diffusion_jax import config as config_lib
+from diffusion_jax.commands import run_config
+from diffusion_jax.commands.environment import check_writable
+from diffusion_jax.commands.trained import TrainedRun, load_run
+from diffusion_jax.errors import RunError
+from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, make_bound_measure
+from diffusion_jax.keys import stream
+from diffusion_jax.likelihood.progressive import rate_distortion
+from diffusion_jax.parallel import sharding
+from diffusion_jax.processes.process import Grid
+from diffusion_jax.reporting import bound_plots, results
+
+NAMED_STEPS = 10
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> int:
+    """Measures config.eval.metrics of a checkpoint; returns the exit status.
+
+    Writes results/evaluate.json, and for each metric what `METRICS` says.
+
+    Raises:
+      InputError: No checkpoint, another one than the config's, no images, or workdir not writable.
+      RunError: No sound checkpoint; disk full; figures that are not finite.
+    """
+    check_writable(workdir)
+    mesh = sharding.make_mesh(config.mesh.data)
+    run = load_run(
+        workdir,
+        step=config.eval.step,
+        ema=config.eval.ema,
+        config=config,
+        sharding=sharding.replicated(mesh),
+    )
+    run_config.check_trained(config, run.trained, f"checkpoint {run.step}")
+    split = build.load_split(run.config, config.eval.split)
+    for name in dict.fromkeys(config.eval.metrics):
+        METRICS[name](run, split, mesh, workdir)
+    return 0
+
+
+def _bpd(run: TrainedRun, split: data.Split, mesh: jax.sharding.Mesh, workdir: Path) -> None:
+    """Bits per dimension by the variational bound: results/bpd.npz, and plots of its terms, rate and distortion.
+
+    What is measured of a batch is kept in results/bpd/<job>/, for another start of the command.
+    """
+    started = time.monotonic()
+    config, fields = run.config, run.config.eval
+    grid = run.bound_grid()
+    total = min(fields.num_images, split.num_images)
+    passes = fields.num_terms or grid.num_steps
+    folder = workdir / "results" / "bpd" / _job_name(run, split)
+    with _Bar(total, passes, fields.batch_size) as bar:
+        measure = make_bound_measure(
+            run.bound(grid, progress=bar.progress),
+            grid.num_steps,
+            split,
+            mesh,
+            stream(fields.seed, "bound"),
+            conditional=run.conditional,
+            num_images=fields.num_images,
+            batch_size=fields.batch_size,
+        )
+        result = measure(run.params, folder, bar.done)
+    if jax.process_index() == 0:
+        files = _save_arrays(workdir / "results", result, grid)
+        record = {
+            **bpd_record(result),
+            "num_images": result.num_images,
+            "split": fields.split,
+            "num_steps": grid.num_steps,
+            "spacing": fields.spacing,
+            "variance": build.bound_variance(config),
+            "clip": fields.clip,
+            "approximate_cdf": fields.approximate_cdf,
+            "num_terms": fields.num_terms,
+            "nfe": passes,
+            "seed": fields.seed,
+            "config_hash": config_lib.config_hash(config),
+            "step": run.step,
+            "ema": fields.ema,
+            "not_finite": {
+                f"{time:g}": int(n)
+                for time, n in zip(grid.time, result.not_finite, strict=False)
+                if n
+            },
+            "files": [path.name for path in files],
+            "seconds_this_start": round(time.monotonic() - started, 1),
+        }
+        path = results.add_metric(workdir, "evaluate", "bpd", record)
+        print(_summary(result), f"results {path}", sep="\n", file=sys.stderr)
+    _refuse_not_finite(result, grid)
+
+
+# What each metric measures, and writes besides results/evaluate.json.
+METRICS: dict[str, Callable[[TrainedRun, data.Split, jax.sharding.Mesh, Path], None]] = {
+    "bpd": _bpd
+}
+
+
+class _Bar:
+    """A progress bar over all network passes, on a terminal alone."""
+
+    def __init__(self, num_images: int, passes: int, batch_size: int) -> None:
+        from tqdm import tqdm
+
+        visible = jax.process_index() == 0 and sys.stderr.isatty()
+        self._passes, self._batch, self._base = passes, min(batch_size, num_images), 0
+        self._bar = tqdm(
+            total=num_images * passes, unit="pass", unit_scale=True, disable=not visible
+        )
+        # A program that reports to the host is compiled anew each time: only for a person who looks.
+        self.progress = self._progress if visible and jax.process_count() == 1 else None
+
+    def _progress(self, passes: int) -> None:
+        # Each device reports, and one may be behind another.
+        self._bar.update(max(0, self._base + passes * self._batch - self._bar.n))
+
+    def done(self, num_images: int) -> None:
+        jax.effects_barrier()  # The last calls of `progress` still use the old base.
+        self._base += num_images * self._passes
+        self._bar.update(self._base - self._bar.n)
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def _job_name(run: TrainedRun, split: data.Split) -> str:
+    """Names what is measured by all that decides the terms of an image; not by how many images there are."""
+    fields = run.config.eval
+    decisive = {
+        "checkpoint": run.digest,
+        "trained": config_lib.config_hash(run.config),
+        "variance": build.bound_variance(run.config),
+        "data": data.fingerprint(split),
+        **{
+            name: fields[name]
+            for name in (
+                *("split", "ema", "seed", "num_steps", "spacing", "clip"),
+                *("approximate_cdf", "num_terms"),
+            )
+        },
+    }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
+    return f"step{run.step:08}-{fields.split}-{digest}"
+
+
+def bpd_record(result: BitsPerDim) -> dict[str, Any]:
+    """Returns the totals as JSON holds them, null where a figure is not finite."""
+
+    def number(value: float) -> float | None:
+        return float(value) if np.isfinite(value) else None
+
+    estimates = {
+        name: getattr(result, name) for name in ("total", "rate", "prior", "distortion", "rmse")
+    }
+    return {
+        name: {"value": number(estimate.value), "stderr": number(estimate.stderr)}
+        for name, estimate in estimates.items()
+    }
+
+
+def _summary(result: BitsPerDim) -> str:
+    total, rate, distortion, rmse = (
+        f"{e.value:.4f} ± {e.stderr:.4f}"
+        for e in (result.total, result.rate, result.distortion, result.rmse)
+    )
+    return (
+        f"{result.num_images} images: {total} bits/dim = rate {rate} + distortion {distortion}; "
+        f"RMSE {rmse} of 255"
+    )
+
+
+def _save_arrays(folder: Path, result: BitsPerDim, grid: Grid) -> list[Path]:
+    """Writes bpd.npz and the plots; returns the files."""
+    time, terms, x0_mse = (
+        grid.time[:-1],
+        filled(result.terms, result),
+        filled(result.x0_mse, result),
+    )
+    rate, rmse = rate_distortion(result.prior.value, terms, x0_mse)
+    path = folder / "bpd.npz"
+    results.write_npz(
+        path,
+        time=time,
+        terms=result.terms,
+        terms_stderr=result.terms_stderr,
+        prior=np.float64(result.prior.value),
+        x0_mse=result.x0_mse,
+        eps_mse=result.eps_mse,
+        count=result.count,
+        not_finite=result.not_finite,
+        rate=rate,
+        rmse=rmse,
+    )
+    bound_plots.save_terms(folder / "bpd_terms.png", time, terms, result.prior.value)
+    bound_plots.save_progress(folder / "bpd_progress.png", rate, rmse)
+    bound_plots.save_rate_distortion(folder / "bpd_rate_distortion.png", rate, rmse)
+    return [path, *sorted(folder.glob("bpd_*.png"))]
+
+
+def filled(values: Float[np.ndarray, " n"], result: BitsPerDim) -> Float[np.ndarray, " n"]:
+    """Returns the values of all steps, where those that no image drew a term of are interpolated."""
+    steps, known = np.arange(len(values)), result.count > 0
+    missing = ~known & (result.not_finite == 0)
+    between = np.interp(steps, steps[known], values[known]) if known.any() else values
+    return np.where(missing, between, values)
+
+
+def _refuse_not_finite(result: BitsPerDim, grid: Grid) -> None:
+    wrong = result.not_finite > 0
+    if wrong.any():
+        times = [f"{time:g}" for time in grid.time[:-1][wrong][::-1]]
+        named = ", ".join(times[:NAMED_STEPS]) + (", …" if len(times) > NAMED_STEPS else "")
+        raise RunError(
+            f"{result.not_finite.sum()} terms of the bound are not finite, at t = {named}: its mean is not either"
+        )

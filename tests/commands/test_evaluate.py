@@ -1,0 +1,241 @@
+"""`--mode=evaluate`: its figures are the library's, add up, and survive a kill; wrong input is named."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import digits_in, environment, finish, results, run, start, write_config
+
+import diffusion_jax
+from diffusion_jax.commands import evaluate as command
+from diffusion_jax.data import load, to_model_range
+from diffusion_jax.denoiser import make_denoiser
+from diffusion_jax.guidance import clip_denoised
+from diffusion_jax.keys import indexed, stream
+from diffusion_jax.likelihood.bound import variational_bound
+
+T = 20
+FEW = ("--config.eval.num_images=40", "--config.eval.batch_size=16", "--config.mesh.data=1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with digits_in(tmp_path_factory.mktemp("cache")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(
+        tmp_path_factory.mktemp("config"),
+        'config.model.num_classes = 10\nconfig.loss.name = "hybrid"\nconfig.process.variance = "learned"',
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve steps of a class-conditional perceptron with learned variances."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    outcome = run(f"--config={tiny}", f"--workdir={workdir}")
+    assert outcome.status == 0, outcome.err
+    return workdir
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def evaluate(workdir: Path, *flags: str) -> dict[str, Any]:
+    """Evaluates a run; returns what is filed under "bpd"."""
+    outcome = run("--mode=evaluate", f"--workdir={workdir}", *FEW, *flags)
+    assert outcome.status == 0, outcome.err
+    return results(workdir, "evaluate")["bpd"]
+
+
+def test_the_figures_are_those_of_the_library_and_add_up(copied: Path) -> None:
+    filed = evaluate(copied)
+    loaded = diffusion_jax.load_run(copied)
+    batch = load("digits", "test").read(np.arange(40))
+    denoise = make_denoiser(
+        loaded.process, "eps", loaded.model.apply, loaded.params, labels=jnp.asarray(batch["label"])
+    )
+    keys = indexed(stream(0, "bound"), jnp.arange(40))
+    x0 = to_model_range(jnp.asarray(batch["image"]))
+    bound = jax.jit(
+        lambda x0, keys: variational_bound(
+            clip_denoised(denoise), loaded.process.grid(), x0, keys, variance="learned"
+        )
+    )(x0, keys)
+    for name, values in (
+        ("total", bound.total),
+        ("rate", bound.rate),
+        ("prior", bound.prior),
+        ("distortion", bound.distortion),
+    ):
+        # Sums in float32 there, in float64 here; batches of 16 there.
+        np.testing.assert_allclose(filed[name]["value"], np.mean(values), rtol=1e-4)
+        stderr = np.std(values, ddof=1) / np.sqrt(40)
+        np.testing.assert_allclose(filed[name]["stderr"], stderr, rtol=1e-3)
+    total = filed["rate"]["value"] + filed["distortion"]["value"]
+    np.testing.assert_allclose(filed["total"]["value"], total, rtol=1e-12)
+    assert filed["num_images"] == 40 and filed["nfe"] == T and filed["variance"] == "learned"
+    assert filed["provenance"]["jax"] == jax.__version__ and filed["not_finite"] == {}
+
+
+def test_arrays_and_plots_of_the_terms_lie_beside_the_figures(copied: Path) -> None:
+    filed = evaluate(copied)
+    folder = copied / "results"
+    with np.load(folder / "bpd.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["time"], np.arange(T - 1, -1, -1))
+        for name in ("terms", "terms_stderr", "x0_mse", "eps_mse", "count", "rate", "rmse"):
+            assert arrays[name].shape == (T,) and np.isfinite(arrays[name]).all(), name
+        np.testing.assert_allclose(arrays["terms"][-1], filed["distortion"]["value"])
+        # All but L_0 have been sent when the last step begins.
+        np.testing.assert_allclose(arrays["rate"][-1], filed["rate"]["value"])
+        np.testing.assert_allclose(arrays["rmse"][-1], filed["rmse"]["value"])
+    assert set(filed["files"]) == {
+        *("bpd.npz", "bpd_terms.png", "bpd_progress.png", "bpd_rate_distortion.png")
+    }
+    for name in filed["files"][1:]:
+        with Image.open(folder / name) as image:
+            assert np.asarray(image).std() > 1
+
+
+def test_options_reach_the_bound_and_the_figures_before_them_stay(copied: Path) -> None:
+    whole = evaluate(copied)
+    seen = {whole["total"]["value"]}
+    for flag in (
+        "num_steps=5",
+        "spacing=0,4,11,19",
+        "variance=fixed_small",
+        "clip=false",
+        "approximate_cdf=true",
+        "num_terms=5",
+        "seed=1",
+        "split=train",
+        "ema=false",
+        "step=8",
+    ):
+        filed = evaluate(copied, f"--config.eval.{flag}")
+        assert filed["total"]["value"] not in seen, flag
+        seen.add(filed["total"]["value"])
+    record = results(copied, "evaluate")
+    assert record["earlier"][-1]["bpd"]["total"] == whole["total"]
+    assert len(record["earlier"]) == 10
+
+
+def test_a_killed_evaluation_goes_on_where_it_was_whatever_the_batch_size(
+    trained: Path, copied: Path
+) -> None:
+    whole = evaluate(trained)
+    flags = ["--mode=evaluate", f"--workdir={copied}", *FEW]
+    # Killed as it writes the second part.
+    trap = """
+import os, signal
+import diffusion_jax.evaluation.bits_per_dim as module
+write, parts = module._write_part, []
+def trapped(folder, part):
+    parts.append(part)
+    if len(parts) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(folder, part)
+module._write_part = trapped
+"""
+    assert finish(start(flags, environment(), trap)).status == -9
+    (folder,) = (copied / "results" / "bpd").iterdir()
+    assert [path.name for path in folder.iterdir()] == ["00000000-00000015.npz"]
+    filed = evaluate(copied, "--config.eval.batch_size=7")
+    assert len(list(folder.iterdir())) == 5  # 16 images, and 24 in sevens.
+    for name in ("total", "rate", "distortion", "rmse"):
+        np.testing.assert_allclose(filed[name]["value"], whole[name]["value"], rtol=1e-5)
+
+
+def test_terms_that_are_not_finite_are_filed_and_named_and_end_with_status_1(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make: Callable[..., Any] = command.make_bound_measure
+
+    def with_nan(bound: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        def broken(*inputs: Any) -> Any:
+            result = bound(*inputs)
+            bad = (result.steps == T - 1 - 7) | (result.steps == T - 1 - 3)
+            return result._replace(terms=jnp.where(bad, jnp.nan, result.terms))
+
+        return make(broken, *arguments, **options)
+
+    monkeypatch.setattr(command, "make_bound_measure", with_nan)
+    outcome = run("--mode=evaluate", f"--workdir={copied}", *FEW, "--config.eval.seed=5")
+    assert outcome.status == 1
+    assert "error: 80 terms of the bound are not finite, at t = 3, 7:" in outcome.err
+    filed = results(copied, "evaluate")["bpd"]
+    assert filed["not_finite"] == {"7": 40, "3": 40}
+    assert filed["total"] == {"value": None, "stderr": None}
+    assert filed["distortion"]["value"] is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.eval.split=valid"], "eval.split is 'valid'; it must be one of test, train"),
+        (["--config.eval.metrics=fid"], "eval.metrics is ('fid',); it must be"),
+        (
+            ["--config.eval.num_terms=21"],
+            "eval.num_terms is 21; it must be an integer from 2 to 20",
+        ),
+        (
+            ["--config.eval.num_steps=21"],
+            "eval.num_steps is 21; it must be an integer from 1 to 20",
+        ),
+        (
+            ["--config.process.num_timesteps=10"],
+            "process.num_timesteps is fixed by the trained run",
+        ),
+        (["--config.eval.step=5"], "no checkpoint"),
+        (["--workdir=/nowhere"], "no trained run in /nowhere"),
+    ],
+)
+def test_wrong_input_is_answered_in_one_line_with_status_2(
+    trained: Path, flags: list[str], message: str
+) -> None:
+    outcome = run("--mode=evaluate", f"--workdir={trained}", *FEW, *flags)
+    assert outcome.status == 2
+    assert message in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_a_config_file_or_checkpoint_of_another_process_is_refused(
+    copied: Path, tmp_path: Path, tiny: Path
+) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(
+        tiny.read_text().replace(
+            "num_timesteps = 20", 'num_timesteps = 30\n    config.process.prediction = "v"'
+        )
+    )
+    flags = ("--mode=evaluate", f"--workdir={copied}", *FEW)
+    outcome = run(f"--config={other}", *flags)
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert (
+        "was trained with another process than the config says: process.num_timesteps is 20, not 30; "
+        "process.prediction is 'eps', not 'v'" in outcome.err
+    )
+    saved = json.loads((copied / "config.json").read_text())
+    saved["process"]["prediction"] = "x0"
+    (copied / "config.json").write_text(json.dumps(saved))
+    outcome = run(*flags)
+    assert outcome.status == 2 and "checkpoint 12 was trained with another process" in outcome.err
+
+
+def test_learned_variances_are_refused_of_a_model_without_them(tmp_path: Path) -> None:
+    tiny, workdir = write_config(tmp_path), tmp_path / "run"
+    assert run(f"--config={tiny}", f"--workdir={workdir}", "--config.train.num_steps=4").status == 0
+    outcome = run("--mode=evaluate", f"--workdir={workdir}", *FEW, "--config.eval.variance=learned")
+    assert outcome.status == 2
+    assert "eval.variance is 'learned', but the model has no channels for it" in outcome.err
