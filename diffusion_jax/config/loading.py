@@ -69,10 +69,16 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
     for name, text in assignments:
         if name not in FIELDS:
             is_group = name != "" and name in GROUPS
-            hint = " It is a group of fields." if is_group else nearest(name, FIELDS)
+            hint = " It is a group of fields." if is_group else _hint(name)
             raise InputError(f"unknown config field {name!r}.{hint}")
         group, leaf = locate(config, name)
         group[leaf] = _parse(name, text)
+
+
+def _hint(name: str) -> str:
+    """Returns the fields of that name in all groups, or else the nearest one."""
+    same = [repr(field) for field in FIELDS if field.rpartition(".")[2] == name]
+    return f" Did you mean {' or '.join(same)}?" if same else nearest(name, FIELDS)
 
 
 def _parse(name: str, text: str) -> Any:
