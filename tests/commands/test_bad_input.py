@@ -158,19 +158,10 @@ def test_a_config_file_that_sets_a_field_wrongly_is_named(
 @pytest.mark.parametrize(
     "field, fragments",
     [
-        (
-            "train.num_stpes=3",
-            [
-                "'train.num_stpes'",
-                "Did you mean 'train.num_steps'?",
-            ],
-        ),
+        ("train.num_stpes=3", ["'train.num_stpes'", "Did you mean 'train.num_steps'?"]),
         (
             "num_steps=3",
-            [
-                "'num_steps'",
-                "Did you mean 'train.num_steps'?",
-            ],
+            ["'num_steps'", "'train.num_steps' or 'sampler.num_steps' or 'eval.num_steps'?"],
         ),
         ("train=3", ["'train'", "group of fields"]),
         ("=3", ["unknown config field ''"]),
