@@ -45,20 +45,23 @@ def scattered(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray,
     return x0, mean, log_variance
 
 
-def errors(x0, mean, log_variance, got: np.ndarray) -> np.ndarray:
+def in_40_digits(x0, mean, log_variance) -> np.ndarray:
+    """Returns `bin_in_40_digits` of each of n levels, (3, n)."""
+    return np.array(
+        [bin_in_40_digits(*of_one) for of_one in zip(x0, mean, log_variance, strict=True)]
+    ).T
+
+
+def errors(x0, mean, log_variance, exact: np.ndarray, got: np.ndarray) -> np.ndarray:
     """Returns the relative errors (3, n) of log p, and of its derivatives by mean, in units of std, and log variance.
 
     A probability within 1e-7 of 1 counts as 1, and a derivative smaller than 1e-7 as 0: float32 cannot place the
     edges of a bin so well that their logarithms and densities would be known better. Where the derivative by the log
-    variance changes sign, at one std, it is compared with its parts, which are 1/2.
+    variance changes sign, it is compared with its part that comes from the distance to the mean.
     """
-    exact = np.array(
-        [bin_in_40_digits(*of_one) for of_one in zip(x0, mean, log_variance, strict=True)]
-    ).T
-    unit = np.stack([np.ones_like(x0), np.exp(log_variance / 2), np.ones_like(x0)])
-    scale = np.abs(exact * unit)
-    z = np.abs(x0 - mean) / unit[1]
-    scale[2] = np.where(
-        scale[2] > 1e-7, np.maximum(scale[2], np.where(np.abs(z - 1) < 0.1, 0.5, 0)), scale[2]
-    )
+    std = np.exp(np.asarray(log_variance, float) / 2)
+    unit = np.stack([np.ones_like(std), std, np.ones_like(std)])
+    scale = np.abs(exact) * unit
+    part = np.abs((np.asarray(x0, float) - mean) * exact[1]) / 2
+    scale[2] = np.where(scale[2] > 1e-7, np.maximum(scale[2], part), scale[2])
     return np.where(scale > 1e-7, np.abs(got - exact) * unit / np.maximum(scale, 1e-7), 0.0)
