@@ -20,6 +20,13 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
     from diffusion_jax.denoiser import Prediction, make_denoiser
     from diffusion_jax.errors import InputError, RunError
     from diffusion_jax.guidance import clip_denoised
+    from diffusion_jax.likelihood.bound import Bound, variational_bound
+    from diffusion_jax.likelihood.decoder import (
+        check_levels,
+        discretized_gaussian,
+        gaussian_density,
+    )
+    from diffusion_jax.likelihood.progressive import rate_distortion
     from diffusion_jax.losses import loss_function, simple_loss
     from diffusion_jax.models import MLP, Model, UNet, as_functions, count_parameters
     from diffusion_jax.processes.ddpm import DDPM
@@ -35,6 +42,7 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
         x0_from_v,
     )
     from diffusion_jax.processes.process import Grid, Point, Process
+    from diffusion_jax.processes.reverse import p_posterior, posterior_kl
     from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
     from diffusion_jax.reporting.pictures import grid, strip
     from diffusion_jax.samplers import (
@@ -53,6 +61,7 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bound",
     "Checkpoint",
     "CheckpointStore",
     "DDPM",
@@ -75,14 +84,17 @@ __all__ = [
     "as_functions",
     "batch_indices",
     "batches",
+    "check_levels",
     "clip_denoised",
     "clip_x0",
     "count_parameters",
     "create_state",
     "default_config",
+    "discretized_gaussian",
     "ema_decay",
     "eps_from_v",
     "eps_from_x0",
+    "gaussian_density",
     "grid",
     "image_keys",
     "load",
@@ -93,9 +105,12 @@ __all__ = [
     "make_schedule",
     "make_train_step",
     "nearest_point",
+    "p_posterior",
+    "posterior_kl",
     "q_posterior",
     "q_sample",
     "random_flip",
+    "rate_distortion",
     "respace",
     "sample_loop",
     "score_from_eps",
@@ -105,12 +120,14 @@ __all__ = [
     "to_model_range",
     "to_uint8",
     "v_from_x0_eps",
+    "variational_bound",
     "x0_from_eps",
     "x0_from_v",
 ]
 
 # Module of each public name, imported when the name is first used: none costs those who use another.
 _MODULES = {
+    "Bound": "likelihood.bound",
     "Checkpoint": "checkpoints.store",
     "CheckpointStore": "checkpoints.store",
     "DDPM": "processes.ddpm",
@@ -133,14 +150,17 @@ _MODULES = {
     "as_functions": "models",
     "batch_indices": "data",
     "batches": "data",
+    "check_levels": "likelihood.decoder",
     "clip_denoised": "guidance",
     "clip_x0": "processes.gaussian",
     "count_parameters": "models",
     "create_state": "training.state",
     "default_config": "config",
+    "discretized_gaussian": "likelihood.decoder",
     "ema_decay": "training.optimizer",
     "eps_from_v": "processes.gaussian",
     "eps_from_x0": "processes.gaussian",
+    "gaussian_density": "likelihood.decoder",
     "grid": "reporting.pictures",
     "image_keys": "samplers",
     "load": "data",
@@ -151,9 +171,12 @@ _MODULES = {
     "make_schedule": "processes.schedules",
     "make_train_step": "training.step",
     "nearest_point": "samplers",
+    "p_posterior": "processes.reverse",
+    "posterior_kl": "processes.reverse",
     "q_posterior": "processes.gaussian",
     "q_sample": "processes.gaussian",
     "random_flip": "data",
+    "rate_distortion": "likelihood.progressive",
     "respace": "processes.schedules",
     "sample_loop": "samplers",
     "score_from_eps": "processes.gaussian",
@@ -163,6 +186,7 @@ _MODULES = {
     "to_model_range": "data",
     "to_uint8": "data",
     "v_from_x0_eps": "processes.gaussian",
+    "variational_bound": "likelihood.bound",
     "x0_from_eps": "processes.gaussian",
     "x0_from_v": "processes.gaussian",
 }

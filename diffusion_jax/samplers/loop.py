@@ -18,6 +18,7 @@ from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import at_time, image_normal, indexed, stream
 from diffusion_jax.processes.process import Grid
+from diffusion_jax.reporting.progress import report
 
 FIRST, OF_A_STEP, CONTINUED = 0, 1, 2  # Streams of an image's key.
 
@@ -163,7 +164,7 @@ def sample_loop(
         if frames is not None and slots is not None:
             frames = frames.at[slots[i - start]].set(jnp.stack([x_t, state.x0_hat]))
         if progress is not None:
-            _report(progress, i - start + 1, every, stop - start)
+            report(progress, i - start + 1, every, stop - start)
         return state, frames
 
     state = sampler.init(x_init)
@@ -200,18 +201,3 @@ def _check(
         raise InputError(
             f"num_frames is {num_frames}; it must be from 0 to {most}, the steps and one"
         )
-
-
-def _report(
-    progress: Callable[[int], object], done: Int[Array, ""], every: int, num_steps: int | Array
-) -> None:
-    """Calls progress(done) on the host at every `every`-th step and at the last."""
-
-    def call(done: Array) -> None:
-        progress(int(done))
-
-    jax.lax.cond(
-        (done % every == 0) | (done == num_steps),
-        lambda: jax.debug.callback(call, done),
-        lambda: None,
-    )
