@@ -6,7 +6,9 @@ import jax
 from jaxtyping import Array, Int
 
 
-def report(progress: Callable[[int], object], done: Int[Array, ""], every: int, total: int) -> None:
+def report(
+    progress: Callable[[int], object], done: Int[Array, ""], every: int, total: int | Array
+) -> None:
     """Calls progress(done) on the host at every `every`-th step and at the last of `total`.
 
     To be called in the body of a compiled loop; inside `jax.shard_map` each device reports. A program that
