@@ -131,3 +131,18 @@ def test_sigterm_to_one_process_stops_both_after_a_checkpoint(tmp_path: Path) ->
     assert [o.status for o in outcomes] == [75, 75], outcomes
     (step,) = checkpoint_steps(workdir)
     assert f"saved step {step}" in outcomes[0].err
+
+
+def test_two_processes_measure_what_one_does_and_file_it_once(tmp_path: Path) -> None:
+    tiny, workdir = write_config(tmp_path), tmp_path / "run"
+    assert run(f"--config={tiny}", f"--workdir={workdir}").status == 0
+    alone = shutil.copytree(workdir, tmp_path / "alone")
+    flags = ("--mode=evaluate", "--config.eval.num_images=10", "--config.eval.batch_size=8")
+    assert run(*flags, f"--workdir={alone}").status == 0
+    outcomes = finish_all(pair(*flags, f"--workdir={workdir}", prologue=IN_TURN))
+    assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
+    assert "bits/dim" in outcomes[0].err and outcomes[1].err == ""
+    one, two = (results(folder, "evaluate")["bpd"] for folder in (alone, workdir))
+    for name in ("total", "rate", "distortion", "rmse"):
+        np.testing.assert_allclose(two[name]["value"], one[name]["value"], rtol=1e-5)
+    assert two["provenance"]["processes"] == 2 and results(workdir, "evaluate")["earlier"] == []
