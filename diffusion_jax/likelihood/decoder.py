@@ -13,8 +13,9 @@ nearly equal numbers, where M(a) = (1 - Phi(a)) / phi(a) is Mills' ratio:
     tail    z >= h                phi(z - h) (M(z - h) - M(z + h) exp(-2 z h))
     wide    z < h                 1 - (1 - Phi(h + z)) - (1 - Phi(h - z))
 
-The derivatives are taken from the same forms: d log P/dz = (phi(z + h) - phi(z - h)) / P and d log P/dh =
-(phi(z + h) + phi(z - h)) / P.
+The derivatives are taken from the same forms: d log P/dz = (phi(z + h) - phi(z - h)) / P and, by the log of 1 / std,
+((z + h) phi(z + h) - (z - h) phi(z - h)) / P. The near edge of a bin, z - h, is subtracted before it is divided by the
+standard deviation: there no digits are lost, though z and h may be far larger.
 """
 
 import math
@@ -28,6 +29,8 @@ from jaxtyping import Array, Float
 from diffusion_jax.errors import InputError
 
 HALF_BIN = 1 / 255
+ROUNDED = float(np.float32(HALF_BIN))  # Half a bin is this and
+REMAINDER = HALF_BIN - ROUNDED  # this, which float32 cannot hold in one number.
 LOG_SQRT_2PI = math.log(2 * math.pi) / 2
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(6)
 FARTHEST = 1e-12  # Least probability in codes with the tanh approximation.
@@ -50,7 +53,7 @@ def _log_phi(z: Array) -> Array:
 
 
 def _narrow(z: Array, h: Array) -> tuple[Array, Array, Array]:
-    """Returns log P and its derivatives by z and h, for h <= 1 and z h <= 1."""
+    """Returns log P and its derivatives by z and by log 1 / std, for h <= 1 and z h <= 1."""
     h, z_in = jnp.minimum(h, 1.0), z
     z = jnp.minimum(z, 1 / h)
     total = slope = jnp.zeros_like(z)
@@ -59,50 +62,62 @@ def _narrow(z: Array, h: Array) -> tuple[Array, Array, Array]:
         density = weight * jnp.exp(-jnp.square(s) / 2)
         total = total + density * jnp.cosh(z * s)
         slope = slope + density * s * jnp.sinh(z * s)
-    edge = jnp.cosh(z * h) * jnp.exp(-jnp.square(h) / 2)
-    return _log_phi(z_in) + jnp.log(2 * h * total), slope / total - z_in, edge / (h * total)
+    by_z = slope / total - z_in
+    ends = jnp.cosh(z * h) * jnp.exp(-jnp.square(h) / 2) / total
+    return _log_phi(z_in) + jnp.log(2 * h * total), by_z, z_in * by_z + ends
 
 
-def _tail(z: Array, h: Array) -> tuple[Array, Array, Array]:
-    """The same for z >= h."""
-    a = jnp.maximum(z - h, 0.0)
+def _tail(z: Array, h: Array, edge: Array) -> tuple[Array, Array, Array]:
+    """The same for z >= h, where edge is z - h."""
+    a = jnp.maximum(edge, 0.0)
     b = jnp.maximum(z + h, a)
     decay = jnp.exp(-2 * z * h)
     # Where the bin is narrow, this is not used; there it may be 0.
     mass = jnp.maximum(mills(a) - mills(b) * decay, 1e-30)
-    return _log_phi(a) + jnp.log(mass), jnp.expm1(-2 * z * h) / mass, (1 + decay) / mass
+    return _log_phi(a) + jnp.log(mass), jnp.expm1(-2 * z * h) / mass, (b * decay - a) / mass
 
 
-def _wide(z: Array, h: Array) -> tuple[Array, Array, Array]:
+def _wide(z: Array, h: Array, edge: Array) -> tuple[Array, Array, Array]:
     """The same for z < h."""
-    near, far = jnp.maximum(h - z, 0.0), h + z
+    near, far = jnp.maximum(-edge, 0.0), h + z
     outside = jnp.exp(_log_phi(near)) * mills(near) + jnp.exp(_log_phi(far)) * mills(far)
-    inside = jnp.maximum(1 - outside, 1e-30)
-    edge = jnp.exp(_log_phi(near)) / inside
+    density = jnp.exp(_log_phi(near)) / jnp.maximum(1 - outside, 1e-30)
     return (
         jnp.log1p(-jnp.minimum(outside, 1.0)),
-        edge * jnp.expm1(-2 * z * h),
-        edge * (1 + jnp.exp(-2 * z * h)),
+        density * jnp.expm1(-2 * z * h),
+        density * (far * jnp.exp(-2 * z * h) + near),
     )
 
 
-def _bin(z: Array, h: Array) -> tuple[Array, Array, Array]:
-    forms = zip(_narrow(z, h), _tail(z, h), _wide(z, h), strict=True)
+def _beyond_bin(off: Array, inverse_std: Array) -> Array:
+    """Returns how far an offset is beyond half a bin, in units of std."""
+    # The remainder is scaled by itself, or XLA would add up the two constants.
+    return inverse_std * (off - ROUNDED) - inverse_std * REMAINDER
+
+
+def _bin(off: Array, log_variance: Array) -> tuple[Array, Array, Array]:
+    """Returns log P and its derivatives by the offset and by the log variance."""
+    inverse_std, distance = jnp.exp(-log_variance / 2), jnp.abs(off)
+    z, h = inverse_std * distance, inverse_std * HALF_BIN
+    edge = _beyond_bin(distance, inverse_std)
+    forms = zip(_narrow(z, h), _tail(z, h, edge), _wide(z, h, edge), strict=True)
     narrow = (h <= 1) & (z * h <= 1)
-    log_p, by_z, by_h = (jnp.where(narrow, n, jnp.where(z >= h, t, w)) for n, t, w in forms)
-    return log_p, by_z, by_h
+    log_p, by_z, by_scale = (jnp.where(narrow, n, jnp.where(edge >= 0, t, w)) for n, t, w in forms)
+    return log_p, jnp.sign(off) * inverse_std * by_z, -by_scale / 2
 
 
 @jax.custom_jvp
-def log_bin(z: Float[Array, "*dims"], h: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """Returns log(Phi(z + h) - Phi(z - h)) for z >= 0 and h > 0."""
-    return _bin(z, h)[0]
+def log_bin(
+    off: Float[Array, "*dims"], log_variance: Float[Array, "*dims"]
+) -> Float[Array, "*dims"]:
+    """Returns the log probability of a bin about `off` under a Gaussian of mean 0."""
+    return _bin(off, log_variance)[0]
 
 
 @log_bin.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    log_p, by_z, by_h = _bin(*primals)
-    return log_p, by_z * tangents[0] + by_h * tangents[1]
+    log_p, by_off, by_log_variance = _bin(*primals)
+    return log_p, by_off * tangents[0] + by_log_variance * tangents[1]
 
 
 def _log_above(a: Array) -> tuple[Array, Array]:
@@ -147,11 +162,12 @@ def discretized_gaussian(
         upper = jnp.where(last, 1.0, _tanh_cdf(inverse_std * (x0 + HALF_BIN - mean)))
         lower = jnp.where(first, 0.0, _tanh_cdf(inverse_std * (x0 - HALF_BIN - mean)))
         return jnp.log(jnp.maximum(upper - lower, FARTHEST))
-    off = x0 - mean
+    off, is_open = x0 - mean, first | last
     # The open bins begin half a bin inside of -1 and 1.
-    a = inverse_std * (jnp.where(first, -off, off) - HALF_BIN)
-    h = jnp.broadcast_to(inverse_std * HALF_BIN, off.shape)
-    return jnp.where(first | last, log_above(a), log_bin(inverse_std * jnp.abs(off), h))
+    above = log_above(_beyond_bin(jnp.where(first, -off, off), inverse_std))
+    # Infinite derivatives of the branch not taken would make NaN of the other's.
+    closed = log_bin(jnp.where(is_open, 0.0, off), jnp.broadcast_to(log_variance, off.shape))
+    return jnp.where(is_open, above, closed)
 
 
 def _tanh_cdf(z: Array) -> Array:

@@ -35,8 +35,18 @@ def test_value_and_gradient_have_five_digits_out_to_4000_standard_deviations(com
         )
         assert np.isfinite(got).all()
         # A rounding of the standard deviation, 1e-7, moves log p far out by 2e-7 of itself, and a small 1 - p by the
-        # square of the distance times that: at 7 std 1e-5.
-        assert errors(*inputs, exact, np.asarray(got, float)).max() < 1e-5
+        # square of the nearer edge's distance times that: at 5 std, where 1 - p is 1e-7, by 2.5e-6.
+        assert errors(*inputs, exact, np.asarray(got, float)).max() < 5e-6
+
+
+def test_digits_stay_where_a_mean_is_near_the_edge_of_a_bin_many_standard_deviations_wide(rng):
+    x0, _, log_variance = scattered(rng, 400)
+    log_variance = np.clip(log_variance, 2 * np.log(1e-4), 2 * np.log(3e-4)).astype(np.float32)
+    edge = rng.uniform(-4, 4, 400) * np.exp(log_variance / 2)
+    inputs = x0, (x0 + rng.choice([-1, 1], 400) * (1 / 255 + edge)).astype(np.float32), log_variance
+    got = jax.jit(with_gradient)(*map(jnp.asarray, inputs))
+    # Were 1/255 rounded to float32 here, errors would reach 7e-6.
+    assert errors(*inputs, in_40_digits(*inputs), np.asarray(got, float)).max() < 3.5e-6
 
 
 @pytest.mark.parametrize("distance", [1e-6, 0.5, 1.0, 10.0, 1e3, 1e6])
@@ -47,6 +57,12 @@ def test_no_distance_and_no_width_give_nan_or_infinity(distance):
         x0, x0 - distance * std, jnp.broadcast_to(2 * jnp.log(std), x0.shape)
     )
     assert np.isfinite(got).all()
+
+
+def test_an_open_bin_has_the_gradient_0_far_inside_where_its_square_overflows():
+    x0 = jnp.array([-1.0, 1.0])
+    got = jax.jit(with_gradient)(x0, 100 * x0, jnp.full(2, -80.0))
+    np.testing.assert_array_equal(got, np.zeros((3, 2)))
 
 
 @pytest.mark.parametrize("std", [1e-3, 1 / 255, 0.03, 0.4, 5.0])
