@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 Values = Float[np.ndarray, " n"]
+FEW = 60  # Points of a line that can be told apart.
 
 
 def save_terms(path: Path, time: Values, terms: Values, prior: float) -> None:
@@ -19,21 +20,17 @@ def save_terms(path: Path, time: Values, terms: Values, prior: float) -> None:
       terms: Term of each step in bits per dimension; NaN leaves a gap.
       prior: L_T.
     """
-    figure, axes = _figure(1, (8.0, 4.5))
-    ax = axes[0]
-    ax.plot(time[:-1], terms[:-1], color="tab:blue", linewidth=1.2, label="$L_{t-1}$")
+    figure, (ax,) = _figure(1, (8.0, 4.5))
+    ax.plot(time[:-1], terms[:-1], color="tab:blue", label="$L_{t-1}$", **_line(len(terms)))
     ax.plot(time[-1:], terms[-1:], "o", color="tab:red", label=f"$L_0$ = {terms[-1]:.3g}")
-    ax.plot(
-        time[:1],
-        [max(prior, np.nextafter(0, 1))],
-        "s",
-        color="tab:green",
-        label=f"$L_T$ = {prior:.2g}",
-    )
+    ax.plot(time[:1], [prior], "s", color="tab:green", label=f"$L_T$ = {prior:.2g}")
     ax.set(xlabel="$t$", ylabel="bits / dim", yscale="log")
-    positive = terms[np.isfinite(terms) & (terms > 0)]
-    if positive.size:  # L_T may be smaller by many orders: it stands at the lower edge then.
-        ax.set_ylim(bottom=max(min(positive.min(), max(prior, 1e-30)), positive.min() / 30))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    known = terms[np.isfinite(terms) & (terms > 0)]
+    if known.size:
+        # L_T may be smaller by many orders, or 0: the legend alone tells it then.
+        shown = [*known, *([prior] if prior > known.min() / 1000 else [])]
+        ax.set_ylim(min(shown) / 2, max(shown) * 2)
     ax.legend()
     _save(path, figure)
 
@@ -48,31 +45,44 @@ def save_progress(path: Path, rate: Values, rmse: Values) -> None:
     """
     figure, axes = _figure(2, (10.0, 4.0))
     steps = np.arange(len(rate))
-    axes[0].plot(steps, rmse, color="tab:red")
-    axes[0].set(ylabel="distortion: RMSE of $\\hat{x}_0$ (0 … 255)", ylim=(0, None))
-    axes[1].plot(steps, rate, color="tab:blue")
-    axes[1].set(ylabel="rate (bits / dim)", ylim=(0, None))
-    for ax in axes:
-        ax.set_xlabel("reverse steps done, $T - t$")
+    for ax, values, color in zip(axes, (rmse, rate), ("tab:red", "tab:blue"), strict=True):
+        ax.plot(steps, values, color=color, **_line(len(steps)))
+        ax.set(xlabel="reverse steps done, $T - t$", ylim=_from_zero(values))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylabel("distortion: RMSE of $\\hat{x}_0$ (0 … 255)")
+    axes[1].set_ylabel("rate (bits / dim)")
     _save(path, figure)
 
 
 def save_rate_distortion(path: Path, rate: Values, rmse: Values) -> None:
     """Draws distortion against rate, the last panel of Figure 5; arguments as in `save_progress`."""
-    figure, axes = _figure(1, (6.0, 4.5))
-    axes[0].plot(rate, rmse, color="tab:purple", marker=".", markersize=3, linewidth=1)
-    axes[0].set(xlabel="rate (bits / dim)", ylabel="distortion: RMSE (0 … 255)")
-    axes[0].set(xlim=(0, None), ylim=(0, None))
+    figure, (ax,) = _figure(1, (6.0, 4.5))
+    ax.plot(rate, rmse, color="tab:purple", marker=".", markersize=3, linewidth=1.2)
+    ax.set(xlabel="rate (bits / dim)", ylabel="distortion: RMSE of $\\hat{x}_0$ (0 … 255)")
+    ax.set(xlim=_from_zero(rate), ylim=_from_zero(rmse))
     _save(path, figure)
+
+
+def _line(points: int) -> dict[str, Any]:
+    """Returns how to draw a line: few points, each of which may stand alone, are marked."""
+    return {"linewidth": 1.4, "marker": "." if points <= FEW else None}
+
+
+def _from_zero(values: Values) -> tuple[float, float]:
+    """Returns the limits of an axis on which 0 is not at the very edge, where it would hide a line."""
+    known = values[np.isfinite(values)]
+    highest = max(known.max(initial=0), 1e-12)
+    return -0.03 * highest, 1.05 * highest
 
 
 def _figure(panels: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    axes = list(figure.subplots(1, panels, sharex=True, squeeze=False)[0])
     for ax in axes:
         ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
