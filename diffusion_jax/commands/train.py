@@ -19,6 +19,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.build import AVERAGE, Experiment
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands.environment import check_writable
+from diffusion_jax.commands.held_out import held_out_measures
 from diffusion_jax.commands.signals import EXIT_STOPPED, StopSignals
 from diffusion_jax.commands.train_report import write_report
 from diffusion_jax.errors import InputError, RunError
@@ -27,7 +28,6 @@ from diffusion_jax.models import count_parameters
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import results
 from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
-from diffusion_jax.training.held_out import make_held_out_loss
 from diffusion_jax.training.hooks import (
     checkpoint_hook,
     draw_pictures,
@@ -83,7 +83,7 @@ def train(
     _check_resume(saved, config, allow_config_change)
     split = build.load_split(config, "train")
     exp = build.build(config, split.image_shape, split.num_classes)
-    held_out = _held_out_loss(exp, mesh)
+    measures = held_out_measures(exp, mesh)
     if saved is None:
         state, meta = _create(exp, mesh), {}
     else:
@@ -119,7 +119,7 @@ def train(
     draw = _picture_sampler(exp, mesh)
     position = functools.partial(_meta, config, split, data.fingerprint(split), meter)
     hooks = [
-        *([held_out_hook(held_out, AVERAGE, log, every=fields.eval_every)] if held_out else []),
+        *(held_out_hook(measure, AVERAGE, log) for measure in measures),
         pictures_hook(draw, AVERAGE, workdir, log, every=fields.sample_every),
         checkpoint_hook(store, position, every=fields.checkpoint_every),
     ]
@@ -229,25 +229,6 @@ def _meta(
         "data": position,
         "sums": dataclasses.asdict(meter.sums),
     }
-
-
-def _held_out_loss(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any], float] | None:
-    """Returns params -> held-out loss, or None if the config asks for none."""
-    config = exp.config
-    if not config.train.eval_every:
-        return None
-    split = build.load_split(config, "test")
-    if split.num_images == 0:
-        raise InputError("train.eval_every is set, but the data has no test images")
-    return make_held_out_loss(
-        exp.objective(),
-        split,
-        mesh,
-        stream(config.seed, "eval"),
-        conditional=exp.conditional,
-        num_images=config.eval.num_images,
-        batch_size=config.eval.batch_size,
-    )
 
 
 def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any], Samples]:

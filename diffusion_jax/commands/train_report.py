@@ -37,14 +37,14 @@ def write_report(
     curve = workdir / "loss.png"
     pictures.save_loss_curve(curve, log.rows)
     trained = [row for row in log.rows if "loss" in row]
-    held_out = [row["eval_loss"] for row in log.rows if row["step"] == step and "eval_loss" in row]
+    last = {name: value for row in log.rows if row["step"] == step for name, value in row.items()}
     path = results.add_result(
         workdir,
         "train",
         {
             "step": step,
             "loss": trained[-1]["loss"] if trained else None,
-            "eval_loss": held_out[-1] if held_out else None,
+            **{name: last.get(name) for name in ("eval_loss", "eval_bpd", "eval_bpd_stderr")},
             "config_hash": config_lib.config_hash(config),
             "parameters": count_parameters(params),
             "train_seconds": round(sum(row["seconds"] for row in trained), 3),

@@ -213,6 +213,12 @@ FIELDS = {
     ),
     "train.sample_images": Field(36, Int(1), "images in these grids", "resume"),
     "train.eval_every": Field(0, Int(0), "steps between held-out losses; 0: never", "resume"),
+    "train.bpd_every": Field(
+        0,
+        Int(0),
+        "steps between bits/dim of test images (EMA), measured as the eval group says; 0: never",
+        "resume",
+    ),
     # ---- sampler
     "sampler.name": Field("ancestral", Choice(("ancestral",)), "update rule", "always"),
     "sampler.num_steps": Field(

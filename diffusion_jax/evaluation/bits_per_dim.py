@@ -23,6 +23,8 @@ from diffusion_jax.likelihood.bound import Bound
 from diffusion_jax.likelihood.progressive import GREY_LEVELS
 from diffusion_jax.parallel import sharding
 
+NAMED_STEPS = 10
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -168,6 +170,16 @@ def _estimate(values: Float[np.ndarray, " n"]) -> Estimate:
     stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     value = float(values.mean())
     return Estimate(value, float(stderr)) if np.isfinite(value) else Estimate(np.nan, np.nan)
+
+
+def not_finite_terms(result: BitsPerDim, time: Float[np.ndarray, " points"]) -> str | None:
+    """Says how many terms are not finite and at which times, those of the grid's points; None if all are."""
+    wrong = np.flatnonzero(result.not_finite)
+    if not len(wrong):
+        return None
+    times = [f"{t:g}" for t in time[wrong][::-1]]
+    named = ", ".join(times[:NAMED_STEPS]) + (", …" if len(times) > NAMED_STEPS else "")
+    return f"{result.not_finite.sum()} terms of the bound are not finite, at t = {named}: its mean is not either"
 
 
 def make_bound_measure(

@@ -137,7 +137,10 @@ def load_png(path: Path) -> UInt8[np.ndarray, "h w c"]:
 
 
 def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Draws the loss, its quarters by noise level and the held-out loss from the rows of metrics.jsonl."""
+    """Draws the loss, its quarters by noise level and the held-out figures from the rows of metrics.jsonl.
+
+    Bits per dimension, if there are any, have a panel of their own.
+    """
     from matplotlib.figure import Figure
 
     curves = {
@@ -148,16 +151,27 @@ def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         "loss_q4": {"linewidth": 0.8, "label": "last (most noise)"},
         "eval_loss": {"color": "tab:red", "marker": ".", "label": "held-out loss (EMA)"},
     }
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    points = {
+        name: [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        for name in (*curves, "eval_bpd")
+    }
+    panels = 2 if points["eval_bpd"] else 1
+    figure = Figure(figsize=(8, 4.5 + 2.2 * (panels - 1)), layout="constrained")
+    axes, *more = figure.subplots(
+        panels, sharex=True, squeeze=False, height_ratios=[2, 1][:panels]
+    ).flat
     for name, style in curves.items():
-        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), **style)
-    axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
-    axes.grid(alpha=0.3)
+        if points[name]:
+            axes.plot(*zip(*points[name], strict=True), **style)
+    axes.set(ylabel="loss", yscale="log")
     if axes.lines:
         axes.legend(fontsize="small", loc="upper right")
+    for panel in more:
+        panel.plot(*zip(*points["eval_bpd"], strict=True), color="tab:red", marker=".")
+        panel.set(ylabel="test bits/dim (EMA)")
+    for panel in (axes, *more):
+        panel.grid(alpha=0.3)
+    (axes, *more)[-1].set(xlabel="step")
     unfinished = path.with_suffix(".png.part")
     figure.savefig(unfinished, dpi=120, format="png")
     os.replace(unfinished, path)

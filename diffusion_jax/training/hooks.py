@@ -1,8 +1,8 @@
-"""What a run does every n steps besides its steps: held-out loss, pictures, checkpoints."""
+"""What a run does every n steps besides its steps: figures of held-out images, pictures, checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -15,26 +15,37 @@ from diffusion_jax.training.run_log import RunLog
 from diffusion_jax.training.state import TrainState, to_parts
 
 
-def held_out_hook(
-    held_out: Callable[[Any], float], average: str, log: RunLog, *, every: int
-) -> Hook:
-    """Logs the held-out loss of an average of the parameters, also after the last step.
+class Measure(NamedTuple):
+    """Figures of parameters on held-out images.
+
+    Attributes:
+      name: One of the figures: a step with it in the log has been measured.
+      figures: params -> figures by name, None where one is not finite; on every process.
+      every: Steps between two measurements.
+    """
+
+    name: str
+    figures: Callable[[Any], dict[str, float | None]]
+    every: int
+
+
+def held_out_hook(measure: Measure, average: str, log: RunLog) -> Hook:
+    """Logs figures of an average of the parameters, also after the last step.
 
     Args:
-      held_out: params -> loss, as from `make_held_out_loss`.
+      measure: What is measured, and how often.
       average: Name of the average.
       log: Where the row goes; a step that has one is not measured again.
-      every: Steps between two measurements.
     """
 
     def run(state: TrainState, step: int) -> None:
         def missing() -> bool:
-            return not any(row["step"] == step and "eval_loss" in row for row in log.rows)
+            return not any(row["step"] == step and measure.name in row for row in log.rows)
 
-        if distributed.first_decides("whether to measure", missing):
-            log.metrics({"step": step, "eval_loss": held_out(state.ema[average])})
+        if distributed.first_decides(f"whether to measure {measure.name}", missing):
+            log.metrics({"step": step, **measure.figures(state.ema[average])})
 
-    return Hook(run, every, last=True, resumed=True)
+    return Hook(run, measure.every, last=True, resumed=True)
 
 
 def picture_path(workdir: Path, name: str, step: int) -> Path:

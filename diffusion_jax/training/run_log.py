@@ -73,6 +73,7 @@ class RunLog:
         shown = {
             "loss": f"{row['loss']:.4f}" if row.get("loss") is not None else None,
             "eval": f"{row['eval_loss']:.4f}" if "eval_loss" in row else None,
+            "bits/dim": _bits(row["eval_bpd"]) if "eval_bpd" in row else None,
             "images/s": f"{row['images_per_sec']:.0f}" if row.get("images_per_sec") else None,
             "input wait": f"{row['input_wait']:.0%}" if "input_wait" in row else None,
         }
@@ -149,6 +150,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def _bits(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _clock(seconds: float | None) -> str:

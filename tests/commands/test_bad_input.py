@@ -355,10 +355,11 @@ def test_a_folder_without_usable_images_is_named(
     assert_refused(train(*fields, "data.image_size=8"), str(folder), "none of the 1 images")
 
 
-def test_a_held_out_loss_without_held_out_images_is_refused(
-    train: Callable[..., Outcome],
+@pytest.mark.parametrize("field", ["eval_every", "bpd_every"])
+def test_held_out_figures_without_held_out_images_are_refused(
+    train: Callable[..., Outcome], field: str
 ) -> None:
-    outcome = train("data.test_fraction=0", "train.eval_every=2")
+    outcome = train("data.test_fraction=0", f"train.{field}=2")
     assert_refused(outcome, "digits has no test images")
 
 

@@ -58,6 +58,7 @@ def pair(*flags: str, prologue: str = "") -> list:
 def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: Path) -> None:
     tiny, workdir, alone = write_config(tmp_path), tmp_path / "run", tmp_path / "alone"
     fields = (f"--config={tiny}", "--config.train.eval_every=3", "--config.eval.num_images=8")
+    fields = (*fields, "--config.train.bpd_every=6", "--config.eval.num_terms=3")
     fields = (*fields, "--config.sampler.num_steps=5")  # Which is warned of.
     # Kernels of 512 x 512, so that the optimiser's state and the average are split over the devices.
     fields = (*fields, "--config.model.channels=512")
@@ -73,10 +74,10 @@ def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: 
     assert checkpoint_steps(workdir) == [4, 6]
     outcome = run(*flags, "--config.train.num_steps=9")
     assert outcome.status == 0 and "resuming at step 6" in outcome.err
-    assert [row["step"] for row in rows(workdir)] == [3, 3, 6, 6, 9, 9]
+    assert [row["step"] for row in rows(workdir)] == [3, 3, 6, 6, 6, 9, 9, 9]
     for row, expected in zip(rows(workdir), rows(alone), strict=True):
         # Sums over four devices instead of one: float32 rounding.
-        for name in {"loss", "grad_norm", "param_norm", "eval_loss"} & expected.keys():
+        for name in {"loss", "grad_norm", "param_norm", "eval_loss", "eval_bpd"} & expected.keys():
             assert row[name] == pytest.approx(expected[name], rel=1e-5)
 
 

@@ -49,6 +49,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "train.sample_every": COUNT_OR_NONE,
     "train.sample_images": COUNT,
     "train.eval_every": COUNT_OR_NONE,
+    "train.bpd_every": COUNT_OR_NONE,
     "sampler.num_steps": COUNT,
     "sampler.spacing": (
         ["uniform", "leading", "trailing", "quadratic", "logsnr", (0,), (999, 0, 12)],

@@ -33,6 +33,7 @@ RESUMABLE = {
     "train.checkpoint_every",
     "train.sample_every",
     "train.eval_every",
+    "train.bpd_every",
     "train.keep_last",
     "train.keep_every",
     "train.sample_images",

@@ -1,0 +1,84 @@
+"""What a training run measures on the test images every n steps: its loss, and bits per dimension."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import build, data
+from diffusion_jax.build import Experiment
+from diffusion_jax.errors import InputError
+from diffusion_jax.evaluation.bits_per_dim import make_bound_measure, not_finite_terms
+from diffusion_jax.keys import stream
+from diffusion_jax.training.held_out import make_held_out_loss
+from diffusion_jax.training.hooks import Measure
+
+Figures = Callable[[Any], dict[str, float | None]]
+
+
+def held_out_measures(exp: Experiment, mesh: jax.sharding.Mesh) -> list[Measure]:
+    """Returns what the config asks for: the held-out loss, bits per dimension, both or nothing.
+
+    Raises:
+      InputError: Something is asked for, but the data has no test images.
+    """
+    fields = exp.config.train
+    asked = {
+        every: make
+        for every, make in (("eval_every", _loss), ("bpd_every", _bound))
+        if fields[every]
+    }
+    if not asked:
+        return []
+    split = build.load_split(exp.config, "test")
+    if split.num_images == 0:
+        raise InputError(f"train.{next(iter(asked))} is set, but the data has no test images")
+    return [Measure(*make(exp, split, mesh), fields[every]) for every, make in asked.items()]
+
+
+def _loss(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[str, Figures]:
+    held_out = make_held_out_loss(
+        exp.objective(),
+        split,
+        mesh,
+        stream(exp.config.seed, "eval"),
+        conditional=exp.conditional,
+        num_images=exp.config.eval.num_images,
+        batch_size=exp.config.eval.batch_size,
+    )
+    return "eval_loss", lambda params: {"eval_loss": held_out(params)}
+
+
+def _bound(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[str, Figures]:
+    """The figures that --mode=evaluate would give; the first that are not finite are warned of."""
+    fields, grid = exp.config.eval, exp.bound_grid()
+    measure = make_bound_measure(
+        exp.bound(grid),
+        grid.num_steps,
+        split,
+        mesh,
+        stream(fields.seed, "bound"),
+        conditional=exp.conditional,
+        num_images=fields.num_images,
+        batch_size=fields.batch_size,
+    )
+    warned = False
+
+    def figures(params: Any) -> dict[str, float | None]:
+        nonlocal warned
+        result = measure(params)
+        problem = not_finite_terms(result, grid.time)
+        if problem and not warned:
+            warnings.warn(f"bits/dim: {problem}; training goes on", stacklevel=2)
+            warned = True
+        values = {
+            "eval_bpd": result.total.value,
+            "eval_bpd_stderr": result.total.stderr,
+            "eval_rate": result.rate.value,
+            "eval_distortion": result.distortion.value,
+        }
+        return {name: value if np.isfinite(value) else None for name, value in values.items()}
+
+    return "eval_bpd", figures
