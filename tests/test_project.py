@@ -201,4 +201,5 @@ def test_config_opens_with_its_recipe_card(path: Path):
 
 def test_every_promised_config_is_there():
     promised = {"digits", "fashion_mnist", "cifar10", "celebahq256", "lsun256", "image_folder"}
+    promised |= {"cifar10_hybrid", "cifar10_vlb"}
     assert promised <= {path.stem for path in CONFIGS}

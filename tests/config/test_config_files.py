@@ -16,7 +16,13 @@ SHAPES = {
     "fashion_mnist": ((28, 28, 1), 10),
     "cifar10": ((32, 32, 3), 10),
 }
-PARAMETERS = {"cifar10": 35_746_307, "celebahq256": 113_673_219, "lsun256": 113_673_219}
+PARAMETERS = {  # Of the recipes from papers.
+    "cifar10": 35_746_307,
+    "cifar10_hybrid": 49_066_246,
+    "cifar10_vlb": 49_066_246,
+    "celebahq256": 113_673_219,
+    "lsun256": 113_673_219,
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
@@ -35,8 +41,43 @@ def test_every_config_file_is_valid_and_its_network_can_be_built(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
-def test_the_recipes_of_ho_et_al_average_without_a_warm_up(path):
+def test_the_recipes_from_papers_average_without_a_warm_up(path):
     config = load_file(str(path))
     first = float(make_averages_of(config)[AVERAGE](jnp.asarray(0)))
-    of_ho_et_al = path.stem in PARAMETERS
-    assert first == pytest.approx(0.9999 if of_ho_et_al else 0.1)
+    assert first == pytest.approx(0.9999 if path.stem in PARAMETERS else 0.1)
+
+
+@pytest.fixture
+def unoptimized():
+    """Small programs cost far more to optimise than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("unoptimized")
+@pytest.mark.parametrize("name", ["cifar10_hybrid", "cifar10_vlb"])
+def test_the_recipes_with_learned_variances_train_means_and_variances(name):
+    """A narrow network of theirs, from its first parameters, with which all outputs are 0."""
+    config = load_file(str(FILES[0].parent / f"{name}.py"))
+    config.model.update(channels=4, channel_mult=(1, 1), num_res_blocks=1)
+    experiment = build(config, (32, 32, 3), 10)
+    objective = experiment.objective()
+
+    @jax.jit
+    def gradient(key):
+        params, x0 = experiment.model.init(key), jax.random.uniform(key, (2, 32, 32, 3)) * 2 - 1
+        draws = objective.draw(objective.init(), key, x0.shape)
+        last = params["conv_out"]
+
+        def loss(last):
+            keys = jax.random.split(key, 2)
+            return objective.loss({**params, "conv_out": last}, x0, None, draws, keys).mean()
+
+        return jax.value_and_grad(loss)(last)
+
+    loss, gradients = gradient(jax.random.key(0))
+    assert 0 < loss < jnp.inf and gradients["bias"].shape == (6,)
+    for leaf in jax.tree.leaves(gradients):
+        means, variances = jnp.split(leaf, 2, axis=-1)
+        assert jnp.isfinite(leaf).all() and (means != 0).any() and (variances != 0).any()
