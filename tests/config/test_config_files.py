@@ -60,7 +60,7 @@ def unoptimized():
 def test_the_recipes_with_learned_variances_train_means_and_variances(name):
     """A narrow network of theirs, from its first parameters, with which all outputs are 0."""
     config = load_file(str(FILES[0].parent / f"{name}.py"))
-    config.model.update(channels=4, channel_mult=(1, 1), num_res_blocks=1)
+    config.model.update(channels=4, channel_mult=(1, 1, 1), num_res_blocks=1)
     experiment = build(config, (32, 32, 3), 10)
     objective = experiment.objective()
 
