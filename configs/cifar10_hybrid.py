@@ -7,8 +7,8 @@ Steps: 500,000 of batch 128.
 Expected: FID 3.19, 3.17 bits/dim, with all 4,000 steps.
 Source: Nichol & Dhariwal (2021), Table 2 and Appendix A, and the flags in the README of their code. Not yet reproduced
   by this project.
-Differs: our U-Net is that of Ho et al. (2020): attention has one head, not four; the time is added before the second
-  norm of a block, where theirs also scales what comes out of it; and the time is not rescaled to 1,000 steps.
+Differs: our U-Net is that of Ho et al. (2020): attention has one head, not four; the time shifts what goes into the
+  second norm of a block, where theirs scales and shifts what comes out; and it is not rescaled to 1,000 steps.
 Device-hours: the paper states none.
 """
 

@@ -4,11 +4,11 @@ Data: CIFAR-10, 50,000 training images 32x32x3, not mirrored; cifar-10-python.ta
   --config.data.source_dir, else downloaded.
 Parameters: 49,066,246.
 Steps: 500,000 of batch 128.
-Expected: 2.94 bits/dim, FID 11.47, with all 4,000 steps.
+Expected: 2.94 bits/dim with all 4,000 steps.
 Source: Nichol & Dhariwal (2021), Table 2 and Appendix A, and the flags in the README of their code. Not yet reproduced
   by this project.
-Differs: our U-Net is that of Ho et al. (2020): attention has one head, not four; the time is added before the second
-  norm of a block, where theirs also scales what comes out of it; and the time is not rescaled to 1,000 steps.
+Differs: our U-Net is that of Ho et al. (2020): attention has one head, not four; the time shifts what goes into the
+  second norm of a block, where theirs scales and shifts what comes out; and it is not rescaled to 1,000 steps.
 Device-hours: the paper states none.
 """
 
