@@ -267,6 +267,8 @@ def _run(
         averages=build.make_averages_of(config),
         flip=config.data.random_flip,
         conditional=exp.conditional,
+        label_dropout=fields.label_dropout,
+        no_label=config.model.num_classes,
         accumulate=fields.accumulate,
         mesh=mesh,
     )

@@ -22,6 +22,10 @@ def validate(config: ConfigDict) -> None:
         raise InputError(
             f"model.norm_groups is {groups}; it must divide model.channels, {channels}"
         )
+    if config.train.label_dropout > 0 and config.model.num_classes == 0:
+        raise InputError(
+            f"train.label_dropout is {config.train.label_dropout}, but the model is unconditional"
+        )
     labels, classes = config.sample.labels, config.model.num_classes
     if labels is not None and classes == 0:
         raise InputError(f"sample.labels is {labels}, but the model is unconditional")

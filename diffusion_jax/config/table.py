@@ -198,6 +198,11 @@ FIELDS = {
         "resume",
     ),
     "train.batch_size": Field(128, Int(1), "images a step, over all devices"),
+    "train.label_dropout": Field(
+        0.0,
+        Float(0, 1),
+        "share of labels that a conditional model does not see, for guidance; 0: none",
+    ),
     "train.accumulate": Field(1, Int(1), "parts of a batch that are computed one after the other"),
     "train.steps_per_dispatch": Field(
         None, Int(1), "steps in one compiled program; unset: 1 on the CPU, 10 elsewhere", "resume"

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Key, Shaped, UInt8
+from jaxtyping import Array, Float, Float32, Int, Key, Shaped, UInt8
 
 
 def to_model_range(images: UInt8[Array, "*dims"]) -> Float32[Array, "*dims"]:
@@ -20,3 +20,11 @@ def random_flip(key: Key[Array, ""], images: Shaped[Array, "b h w c"]) -> Shaped
     """Mirrors each image left to right with probability 1/2, independently."""
     flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
     return jax.lax.select(jnp.broadcast_to(flip, images.shape), images[:, :, ::-1], images)
+
+
+def drop_labels(
+    key: Key[Array, ""], labels: Int[Array, " b"], rate: float, no_label: int
+) -> Int[Array, " b"]:
+    """Replaces each label by `no_label` with probability `rate`, independently."""
+    drop = jax.random.bernoulli(key, rate, labels.shape)
+    return jnp.where(drop, no_label, labels)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, UInt8
 
-from diffusion_jax.data.transforms import random_flip, to_model_range
+from diffusion_jax.data.transforms import drop_labels, random_flip, to_model_range
 from diffusion_jax.keys import indexed
 from diffusion_jax.losses import Draws, Objective
 from diffusion_jax.parallel.sharding import divided_like, over_batch
@@ -50,6 +50,8 @@ def make_train_step(
     averages: Mapping[str, Decay] | None = None,
     flip: bool = False,
     conditional: bool = False,
+    label_dropout: float = 0.0,
+    no_label: int = 0,
     accumulate: int = 1,
     mesh: jax.sharding.Mesh | None = None,
 ) -> TrainStep:
@@ -65,6 +67,9 @@ def make_train_step(
       averages: Decay of each average of the parameters, by its name in `state.ema`.
       flip: Whether to mirror images at random.
       conditional: Whether the objective is given labels.
+      label_dropout: Share of the labels that are replaced by `no_label`, so that the network learns to do without too
+        (Ho & Salimans, 2022).
+      no_label: The label that stands for no class: the number of classes.
       accumulate: Number of equal micro-batches, one after the other, whose gradients are averaged.
       mesh: Devices, each of which computes loss and gradients of its own rows of every micro-batch; None: one.
     """
@@ -74,11 +79,14 @@ def make_train_step(
     )
 
     def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
-        flip_key, draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
+        flip_key, draw_key, dropout_key, label_key = keys
         images: UInt8[Array, "b h w c"] = batch["image"]
         x0 = to_model_range(random_flip(flip_key, images) if flip else images)
         draws = objective.draw(state.aux, draw_key, x0.shape)
         labels = batch["label"] if conditional else None
+        if labels is not None and label_dropout > 0:
+            labels = drop_labels(label_key, labels, label_dropout, no_label)
         inputs = x0, labels, draws, indexed(dropout_key, jnp.arange(len(x0)))
         (losses, weighted), grads = gradients(state.params, inputs)
         if mesh is not None and mesh.size > 1:  # To where the optimiser's state lies.

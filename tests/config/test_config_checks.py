@@ -40,6 +40,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "optimizer.ema_decay": ([0.0, 1.0], [-0.01, 1.01]),
     "train.num_steps": ([1, 2**31 - 1], [0, 2**31]),
     "train.batch_size": COUNT,
+    "train.label_dropout": ([0.0], [-0.1, 1.1]),
     "train.accumulate": COUNT,
     "train.steps_per_dispatch": COUNT,
     "train.log_every": COUNT,

@@ -213,7 +213,7 @@ def test_each_image_has_a_dropout_key_of_its_own_however_the_batch_is_split(accu
     objective = objective_of(noise, uniform())._replace(update=lambda aux, draws, losses: losses)
     step = make_train_step(objective, optax.sgd(1.0), jax.random.key(7), accumulate=accumulate)
     state, _ = jit(step)(new_state(optax.sgd(1.0), 1.0), make_batch(size=64))
-    key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 3)[2]
+    key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 4)[2]
     expected = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(64)]
     np.testing.assert_array_equal(state.aux, expected)
 
@@ -352,7 +352,7 @@ def test_every_step_draws_anew_and_draws_the_same_again():
 
 def test_flip_draws_and_dropout_share_no_key():
     n, seen = 4096, {}
-    dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 3)[2]
+    dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 4)[2]
 
     # Like the flip, these draw with the very key that they are given: one key for two of them gives
     # both the same numbers.
@@ -376,6 +376,21 @@ def test_flip_draws_and_dropout_share_no_key():
 def test_labels_are_given_to_conditional_losses_only():
     assert draws(size=8)[0]["labels"] is None
     np.testing.assert_array_equal(draws(size=8, conditional=True)[0]["labels"], np.arange(8))
+
+
+def test_a_share_of_the_labels_is_dropped_anew_in_each_step_and_nothing_else_changes():
+    plain = draws(steps=2, conditional=True)
+    dropped = draws(steps=2, conditional=True, label_dropout=0.1, no_label=-7)
+    shares = []
+    for before, after in zip(plain, dropped, strict=True):
+        lost = np.asarray(after["labels"] == -7)
+        np.testing.assert_array_equal(np.asarray(after["labels"])[~lost], np.arange(4096)[~lost])
+        for name in ("u", "eps", "key"):
+            np.testing.assert_array_equal(after[name], before[name])
+        shares.append(lost)
+    # Five standard deviations of a share of 4,096.
+    np.testing.assert_allclose(np.mean(shares, axis=1), 0.1, atol=5 * np.sqrt(0.09 / 4096))
+    np.testing.assert_allclose(np.mean(shares[0] & shares[1]), 0.01, atol=0.01)
 
 
 # ---- a whole model -----------------------------------------------------------------------------------

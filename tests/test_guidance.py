@@ -1,0 +1,77 @@
+"""Classifier-free guidance against its formula in eps, with one network call and no recompilation."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.denoiser import make_denoiser
+from diffusion_jax.guidance import classifier_free
+from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.schedules import make_schedule
+
+PROCESS = DDPM(make_schedule("cosine", 50))
+POINT = PROCESS.at(jnp.array([3, 20, 45]))
+LABELS, NO_LABEL = jnp.array([0, 1, 2]), 3
+X_T = jax.random.normal(jax.random.key(0), (3, 4, 4, 1))
+
+
+def network(params, x, time, labels):
+    """Says something else for each class, and with variances."""
+    eps = jnp.tanh(x * (1 + 0.2 * labels[:, None, None, None])) + 0.1 * labels[:, None, None, None]
+    return jnp.concatenate([eps, 0.5 * eps], axis=-1)
+
+
+def denoiser(labels):
+    return make_denoiser(PROCESS, "eps", network, None, labels=labels)
+
+
+def guided(scale, **options):
+    both = denoiser(jnp.concatenate([LABELS, jnp.full_like(LABELS, NO_LABEL)]))
+    return classifier_free(both, scale, **options)
+
+
+WITH, WITHOUT = denoiser(LABELS)(X_T, POINT), denoiser(jnp.full_like(LABELS, NO_LABEL))(X_T, POINT)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])
+def test_guided_noise_is_the_formula_and_one_and_zero_are_the_two_models(compiled, scale):
+    prediction = compiled(lambda x: guided(scale)(x, POINT))(X_T)
+    # Made of x0 in float32: at t = 3 the noise is 0.03 of x_t.
+    eps = np.asarray(WITHOUT.eps) + scale * np.asarray(WITH.eps - WITHOUT.eps)
+    np.testing.assert_allclose(prediction.eps, eps, atol=2e-4)
+    x0 = np.asarray(WITHOUT.x0) + scale * np.asarray(WITH.x0 - WITHOUT.x0)
+    np.testing.assert_allclose(prediction.x0, x0, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(prediction.fraction, WITH.fraction)
+
+
+def test_another_scale_or_rescale_does_not_compile_it_again():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def run(x, scale, rescale):
+        return guided(scale, rescale=rescale)(x, POINT).x0
+
+    results = [
+        run(X_T, jnp.float32(scale), jnp.float32(r)) for scale, r in ((1, 0), (4, 0), (4, 1))
+    ]
+    assert len({float(jnp.sum(r)) for r in results}) == 3
+
+
+def test_outside_of_the_interval_the_conditional_model_counts():
+    logsnr = np.log(np.square(np.asarray(POINT.signal / POINT.std, float)))
+    low, high = np.sort(logsnr)[0] + 0.1, np.sort(logsnr)[2] - 0.1  # Only the middle one is inside.
+    x0 = guided(3.0, interval=(low, high))(X_T, POINT).x0
+    everywhere = guided(3.0)(X_T, POINT).x0
+    np.testing.assert_allclose(x0[1], everywhere[1], rtol=1e-6)
+    for i in (0, 2):
+        np.testing.assert_allclose(x0[i], WITH.x0[i], rtol=1e-5, atol=1e-5)
+        assert np.abs(x0[i] - everywhere[i]).max() > 1e-3
+
+
+def test_rescaled_images_have_the_contrast_of_the_conditional_ones():
+    whole = guided(6.0, rescale=1.0)(X_T, POINT).x0
+    half = guided(6.0, rescale=0.5)(X_T, POINT).x0
+    plain = guided(6.0)(X_T, POINT).x0
+    np.testing.assert_allclose(np.std(whole, (1, 2, 3)), np.std(WITH.x0, (1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(half, (whole + plain) / 2, rtol=1e-5, atol=1e-5)
