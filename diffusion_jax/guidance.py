@@ -22,6 +22,23 @@ def clip_denoised(denoise: Denoise) -> Denoise:
     return clipped
 
 
+def dynamic_threshold(denoise: Denoise, percentile: float = 0.995) -> Denoise:
+    """Returns the denoiser with its x0 clipped to [-s, s] and divided by s, image by image.
+
+    s is the given quantile of |x0|, or 1 if that is larger (Saharia et al., 2022, Section 2.3): strong guidance would
+    else drive many pixels to the ends of their range.
+    """
+
+    def limited(x_t: Float[Array, " b *dims"], point: Point) -> Prediction:
+        prediction = denoise(x_t, point)
+        sizes = jnp.abs(prediction.x0).reshape(len(x_t), -1)
+        s = per_image(jnp.maximum(jnp.quantile(sizes, percentile, axis=1), 1.0), x_t)
+        x0 = jnp.clip(prediction.x0, -s, s) / s
+        return complete(point, x0, eps_from_x0(point, x_t, x0), prediction.fraction)
+
+    return limited
+
+
 def classifier_free(
     denoise: Denoise,
     scale: float | Float[Array, ""],

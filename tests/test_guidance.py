@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.denoiser import make_denoiser
-from diffusion_jax.guidance import classifier_free
+from diffusion_jax.denoiser import complete, make_denoiser
+from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.gaussian import eps_from_x0
 from diffusion_jax.processes.schedules import make_schedule
 
 PROCESS = DDPM(make_schedule("cosine", 50))
@@ -75,3 +76,21 @@ def test_rescaled_images_have_the_contrast_of_the_conditional_ones():
     plain = guided(6.0)(X_T, POINT).x0
     np.testing.assert_allclose(np.std(whole, (1, 2, 3)), np.std(WITH.x0, (1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(half, (whole + plain) / 2, rtol=1e-5, atol=1e-5)
+
+
+def test_a_dynamic_threshold_scales_back_images_that_exceed_the_range_and_no_others(compiled, rng):
+    small = rng.uniform(-0.9, 0.9, size=(4, 4, 1))
+    large = 3 * rng.normal(size=(4, 4, 1))
+    x0 = jnp.asarray([small, large, small], jnp.float32)
+
+    def denoise(x_t, point):
+        return complete(point, x0, eps_from_x0(point, x_t, x0))
+
+    limited = compiled(lambda x: dynamic_threshold(denoise, 0.75)(x, POINT))(X_T)
+    np.testing.assert_allclose(limited.x0[0], small, rtol=1e-6)
+    # The quantile by hand: sixteen sorted sizes lie at 0, 1/15, ..., 1; 0.75 is between the 12th and the 13th.
+    sizes = np.sort(np.abs(large).ravel())
+    s = sizes[11] + (0.75 * 15 - 11) * (sizes[12] - sizes[11])
+    assert s > 1
+    np.testing.assert_allclose(limited.x0[1], np.clip(large, -s, s) / s, rtol=1e-5)
+    assert np.abs(limited.x0[1] - clip_denoised(denoise)(X_T, POINT).x0[1]).max() > 0.1
