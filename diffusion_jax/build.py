@@ -20,11 +20,13 @@ from diffusion_jax.checks import (
     check_loss_takes,
     check_model_fits,
     check_model_takes,
+    check_sampler_takes,
     check_shared_t,
     check_variance,
+    sampler_takes,
 )
 from diffusion_jax.denoiser import Denoise, make_denoiser
-from diffusion_jax.errors import InputError, choose
+from diffusion_jax.errors import InputError
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.likelihood.bound import Bound, check_num_terms, variational_bound
 from diffusion_jax.likelihood.decoder import discretized_gaussian
@@ -115,7 +117,7 @@ class Experiment:
                 f"{grid.signal[0]:.2f}; let sampler.spacing hold later times",
                 stacklevel=2,
             )
-        make = choose("sampler.name", options["name"], SAMPLERS)
+        make = SAMPLERS[options["name"]]
         accepted = _accepted(make, options)
         if accepted.get("variance") == "fixed_large":
             _warn_of_noise(grid, whole.num_steps)
@@ -215,9 +217,11 @@ def _times(config: ConfigDict, process: Process) -> Times:
 
 
 def sampler_options(config: ConfigDict) -> dict[str, Any]:
-    """Returns the config's sampler group, with the process's own variance where it sets none."""
+    """Returns the fields that the config's sampler takes; an unset variance is the process's own."""
     options = config.sampler.to_dict()
-    return options | {"variance": options["variance"] or config.process.variance}
+    options["variance"] = options["variance"] or config.process.variance
+    taken = sampler_takes(config.sampler.name)
+    return {name: value for name, value in options.items() if name in taken}
 
 
 def bound_variance(config: ConfigDict) -> str:
@@ -298,6 +302,7 @@ def validate(config: ConfigDict) -> None:
     """
     config_lib.validate(config)
     check_model_takes(config)
+    check_sampler_takes(config)
     check_variance(config)
     check_loss_takes(config)
     process = make_process(config)

@@ -6,15 +6,31 @@ from collections.abc import Container
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, choose
 from diffusion_jax.losses import OBJECTIVES, WEIGHTINGS
 from diffusion_jax.models import MODELS
+from diffusion_jax.samplers import SAMPLERS
+
+# Fields of the sampler group that no update rule takes: which one, its grid and its denoiser.
+OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "clip"}
 
 
 def check_model_takes(config: ConfigDict) -> None:
     """Refuses a field of the model group that this model has no use for."""
     taken = inspect.signature(MODELS[config.model.name]).parameters
     _refuse_unused(config, "model", taken, f"the model {config.model.name!r}")
+
+
+def check_sampler_takes(config: ConfigDict) -> None:
+    """Refuses a field of the sampler group that this sampler has no use for."""
+    name = config.sampler.name
+    _refuse_unused(config, "sampler", sampler_takes(name), f"the sampler {name!r}")
+
+
+def sampler_takes(name: str) -> set[str]:
+    """Returns the fields of the sampler group that decide what this sampler draws."""
+    taken = inspect.signature(choose("sampler.name", name, SAMPLERS)).parameters
+    return OF_ALL_SAMPLERS | taken.keys()
 
 
 def check_loss_takes(config: ConfigDict) -> None:

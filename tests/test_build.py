@@ -55,6 +55,21 @@ def test_the_listed_timesteps_or_the_number_of_steps_make_the_grid(
         np.testing.assert_array_equal(sampler.grid.time, [999, 3, -1])
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ((("sampler.eta", "0.5"),), "sampler.eta is 0.5, but the sampler 'ancestral' has none"),
+        (
+            (("sampler.name", "ddim"), ("sampler.variance", "fixed_small")),
+            "sampler.variance is 'fixed_small', but the sampler 'ddim' has none; leave it unset",
+        ),
+    ],
+)
+def test_an_option_that_the_sampler_does_not_take_is_refused(fields: tuple, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        experiment(*fields)
+
+
 # ---- a warning ---------------------------------------------------------------------------------------
 
 FEW = ("sampler.num_steps", "10")

@@ -37,7 +37,7 @@ from diffusion_jax.models import MLP, Model, UNet, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.samplers import SAMPLERS, Sampler, ancestral, image_keys, sample_loop
+from diffusion_jax.samplers import SAMPLERS, Sampler, ancestral, ddim, image_keys, sample_loop
 from diffusion_jax.training.optimizer import ema_decay, make_optimizer
 
 SHAPE = (2, 2, 1)
@@ -164,6 +164,11 @@ def stubborn(grid: Grid, *, variance: str) -> Sampler:
     return ancestral(grid, variance="fixed_small")
 
 
+def ddim_with(eta: float) -> Callable[..., Sampler]:
+    """DDIM, for which variance is no argument."""
+    return lambda grid, variance: ddim(grid, eta=eta)
+
+
 @pytest.fixture(autouse=True)
 def other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
@@ -201,6 +206,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "sampler.num_steps": ("9", {"num_steps": 9}, {"images"}),
     "sampler.spacing": ("0,7,39", {"spacing": (0, 7, 39)}, {"images"}),
     "sampler.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
+    "sampler.eta": ("0.5", {"make_sampler": ddim_with(0.5)}, {"images"}),
     "sampler.clip": ("false", {"clip": False}, {"images"}),
 }
 
@@ -210,6 +216,7 @@ NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "loss.p2_k": ({"loss.weighting": "p2"}, {"weighting": p2()}),
     "loss.p2_gamma": ({"loss.weighting": "p2"}, {"weighting": p2()}),
     "loss.sigmoid_bias": ({"loss.weighting": "sigmoid"}, {"weighting": sigmoid()}),
+    "sampler.eta": ({"sampler.name": "ddim"}, {"make_sampler": ddim_with(0.0)}),
 }
 
 

@@ -225,7 +225,7 @@ FIELDS = {
         "resume",
     ),
     # ---- sampler
-    "sampler.name": Field("ancestral", Choice(("ancestral",)), "update rule", "always"),
+    "sampler.name": Field("ancestral", Choice(("ancestral", "ddim")), "update rule", "always"),
     "sampler.num_steps": Field(
         None,
         Int(1),
@@ -244,7 +244,13 @@ FIELDS = {
     "sampler.variance": Field(
         None,
         Choice(("fixed_large", "fixed_small", "learned")),
-        "of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
+        "ancestral: of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
+        "always",
+    ),
+    "sampler.eta": Field(
+        0.0,
+        Float(0, 1),
+        "ddim: share of fresh noise in a step; 0: none, 1: as ancestral with fixed_small",
         "always",
     ),
     "sampler.clip": Field(True, Bool(), "limit each prediction of x_0 to [-1, 1]", "always"),

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from diffusion_jax.samplers.ancestral import ancestral
+from diffusion_jax.samplers.ddim import ddim
+from diffusion_jax.samplers.inversion import encode, encoding_nfe
 from diffusion_jax.samplers.loop import (
     Sampler,
     SampleResult,
@@ -15,7 +17,7 @@ from diffusion_jax.samplers.loop import (
 from diffusion_jax.samplers.shared import Shared, nearest_point, shared_structure
 
 # (grid, the options of its own) -> Sampler
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"ancestral": ancestral}
+SAMPLERS: dict[str, Callable[..., Sampler]] = {"ancestral": ancestral, "ddim": ddim}
 
 __all__ = [
     "SAMPLERS",
@@ -24,6 +26,9 @@ __all__ = [
     "Shared",
     "State",
     "ancestral",
+    "ddim",
+    "encode",
+    "encoding_nfe",
     "first_noise",
     "image_keys",
     "moments",

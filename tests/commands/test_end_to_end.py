@@ -361,6 +361,19 @@ def test_the_job_is_named_by_the_variance_that_is_used_wherever_it_is_set() -> N
     assert name("fixed_small", "fixed_large") == name("fixed_large", "fixed_large") == large
 
 
+def test_the_job_is_named_by_the_options_that_its_sampler_takes_and_no_others() -> None:
+    def name(sampler: str, **fields: Any) -> str:
+        config = config_lib.default_config()
+        config.sampler.update({"name": sampler} | fields)
+        return job_name(config, 7, "digest")
+
+    assert name("ddim") != name("ancestral") and "-ddim-" in name("ddim")
+    assert name("ddim") != name("ddim", eta=0.5) and name("ancestral") == name("ancestral", eta=0.5)
+    assert name("ddim") == name("ddim", variance="fixed_small")
+    for fields in ({"num_steps": 9}, {"spacing": "logsnr"}, {"clip": False}):
+        assert name("ddim") != name("ddim", **fields)
+
+
 def test_an_older_checkpoint_can_be_sampled(
     conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
 ) -> None:

@@ -56,6 +56,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
         ["uniform", "leading", "trailing", "quadratic", "logsnr", (0,), (999, 0, 12)],
         ["unifrom", "0", "", (), (-1,), (1.5,), ("uniform",)],
     ),
+    "sampler.eta": ([0.0, 0.5, 1.0], [-0.1, 1.1, math.nan]),
     "sample.num_images": COUNT,
     "sample.batch_size": COUNT,
     "sample.seed": SEED,

@@ -1,0 +1,59 @@
+"""DDIM's inversion (Song et al., 2021, Section 4.3): from an image to the x_T that it would be sampled from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.denoiser import Denoise
+from diffusion_jax.errors import InputError
+from diffusion_jax.processes.gaussian import per_image
+from diffusion_jax.processes.process import Grid, take
+
+
+def encoding_nfe(grid: Grid, iterations: int = 0) -> int:
+    """Returns the network evaluations an image of `encode`: iterations + 1 a step."""
+    return grid.num_steps * (iterations + 1)
+
+
+def encode(
+    denoise: Denoise, grid: Grid, x0: Float[Array, " b *dims"], *, iterations: int = 0
+) -> Float[Array, " b *dims"]:
+    """Returns the x_T that `ddim(grid)`, given it as `x_init`, decodes to about x0. To be called inside `jit`.
+
+    A step of the sampler from point t to s is, solved for x_t,
+
+        x_t = signal_{t|s} x_s + (std_t - signal_{t|s} std_s) eps_hat(x_t, t),
+
+    an equation that holds for a clipped prediction too. Plain inversion puts the present eps_hat(x_s, s) on the
+    right, whose error falls with the number of steps. Each iteration then inserts the left side on the right (a fixed
+    point; it contracts where eps_hat changes little along a step). The data is a point that no network is trained at:
+    the first step takes eps_hat(signal_t x_0, t).
+
+    Args:
+      denoise: (x_t, point) -> Prediction, that the sampler will have.
+      grid: The sampler's grid, from noise to data.
+      x0: Clean images.
+      iterations: Fixed-point iterations a step, 0 or more, each an evaluation of the network; see `encoding_nfe`.
+
+    Raises:
+      InputError: iterations below 0.
+    """
+    if iterations < 0:
+        raise InputError(f"iterations is {iterations}; it must be 0 or more")
+    num_steps = grid.num_steps
+    ratio = np.exp(grid.log_signal[:-1] - grid.log_signal[1:])
+    coef_eps = grid.std[:-1] - ratio * grid.std[1:]
+
+    def step(k: Int[Array, ""], x_s: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
+        i = jnp.full(x_s.shape[:1], num_steps - 1 - k)
+        scaled = per_image(take(ratio, i), x_s) * x_s
+
+        def solve(x: Float[Array, " b *dims"], at: Int[Array, " b"]) -> Float[Array, " b *dims"]:
+            return scaled + per_image(take(coef_eps, i), x) * denoise(x, grid.at(at)).eps
+
+        present = jnp.where(k == 0, scaled, x_s)
+        x_t = solve(present, jnp.minimum(i + 1, num_steps - 1))
+        return jax.lax.fori_loop(0, iterations, lambda _, x: solve(x, i), x_t)
+
+    return jax.lax.fori_loop(0, num_steps, step, x0)
