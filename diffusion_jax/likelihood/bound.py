@@ -65,14 +65,16 @@ class Bound(NamedTuple):
     def stderr(self) -> Float[Array, " b"]:
         """Standard error of the rate, for the times and the noise that were drawn; NaN with fewer than three terms.
 
-        From the differences between neighbouring terms, so that a trend over the steps is counted as noise: it is too
-        large rather than too small.
+        From the differences within pairs of neighbouring terms (collapsed strata: Cochran, 1977, Section 5A.12), so that
+        a trend over the steps is counted as noise: on average its square is too large rather than too small.
         """
         count = len(self.terms) - 1
-        differences = jnp.square(jnp.diff(self.terms[:-1], axis=0)).sum(0)
         if count < 2:
-            return jnp.full_like(differences, jnp.nan)
-        return self.scale * jnp.sqrt(differences / 2 * count / (count - 1))
+            return jnp.full_like(self.prior, jnp.nan)
+        differences = jnp.square(jnp.diff(self.terms[:-1], axis=0))
+        # A term without a partner is compared with one that has had its own.
+        alone = differences[-1] if count % 2 else 0.0
+        return self.scale * jnp.sqrt(differences[::2].sum(0) + alone)
 
 
 def to_bits(nats: Float[Array, " b *dims"]) -> Float[Array, " b"]:
