@@ -85,5 +85,5 @@ def _has_shared(folder: Path, times: Float64[np.ndarray, " t"]) -> bool:
     try:
         with np.load(folder / "shared.npz") as arrays:
             return (folder / "shared.png").exists() and np.array_equal(arrays["times"], times)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return False

@@ -58,7 +58,7 @@ class Part:
 
 
 class Estimate(NamedTuple):
-    """A mean over images and its standard error; both NaN if the value of any image is not finite."""
+    """A mean over images and its standard error, NaN for one image; both NaN if that of any image is not finite."""
 
     value: float
     stderr: float
@@ -272,7 +272,8 @@ def _read_parts(folder: Path, total: int, num_steps: int) -> Iterator[Part]:
         return  # Each process must measure the same batches.
     seen: set[int] = set()
     for path in sorted(folder.glob("*.npz")):
-        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        # Of an empty file NumPy says EOFError.
+        with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             with np.load(path, allow_pickle=False) as arrays:
                 part = Part(**{f.name: arrays[f.name] for f in dataclasses.fields(Part)})
             indices = set(part.indices.tolist())

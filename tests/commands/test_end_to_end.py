@@ -476,12 +476,14 @@ def test_a_shared_picture_is_drawn_once_for_its_times_and_is_no_part_of_the_job(
     sample(conditional, *SHARED)
     second = written()
     assert second > first
-    (folder / "shared.npz").write_bytes(b"damaged")
-    sample(conditional, *SHARED)
-    third = written()
-    assert third > second
+    for content in (b"damaged", b""):
+        (folder / "shared.npz").write_bytes(content)
+        sample(conditional, *SHARED)
+        third = written()
+        assert third > second
+        second = third
     result, _ = sample(conditional, "sample.shared_t=3", "sample.num_images=5")
-    assert result["shared_t"] == [3] and written() > third
+    assert result["shared_t"] == [3] and written() > second
 
 
 # Choices
