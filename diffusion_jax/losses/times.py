@@ -108,10 +108,13 @@ def remember(history: History, bins: Int[Array, " b"], losses: Float[Array, " b"
 
 
 def probabilities(history: History) -> Float[Array, " bins"]:
-    """Returns how probable each bin is: p ~ sqrt(E[L^2]) and a little of 1 / bins; even until all rings are full."""
+    """Returns how probable each bin is: p ~ sqrt(E[L^2]) and a little of 1 / bins.
+
+    Even until all rings are full, and while a loss in them is not finite.
+    """
     size = jnp.sqrt(jnp.mean(jnp.square(history.losses), axis=1))
     total, num_bins = size.sum(), len(size)
-    known = (history.seen >= KEPT).all() & (total > 0)
+    known = (history.seen >= KEPT).all() & (total > 0) & jnp.isfinite(total)
     mixed = (1 - EVEN_SHARE) * size / jnp.where(known, total, 1.0) + EVEN_SHARE / num_bins
     return jnp.where(known, mixed, 1 / num_bins)
 

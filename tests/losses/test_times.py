@@ -154,8 +154,11 @@ def test_draws_are_even_until_every_bin_has_ten_losses(history: History) -> None
     np.testing.assert_allclose(probabilities(importance(num_bins=8).init()), 1 / 8)
 
 
-def test_losses_that_are_all_0_are_drawn_evenly() -> None:
-    np.testing.assert_allclose(probabilities(full(np.zeros((4, KEPT)))), 0.25)
+@pytest.mark.parametrize("value", [0.0, np.inf, np.nan])
+def test_losses_that_are_all_0_or_not_finite_are_drawn_evenly(value: float) -> None:
+    losses = np.zeros((4, KEPT)) if value == 0 else np.ones((4, KEPT))
+    losses[2, 3] = value
+    np.testing.assert_allclose(probabilities(full(losses)), 0.25)
 
 
 @pytest.mark.parametrize("num_bins", [1, 3, 1000, 4000, 123_457])
