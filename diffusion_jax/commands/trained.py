@@ -80,7 +80,7 @@ def load_run(
     if checkpoint.meta["config"] != meta["config"]:  # The newest was damaged: an older one is used.
         raise RunError(
             f"checkpoint {checkpoint.step} was trained with another config than the damaged newest; "
-            f"ask for it: --config.sample.step={checkpoint.step}"
+            f"ask for it: sample.step or eval.step = {checkpoint.step}"
         )
     fields = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment)}
     return TrainedRun(

@@ -311,7 +311,7 @@ FIELDS = {
             Choice(("uniform", "leading", "trailing", "quadratic", "logsnr")),
             Tuple(Int(0), empty=False),
         ),
-        "bound: times of these steps: a rule, or timesteps, with T - 1 among them",
+        "bound: times of these steps: a rule, or timesteps; without T - 1 among them L_T is large",
         "always",
     ),
     "eval.num_terms": Field(

@@ -65,8 +65,8 @@ class Bound(NamedTuple):
     def stderr(self) -> Float[Array, " b"]:
         """Standard error of the rate, for the times and the noise that were drawn; NaN with fewer than three terms.
 
-        From the differences within pairs of neighbouring terms (collapsed strata: Cochran, 1977, Section 5A.12), so that
-        a trend over the steps is counted as noise: on average its square is too large rather than too small.
+        From the differences within pairs of neighbouring terms (collapsed strata: Cochran, 1977, Section 5A.12), so
+        that a trend over the steps is counted as noise: on average its square is too large rather than too small.
         """
         count = len(self.terms) - 1
         if count < 2:

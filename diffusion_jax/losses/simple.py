@@ -36,7 +36,8 @@ def simple_loss(
     Args:
       process: Gives x_t its signal and noise.
       prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
-      network: (params, x_t, time, labels, dropout_keys) -> array of the shape of x_t.
+      network: (params, x_t, time, labels, dropout_keys) -> array of the shape of x_t, or with twice its channels, of
+        which the second half is not trained.
       params: Parameters of the network.
       x0: Clean images in [-1, 1].
       t: Time of each image.

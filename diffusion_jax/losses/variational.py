@@ -43,7 +43,8 @@ def vlb(
 ) -> Objective:
     """Returns L_vlb in bits per dimension: N times the term of one step, of the N steps of the process's whole grid.
 
-    Its expectation over uniform u is the bound without L_T, which has no parameters. x0 is not clipped.
+    Its expectation over uniform u is the bound without L_T, which has no parameters. The predicted x0 is not clipped;
+    images must be of 256 levels, as the discretised decoder's are.
 
     Args:
       process: The forward process.

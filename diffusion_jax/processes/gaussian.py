@@ -147,7 +147,7 @@ def steps(grid: Grid) -> Steps:
 
 
 class Posterior(NamedTuple):
-    """A normal distribution of x_s; one variance an image, shaped to broadcast."""
+    """A normal distribution of x_s; one variance an image, shaped to broadcast, or, learned, one a dimension."""
 
     mean: Float[Array, " b *dims"]
     variance: Float[Array, " b *#dims"]

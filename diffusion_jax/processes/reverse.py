@@ -1,6 +1,7 @@
 """The reverse step p(x_s | x_t), its variances, and its KL from the posterior (Ho et al., 2020, Section 3.2).
 
-p has the mean of q(x_s | x_t, x_0) at the predicted x_0. Its log variance is the posterior's plus d >= 0:
+p has the mean of q(x_s | x_t, x_0) at the predicted x_0. Its log variance is the posterior's plus d, negative only
+where a learned fraction is:
 
     fixed_small  d = 0                        beta_tilde_t
     fixed_large  d = log(beta_t / beta_tilde_t)      beta_t
