@@ -301,6 +301,13 @@ def test_the_samplers_variance_counts_before_the_processs() -> None:
     chex.assert_trees_all_equal(built(config_with(BASE | fields)), by_hand())
 
 
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"])
+def test_a_sampler_is_chosen_by_its_name(name: str, usual: dict) -> None:
+    expected = by_hand(make_sampler=lambda grid, variance: SAMPLERS[name](grid))
+    assert differing(expected, usual) == {"images"}
+    chex.assert_trees_all_equal(built(config_with(BASE | {"sampler.name": name})), expected)
+
+
 def test_a_decay_ends_with_the_training() -> None:
     fields = {"optimizer.decay": "cosine", "train.num_steps": 500_000}
     expected = by_hand(rate_decay="cosine", total_steps=500_000)

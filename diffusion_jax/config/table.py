@@ -225,7 +225,12 @@ FIELDS = {
         "resume",
     ),
     # ---- sampler
-    "sampler.name": Field("ancestral", Choice(("ancestral", "ddim")), "update rule", "always"),
+    "sampler.name": Field(
+        "ancestral",
+        Choice(("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m")),
+        "update rule; dpmpp (DPM-Solver++) is for 10 to 20 steps",
+        "always",
+    ),
     "sampler.num_steps": Field(
         None,
         Int(1),

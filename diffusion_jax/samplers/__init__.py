@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.ddim import ddim
+from diffusion_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
 from diffusion_jax.samplers.inversion import encode, encoding_nfe
 from diffusion_jax.samplers.loop import (
     Sampler,
@@ -17,7 +18,13 @@ from diffusion_jax.samplers.loop import (
 from diffusion_jax.samplers.shared import Shared, nearest_point, shared_structure
 
 # (grid, the options of its own) -> Sampler
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"ancestral": ancestral, "ddim": ddim}
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_3m": dpmpp_3m,
+}
 
 __all__ = [
     "SAMPLERS",
@@ -27,6 +34,9 @@ __all__ = [
     "State",
     "ancestral",
     "ddim",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m",
     "encode",
     "encoding_nfe",
     "first_noise",
