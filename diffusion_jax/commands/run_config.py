@@ -45,13 +45,15 @@ def check_trained(config: ConfigDict, trained: ConfigDict, what: str) -> None:
       what: Names the parameters.
 
     Raises:
-      InputError: The two have other processes or predictions.
+      InputError: The two have other processes or predictions, or one of them alone has learned variances.
     """
     ours, theirs = dict(config_lib.fields(config)), dict(config_lib.fields(trained))
     names = [
         name
         for name in config_lib.differing(config, trained)
-        if config_lib.group_of(name) == "process" and name != "process.variance"
+        if config_lib.group_of(name) == "process"
+        # Fixed variances are not trained: any will do.
+        and (name != "process.variance" or "learned" in (ours[name], theirs[name]))
     ]
     if names:
         differences = "; ".join(f"{n} is {theirs[n]!r}, not {ours[n]!r}" for n in names)

@@ -226,6 +226,10 @@ def test_a_config_file_or_checkpoint_of_another_process_is_refused(
         "was trained with another process than the config says: process.num_timesteps is 20, not 30; "
         "process.prediction is 'eps', not 'v'" in outcome.err
     )
+    other.write_text(tiny.read_text().replace('variance = "learned"', 'variance = "fixed_small"'))
+    outcome = run(f"--config={other}", *flags)
+    assert outcome.status == 2
+    assert "process.variance is 'learned', not 'fixed_small'" in outcome.err
     saved = json.loads((copied / "config.json").read_text())
     saved["process"]["prediction"] = "x0"
     (copied / "config.json").write_text(json.dumps(saved))
