@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise, Prediction
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import at_time, image_normal
-from diffusion_jax.likelihood.decoder import Decoder, discretized_gaussian
+from diffusion_jax.likelihood.decoder import Decoder, check_levels, discretized_gaussian
 from diffusion_jax.processes.gaussian import q_sample
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.reverse import p_posterior, posterior_kl, prior_kl
@@ -156,10 +157,12 @@ def variational_bound(
 
     Raises:
       InputError: num_terms outside {2, ..., N} (1 if the grid has one step); unknown variance, or learned of a
-        network without it.
+        network without it; images that `discretized_gaussian` cannot count, unless they are traced.
     """
     last = grid.num_steps - 1
     count = check_num_terms(num_terms, grid.num_steps) - 1
+    if decoder is discretized_gaussian and not isinstance(x0, Tracer):
+        check_levels(x0)
     scale = last / max(count, 1)
     steps = _strata(keys, count, last)
 

@@ -13,6 +13,7 @@ from diffusion_jax.denoiser import Denoise, complete
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound, variational_bound
+from diffusion_jax.likelihood.decoder import gaussian_density
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
 from diffusion_jax.processes.process import Point
@@ -231,6 +232,14 @@ def test_a_number_of_terms_that_the_grid_does_not_have_is_refused(num_terms):
         variational_bound(
             denoise, PROCESS.grid(), jnp.zeros((1, *SHAPE)), keys_of(1), num_terms=num_terms
         )
+
+
+def test_images_that_are_not_of_256_levels_are_refused_unless_the_decoder_is_another():
+    x0 = jnp.full((1, *SHAPE), 0.5)
+    with pytest.raises(InputError, match="images hold 0.5; .* 256 levels"):
+        variational_bound(denoise, PROCESS.grid(), x0, keys_of(1))
+    result = variational_bound(denoise, PROCESS.grid(1), x0, keys_of(1), decoder=gaussian_density)
+    assert np.isfinite(result.total).all()
 
 
 def test_one_step_alone_has_only_a_prior_and_a_decoder():
