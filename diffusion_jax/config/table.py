@@ -240,10 +240,10 @@ FIELDS = {
     "sampler.spacing": Field(
         "uniform",
         Either(
-            Choice(("uniform", "leading", "trailing", "quadratic", "logsnr")),
+            Choice(("uniform", "leading", "trailing", "quadratic", "logsnr", "karras")),
             Tuple(Int(0), empty=False),
         ),
-        "times to visit: a rule (logsnr: also between timesteps), or timesteps, with T - 1 among them",
+        "times to visit: a rule (logsnr, karras: also between timesteps), or timesteps, with T - 1 among them",
         "always",
     ),
     "sampler.variance": Field(
@@ -313,7 +313,7 @@ FIELDS = {
     "eval.spacing": Field(
         "uniform",
         Either(
-            Choice(("uniform", "leading", "trailing", "quadratic", "logsnr")),
+            Choice(("uniform", "leading", "trailing", "quadratic", "logsnr", "karras")),
             Tuple(Int(0), empty=False),
         ),
         "bound: times of these steps: a rule, or timesteps; without T - 1 among them L_T is large",

@@ -45,7 +45,20 @@ def _logsnr(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
 
     The times are not integers: between two timesteps, log alpha_bar is linear.
     """
-    wanted = np.linspace(logsnr[-1], logsnr[0], num_steps)
+    return _times_of(np.linspace(logsnr[-1], logsnr[0], num_steps), logsnr)
+
+
+def _karras(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+    """Evenly spaced in sigma^(1/7), sigma = std / signal, ends included (Karras et al., 2022, Eq. 5 with rho = 7).
+
+    As with `_logsnr`, the times are not integers. sigma spans what the process does, not 0.002 to 80.
+    """
+    root = np.exp(-logsnr / 2 / 7)
+    return _times_of(-2 * 7 * np.log(np.linspace(root[-1], root[0], num_steps)), logsnr)
+
+
+def _times_of(wanted: Float[np.ndarray, " n"], logsnr: Float[np.ndarray, " T"]) -> Times:
+    """Returns the times, ascending, at which log(signal^2 / std^2) takes these values, given ascending."""
     # log alpha_bar = -log(1 + exp(-logsnr)); np.interp wants it ascending, so time runs backwards.
     log_alpha_bar = -np.logaddexp(0, -logsnr[::-1])
     times = np.arange(len(logsnr))[::-1] * 1.0
@@ -59,6 +72,7 @@ SPACINGS: dict[str, Callable[[int, Float[np.ndarray, " T"]], Times]] = {
     "trailing": _trailing,
     "quadratic": _quadratic,
     "logsnr": _logsnr,
+    "karras": _karras,
 }
 
 

@@ -120,7 +120,8 @@ def sample_loop(
     """Draws one image for each key. To be called inside the caller's `jit`.
 
     A run to point i, and one from its images at point i on with the same keys, are together the whole run. If
-    `start` and `stop` are arguments of the program, one program does all three, and they agree bit for bit.
+    `start` and `stop` are arguments of the program, one program does all three, and they agree bit for bit. (But for
+    a rule with memory, which a run begins without.)
 
     Args:
       denoise: (x_t, point) -> Prediction.

@@ -53,7 +53,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "train.bpd_every": COUNT_OR_NONE,
     "sampler.num_steps": COUNT,
     "sampler.spacing": (
-        ["uniform", "leading", "trailing", "quadratic", "logsnr", (0,), (999, 0, 12)],
+        ["uniform", "leading", "trailing", "quadratic", "logsnr", "karras", (0,), (999, 0, 12)],
         ["unifrom", "0", "", (), (-1,), (1.5,), ("uniform",)],
     ),
     "sampler.eta": ([0.0, 0.5, 1.0], [-0.1, 1.1, math.nan]),
@@ -70,7 +70,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "eval.step": COUNT_OR_NONE,
     "eval.num_steps": COUNT,
     "eval.spacing": (
-        ["uniform", "leading", "trailing", "quadratic", "logsnr", (0,), (999, 0, 12)],
+        ["uniform", "leading", "trailing", "quadratic", "logsnr", "karras", (0,), (999, 0, 12)],
         ["unifrom", "0", "", (), (-1,), (1.5,), ("uniform",)],
     ),
     "eval.num_terms": COUNT,

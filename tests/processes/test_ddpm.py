@@ -163,6 +163,18 @@ def test_logsnr_spacing_is_even_in_logsnr():
     np.testing.assert_allclose(grid.time[[0, 19]], [999, 0], atol=1e-9)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "jsd"])
+def test_karras_spacing_is_equation_5_of_the_paper(schedule):
+    process = DDPM(make_schedule(schedule, 1000))
+    whole, grid = process.grid(), process.grid(12, "karras")
+    sigma_max, sigma_min = np.exp(-whole.log_signal[[0, -2]]) * whole.std[[0, -2]]
+    i, rho = np.arange(12), 7
+    slope = (sigma_min ** (1 / rho) - sigma_max ** (1 / rho)) / 11
+    expected = (sigma_max ** (1 / rho) + i * slope) ** rho
+    np.testing.assert_allclose(np.exp(-grid.log_signal[:-1]) * grid.std[:-1], expected, rtol=1e-6)
+    np.testing.assert_allclose(grid.time[[0, 11]], [999, 0], atol=1e-9)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 99, 100])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_a_spacing_gives_as_many_distinct_times_as_asked_for(num_steps, spacing):
@@ -176,7 +188,10 @@ def test_a_spacing_gives_as_many_distinct_times_as_asked_for(num_steps, spacing)
     [
         ((0, "uniform"), "num_steps is 0; .*from 1 to 100"),
         ((101, "uniform"), "num_steps is 101"),
-        ((10, "even"), "unknown spacing 'even'.*uniform, leading, trailing, quadratic, logsnr"),
+        (
+            (10, "even"),
+            "unknown spacing 'even'.*uniform, leading, trailing, quadratic, logsnr, karras",
+        ),
         ((None, (0, 100)), "distinct times from 0 to 99"),
         ((None, (5, 5)), "distinct times"),
         ((None, ()), "distinct times"),
