@@ -110,17 +110,9 @@ class Experiment:
         """Returns the sampler on its grid; warns of a start or of a variance that does not suit it."""
         options = sampler_options(self.config)
         grid = self.process.grid(options["num_steps"], options["spacing"])
-        whole = self.process.grid()
-        if grid.time[0] < whole.time[0] and grid.signal[0] > LARGE_SIGNAL * grid.std[0]:
-            warnings.warn(
-                f"sampling starts from noise at t = {grid.time[0]:g}, where images still have a signal of "
-                f"{grid.signal[0]:.2f}; let sampler.spacing hold later times",
-                stacklevel=2,
-            )
         make = SAMPLERS[options["name"]]
         accepted = _accepted(make, options)
-        if accepted.get("variance") == "fixed_large":
-            _warn_of_noise(grid, whole.num_steps)
+        _warn_of_grid(grid, self.process.grid(), accepted.get("variance"), "sampler")
         return make(grid, **accepted)
 
     def draw(
@@ -164,8 +156,10 @@ class Experiment:
         return draw
 
     def bound_grid(self) -> Grid:
-        """Returns the grid whose steps the variational bound is the sum over."""
-        return self.process.grid(self.config.eval.num_steps, self.config.eval.spacing)
+        """Returns the grid whose steps the variational bound is the sum over; warns as `sampler` does."""
+        grid = self.process.grid(self.config.eval.num_steps, self.config.eval.spacing)
+        _warn_of_grid(grid, self.process.grid(), bound_variance(self.config), "eval")
+        return grid
 
     def bound(
         self, grid: Grid, *, progress: Callable[[int], object] | None = None
@@ -229,14 +223,20 @@ def bound_variance(config: ConfigDict) -> str:
     return config.eval.variance or config.process.variance
 
 
-def _warn_of_noise(grid: Grid, all_steps: int) -> None:
-    """Warns if the grid leaves out so much that fixed_large, beta_t, is not the posterior's variance any more."""
-    std = grid.std[:-1]  # The step to the data adds no noise.
-    if 1 < grid.num_steps < all_steps:
+def _warn_of_grid(grid: Grid, whole: Grid, variance: str | None, group: str) -> None:
+    """Warns of a chain that begins where images still show, or leaves out so much that beta_t is far too large."""
+    if grid.time[0] < whole.time[0] and grid.signal[0] > LARGE_SIGNAL * grid.std[0]:
+        warnings.warn(
+            f"the chain starts from noise at t = {grid.time[0]:g}, where images still have a signal of "
+            f"{grid.signal[0]:.2f}; let {group}.spacing hold later times",
+            stacklevel=3,
+        )
+    if variance == "fixed_large" and 1 < grid.num_steps < whole.num_steps:
+        std = grid.std[:-1]  # The step to the data adds no noise.
         most = np.square(std[:-1] / std[1:]).max()
         warnings.warn(
-            f"with {grid.num_steps} steps instead of {all_steps}, the variance fixed_large is up to {most:,.0f} times "
-            "the posterior's; set --config.sampler.variance=fixed_small",
+            f"with {grid.num_steps} steps instead of {whole.num_steps}, the variance fixed_large is up to {most:,.0f} "
+            f"times the posterior's; set --config.{group}.variance=fixed_small",
             stacklevel=3,
         )
 

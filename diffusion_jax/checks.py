@@ -53,8 +53,12 @@ def check_loss_takes(config: ConfigDict) -> None:
 def _refuse_unused(config: ConfigDict, group: str, taken: Container[str], owner: str) -> None:
     """Refuses a field of the group that the owner does not take, unless it is left at its default."""
     for name, value in config[group].items():
-        if name not in taken and value != config_lib.FIELDS[f"{group}.{name}"].default:
-            raise InputError(f"{group}.{name} is {value!r}, but {owner} has none; leave it unset")
+        default = config_lib.FIELDS[f"{group}.{name}"].default
+        if name not in taken and value != default:
+            advice = (
+                "leave it unset" if default is None else f"leave it at its default, {default!r}"
+            )
+            raise InputError(f"{group}.{name} is {value!r}, but {owner} has none; {advice}")
 
 
 def check_variance(config: ConfigDict) -> None:

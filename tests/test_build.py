@@ -154,7 +154,7 @@ def test_learned_variances_are_refused_for_a_network_that_was_trained_without() 
         ),
         (
             {"loss.vlb_weight": "1"},
-            "loss.vlb_weight is 1.0, but the loss 'simple' has none; leave it unset",
+            "loss.vlb_weight is 1.0, but the loss 'simple' has none; leave it at its default, 0.001",
         ),
         (
             {"loss.name": "vlb", "loss.weighting": "p2"},

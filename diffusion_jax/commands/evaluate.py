@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
+import diffusion_jax
 from diffusion_jax import build, data
 from diffusion_jax import config as config_lib
 from diffusion_jax.commands import run_config
@@ -41,6 +41,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> int:
       RunError: No sound checkpoint; disk full; figures that are not finite.
     """
     check_writable(workdir)
+    results.check(workdir, "evaluate")
     mesh = sharding.make_mesh(config.mesh.data)
     run = load_run(
         workdir,
@@ -57,12 +58,12 @@ def evaluate(config: ConfigDict, workdir: Path) -> int:
 
 
 def _bpd(run: TrainedRun, split: data.Split, mesh: jax.sharding.Mesh, workdir: Path) -> None:
-    """Bits per dimension by the variational bound: results/bpd.npz, and plots of its terms, rate and distortion.
+    """Bits per dimension by the variational bound: bpd.npz, and plots of its terms, rate and distortion.
 
-    What is measured of a batch is kept in results/bpd/<job>/, for another start of the command.
+    They lie in results/bpd/<job>/, in whose parts/ what was measured of each batch is kept for another start.
     """
     started = time.monotonic()
-    config, fields = run.config, run.config.eval
+    fields = run.config.eval
     grid = run.bound_grid()
     total = min(fields.num_images, split.num_images)
     passes = fields.num_terms or grid.num_steps
@@ -78,34 +79,14 @@ def _bpd(run: TrainedRun, split: data.Split, mesh: jax.sharding.Mesh, workdir: P
             num_images=fields.num_images,
             batch_size=fields.batch_size,
         )
-        result = measure(run.params, folder, bar.done)
+        result = measure(run.params, folder / "parts", bar.done)
     if jax.process_index() == 0:
-        files = _save_arrays(workdir / "results", result, grid)
-        record = {
-            **bpd_record(result),
-            "num_images": result.num_images,
-            "split": fields.split,
-            "num_steps": grid.num_steps,
-            "spacing": fields.spacing,
-            "variance": build.bound_variance(config),
-            "clip": fields.clip,
-            "approximate_cdf": fields.approximate_cdf,
-            "num_terms": fields.num_terms,
-            "nfe": passes,
-            "seed": fields.seed,
-            "config_hash": config_lib.config_hash(config),
-            "step": run.step,
-            "ema": fields.ema,
-            "not_finite": {
-                f"{time:g}": int(n)
-                for time, n in zip(grid.time, result.not_finite, strict=False)
-                if n
-            },
-            "files": [path.name for path in files],
-            "seconds_this_start": round(time.monotonic() - started, 1),
-        }
+        files = _save_arrays(folder, result, grid)
+        seconds = round(time.monotonic() - started, 1)
+        names = [str(path.relative_to(workdir / "results")) for path in files]
+        record = {**_record(run, result, grid), "files": names, "seconds_this_start": seconds}
         path = results.add_metric(workdir, "evaluate", "bpd", record)
-        print(_summary(result), f"results {path}", sep="\n", file=sys.stderr)
+        print(_summary(record), f"results {path}, pictures {folder}", sep="\n", file=sys.stderr)
     problem = not_finite_terms(result, grid.time)
     if problem:
         raise RunError(problem)
@@ -152,6 +133,7 @@ def _job_name(run: TrainedRun, split: data.Split) -> str:
     fields = run.config.eval
     decisive = {
         "checkpoint": run.digest,
+        "version": diffusion_jax.__version__,
         "trained": config_lib.config_hash(run.config),
         "variance": build.bound_variance(run.config),
         "data": data.fingerprint(split),
@@ -165,6 +147,30 @@ def _job_name(run: TrainedRun, split: data.Split) -> str:
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
     return f"step{run.step:08}-{fields.split}-{digest}"
+
+
+def _record(run: TrainedRun, result: BitsPerDim, grid: Grid) -> dict[str, Any]:
+    """Returns the figures, and all that they depend on."""
+    fields = run.config.eval
+    return {
+        **bpd_record(result),
+        "num_images": result.num_images,
+        "split": fields.split,
+        "num_steps": grid.num_steps,
+        "spacing": fields.spacing,
+        "variance": build.bound_variance(run.config),
+        "clip": fields.clip,
+        "approximate_cdf": fields.approximate_cdf,
+        "num_terms": fields.num_terms,
+        "nfe": fields.num_terms or grid.num_steps,
+        "seed": fields.seed,
+        "config_hash": config_lib.config_hash(run.config),
+        "step": run.step,
+        "ema": fields.ema,
+        "not_finite": {
+            f"{time:g}": int(n) for time, n in zip(grid.time, result.not_finite, strict=False) if n
+        },
+    }
 
 
 def bpd_record(result: BitsPerDim) -> dict[str, Any]:
@@ -182,25 +188,30 @@ def bpd_record(result: BitsPerDim) -> dict[str, Any]:
     }
 
 
-def _summary(result: BitsPerDim) -> str:
+def _summary(record: dict[str, Any]) -> str:
+    """Returns the totals in one line, and in another what they depend on."""
     total, rate, distortion, rmse = (
-        f"{e.value:.4f} ± {e.stderr:.4f}"
-        for e in (result.total, result.rate, result.distortion, result.rmse)
+        "not finite"
+        if record[name]["value"] is None
+        else f"{record[name]['value']:.4f} ± {record[name]['stderr'] or np.nan:.4f}"
+        for name in ("total", "rate", "distortion", "rmse")
+    )
+    terms = (
+        f"{record['nfe']} of {record['num_steps']}"
+        if record["num_terms"]
+        else f"all {record['nfe']}"
     )
     return (
-        f"{result.num_images} images: {total} bits/dim = rate {rate} + distortion {distortion}; "
-        f"RMSE {rmse} of 255"
+        f"{total} bits/dim = rate {rate} + distortion {distortion}; RMSE {rmse} grey levels\n"
+        f"of {record['num_images']} {record['split']} images, {terms} terms each, variance {record['variance']}, "
+        f"checkpoint {record['step']}"
     )
 
 
 def _save_arrays(folder: Path, result: BitsPerDim, grid: Grid) -> list[Path]:
     """Writes bpd.npz and the plots; returns the files."""
-    time, terms, x0_mse = (
-        grid.time[:-1],
-        filled(result.terms, result),
-        filled(result.x0_mse, result),
-    )
-    rate, rmse = rate_distortion(result.prior.value, terms, x0_mse)
+    time, steps = grid.time[:-1], np.arange(grid.num_steps, dtype=np.float64)
+    rate, rmse = rate_distortion(result.prior.value, result.contributions, result.x0_mse)
     path = folder / "bpd.npz"
     results.write_npz(
         path,
@@ -215,15 +226,10 @@ def _save_arrays(folder: Path, result: BitsPerDim, grid: Grid) -> list[Path]:
         rate=rate,
         rmse=rmse,
     )
+    # A step that no image drew is no gap: lines go on to the next one.
+    drawn = (result.count > 0) | (result.not_finite > 0)
+    time, steps, terms, rate, rmse = (a[drawn] for a in (time, steps, result.terms, rate, rmse))
     bound_plots.save_terms(folder / "bpd_terms.png", time, terms, result.prior.value)
-    bound_plots.save_progress(folder / "bpd_progress.png", rate, rmse)
+    bound_plots.save_progress(folder / "bpd_progress.png", steps, rate, rmse)
     bound_plots.save_rate_distortion(folder / "bpd_rate_distortion.png", rate, rmse)
     return [path, *sorted(folder.glob("bpd_*.png"))]
-
-
-def filled(values: Float[np.ndarray, " n"], result: BitsPerDim) -> Float[np.ndarray, " n"]:
-    """Returns the values of all steps, where those that no image drew a term of are interpolated."""
-    steps, known = np.arange(len(values)), result.count > 0
-    missing = ~known & (result.not_finite == 0)
-    between = np.interp(steps, steps[known], values[known]) if known.any() else values
-    return np.where(missing, between, values)

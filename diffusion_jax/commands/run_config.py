@@ -58,7 +58,8 @@ def check_trained(config: ConfigDict, trained: ConfigDict, what: str) -> None:
     if names:
         differences = "; ".join(f"{n} is {theirs[n]!r}, not {ours[n]!r}" for n in names)
         raise InputError(
-            f"{what} was trained with another process than the config says: {differences}"
+            f"{what} was trained with another process than the config says: {differences}; leave --config out, or give "
+            "the run's own"
         )
 
 

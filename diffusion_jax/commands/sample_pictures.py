@@ -1,5 +1,6 @@
 """What `--mode=sample` shows besides the images: how they came about."""
 
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def draw_shared(
         return None
     points = sorted({nearest_point(sampler.grid, t) for t in fields.shared_t})
     times = sampler.grid.time[points]
+    if missed := [t for t in fields.shared_t if t not in times]:
+        named, nearest = (", ".join(f"{t:g}" for t in some) for some in (missed, times))
+        warnings.warn(
+            f"the sampler does not come by t = {named} of sample.shared_t; shown are the nearest times: {nearest}",
+            stacklevel=1,
+        )
     if distributed.first_decides("whether to draw", lambda: not _has_shared(folder, times)):
         count = min(SHARED_IMAGES, fields.num_images)
         draw = make_shared_sampler(

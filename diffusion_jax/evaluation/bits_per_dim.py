@@ -6,6 +6,7 @@ file, so that a killed job goes on where it was, and a larger one of the same ki
 
 import contextlib
 import dataclasses
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ class Part:
       x0_errors: Sum of the squared errors of x_0 as predicted where the step begins.
       eps_errors: The same of eps.
       not_finite: Number of terms of each step that are not finite.
+      scale: Number of steps that each term but L_0 stands for, as in `Bound`.
     """
 
     indices: Int[np.ndarray, " b"]
@@ -55,6 +57,7 @@ class Part:
     x0_errors: Float[np.ndarray, " n"]
     eps_errors: Float[np.ndarray, " n"]
     not_finite: Int[np.ndarray, " n"]
+    scale: Float[np.ndarray, ""] | np.float64
 
 
 class Estimate(NamedTuple):
@@ -78,6 +81,8 @@ class BitsPerDim:
       terms: Mean of each step's L_{t-1}, from noise to data, the last L_0; NaN for a step of which a term is not
         finite, or none was drawn.
       terms_stderr: Its standard error over the images.
+      contributions: What each step adds to the bound: its mean term, or, of a sample of the terms, an unbiased
+        estimate of that, 0 for a step that was not drawn. All but the last add up to rate - prior.
       x0_mse: Mean squared error of x_0 as predicted where the step begins, in the model's range [-1, 1].
       eps_mse: The same of eps.
       count: Number of finite terms of each step.
@@ -92,6 +97,7 @@ class BitsPerDim:
     num_images: int
     terms: Float[np.ndarray, " n"]
     terms_stderr: Float[np.ndarray, " n"]
+    contributions: Float[np.ndarray, " n"]
     x0_mse: Float[np.ndarray, " n"]
     eps_mse: Float[np.ndarray, " n"]
     count: Int[np.ndarray, " n"]
@@ -110,7 +116,7 @@ def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> Par
         np.asarray(values, np.float64) for values in (bound.terms, bound.x0_mse, bound.eps_mse)
     )
     prior = np.asarray(bound.prior, np.float64)
-    finite = np.isfinite(terms) & np.isfinite(x0_mse) & np.isfinite(eps_mse)
+    finite = np.isfinite(terms)
     steps = np.asarray(bound.steps)
 
     def by_step(values: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -128,6 +134,7 @@ def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> Par
         x0_errors=by_step(x0_mse, finite),
         eps_errors=by_step(eps_mse, finite),
         not_finite=np.bincount(steps[~finite], minlength=num_steps),
+        scale=np.float64(bound.scale),
     )
 
 
@@ -141,6 +148,8 @@ def combine(parts: list[Part]) -> BitsPerDim:
         np.sum([getattr(part, name) for part in parts], axis=0)
         for name in ("count", "terms", "squares", "x0_errors", "eps_errors", "not_finite")
     )
+    # L_0 is among the terms of every image.
+    scales = np.append(np.full(len(terms) - 1, parts[0].scale), 1.0)
     mse = _estimate(x0_mse)
     rmse = np.sqrt(mse.value)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -159,6 +168,7 @@ def combine(parts: list[Part]) -> BitsPerDim:
             num_images=len(prior),
             terms=mean,
             terms_stderr=np.sqrt(variance / known),
+            contributions=np.where(not_finite > 0, np.nan, scales * terms / len(prior)),
             x0_mse=x0_errors / known,
             eps_mse=eps_errors / known,
             count=count,
@@ -260,7 +270,7 @@ def _write_part(folder: Path, part: Part) -> None:
     """Writes one part; a kill leaves either the whole file or none."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{part.indices[0]:08}-{part.indices[-1]:08}.npz"
-    unfinished = path.with_suffix(".npz.part")
+    unfinished = path.with_suffix(f".{os.getpid()}.part")  # Another command may measure the same.
     with unfinished.open("wb") as file:
         np.savez(file, **vars(part))
     unfinished.replace(path)
@@ -272,12 +282,17 @@ def _read_parts(folder: Path, total: int, num_steps: int) -> Iterator[Part]:
         return  # Each process must measure the same batches.
     seen: set[int] = set()
     for path in sorted(folder.glob("*.npz")):
-        # Of an empty file NumPy says EOFError.
-        with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-            with np.load(path, allow_pickle=False) as arrays:
-                part = Part(**{f.name: arrays[f.name] for f in dataclasses.fields(Part)})
-            indices = set(part.indices.tolist())
-            inside = len(part.count) == num_steps and max(indices) < total
-            if inside and not indices & seen:
-                seen |= indices
-                yield part
+        part = _read_part(path)
+        indices = set(part.indices.tolist()) if part else set()
+        if part and len(part.count) == num_steps and max(indices) < total and not indices & seen:
+            seen |= indices
+            yield part
+
+
+def _read_part(path: Path) -> Part | None:
+    """Returns what `_write_part` wrote, or None if the file is damaged or of another version."""
+    # Of an empty file NumPy says EOFError.
+    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        with np.load(path, allow_pickle=False) as arrays:
+            return Part(**{f.name: arrays[f.name] for f in dataclasses.fields(Part)})
+    return None

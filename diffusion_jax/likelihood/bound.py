@@ -20,7 +20,7 @@ from diffusion_jax.denoiser import Denoise, Prediction
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import at_time, image_normal
 from diffusion_jax.likelihood.decoder import Decoder, check_levels, discretized_gaussian
-from diffusion_jax.processes.gaussian import q_sample
+from diffusion_jax.processes.gaussian import per_image, q_sample
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.reverse import p_posterior, posterior_kl, prior_kl
 from diffusion_jax.reporting.progress import report
@@ -63,7 +63,7 @@ class Bound(NamedTuple):
         return self.rate + self.distortion
 
     @property
-    def stderr(self) -> Float[Array, " b"]:
+    def rate_stderr(self) -> Float[Array, " b"]:
         """Standard error of the rate, for the times and the noise that were drawn; NaN with fewer than three terms.
 
         From the differences within pairs of neighbouring terms (collapsed strata: Cochran, 1977, Section 5A.12), so
@@ -123,9 +123,12 @@ def term(
     decoder: Decoder = discretized_gaussian,
 ) -> Float[Array, " b"]:
     """Returns L_{t-1} of step i of each image, which for the last step is L_0; x_t is where the step begins."""
+    is_last = step == grid.num_steps - 1
     kl = step_kl(grid, x0, prediction, step, variance)
-    last = reconstruction(grid, x0, x_t, prediction, variance, decoder)
-    return jnp.where(step == grid.num_steps - 1, last, kl)
+    # Elsewhere x0_hat may be off by so much that the gradient of the decoder, though not taken, would not be finite.
+    near = jnp.where(per_image(is_last, x0), prediction.x0, x0)
+    last = reconstruction(grid, x0, x_t, prediction._replace(x0=near), variance, decoder)
+    return jnp.where(is_last, last, kl)
 
 
 def variational_bound(
@@ -163,13 +166,15 @@ def variational_bound(
     count = check_num_terms(num_terms, grid.num_steps) - 1
     if decoder is discretized_gaussian and not isinstance(x0, Tracer):
         check_levels(x0)
-    scale = last / max(count, 1)
+    scale, whole = last / max(count, 1), count == last
     steps = _strata(keys, count, last)
 
     def pass_(_: None, xs: tuple[Array, Array]) -> tuple[None, tuple]:
         k, step = xs
         point = grid.at(step)
-        eps = image_normal(at_time(keys, point.time), x0.shape[1:])
+        # Two parts of a sample may draw the same step: not with the same noise.
+        own = keys if whole else jax.vmap(jax.random.fold_in, (0, None))(keys, OF_TIMES + 1 + k)
+        eps = image_normal(at_time(own, point.time), x0.shape[1:])
         x_t = q_sample(point, x0, eps)
         prediction = denoise(x_t, point)
         value = jax.lax.cond(

@@ -68,6 +68,6 @@ def loss_function(
         "vlb_weight": vlb_weight,
     }
     given = {option: value for option, value in options.items() if value is not None}
-    for option in given.keys() - inspect.signature(make).parameters.keys():
+    for option in sorted(given.keys() - inspect.signature(make).parameters.keys()):
         raise InputError(f"the loss {name!r} takes no {option}; leave it unset")
     return make(process, prediction, network, **given)

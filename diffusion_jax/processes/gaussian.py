@@ -25,12 +25,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from diffusion_jax.processes.process import Grid, Point, take
 
 
-def per_image(values: Float[Array, " b"], x: Float[Array, " b *dims"]) -> Float[Array, " b ..."]:
+def per_image(values: Shaped[Array, " b"], x: Float[Array, " b *dims"]) -> Shaped[Array, " b ..."]:
     """Returns one value an image, shaped (b, 1, ..., 1) to broadcast against x."""
     return values.reshape(values.shape + (1,) * (x.ndim - 1))
 

@@ -23,7 +23,6 @@ def save_terms(path: Path, time: Values, terms: Values, prior: float) -> None:
     figure, (ax,) = _figure(1, (8.0, 4.5))
     ax.plot(time[:-1], terms[:-1], color="tab:blue", label="$L_{t-1}$", **_line(len(terms)))
     ax.plot(time[-1:], terms[-1:], "o", color="tab:red", label=f"$L_0$ = {terms[-1]:.3g}")
-    ax.plot(time[:1], [prior], "s", color="tab:green", label=f"$L_T$ = {prior:.2g}")
     ax.set(xlabel="$t$", ylabel="bits / dim", yscale="log")
     ax.xaxis.get_major_locator().set_params(integer=True)
     known = terms[np.isfinite(terms) & (terms > 0)]
@@ -31,23 +30,25 @@ def save_terms(path: Path, time: Values, terms: Values, prior: float) -> None:
         # L_T may be smaller by many orders, or 0: the legend alone tells it then.
         shown = [*known, *([prior] if prior > known.min() / 1000 else [])]
         ax.set_ylim(min(shown) / 2, max(shown) * 2)
+        visible = "s" if prior in shown else ""
+        ax.plot(time[:1], [prior], visible, color="tab:green", label=f"$L_T$ = {prior:.2g}")
     ax.legend()
     _save(path, figure)
 
 
-def save_progress(path: Path, rate: Values, rmse: Values) -> None:
+def save_progress(path: Path, steps: Values, rate: Values, rmse: Values) -> None:
     """Draws distortion and rate against reverse steps, the first two panels of Figure 5.
 
     Args:
       path: A .png file.
+      steps: Number of steps done when each step begins.
       rate: What has been sent when each step begins, in bits per dimension.
       rmse: How far x0_hat is from the image then, in grey levels.
     """
     figure, axes = _figure(2, (10.0, 4.0))
-    steps = np.arange(len(rate))
     for ax, values, color in zip(axes, (rmse, rate), ("tab:red", "tab:blue"), strict=True):
         ax.plot(steps, values, color=color, **_line(len(steps)))
-        ax.set(xlabel="reverse steps done, $T - t$", ylim=_from_zero(values))
+        ax.set(xlabel="reverse steps done", ylim=_from_zero(values))
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("distortion: RMSE of $\\hat{x}_0$ (0 … 255)")
     axes[1].set_ylabel("rate (bits / dim)")

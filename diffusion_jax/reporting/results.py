@@ -55,6 +55,15 @@ def add_metric(workdir: Path, mode: str, name: str, result: dict[str, Any]) -> P
     return _write(path, {**metrics, "earlier": earlier})
 
 
+def check(workdir: Path, mode: str) -> None:
+    """Looks at results/<mode>.json before the work for it begins.
+
+    Raises:
+      InputError: The file is there, but does not hold results.
+    """
+    _last(workdir / "results" / f"{mode}.json")
+
+
 def _last(path: Path) -> tuple[dict[str, Any], list[Any]]:
     """Returns the results of a file without the earlier ones, and these; both empty if there is none."""
     if not path.exists():

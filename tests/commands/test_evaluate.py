@@ -92,8 +92,8 @@ def test_the_figures_are_those_of_the_library_and_add_up(copied: Path) -> None:
 
 def test_arrays_and_plots_of_the_terms_lie_beside_the_figures(copied: Path) -> None:
     filed = evaluate(copied)
-    folder = copied / "results"
-    with np.load(folder / "bpd.npz", allow_pickle=False) as arrays:
+    (name, *_), folder = filed["files"], copied / "results"
+    with np.load(folder / name, allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["time"], np.arange(T - 1, -1, -1))
         for name in ("terms", "terms_stderr", "x0_mse", "eps_mse", "count", "rate", "rmse"):
             assert arrays[name].shape == (T,) and np.isfinite(arrays[name]).all(), name
@@ -101,7 +101,7 @@ def test_arrays_and_plots_of_the_terms_lie_beside_the_figures(copied: Path) -> N
         # All but L_0 have been sent when the last step begins.
         np.testing.assert_allclose(arrays["rate"][-1], filed["rate"]["value"])
         np.testing.assert_allclose(arrays["rmse"][-1], filed["rmse"]["value"])
-    assert set(filed["files"]) == {
+    assert {Path(name).name for name in filed["files"]} == {
         *("bpd.npz", "bpd_terms.png", "bpd_progress.png", "bpd_rate_distortion.png")
     }
     for name in filed["files"][1:]:
@@ -151,6 +151,7 @@ module._write_part = trapped
 """
     assert finish(start(flags, environment(), trap)).status == -9
     (folder,) = (copied / "results" / "bpd").iterdir()
+    folder = folder / "parts"
     assert [path.name for path in folder.iterdir()] == ["00000000-00000015.npz"]
     filed = evaluate(copied, "--config.eval.batch_size=7")
     assert len(list(folder.iterdir())) == 5  # 16 images, and 24 in sevens.
@@ -243,3 +244,33 @@ def test_learned_variances_are_refused_of_a_model_without_them(tmp_path: Path) -
     outcome = run("--mode=evaluate", f"--workdir={workdir}", *FEW, "--config.eval.variance=learned")
     assert outcome.status == 2
     assert "eval.variance is 'learned', but the model has no channels for it" in outcome.err
+
+
+def test_the_rate_of_sampled_terms_adds_up_to_the_figure_filed_also_where_few_were_drawn(
+    copied: Path,
+) -> None:
+    filed = evaluate(copied, "--config.eval.num_terms=3", "--config.eval.num_images=4")
+    with np.load(copied / "results" / filed["files"][0], allow_pickle=False) as arrays:
+        assert (arrays["count"] == 0).any() and arrays["count"].sum() == 12
+        np.testing.assert_array_equal(np.isnan(arrays["terms"]), arrays["count"] == 0)
+        np.testing.assert_allclose(arrays["rate"][-1], filed["rate"]["value"], rtol=1e-6)
+        assert (np.diff(arrays["rate"]) >= 0).all()
+
+
+def test_the_line_printed_says_what_was_measured_and_a_short_chain_is_warned_of(
+    copied: Path,
+) -> None:
+    flags = ("--mode=evaluate", f"--workdir={copied}", *FEW)
+    outcome = run(*flags, "--config.eval.num_terms=5", "--config.eval.split=train")
+    assert "of 40 train images, 5 of 20 terms each, variance learned, checkpoint 12" in outcome.err
+    outcome = run(*flags, "--config.eval.num_steps=4", "--config.eval.variance=fixed_large")
+    assert "the variance fixed_large is up to" in outcome.err
+    assert "set --config.eval.variance=fixed_small" in outcome.err
+
+
+def test_a_damaged_result_file_is_refused_before_anything_is_measured(copied: Path) -> None:
+    (copied / "results" / "evaluate.json").write_text("{")
+    before = set((copied / "results").rglob("*"))
+    outcome = run("--mode=evaluate", f"--workdir={copied}", *FEW, "--config.eval.seed=7")
+    assert outcome.status == 2 and "does not hold results; move it away" in outcome.err
+    assert set((copied / "results").rglob("*")) == before

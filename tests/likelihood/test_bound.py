@@ -200,7 +200,7 @@ def test_an_estimate_is_unbiased_and_its_error_is_no_larger_than_it_says():
     for part in ("rate", "distortion", "total"):
         a, b = np.asarray(getattr(whole, part)), np.asarray(getattr(some, part))
         assert abs(a.mean() - b.mean()) < 3.5 * np.hypot(a.std(), b.std()) / np.sqrt(n)
-    assert np.std(some.rate) <= 1.05 * np.sqrt(np.mean(np.square(some.stderr)))
+    assert np.std(some.rate) <= 1.05 * np.sqrt(np.mean(np.square(some.rate_stderr)))
     assert np.std(some.rate) > 2 * np.std(whole.rate)  # So there was something to estimate.
     assert some.scale == np.float32((T - 1) / 5) and whole.scale == 1
 
@@ -211,7 +211,9 @@ def test_the_stated_error_of_terms_without_a_trend_is_the_real_one(rng):
     result = Bound(jnp.zeros(n), terms, jnp.zeros((k + 1, n), int), terms, terms, jnp.float32(3))
     # The variance of n normal numbers has a relative error of sqrt(2 / n), the mean of four pairs' squared differences
     # one of sqrt(1 / (2 n)): both are 1 % or less.
-    np.testing.assert_allclose(np.mean(np.square(result.stderr)), np.var(result.rate), rtol=0.04)
+    np.testing.assert_allclose(
+        np.mean(np.square(result.rate_stderr)), np.var(result.rate), rtol=0.04
+    )
 
 
 @pytest.mark.parametrize("k", [2, 9, 10])
@@ -222,7 +224,7 @@ def test_the_stated_error_is_not_too_small_where_one_part_has_nearly_all_the_spr
     terms = jnp.asarray(np.append(1 / (1 + t), np.zeros((1, n)), axis=0), jnp.float32)
     none = jnp.zeros((k + 1, n))
     result = Bound(jnp.zeros(n), terms, none.astype(int), none, none, jnp.float32(steps / k))
-    ratio = np.mean(np.square(result.stderr)) / np.var(result.rate)
+    ratio = np.mean(np.square(result.rate_stderr)) / np.var(result.rate)
     assert 0.98 < ratio < 3  # The variance of n rates is known to 2 %.
 
 
@@ -246,7 +248,7 @@ def test_one_step_alone_has_only_a_prior_and_a_decoder():
     result = bound(jnp.zeros((2, *SHAPE)), keys_of(2), num_steps=1)
     assert result.terms.shape == (1, 2)
     np.testing.assert_allclose(result.rate, result.prior)
-    assert np.isfinite(result.total).all() and np.isnan(result.stderr).all()
+    assert np.isfinite(result.total).all() and np.isnan(result.rate_stderr).all()
 
 
 # ---- how it is computed ------------------------------------------------------------------------------

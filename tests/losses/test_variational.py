@@ -100,7 +100,8 @@ def test_the_mean_over_all_steps_is_the_bound_without_its_prior(
 def test_the_expected_loss_is_the_bound_without_its_prior(prediction: str, variance: str) -> None:
     """Statistically, at the times and with the noise that the objective draws."""
     n = 40_000
-    x0 = jnp.broadcast_to(images(2)[1:] * 0.3, (n, *SHAPE))
+    level = jnp.round((images(2)[1:] * 0.3 + 1) * 127.5)  # The bound wants one of the 256.
+    x0 = jnp.broadcast_to(level / 127.5 - 1, (n, *SHAPE))
     total = np.asarray(bound(x0, prediction, variance)[2], float)
     losses = np.asarray(
         drawn_losses(
@@ -139,7 +140,8 @@ def test_with_the_posteriors_variance_it_is_the_papers_weighted_error_of_eps() -
 
 def test_importance_times_leave_the_expected_loss_unchanged_and_lower_its_spread() -> None:
     n = 40_000
-    x0 = jnp.broadcast_to(images(2)[1:] * 0.3, (n, *SHAPE))
+    level = jnp.round((images(2)[1:] * 0.3 + 1) * 127.5)  # The bound wants one of the 256.
+    x0 = jnp.broadcast_to(level / 127.5 - 1, (n, *SHAPE))
     even, uneven = (
         vlb(PROCESS, "eps", network, variance="learned", times=times)
         for times in (None, importance(num_bins=T))

@@ -15,7 +15,9 @@ def test_each_plot_is_a_picture_and_nothing_else_is_left(tmp_path: Path) -> None
     bound_plots.save_terms(tmp_path / "terms.png", time, terms, 1e-9)
     bound_plots.save_terms(tmp_path / "none.png", time, np.full(10, np.nan), np.nan)
     rate = np.cumsum(terms)
-    bound_plots.save_progress(tmp_path / "progress.png", rate, np.linspace(60, 1, 10))
+    bound_plots.save_progress(
+        tmp_path / "progress.png", np.arange(10.0), rate, np.linspace(60, 1, 10)
+    )
     bound_plots.save_rate_distortion(tmp_path / "curve.png", rate, np.linspace(60, 1, 10))
     pictures = {path.name for path in tmp_path.iterdir()}
     assert pictures == {"terms.png", "none.png", "progress.png", "curve.png"}
@@ -31,7 +33,9 @@ def test_a_single_known_step_and_a_small_prior_can_be_seen(tmp_path: Path) -> No
         return int((np.abs(apart).max(-1) < 0.02).sum())
 
     alone = np.array([np.nan, 3.0, np.nan])
-    bound_plots.save_progress(tmp_path / "progress.png", alone, np.array([9.0, 2.0, 1.0]))
+    bound_plots.save_progress(
+        tmp_path / "progress.png", np.arange(3.0), alone, np.array([9.0, 2.0, 1.0])
+    )
     assert pixels("progress.png", "tab:blue") > 9
     time, terms = np.array([2.0, 1.0, 0.0]), np.array([0.1, 0.4, 2.0])
     marks = []
