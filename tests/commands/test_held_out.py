@@ -14,7 +14,10 @@ from tiny_run import digits_in, results, rows, run, state_of, write_config
 from diffusion_jax.commands import held_out
 
 # A bound of few terms on half of the chain's steps: the eval group's fields count.
-EVAL = ("eval.num_images=20", "eval.batch_size=16", "eval.num_terms=4", "eval.num_steps=10")
+EVAL = (
+    *("eval.num_images=20", "eval.batch_size=16", "eval.num_terms=4", "eval.num_steps=10"),
+    "eval.variance=fixed_small",
+)
 EVAL = (*EVAL, "eval.seed=3", "eval.clip=false")
 
 
