@@ -68,6 +68,11 @@ GROUPS = {
 }
 
 SEEDS = Int(0, 2**32 - 1)
+VARIANCE = Choice(("fixed_large", "fixed_small", "learned"))
+SPACING = Either(
+    Choice(("uniform", "leading", "trailing", "quadratic", "logsnr", "karras")),
+    Tuple(Int(0), empty=False),
+)
 
 FIELDS = {
     "seed": Field(0, SEEDS, "seed of initialisation, order of the images, noise and dropout"),
@@ -148,7 +153,7 @@ FIELDS = {
     ),
     "process.variance": Field(
         "fixed_large",
-        Choice(("fixed_large", "fixed_small", "learned")),
+        VARIANCE,
         "of the reverse steps: beta_t, the posterior's, or predicted by the network, between the two",
         "resume",  # If fixed, L_simple does not depend on it; see `compare.deciding`.
     ),
@@ -239,16 +244,13 @@ FIELDS = {
     ),
     "sampler.spacing": Field(
         "uniform",
-        Either(
-            Choice(("uniform", "leading", "trailing", "quadratic", "logsnr", "karras")),
-            Tuple(Int(0), empty=False),
-        ),
+        SPACING,
         "times to visit: a rule (logsnr, karras: also between timesteps), or timesteps, with T - 1 among them",
         "always",
     ),
     "sampler.variance": Field(
         None,
-        Choice(("fixed_large", "fixed_small", "learned")),
+        VARIANCE,
         "ancestral: of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
         "always",
     ),
@@ -312,10 +314,7 @@ FIELDS = {
     ),
     "eval.spacing": Field(
         "uniform",
-        Either(
-            Choice(("uniform", "leading", "trailing", "quadratic", "logsnr", "karras")),
-            Tuple(Int(0), empty=False),
-        ),
+        SPACING,
         "bound: times of these steps: a rule, or timesteps; without T - 1 among them L_T is large",
         "always",
     ),
@@ -327,7 +326,7 @@ FIELDS = {
     ),
     "eval.variance": Field(
         None,
-        Choice(("fixed_large", "fixed_small", "learned")),
+        VARIANCE,
         "bound: variance of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
         "always",
     ),
