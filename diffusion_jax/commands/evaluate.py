@@ -17,14 +17,13 @@ from diffusion_jax import build, data
 from diffusion_jax import config as config_lib
 from diffusion_jax.commands import run_config
 from diffusion_jax.commands.environment import check_writable
+from diffusion_jax.commands.held_out import bound_measure
 from diffusion_jax.commands.trained import TrainedRun, load_run
 from diffusion_jax.errors import RunError
 from diffusion_jax.evaluation.bits_per_dim import (
     BitsPerDim,
-    make_bound_measure,
     not_finite_terms,
 )
-from diffusion_jax.keys import stream
 from diffusion_jax.likelihood.progressive import rate_distortion
 from diffusion_jax.parallel import sharding
 from diffusion_jax.processes.process import Grid
@@ -69,16 +68,7 @@ def _bpd(run: TrainedRun, split: data.Split, mesh: jax.sharding.Mesh, workdir: P
     passes = fields.num_terms or grid.num_steps
     folder = workdir / "results" / "bpd" / _job_name(run, split)
     with _Bar(total, passes, fields.batch_size) as bar:
-        measure = make_bound_measure(
-            run.bound(grid, progress=bar.progress),
-            grid.num_steps,
-            split,
-            mesh,
-            stream(fields.seed, "bound"),
-            conditional=run.conditional,
-            num_images=fields.num_images,
-            batch_size=fields.batch_size,
-        )
+        measure = bound_measure(run, grid, split, mesh, progress=bar.progress)
         result = measure(run.params, folder / "parts", bar.done)
     if jax.process_index() == 0:
         files = _save_arrays(folder, result, grid)

@@ -1,4 +1,4 @@
-"""What a training run measures on the test images every n steps: its loss, and bits per dimension."""
+"""What is measured on held-out images: the loss, and bits per dimension; a training run does so every n steps."""
 
 import warnings
 from collections.abc import Callable
@@ -10,8 +10,9 @@ import numpy as np
 from diffusion_jax import build, data
 from diffusion_jax.build import Experiment
 from diffusion_jax.errors import InputError
-from diffusion_jax.evaluation.bits_per_dim import make_bound_measure, not_finite_terms
+from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, make_bound_measure, not_finite_terms
 from diffusion_jax.keys import stream
+from diffusion_jax.processes.process import Grid
 from diffusion_jax.training.held_out import make_held_out_loss
 from diffusion_jax.training.hooks import Measure
 
@@ -38,6 +39,36 @@ def held_out_measures(exp: Experiment, mesh: jax.sharding.Mesh) -> list[Measure]
     return [Measure(*make(exp, split, mesh), fields[every]) for every, make in asked.items()]
 
 
+def bound_measure(
+    exp: Experiment,
+    grid: Grid,
+    split: data.Split,
+    mesh: jax.sharding.Mesh,
+    *,
+    progress: Callable[[int], object] | None = None,
+) -> Callable[..., BitsPerDim]:
+    """Returns what `make_bound_measure` makes, for an experiment and its `eval` group.
+
+    Args:
+      exp: Process, network and config.
+      grid: From its `bound_grid`.
+      split: Images.
+      mesh: Devices.
+      progress: Host function, called with the number of terms done of each batch.
+    """
+    fields = exp.config.eval
+    return make_bound_measure(
+        exp.bound(grid, progress=progress),
+        grid.num_steps,
+        split,
+        mesh,
+        stream(fields.seed, "bound"),
+        conditional=exp.conditional,
+        num_images=fields.num_images,
+        batch_size=fields.batch_size,
+    )
+
+
 def _loss(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[str, Figures]:
     held_out = make_held_out_loss(
         exp.objective(),
@@ -53,17 +84,8 @@ def _loss(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[
 
 def _bound(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[str, Figures]:
     """The figures that --mode=evaluate would give; the first that are not finite are warned of."""
-    fields, grid = exp.config.eval, exp.bound_grid()
-    measure = make_bound_measure(
-        exp.bound(grid),
-        grid.num_steps,
-        split,
-        mesh,
-        stream(fields.seed, "bound"),
-        conditional=exp.conditional,
-        num_images=fields.num_images,
-        batch_size=fields.batch_size,
-    )
+    grid = exp.bound_grid()
+    measure = bound_measure(exp, grid, split, mesh)
     warned = False
 
     def figures(params: Any) -> dict[str, float | None]:

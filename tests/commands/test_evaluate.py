@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_run import digits_in, environment, finish, results, run, start, write_config
 
 import diffusion_jax
-from diffusion_jax.commands import evaluate as command
+from diffusion_jax.commands import held_out
 from diffusion_jax.data import load, to_model_range
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.guidance import clip_denoised
@@ -162,7 +162,7 @@ module._write_part = trapped
 def test_terms_that_are_not_finite_are_filed_and_named_and_end_with_status_1(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make: Callable[..., Any] = command.make_bound_measure
+    make: Callable[..., Any] = held_out.make_bound_measure
 
     def with_nan(bound: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         def broken(*inputs: Any) -> Any:
@@ -172,7 +172,7 @@ def test_terms_that_are_not_finite_are_filed_and_named_and_end_with_status_1(
 
         return make(broken, *arguments, **options)
 
-    monkeypatch.setattr(command, "make_bound_measure", with_nan)
+    monkeypatch.setattr(held_out, "make_bound_measure", with_nan)
     outcome = run("--mode=evaluate", f"--workdir={copied}", *FEW, "--config.eval.seed=5")
     assert outcome.status == 1
     assert "error: 80 terms of the bound are not finite, at t = 3, 7:" in outcome.err
