@@ -135,10 +135,10 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     workdir = Path(flags.workdir)
     import jax
 
-    from diffusion_jax import build
     from diffusion_jax import config as config_lib
     from diffusion_jax.commands import evaluate, run_config, sample
     from diffusion_jax.commands.environment import keep_compiled_programs
+    from diffusion_jax.experiment import build
     from diffusion_jax.parallel import distributed
 
     file = None if flags.config is None else config_lib.load_file(flags.config)

@@ -13,8 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import diffusion_jax
-from diffusion_jax import build, data
 from diffusion_jax import config as config_lib
+from diffusion_jax import data
 from diffusion_jax.commands import run_config
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.held_out import bound_measure
@@ -24,6 +24,7 @@ from diffusion_jax.evaluation.bits_per_dim import (
     BitsPerDim,
     not_finite_terms,
 )
+from diffusion_jax.experiment import build
 from diffusion_jax.likelihood.progressive import rate_distortion
 from diffusion_jax.parallel import sharding
 from diffusion_jax.processes.process import Grid

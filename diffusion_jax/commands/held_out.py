@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import build, data
-from diffusion_jax.build import Experiment
+from diffusion_jax import data
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, make_bound_measure, not_finite_terms
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.keys import stream
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.training.held_out import make_held_out_loss

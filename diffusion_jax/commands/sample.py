@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from diffusion_jax import build
 from diffusion_jax import config as config_lib
 from diffusion_jax.commands import sample_pictures
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.trained import TrainedRun, load_run
+from diffusion_jax.experiment import build
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler

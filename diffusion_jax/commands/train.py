@@ -14,15 +14,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, data
 from diffusion_jax import config as config_lib
-from diffusion_jax.build import AVERAGE, Experiment
+from diffusion_jax import data
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.held_out import held_out_measures
 from diffusion_jax.commands.signals import EXIT_STOPPED, StopSignals
 from diffusion_jax.commands.train_report import write_report
 from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.build import AVERAGE, Experiment
 from diffusion_jax.keys import stream
 from diffusion_jax.models import count_parameters
 from diffusion_jax.parallel import sharding

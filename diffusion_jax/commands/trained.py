@@ -8,11 +8,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import build
 from diffusion_jax import config as config_lib
-from diffusion_jax.build import AVERAGE, Experiment
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.build import AVERAGE, Experiment
 from diffusion_jax.training.state import abstract_like, average_part
 
 

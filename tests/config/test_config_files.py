@@ -6,8 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusion_jax.build import AVERAGE, build, make_averages_of, make_optimizer_of, validate
 from diffusion_jax.config import load_file
+from diffusion_jax.experiment.build import (
+    AVERAGE,
+    build,
+    make_averages_of,
+    make_optimizer_of,
+    validate,
+)
 from diffusion_jax.models import count_parameters
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))

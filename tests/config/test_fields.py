@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 import diffusion_jax.config
-from diffusion_jax import build, data, losses
+from diffusion_jax import data, losses
 from diffusion_jax.config import FIELDS, GROUPS, Field, default_config, fields, validate
 from diffusion_jax.config.kinds import Choice, Either, Int, Text, Tuple
 from diffusion_jax.config.table import group_of
 from diffusion_jax.data.loading import TFDS_PREFIX
 from diffusion_jax.denoiser import PARAMETERIZATIONS
+from diffusion_jax.experiment import build
 from diffusion_jax.models import MODELS
 from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import SCHEDULES

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import build
 from diffusion_jax.config import default_config, override
 from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import build
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers import SAMPLERS, Sampler, ancestral
 

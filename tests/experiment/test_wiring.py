@@ -15,10 +15,10 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import build
 from diffusion_jax.config import FIELDS, default_config, group_of, override
 from diffusion_jax.data import to_uint8
 from diffusion_jax.denoiser import make_denoiser
+from diffusion_jax.experiment import build
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.losses import (
     OBJECTIVES,

@@ -16,7 +16,9 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
-from diffusion_jax.checks import (
+from diffusion_jax.denoiser import Denoise, make_denoiser
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.checks import (
     check_loss_takes,
     check_model_fits,
     check_model_takes,
@@ -25,8 +27,6 @@ from diffusion_jax.checks import (
     check_variance,
     sampler_takes,
 )
-from diffusion_jax.denoiser import Denoise, make_denoiser
-from diffusion_jax.errors import InputError
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.likelihood.bound import Bound, check_num_terms, variational_bound
 from diffusion_jax.likelihood.decoder import discretized_gaussian
