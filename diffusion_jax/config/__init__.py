@@ -12,6 +12,7 @@ from diffusion_jax.config.compare import (
     is_settable,
     settable_groups,
 )
+from diffusion_jax.config.field import Field
 from diffusion_jax.config.loading import (
     default_config,
     fields,
@@ -21,7 +22,7 @@ from diffusion_jax.config.loading import (
     override,
     to_json,
 )
-from diffusion_jax.config.table import FIELDS, GROUPS, Field, group_of
+from diffusion_jax.config.table import FIELDS, GROUPS, group_of
 
 __all__ = [
     "FIELDS",
