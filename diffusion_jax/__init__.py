@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
         nearest_point,
         sample_loop,
         shared_structure,
+        unipc,
     )
     from diffusion_jax.training.optimizer import ema_decay, make_optimizer
     from diffusion_jax.training.state import TrainState, create_state
@@ -131,6 +132,7 @@ __all__ = [
     "strip",
     "to_model_range",
     "to_uint8",
+    "unipc",
     "v_from_x0_eps",
     "variational_bound",
     "x0_from_eps",
@@ -203,6 +205,7 @@ _MODULES = {
     "strip": "reporting.pictures",
     "to_model_range": "data",
     "to_uint8": "data",
+    "unipc": "samplers",
     "v_from_x0_eps": "processes.gaussian",
     "variational_bound": "likelihood.bound",
     "x0_from_eps": "processes.gaussian",

@@ -186,8 +186,8 @@ FIELDS = {
     # ---- sampler
     "sampler.name": Field(
         "ancestral",
-        Choice(("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m")),
-        "update rule; dpmpp (DPM-Solver++) is for 10 to 20 steps",
+        Choice(("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc")),
+        "update rule; dpmpp (DPM-Solver++) is for 10 to 20 steps, unipc for 5 to 15",
         "always",
     ),
     "sampler.num_steps": Field(
@@ -213,6 +213,9 @@ FIELDS = {
         Float(0, 1),
         "ddim: share of fresh noise in a step; 0: none, 1: as ancestral with fixed_small",
         "always",
+    ),
+    "sampler.order": Field(
+        3, Int(1, 3), "unipc: order of its predictor; 3, or 2 where guidance is strong", "always"
     ),
     "sampler.clip": Field(True, Bool(), "limit each prediction of x_0 to [-1, 1]", "always"),
     # ---- sample

@@ -16,6 +16,7 @@ from diffusion_jax.samplers.loop import (
     sample_loop,
 )
 from diffusion_jax.samplers.shared import Shared, nearest_point, shared_structure
+from diffusion_jax.samplers.unipc import unipc
 
 # (grid, the options of its own) -> Sampler
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -24,6 +25,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_3m": dpmpp_3m,
+    "unipc": unipc,
 }
 
 __all__ = [
@@ -45,4 +47,5 @@ __all__ = [
     "nearest_point",
     "sample_loop",
     "shared_structure",
+    "unipc",
 ]

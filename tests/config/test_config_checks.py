@@ -57,6 +57,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
         ["unifrom", "0", "", (), (-1,), (1.5,), ("uniform",)],
     ),
     "sampler.eta": ([0.0, 0.5, 1.0], [-0.1, 1.1, math.nan]),
+    "sampler.order": ([1, 3], [0, 4]),
     "sample.num_images": COUNT,
     "sample.batch_size": COUNT,
     "sample.seed": SEED,

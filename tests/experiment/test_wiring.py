@@ -37,7 +37,15 @@ from diffusion_jax.models import MLP, Model, UNet, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.samplers import SAMPLERS, Sampler, ancestral, ddim, image_keys, sample_loop
+from diffusion_jax.samplers import (
+    SAMPLERS,
+    Sampler,
+    ancestral,
+    ddim,
+    image_keys,
+    sample_loop,
+    unipc,
+)
 from diffusion_jax.training.optimizer import ema_decay, make_optimizer
 
 SHAPE = (2, 2, 1)
@@ -169,6 +177,11 @@ def ddim_with(eta: float) -> Callable[..., Sampler]:
     return lambda grid, variance: ddim(grid, eta=eta)
 
 
+def unipc_of(order: int) -> Callable[..., Sampler]:
+    """UniPC, for which variance is no argument."""
+    return lambda grid, variance: unipc(grid, order=order)
+
+
 @pytest.fixture(autouse=True)
 def other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
@@ -207,6 +220,11 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "sampler.spacing": ("0,7,39", {"spacing": (0, 7, 39)}, {"images"}),
     "sampler.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
     "sampler.eta": ("0.5", {"make_sampler": ddim_with(0.5)}, {"images"}),
+    "sampler.order": (
+        "2",
+        {"make_sampler": unipc_of(2), "prediction": "x0"},
+        {"images"},
+    ),
     "sampler.clip": ("false", {"clip": False}, {"images"}),
 }
 
@@ -217,6 +235,11 @@ NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "loss.p2_gamma": ({"loss.weighting": "p2"}, {"weighting": p2()}),
     "loss.sigmoid_bias": ({"loss.weighting": "sigmoid"}, {"weighting": sigmoid()}),
     "sampler.eta": ({"sampler.name": "ddim"}, {"make_sampler": ddim_with(0.0)}),
+    "sampler.order": (
+        # With this network's eps, images of both orders are black or white.
+        {"sampler.name": "unipc", "process.prediction": "x0"},
+        {"make_sampler": unipc_of(3), "prediction": "x0"},
+    ),
 }
 
 
@@ -301,7 +324,7 @@ def test_the_samplers_variance_counts_before_the_processs() -> None:
     chex.assert_trees_all_equal(built(config_with(BASE | fields)), by_hand())
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc"])
 def test_a_sampler_is_chosen_by_its_name(name: str, usual: dict) -> None:
     expected = by_hand(make_sampler=lambda grid, variance: SAMPLERS[name](grid))
     assert differing(expected, usual) == {"images"}
