@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
 
     config.train.num_steps = 2200
     config.train.batch_size = 32
+    config.train.label_dropout = 0.1  # So that sampling can be guided.
     config.train.checkpoint_every = 550
     config.train.log_every = 50
     config.train.sample_images = 100

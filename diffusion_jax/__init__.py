@@ -19,7 +19,12 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
     )
     from diffusion_jax.denoiser import Prediction, make_denoiser
     from diffusion_jax.errors import InputError, RunError
-    from diffusion_jax.guidance import clip_denoised
+    from diffusion_jax.guidance import (
+        classifier_free,
+        classifier_guided,
+        clip_denoised,
+        dynamic_threshold,
+    )
     from diffusion_jax.likelihood.bound import Bound, variational_bound
     from diffusion_jax.likelihood.decoder import (
         check_levels,
@@ -92,6 +97,8 @@ __all__ = [
     "batch_indices",
     "batches",
     "check_levels",
+    "classifier_free",
+    "classifier_guided",
     "clip_denoised",
     "clip_x0",
     "count_parameters",
@@ -102,6 +109,7 @@ __all__ = [
     "dpmpp_2m",
     "dpmpp_2m_sde",
     "dpmpp_3m",
+    "dynamic_threshold",
     "ema_decay",
     "encode",
     "encoding_nfe",
@@ -165,6 +173,8 @@ _MODULES = {
     "batch_indices": "data",
     "batches": "data",
     "check_levels": "likelihood.decoder",
+    "classifier_free": "guidance",
+    "classifier_guided": "guidance",
     "clip_denoised": "guidance",
     "clip_x0": "processes.gaussian",
     "count_parameters": "models",
@@ -175,6 +185,7 @@ _MODULES = {
     "dpmpp_2m": "samplers",
     "dpmpp_2m_sde": "samplers",
     "dpmpp_3m": "samplers",
+    "dynamic_threshold": "guidance",
     "ema_decay": "training.optimizer",
     "encode": "samplers",
     "encoding_nfe": "samplers",

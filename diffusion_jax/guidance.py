@@ -1,11 +1,13 @@
 """Wrappers of a denoiser: denoiser in, denoiser out."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.denoiser import Denoise, Prediction, complete
-from diffusion_jax.processes.gaussian import clip_x0, eps_from_x0, per_image
+from diffusion_jax.processes.gaussian import clip_x0, eps_from_x0, per_image, x0_from_eps
 from diffusion_jax.processes.process import Point
 
 TINY = 1e-12  # An image without any contrast has nothing to rescale.
@@ -55,8 +57,8 @@ def classifier_free(
       denoise: A denoiser of twice as many images, the second half without a class: made with labels
         `jnp.concatenate([labels, jnp.full_like(labels, num_classes)])`.
       scale: How far to go; it may be traced.
-      interval: log SNR between which to guide (Kynkäänniemi et al., 2024); elsewhere the conditional model is
-        returned. None: everywhere.
+      interval: Lowest and highest sigma = std / signal at which to guide (Kynkäänniemi et al., 2024); elsewhere the
+        conditional model is returned. None: everywhere.
       rescale: Share of the guided x0 that gets back the standard deviation of the conditional one (Lin et al., 2024,
         Eq. 15-16), in [0, 1]; it may be traced.
     """
@@ -69,13 +71,37 @@ def classifier_free(
         )
         strength = jnp.broadcast_to(jnp.asarray(scale, x_t.dtype), point.signal.shape)
         if interval is not None:
-            logsnr = 2 * jnp.log(point.signal / point.std)
-            inside = (interval[0] <= logsnr) & (logsnr <= interval[1])
+            sigma = point.std / point.signal
+            inside = (interval[0] <= sigma) & (sigma <= interval[1])
             strength = jnp.where(inside, strength, 1.0)
         x0 = without.x0 + per_image(strength, x_t) * (with_class.x0 - without.x0)
         ratio = _std(with_class.x0) / jnp.maximum(_std(x0), TINY)
         x0 = x0 * per_image(1 + rescale * (ratio - 1), x_t)
         return complete(point, x0, eps_from_x0(point, x_t, x0), with_class.fraction)
+
+    return guided
+
+
+def classifier_guided(
+    denoise: Denoise,
+    gradient: Callable[[Float[Array, " b *dims"], Point], Float[Array, " b *dims"]],
+    scale: float | Float[Array, ""] = 1.0,
+) -> Denoise:
+    """Returns the denoiser guided by a classifier of noisy images (Dhariwal & Nichol, 2021, Algorithm 2).
+
+    The score gets scale * gradient added: eps = eps - scale std gradient, and x0 = x0 + scale std^2 / signal gradient.
+
+    Args:
+      denoise: Any denoiser.
+      gradient: (x_t, point) -> gradient of log p(y | x_t) by x_t, such as
+        `jax.grad(lambda x, point: log_prob(x, point).sum())`, where log_prob gives a number an image.
+      scale: How far to go; 1 is Bayes' rule. It may be traced.
+    """
+
+    def guided(x_t: Float[Array, " b *dims"], point: Point) -> Prediction:
+        prediction = denoise(x_t, point)
+        eps = prediction.eps - scale * per_image(point.std, x_t) * gradient(x_t, point)
+        return complete(point, x0_from_eps(point, x_t, eps), eps, prediction.fraction)
 
     return guided
 

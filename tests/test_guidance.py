@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from diffusion_jax.denoiser import complete, make_denoiser
-from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
+from diffusion_jax.guidance import (
+    classifier_free,
+    classifier_guided,
+    clip_denoised,
+    dynamic_threshold,
+)
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
 from diffusion_jax.processes.schedules import make_schedule
@@ -60,8 +65,8 @@ def test_another_scale_or_rescale_does_not_compile_it_again():
 
 
 def test_outside_of_the_interval_the_conditional_model_counts():
-    logsnr = np.log(np.square(np.asarray(POINT.signal / POINT.std, float)))
-    low, high = np.sort(logsnr)[0] + 0.1, np.sort(logsnr)[2] - 0.1  # Only the middle one is inside.
+    low, _, high = np.asarray(POINT.std / POINT.signal, float)
+    low, high = 1.1 * low, 0.9 * high  # Only the middle one is inside.
     x0 = guided(3.0, interval=(low, high))(X_T, POINT).x0
     everywhere = guided(3.0)(X_T, POINT).x0
     np.testing.assert_allclose(x0[1], everywhere[1], rtol=1e-6)
@@ -76,6 +81,34 @@ def test_rescaled_images_have_the_contrast_of_the_conditional_ones():
     plain = guided(6.0)(X_T, POINT).x0
     np.testing.assert_allclose(np.std(whole, (1, 2, 3)), np.std(WITH.x0, (1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(half, (whole + plain) / 2, rtol=1e-5, atol=1e-5)
+
+
+def test_a_classifiers_gradient_turns_the_prior_of_normal_data_into_their_posterior(compiled):
+    # x_0 ~ N(0, 1) and y = x_0 + N(0, 0.25) observed: log p(y | x_t) is normal, and the guided denoiser must be
+    # E[x_0 | x_t, y], here by conditioning the joint normal of (x_0, x_t, y) in float64.
+    y = np.array([0.8, -0.3, 0.1])
+    signal, std = (np.asarray(a, float) for a in (POINT.signal, POINT.std))
+    total = signal**2 + std**2  # Variance of x_t.
+
+    def prior(x_t, point):
+        x0 = x_t * jnp.asarray(signal / total, jnp.float32)[:, None, None, None]
+        return complete(point, x0, eps_from_x0(point, x_t, x0))
+
+    def log_prob(x_t, point):
+        mean = x_t * (point.signal / (point.signal**2 + point.std**2))[:, None, None, None]
+        variance = point.std**2 / (point.signal**2 + point.std**2) + 0.25
+        error = jnp.asarray(y, jnp.float32)[:, None, None, None] - mean
+        return -jnp.square(error) / (2 * variance[:, None, None, None])
+
+    gradient = jax.grad(lambda x, point: log_prob(x, point).sum())
+    guided_x0 = compiled(lambda x: classifier_guided(prior, gradient)(x, POINT).x0)(X_T)
+    for i in range(3):
+        cov = np.array([[total[i], signal[i]], [signal[i], 1.25]])  # Of (x_t, y).
+        weights = np.linalg.solve(cov, [signal[i], 1.0])
+        expected = weights[0] * np.asarray(X_T[i]) + weights[1] * y[i]
+        np.testing.assert_allclose(guided_x0[i], expected, atol=2e-5)
+    unguided = classifier_guided(prior, gradient, 0.0)(X_T, POINT)
+    np.testing.assert_allclose(unguided.x0, prior(X_T, POINT).x0, rtol=1e-4, atol=1e-4)
 
 
 def test_a_dynamic_threshold_scales_back_images_that_exceed_the_range_and_no_others(compiled, rng):

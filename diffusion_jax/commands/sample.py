@@ -16,7 +16,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.commands import sample_pictures
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.trained import TrainedRun, load_run
-from diffusion_jax.experiment import build
+from diffusion_jax.experiment import sampling
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler
@@ -54,7 +54,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     )
     config = run.config
     folder = workdir / "samples" / job_name(config, run.step, run.digest)
-    sampler = run.sampler()
+    sampler = sampling.make_sampler(run)
     images, drawn = _draw(run, sampler, mesh, folder)
     shared_t = sample_pictures.draw_shared(run, sampler, mesh, folder)
     if jax.process_index() != 0:
@@ -66,7 +66,9 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     )
     pictures.save_png(folder / "grid.png", shown.grid())
     seconds = time.monotonic() - started
-    result = _result(config, run.step, sampler.nfe, folder, len(images), drawn, seconds)
+    result = _result(
+        config, run.step, sampling.nfe(run, sampler), folder, len(images), drawn, seconds
+    )
     result["shared_t"] = shared_t
     results.write_text(folder / "job.json", json.dumps(result, indent=2) + "\n")
     path = results.add_result(workdir, "sample", result)
@@ -87,7 +89,11 @@ def job_name(config: ConfigDict, step: int, checkpoint: str) -> str:
         "trained": config_lib.config_hash(config),
         "step": step,
         "ema": config.sample.ema,
-        "sampler": build.sampler_options(config),
+        "sampler": {
+            name: value
+            for name, value in sampling.sampler_options(config).items()
+            if value is not None
+        },
         "seed": config.sample.seed,
         "labels": config.sample.labels,
         "num_images": config.sample.num_images,
@@ -102,7 +108,7 @@ def _draw(
     """Draws the images that are missing; returns all of them, and how many were drawn now."""
     from tqdm import tqdm
 
-    fields = run.config.sample
+    fields, settings = run.config.sample, sampling.settings(run.config)
     num_steps = sampler.grid.num_steps
     frames = sample_pictures.frame_times(sampler) if fields.progressive else np.zeros(0)
     size = min(fields.batch_size, fields.num_images)
@@ -128,7 +134,7 @@ def _draw(
     # A program that reports to the host is compiled anew each time: only for a person who looks.
     shown = progress if not bar.disable and jax.process_count() == 1 else None
     draw = make_batch_sampler(
-        run.draw(sampler, num_frames=len(frames), progress=shown),
+        sampling.make_draw(run, num_frames=len(frames), progress=shown),
         mesh,
         size,
         num_classes=run.config.model.num_classes,
@@ -136,7 +142,7 @@ def _draw(
     )
     for first in range(0, len(missing), size):
         indices = np.array(missing[first : first + size])
-        result = draw(run.params, fields.seed, indices, fields.labels)
+        result = draw(run.params, settings, indices, fields.labels)
         jax.effects_barrier()  # The last calls of `progress` still use the old `base`.
         base += len(indices) * num_steps
         bar.update(base - bar.n)
@@ -179,7 +185,7 @@ def _result(
         "config_hash": config_lib.config_hash(config),
         "step": step,
         "ema": config.sample.ema,
-        "sampler": build.sampler_options(config),
+        "sampler": sampling.sampler_options(config),
         "nfe": nfe,
         "seed": config.sample.seed,
         "labels": config.sample.labels,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from diffusion_jax.commands.trained import TrainedRun
+from diffusion_jax.experiment import sampling
 from diffusion_jax.parallel import distributed
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler, moments, nearest_point
@@ -71,12 +72,13 @@ def draw_shared(
             f"the sampler does not come by t = {named} of sample.shared_t; shown are the nearest times: {nearest}",
             stacklevel=1,
         )
+    settings = sampling.settings(run.config)
     if distributed.first_decides("whether to draw", lambda: not _has_shared(folder, times)):
         count = min(SHARED_IMAGES, fields.num_images)
         draw = make_shared_sampler(
-            run.draw_shared(sampler, SHARED_SAMPLES), mesh, count, num_classes=num_classes
+            sampling.make_draw_shared(run, SHARED_SAMPLES), mesh, count, num_classes=num_classes
         )
-        drawn = [draw(run.params, fields.seed, point, fields.labels) for point in points]
+        drawn = [draw(run.params, settings, point, fields.labels) for point in points]
         x_t, x0_hat, samples = (np.stack(images, axis=1) for images in zip(*drawn, strict=True))
         if jax.process_index() == 0:
             picture = pictures.shared(x_t, x0_hat, samples, times.tolist())

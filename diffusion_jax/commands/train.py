@@ -22,7 +22,7 @@ from diffusion_jax.commands.held_out import held_out_measures
 from diffusion_jax.commands.signals import EXIT_STOPPED, StopSignals
 from diffusion_jax.commands.train_report import write_report
 from diffusion_jax.errors import InputError, RunError
-from diffusion_jax.experiment import build
+from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import AVERAGE, Experiment
 from diffusion_jax.keys import stream
 from diffusion_jax.models import count_parameters
@@ -235,15 +235,16 @@ def _meta(
 def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any], Samples]:
     """Returns params -> the samples that the run's pictures show: always the same images."""
     sample, num_images = exp.config.sample, exp.config.train.sample_images
-    sampler = exp.sampler()
+    sampler = sampling.make_sampler(exp)
     draw = make_batch_sampler(
-        exp.draw(sampler, num_frames=min(COLUMNS, sampler.grid.num_steps + 1)),
+        sampling.make_draw(exp, num_frames=min(COLUMNS, sampler.grid.num_steps + 1)),
         mesh,
         num_images,
         num_classes=exp.config.model.num_classes,
         with_frames=True,
     )
-    return lambda params: draw(params, sample.seed, np.arange(num_images), sample.labels)
+    settings = sampling.settings(exp.config)
+    return lambda params: draw(params, settings, np.arange(num_images), sample.labels)
 
 
 def _run(

@@ -1,9 +1,9 @@
-"""What is known of a field of the config: its default, its values, its meaning, and who may change it."""
+"""One field of the config: default, values, meaning, and who may change it; and kinds that several fields share."""
 
 import dataclasses
 from typing import Any, Literal
 
-from diffusion_jax.config.kinds import Kind
+from diffusion_jax.config.kinds import Choice, Either, Int, Kind, Tuple
 
 # never: it decides the trained parameters, so a resume may not change it.
 # resume: it alters them by no more than float rounding; other modes take it from the run.
@@ -47,3 +47,11 @@ class Field:
     def allowed(self) -> str:
         """The allowed values in words."""
         return self.kind.allowed + (", or none" if self.optional else "")
+
+
+SEEDS = Int(0, 2**32 - 1)
+VARIANCE = Choice(("fixed_large", "fixed_small", "learned"))
+SPACING = Either(
+    Choice(("uniform", "leading", "trailing", "quadratic", "logsnr", "karras")),
+    Tuple(Int(0), empty=False),
+)

@@ -1,15 +1,11 @@
-"""From a config to the objects that commands work with: process, network, data, sampler."""
+"""From a config to the objects that commands work with: process, network, data, objective, bound."""
 
 import dataclasses
-import inspect
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -19,13 +15,15 @@ from diffusion_jax import data
 from diffusion_jax.denoiser import Denoise, make_denoiser
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import (
+    accepted,
+    check_guidance,
     check_loss_takes,
     check_model_fits,
     check_model_takes,
     check_sampler_takes,
     check_shared_t,
     check_variance,
-    sampler_takes,
+    warn_of_grid,
 )
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.likelihood.bound import Bound, check_num_terms, variational_bound
@@ -44,19 +42,9 @@ from diffusion_jax.models import MODELS, Model, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.samplers import (
-    SAMPLERS,
-    Sampler,
-    SampleResult,
-    Shared,
-    image_keys,
-    sample_loop,
-    shared_structure,
-)
 from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
 AVERAGE = "default"  # Name of the parameters' average that is sampled from.
 
 
@@ -103,62 +91,13 @@ class Experiment:
             *(name, self.process, fields.prediction, self.model.apply),
             weighting=_weighting(self.config),
             times=_times(self.config, self.process),
-            **_accepted(OBJECTIVES[name], own),
+            **accepted(OBJECTIVES[name], own),
         )
 
-    def sampler(self) -> Sampler:
-        """Returns the sampler on its grid; warns of a start or of a variance that does not suit it."""
-        options = sampler_options(self.config)
-        grid = self.process.grid(options["num_steps"], options["spacing"])
-        make = SAMPLERS[options["name"]]
-        accepted = _accepted(make, options)
-        _warn_of_grid(grid, self.process.grid(), accepted.get("variance"), "sampler")
-        return make(grid, **accepted)
-
-    def draw(
-        self,
-        sampler: Sampler,
-        *,
-        num_frames: int = 0,
-        progress: Callable[[int], object] | None = None,
-    ) -> Callable[..., SampleResult]:
-        """Returns (params, seed, indices, labels) -> SampleResult of uint8 images, to be compiled."""
-
-        def draw(params: Any, seed: Any, indices: Array, labels: Array | None) -> SampleResult:
-            result = sample_loop(
-                self._denoiser(params, labels, clip=self.config.sampler.clip),
-                sampler,
-                image_keys(seed, indices),
-                self.image_shape,
-                num_frames=num_frames,
-                progress=progress,
-            )
-            return jax.tree.map(data.to_uint8, result)
-
-        return draw
-
-    def draw_shared(self, sampler: Sampler, num_samples: int) -> Callable[..., Shared]:
-        """Returns (params, seed, point, indices, labels) -> Shared of uint8 images, to be compiled."""
-
-        def draw(
-            params: Any, seed: Any, point: Any, indices: Array, labels: Array | None
-        ) -> Shared:
-            result = shared_structure(
-                self._denoiser(params, labels, clip=self.config.sampler.clip),
-                sampler,
-                image_keys(seed, indices),
-                self.image_shape,
-                point,
-                num_samples,
-            )
-            return jax.tree.map(data.to_uint8, result)
-
-        return draw
-
     def bound_grid(self) -> Grid:
-        """Returns the grid whose steps the variational bound is the sum over; warns as `sampler` does."""
+        """Returns the grid whose steps the variational bound is the sum over; warns as `make_sampler` does."""
         grid = self.process.grid(self.config.eval.num_steps, self.config.eval.spacing)
-        _warn_of_grid(grid, self.process.grid(), bound_variance(self.config), "eval")
+        warn_of_grid(grid, self.process.grid(), bound_variance(self.config), "eval")
         return grid
 
     def bound(
@@ -168,8 +107,9 @@ class Experiment:
         fields = self.config.eval
 
         def bound(params: Any, x0: Array, labels: Array | None, keys: Array) -> Bound:
+            denoise = self.denoiser(params, labels)
             return variational_bound(
-                self._denoiser(params, labels, clip=fields.clip),
+                clip_denoised(denoise) if fields.clip else denoise,
                 grid,
                 x0,
                 keys,
@@ -181,11 +121,11 @@ class Experiment:
 
         return bound
 
-    def _denoiser(self, params: Any, labels: Array | None, *, clip: bool) -> Denoise:
-        denoise = make_denoiser(
+    def denoiser(self, params: Any, labels: Array | None) -> Denoise:
+        """Returns the network as a denoiser, neither limited nor guided."""
+        return make_denoiser(
             self.process, self.config.process.prediction, self.model.apply, params, labels=labels
         )
-        return clip_denoised(denoise) if clip else denoise
 
     @property
     def conditional(self) -> bool:
@@ -193,52 +133,21 @@ class Experiment:
         return self.config.model.num_classes > 0
 
 
-def _accepted(make: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Returns those of the options that a registry's entry takes."""
-    return {k: v for k, v in options.items() if k in inspect.signature(make).parameters}
-
-
 def _weighting(config: ConfigDict) -> Weighting | None:
     options = config.loss.to_dict()
     make = WEIGHTINGS.get(options["weighting"])
-    return make and make(**_accepted(make, options))
+    return make and make(**accepted(make, options))
 
 
 def _times(config: ConfigDict, process: Process) -> Times:
     make = TIMES[config.loss.times]
     num_bins = process.num_timesteps if isinstance(process, DDPM) else NUM_BINS
-    return make(**_accepted(make, {"num_bins": num_bins}))
-
-
-def sampler_options(config: ConfigDict) -> dict[str, Any]:
-    """Returns the fields that the config's sampler takes; an unset variance is the process's own."""
-    options = config.sampler.to_dict()
-    options["variance"] = options["variance"] or config.process.variance
-    taken = sampler_takes(config.sampler.name)
-    return {name: value for name, value in options.items() if name in taken}
+    return make(**accepted(make, {"num_bins": num_bins}))
 
 
 def bound_variance(config: ConfigDict) -> str:
     """Returns the variance that the bound is measured with: the process's own where the config sets none."""
     return config.eval.variance or config.process.variance
-
-
-def _warn_of_grid(grid: Grid, whole: Grid, variance: str | None, group: str) -> None:
-    """Warns of a chain that begins where images still show, or leaves out so much that beta_t is far too large."""
-    if grid.time[0] < whole.time[0] and grid.signal[0] > LARGE_SIGNAL * grid.std[0]:
-        warnings.warn(
-            f"the chain starts from noise at t = {grid.time[0]:g}, where images still have a signal of "
-            f"{grid.signal[0]:.2f}; let {group}.spacing hold later times",
-            stacklevel=3,
-        )
-    if variance == "fixed_large" and 1 < grid.num_steps < whole.num_steps:
-        std = grid.std[:-1]  # The step to the data adds no noise.
-        most = np.square(std[:-1] / std[1:]).max()
-        warnings.warn(
-            f"with {grid.num_steps} steps instead of {whole.num_steps}, the variance fixed_large is up to {most:,.0f} "
-            f"times the posterior's; set --config.{group}.variance=fixed_small",
-            stacklevel=3,
-        )
 
 
 def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
@@ -290,7 +199,7 @@ def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: in
     options = {name: value for name, value in model.items() if name != "name"}
     options["dtype"] = DTYPES[model.dtype]
     options["out_channels"] = image_shape[2] * (2 if config.process.variance == "learned" else 1)
-    network = as_functions(make(**_accepted(make, options)), image_shape)
+    network = as_functions(make(**accepted(make, options)), image_shape)
     return Experiment(config, make_process(config), network, image_shape)
 
 
@@ -303,6 +212,7 @@ def validate(config: ConfigDict) -> None:
     config_lib.validate(config)
     check_model_takes(config)
     check_sampler_takes(config)
+    check_guidance(config)
     check_variance(config)
     check_loss_takes(config)
     process = make_process(config)

@@ -1,18 +1,29 @@
 """Do the fields of a config fit one another, what they choose, and the data?"""
 
 import inspect
-from collections.abc import Container
+import warnings
+from collections.abc import Callable, Container
+from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.losses import OBJECTIVES, WEIGHTINGS
 from diffusion_jax.models import MODELS
+from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers import SAMPLERS
 
-# Fields of the sampler group that no update rule takes: which one, its grid and its denoiser.
-OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "clip"}
+LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
+# Fields of the sampler group that no update rule takes: which one, its grid, limits and guidance of its denoiser.
+OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "clip", "dynamic_threshold"}
+OF_GUIDANCE = {"guidance_scale", "guidance_interval", "guidance_rescale"}
+
+
+def accepted(make: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Returns those of the options that a registry's entry takes."""
+    return {k: v for k, v in options.items() if k in inspect.signature(make).parameters}
 
 
 def check_model_takes(config: ConfigDict) -> None:
@@ -30,7 +41,7 @@ def check_sampler_takes(config: ConfigDict) -> None:
 def sampler_takes(name: str) -> set[str]:
     """Returns the fields of the sampler group that decide what this sampler draws."""
     taken = inspect.signature(choose("sampler.name", name, SAMPLERS)).parameters
-    return OF_ALL_SAMPLERS | taken.keys()
+    return OF_ALL_SAMPLERS | OF_GUIDANCE | taken.keys()
 
 
 def check_loss_takes(config: ConfigDict) -> None:
@@ -79,6 +90,27 @@ def check_variance(config: ConfigDict) -> None:
             )
 
 
+def check_guidance(config: ConfigDict) -> None:
+    """Refuses guidance of a model that was not trained for it, and what has no use without guidance."""
+    fields = config.sampler
+    scale, interval = fields.guidance_scale, fields.guidance_interval
+    if scale is None:
+        taken = set(fields) - OF_GUIDANCE
+        _refuse_unused(config, "sampler", taken, "an unset sampler.guidance_scale")
+        return
+    if config.model.num_classes == 0:
+        raise InputError(f"sampler.guidance_scale is {scale}, but the model is unconditional")
+    if config.train.label_dropout == 0:
+        raise InputError(
+            f"sampler.guidance_scale is {scale}, but the model was trained without label dropout "
+            "(train.label_dropout is 0), so it cannot do without a class"
+        )
+    if interval is not None and (len(interval) != 2 or not interval[0] < interval[1]):
+        raise InputError(
+            f"sampler.guidance_interval is {interval}; it must be two numbers, the smaller one first"
+        )
+
+
 def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:
     model = config.model
     if shape[2] not in (1, 3):
@@ -112,4 +144,22 @@ def check_shared_t(config: ConfigDict) -> None:
     if times is not None and (max(times) > last or len(set(times)) < len(times)):
         raise InputError(
             f"sample.shared_t is {times}; it must hold distinct timesteps from 0 to {last} (T - 1)"
+        )
+
+
+def warn_of_grid(grid: Grid, whole: Grid, variance: str | None, group: str) -> None:
+    """Warns of a chain that begins where images still show, or leaves out so much that beta_t is far too large."""
+    if grid.time[0] < whole.time[0] and grid.signal[0] > LARGE_SIGNAL * grid.std[0]:
+        warnings.warn(
+            f"the chain starts from noise at t = {grid.time[0]:g}, where images still have a signal of "
+            f"{grid.signal[0]:.2f}; let {group}.spacing hold later times",
+            stacklevel=3,
+        )
+    if variance == "fixed_large" and 1 < grid.num_steps < whole.num_steps:
+        std = grid.std[:-1]  # The step to the data adds no noise.
+        most = np.square(std[:-1] / std[1:]).max()
+        warnings.warn(
+            f"with {grid.num_steps} steps instead of {whole.num_steps}, the variance fixed_large is up to {most:,.0f} "
+            f"times the posterior's; set --config.{group}.variance=fixed_small",
+            stacklevel=3,
         )

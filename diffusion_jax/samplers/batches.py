@@ -85,13 +85,14 @@ def make_batch_sampler(
     num_classes: int = 0,
     with_frames: bool = False,
 ) -> Callable[..., Samples]:
-    """Returns (params, seed, indices, labels=None) -> Samples.
+    """Returns (params, settings, indices, labels=None) -> Samples.
 
     The indices, at most `batch_size`, are padded to one compiled shape, a multiple of the devices.
-    Image i depends only on (seed, i) and its label.
+    Image i depends only on i, the settings and its label.
 
     Args:
-      draw: (params, seed, indices, labels) -> uint8 images, to be compiled.
+      draw: (params, settings, indices, labels) -> uint8 images, to be compiled. Settings are a tree of numbers, the
+        seed among them, that all devices get: other numbers need no other program.
       mesh: Devices.
       batch_size: Most images at once.
       num_classes: Number of classes of the model; 0 if it is unconditional.
@@ -108,9 +109,9 @@ def make_batch_sampler(
     )
 
     def draw_batch(
-        params: Any, seed: int, indices: np.ndarray, labels: Sequence[int] | None = None
+        params: Any, settings: Any, indices: np.ndarray, labels: Sequence[int] | None = None
     ) -> Samples:
-        (images, *frames), classes = run((params, np.uint32(seed % 2**32)), indices, labels)
+        (images, *frames), classes = run((params, settings), indices, labels)
         count = len(indices)
         frames = [None if f is None else f[:, :count] for f in frames]
         return Samples(images[:count], *frames, None if classes is None else classes[:count])
@@ -121,10 +122,10 @@ def make_batch_sampler(
 def make_shared_sampler(
     draw: Callable[..., Shared], mesh: jax.sharding.Mesh, num_images: int, *, num_classes: int = 0
 ) -> Callable[..., Shared]:
-    """Returns (params, seed, point, labels=None) -> Shared of the first images; one program for all points.
+    """Returns (params, settings, point, labels=None) -> Shared of the first images; one program for all points.
 
     Args:
-      draw: (params, seed, point, indices, labels) -> Shared of uint8 images, to be compiled.
+      draw: (params, settings, point, indices, labels) -> Shared of uint8 images, to be compiled.
       mesh: Devices.
       num_images: Number of images.
       num_classes: Number of classes of the model; 0 if it is unconditional.
@@ -139,9 +140,9 @@ def make_shared_sampler(
     )
 
     def draw_shared(
-        params: Any, seed: int, point: int, labels: Sequence[int] | None = None
+        params: Any, settings: Any, point: int, labels: Sequence[int] | None = None
     ) -> Shared:
-        whole = params, np.uint32(seed % 2**32), np.int32(point)
+        whole = params, settings, np.int32(point)
         outputs, _ = run(whole, np.arange(num_images), labels)
         return Shared(*(images[:num_images] for images in outputs))
 

@@ -14,6 +14,7 @@ from diffusion_jax.experiment.build import (
     make_optimizer_of,
     validate,
 )
+from diffusion_jax.experiment.sampling import make_sampler
 from diffusion_jax.models import count_parameters
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -39,7 +40,7 @@ def test_every_config_file_is_valid_and_its_network_can_be_built(path):
     shape, classes = SHAPES.get(name) or ((size, size, 3), config.model.num_classes)
     experiment = build(config, shape, classes)
     experiment.objective()
-    experiment.sampler()
+    make_sampler(experiment)
     make_optimizer_of(config)
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     if path.stem in PARAMETERS:

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_jax.config import default_config, override
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment import build
+from diffusion_jax.experiment import build, sampling
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers import SAMPLERS, Sampler, ancestral
 
@@ -49,7 +49,7 @@ def test_the_listed_timesteps_or_the_number_of_steps_make_the_grid(
     num_steps: str, spacing: str, steps: int
 ) -> None:
     fields = ("sampler.num_steps", num_steps), ("sampler.spacing", spacing)
-    sampler = experiment(*fields, ("sampler.variance", "fixed_small")).sampler()
+    sampler = sampling.make_sampler(experiment(*fields, ("sampler.variance", "fixed_small")))
     assert sampler.nfe == sampler.grid.num_steps == steps
     if steps == 2:
         np.testing.assert_array_equal(sampler.grid.time, [999, 3, -1])
@@ -79,11 +79,13 @@ def test_few_steps_with_the_variance_of_many_are_warned_of() -> None:
     # With the betas 1e-4 + 0.0199 t / 999, 1 - alpha_bar is 1e-4 at t = 0 and 0.12639 at t = 111, the next of ten.
     message = "with 10 steps instead of 1000, .* fixed_large is up to 1,264 times the posterior's; set --config"
     with pytest.warns(UserWarning, match=message) as caught:
-        experiment(FEW, ("process.variance", "fixed_large")).sampler()
+        sampling.make_sampler(experiment(FEW, ("process.variance", "fixed_large")))
     with pytest.warns(UserWarning, match=message):
-        experiment(
-            FEW, ("process.variance", "fixed_small"), ("sampler.variance", "fixed_large")
-        ).sampler()
+        sampling.make_sampler(
+            experiment(
+                FEW, ("process.variance", "fixed_small"), ("sampler.variance", "fixed_large")
+            )
+        )
     assert len(caught) == 1
 
 
@@ -99,18 +101,18 @@ def test_few_steps_with_the_variance_of_many_are_warned_of() -> None:
 )
 def test_other_steps_and_variances_are_not_warned_of(assignments: tuple) -> None:
     with warnings.catch_warnings(action="error"):
-        experiment(*assignments).sampler()
+        sampling.make_sampler(experiment(*assignments))
 
 
 @pytest.mark.parametrize("spacing", ["7", "10,200"])
 def test_a_sampler_that_starts_where_images_still_show_is_warned_of(spacing: str) -> None:
     small = ("sampler.variance", "fixed_small")
     with pytest.warns(UserWarning, match="starts from noise at t = .* signal of .*later times"):
-        experiment(small, ("sampler.spacing", spacing)).sampler()
+        sampling.make_sampler(experiment(small, ("sampler.spacing", spacing)))
     with warnings.catch_warnings(action="error"):
-        experiment(small, ("sampler.spacing", f"{spacing},999")).sampler()
+        sampling.make_sampler(experiment(small, ("sampler.spacing", f"{spacing},999")))
         # Of a process that never hides the image, the last time is the best there is.
-        experiment(small, ("process.beta_end", "0.0002")).sampler()
+        sampling.make_sampler(experiment(small, ("process.beta_end", "0.0002")))
 
 
 def test_a_sampler_that_takes_no_variance_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +121,7 @@ def test_a_sampler_that_takes_no_variance_is_not_warned_of(monkeypatch: pytest.M
 
     monkeypatch.setitem(SAMPLERS, "ancestral", quiet)
     with warnings.catch_warnings(action="error"):
-        assert experiment(FEW).sampler().nfe == 10
+        assert sampling.make_sampler(experiment(FEW)).nfe == 10
 
 
 # ---- learned variances -------------------------------------------------------------------------------
@@ -132,7 +134,9 @@ def test_a_network_of_learned_variances_has_twice_the_channels_and_a_sampler_tha
     params = exp.model.init(jax.random.key(0))
     x = jnp.zeros((3, 2, 2, 1))
     assert exp.model.apply(params, x, jnp.zeros(3)).shape == (3, 2, 2, 2)
-    images = exp.draw(exp.sampler())(params, 0, jnp.arange(2), None).images
+    images = sampling.make_draw(exp)(
+        params, sampling.settings(exp.config), jnp.arange(2), None
+    ).images
     assert images.shape == (2, 2, 2, 1)
 
 

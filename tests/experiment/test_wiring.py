@@ -17,9 +17,11 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import FIELDS, default_config, group_of, override
 from diffusion_jax.data import to_uint8
-from diffusion_jax.denoiser import make_denoiser
-from diffusion_jax.experiment import build
-from diffusion_jax.guidance import clip_denoised
+from diffusion_jax.denoiser import Denoise, make_denoiser
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import build, sampling
+from diffusion_jax.experiment.build import Experiment
+from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.losses import (
     OBJECTIVES,
     Draws,
@@ -40,6 +42,7 @@ from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import (
     SAMPLERS,
     Sampler,
+    SampleResult,
     ancestral,
     ddim,
     image_keys,
@@ -55,15 +58,15 @@ BASE = {"model.name": "mlp", "model.channels": 8, "model.num_res_blocks": 1}
 BASE |= {"process.num_timesteps": T}
 
 
-def params_of_a_trained_network() -> Any:
+def params_of_a_trained_network(model: Model) -> Any:
     """Returns parameters none of which is zero, as the last layer's are at first."""
-    leaves, tree = jax.tree.flatten(MODEL.init(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     draws = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(tree, [leaf + 0.3 * z for leaf, z in zip(leaves, draws, strict=True)])
 
 
-PARAMS = params_of_a_trained_network()
+PARAMS = params_of_a_trained_network(MODEL)
 
 
 # ---- what a config decides, seen from outside --------------------------------------------------------
@@ -91,6 +94,13 @@ def updates(optimizer: optax.GradientTransformation) -> list[Any]:
     return changes
 
 
+def draw(exp: Experiment) -> SampleResult:
+    """Draws four images with seed 3, of classes 0 and 1 in turn if there are classes."""
+    labels = jnp.arange(4) % 2 if exp.conditional else None
+    numbers = sampling.settings(exp.config)._replace(seed=jnp.uint32(3))
+    return sampling.make_draw(exp)(PARAMS, numbers, jnp.arange(4), labels)
+
+
 def built(config: ConfigDict) -> dict[str, Any]:
     """Returns losses, draws, images, changes of the optimiser and decays, early and late, of a config."""
     exp = build.build(config, SHAPE, 0)
@@ -98,7 +108,7 @@ def built(config: ConfigDict) -> dict[str, Any]:
     return {
         "losses": losses(exp.objective()),
         "draws": draws(exp.objective()),
-        "images": exp.draw(exp.sampler())(PARAMS, 3, jnp.arange(4), None).images,
+        "images": draw(exp).images,
         "updates": updates(build.make_optimizer_of(config)),
         "decays": [decay(jnp.asarray(step)) for step in (10, 10**6)],
     }
@@ -119,7 +129,7 @@ def by_hand(
     num_steps: int | None = None,
     spacing: Any = "uniform",
     variance: str = "fixed_large",
-    clip: bool = True,
+    limit: Callable[[Denoise], Denoise] = clip_denoised,
     learning_rate: float = 2e-4,
     warmup_steps: int = 5000,
     grad_clip: float = 1.0,
@@ -137,7 +147,7 @@ def by_hand(
     objective = make_objective(
         process, prediction, MODEL.apply, weighting=weighting, times=times or uniform()
     )
-    drawn = sample_loop(clip_denoised(denoise) if clip else denoise, sampler, keys, SHAPE)
+    drawn = sample_loop(limit(denoise), sampler, keys, SHAPE)
     return {
         "losses": losses(objective),
         "draws": draws(objective),
@@ -225,7 +235,12 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"make_sampler": unipc_of(2), "prediction": "x0"},
         {"images"},
     ),
-    "sampler.clip": ("false", {"clip": False}, {"images"}),
+    "sampler.clip": ("false", {"limit": lambda denoise: denoise}, {"images"}),
+    "sampler.dynamic_threshold": (
+        "0.6",
+        {"limit": lambda denoise: dynamic_threshold(denoise, 0.6)},
+        {"images"},
+    ),
 }
 
 # Field -> (the fields without which it has no use, the same as an argument).
@@ -261,6 +276,7 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
 
 
 WITH_VARIANCES = {"loss.vlb_weight"}  # Only in networks that have them: see the test below.
+WITH_CLASSES = {"sampler.guidance_scale", "sampler.guidance_interval", "sampler.guidance_rescale"}
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +291,7 @@ def usual() -> dict[str, Any]:
         name
         for name in FIELDS
         if group_of(name) in ("process", "loss", "optimizer", "sampler")
-        and name not in WITH_VARIANCES
+        and name not in WITH_VARIANCES | WITH_CLASSES
     ],
 )
 def test_a_field_changes_what_it_should_as_its_argument_does(name: str, usual: dict) -> None:
@@ -329,6 +345,75 @@ def test_a_sampler_is_chosen_by_its_name(name: str, usual: dict) -> None:
     expected = by_hand(make_sampler=lambda grid, variance: SAMPLERS[name](grid))
     assert differing(expected, usual) == {"images"}
     chex.assert_trees_all_equal(built(config_with(BASE | {"sampler.name": name})), expected)
+
+
+# ---- guidance ----------------------------------------------------------------------------------------
+
+GUIDED = {"model.num_classes": 2, "train.label_dropout": 0.1, "sampler.guidance_scale": 3}
+GUIDED |= {"sampler.name": "ddim", "sampler.num_steps": 4, "process.prediction": "x0"}
+OF_CLASSES = as_functions(MLP(channels=8, num_res_blocks=1, num_classes=2), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("fields", "scale", "options"),
+    [
+        ({}, 3.0, {}),
+        ({"sampler.guidance_scale": 0}, 0.0, {}),
+        ({"sampler.guidance_interval": "0.5,2"}, 3.0, {"interval": (0.5, 2.0)}),
+        ({"sampler.guidance_rescale": 0.7}, 3.0, {"rescale": 0.7}),
+    ],
+)
+def test_fields_of_guidance_change_what_their_arguments_do(
+    fields: dict, scale: float, options: dict
+) -> None:
+    exp = build.build(config_with(BASE | GUIDED | fields), SHAPE, 2)
+    params = params_of_a_trained_network(exp.model)
+    labels = jnp.arange(4) % 2
+    both = jnp.concatenate([labels, jnp.full(4, 2)])
+    denoise = make_denoiser(exp.process, "x0", OF_CLASSES.apply, params, labels=both)
+    sampler, keys = ddim(exp.process.grid(4)), image_keys(0, jnp.arange(4))
+    guided = clip_denoised(classifier_free(denoise, scale, **options))
+    expected = sample_loop(guided, sampler, keys, SHAPE).images
+    got = sampling.make_draw(exp)(params, sampling.settings(exp.config), jnp.arange(4), labels)
+    np.testing.assert_array_equal(got.images, to_uint8(expected))
+    assert sampling.nfe(exp, sampling.make_sampler(exp)) == 8
+    alone = exp.denoiser(params, labels)  # The class alone: none of the cases.
+    unguided = sample_loop(clip_denoised(alone), sampler, keys, SHAPE).images
+    assert not np.array_equal(to_uint8(unguided), got.images)
+
+
+def test_another_seed_eta_or_guidance_is_drawn_by_the_same_program() -> None:
+    def of(*changes: tuple[str, str]) -> tuple[Experiment, sampling.Settings]:
+        config = config_with(BASE | GUIDED | dict(changes))
+        return build.build(config, SHAPE, 2), sampling.settings(config)
+
+    exp, first = of()
+    params = params_of_a_trained_network(exp.model)
+    chex.clear_trace_counter()
+    counted: Any = jax.jit(chex.assert_max_traces(sampling.make_draw(exp), n=1))
+    changed = ("sample.seed", "4"), ("sampler.eta", "1"), ("sampler.guidance_scale", "1.5")
+    numbers = [first, *(of(change)[1] for change in (*changed, ("sampler.guidance_rescale", "1")))]
+    images = [counted(params, n, jnp.arange(4), jnp.arange(4) % 2).images for n in numbers]
+    assert all(np.abs(images[0].astype(int) - other).max() > 3 for other in images[1:])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model.num_classes": 0, "train.label_dropout": 0}, "but the model is unconditional"),
+        ({"train.label_dropout": 0}, "but the model was trained without label dropout"),
+        ({"sampler.guidance_interval": "5,0.2"}, r"interval is \(5.0, 0.2\); it must be two num"),
+        ({"sampler.guidance_interval": "5"}, r"interval is \(5.0,\); it must be two numbers"),
+        (
+            {"sampler.guidance_scale": "none", "sampler.guidance_rescale": 0.5},
+            "rescale is 0.5, but an unset sampler.guidance_scale has none; leave it at its default",
+        ),
+    ],
+)
+def test_guidance_that_the_model_does_not_know_is_refused(fields: dict, message: str) -> None:
+    build.validate(config_with(BASE | GUIDED))
+    with pytest.raises(InputError, match=message):
+        build.validate(config_with(BASE | GUIDED | fields))
 
 
 def test_a_decay_ends_with_the_training() -> None:

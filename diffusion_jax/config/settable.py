@@ -1,0 +1,146 @@
+"""Fields of what is done with a trained network: every mode may set them."""
+
+from diffusion_jax.config.field import SEEDS, SPACING, VARIANCE, Field
+from diffusion_jax.config.kinds import Bool, Choice, Float, Int, Tuple
+
+SETTABLE = {
+    # ---- sampler
+    "sampler.name": Field(
+        "ancestral",
+        Choice(("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc")),
+        "update rule; dpmpp (DPM-Solver++) is for 10 to 20 steps, unipc for 5 to 15",
+        "always",
+    ),
+    "sampler.num_steps": Field(
+        None,
+        Int(1),
+        "steps, at most process.num_timesteps; unset: all, or as many as spacing lists",
+        "always",
+    ),
+    "sampler.spacing": Field(
+        "uniform",
+        SPACING,
+        "times to visit: a rule (logsnr, karras: also between timesteps), or timesteps, with T - 1 among them",
+        "always",
+    ),
+    "sampler.variance": Field(
+        None,
+        VARIANCE,
+        "ancestral: of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
+        "always",
+    ),
+    "sampler.eta": Field(
+        0.0,
+        Float(0, 1),
+        "ddim: share of fresh noise in a step; 0: none, 1: as ancestral with fixed_small",
+        "always",
+    ),
+    "sampler.order": Field(
+        3, Int(1, 3), "unipc: order of its predictor; 3, or 2 where guidance is strong", "always"
+    ),
+    "sampler.clip": Field(True, Bool(), "limit each prediction of x_0 to [-1, 1]", "always"),
+    "sampler.dynamic_threshold": Field(
+        None,
+        Float(0, 1, open=True),
+        "in place of clip: this quantile of the sizes in x_0 (such as 0.995) becomes 1, if it is larger; unset: none",
+        "always",
+    ),
+    "sampler.guidance_scale": Field(
+        None,
+        Float(0),
+        "classifier-free guidance; 1: the class alone, 0: without it; doubles the evaluations; unset: none",
+        "always",
+    ),
+    "sampler.guidance_interval": Field(
+        None,
+        Tuple(Float(0), empty=False),
+        "lowest and highest std / signal at which to guide, such as 0.2,5; unset: everywhere",
+        "always",
+    ),
+    "sampler.guidance_rescale": Field(
+        0.0,
+        Float(0, 1),
+        "how far guided images get back the contrast of unguided ones; 0: not at all, 1: fully",
+        "always",
+    ),
+    # ---- sample
+    "sample.num_images": Field(64, Int(1), "images to draw", "always"),
+    "sample.batch_size": Field(
+        64, Int(1), "images drawn together; no image depends on it", "always"
+    ),
+    "sample.seed": Field(0, SEEDS, "image i depends on this seed and i alone", "always"),
+    "sample.labels": Field(
+        None,
+        Tuple(Int(0), empty=False),
+        "classes, repeated over the images; unset: all classes in turn",
+        "always",
+    ),
+    "sample.ema": Field(True, Bool(), "draw with the averaged weights", "always"),
+    "sample.step": Field(None, Int(0), "step of the checkpoint; unset: the newest", "always"),
+    "sample.progressive": Field(
+        False,
+        Bool(),
+        "also show how the first images came about: progressive.png, .npz and strip.png",
+        "always",
+    ),
+    "sample.shared_t": Field(
+        None,
+        Tuple(Int(0), empty=False),
+        "also draw shared.png: several samples from one x_t at each of these timesteps; unset: none",
+        "always",
+    ),
+    # ---- eval
+    "eval.num_images": Field(1000, Int(1), "images to measure, at most", "always"),
+    "eval.batch_size": Field(
+        250, Int(1), "images measured together; no result depends on it", "always"
+    ),
+    "eval.split": Field(
+        "test", Choice(("test", "train")), "images that --mode=evaluate measures", "always"
+    ),
+    "eval.metrics": Field(
+        ("bpd",),
+        Tuple(Choice(("bpd",)), empty=False),
+        "what --mode=evaluate measures; bpd: bits/dim by the variational bound",
+        "always",
+    ),
+    "eval.seed": Field(
+        0, SEEDS, "of the noise; that of image i depends on this seed and i alone", "always"
+    ),
+    "eval.ema": Field(True, Bool(), "measure the averaged weights", "always"),
+    "eval.step": Field(None, Int(0), "step of the checkpoint; unset: the newest", "always"),
+    "eval.num_steps": Field(
+        None,
+        Int(1),
+        "bound: steps of the chain, at most process.num_timesteps; unset: all, or as many as spacing lists",
+        "always",
+    ),
+    "eval.spacing": Field(
+        "uniform",
+        SPACING,
+        "bound: times of these steps: a rule, or timesteps; without T - 1 among them L_T is large",
+        "always",
+    ),
+    "eval.num_terms": Field(
+        None,
+        Int(1),
+        "bound: terms of each image, drawn evenly from the steps, L_0 always among them; unset: all",
+        "always",
+    ),
+    "eval.variance": Field(
+        None,
+        VARIANCE,
+        "bound: variance of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
+        "always",
+    ),
+    "eval.clip": Field(True, Bool(), "bound: limit each prediction of x_0 to [-1, 1]", "always"),
+    "eval.approximate_cdf": Field(
+        False, Bool(), "bound: the decoder's tanh approximation of older codes", "always"
+    ),
+    # ---- mesh
+    "mesh.data": Field(
+        -1,
+        Int(-1),
+        "devices along the batch; -1: all; of a CPU's cores the most that share the batch, 32 images or more each",
+        "always",
+    ),
+}

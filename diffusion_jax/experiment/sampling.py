@@ -1,0 +1,152 @@
+"""What a trained network draws: the config's sampler and denoiser, and the numbers that compile nothing anew."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from diffusion_jax import data
+from diffusion_jax.denoiser import Denoise
+from diffusion_jax.experiment.build import Experiment
+from diffusion_jax.experiment.checks import accepted, sampler_takes, warn_of_grid
+from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
+from diffusion_jax.samplers import (
+    SAMPLERS,
+    Sampler,
+    SampleResult,
+    Shared,
+    image_keys,
+    sample_loop,
+    shared_structure,
+)
+
+# Fields that a compiled program takes as arguments.
+TRACED = ("eta", "guidance_scale", "guidance_rescale")
+
+
+class Settings(NamedTuple):
+    """Numbers of a sampling job that are arguments of its compiled program: others need no other program.
+
+    Attributes:
+      seed: `sample.seed`, modulo 2^32.
+      eta: `sampler.eta`.
+      guidance_scale: `sampler.guidance_scale`; without guidance it has no meaning.
+      guidance_rescale: `sampler.guidance_rescale`.
+    """
+
+    seed: Any
+    eta: Any
+    guidance_scale: Any
+    guidance_rescale: Any
+
+
+def _as_arrays(numbers: Settings) -> Settings:
+    """Returns them as JAX's arrays, which they are in a compiled program anyway."""
+    return Settings(*map(jnp.asarray, numbers))
+
+
+def settings(config: ConfigDict) -> Settings:
+    """Returns the config's own."""
+    numbers = (np.float32(config.sampler[name] or 0) for name in TRACED)
+    return Settings(np.uint32(config.sample.seed % 2**32), *numbers)
+
+
+def sampler_options(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields that decide what the config's sampler draws; an unset variance is the process's own."""
+    options = config.sampler.to_dict()
+    options["variance"] = options["variance"] or config.process.variance
+    taken = sampler_takes(config.sampler.name)
+    return {name: value for name, value in options.items() if name in taken}
+
+
+def make_sampler(experiment: Experiment) -> Sampler:
+    """Returns the sampler on its grid; warns of a start or of a variance that does not suit it."""
+    sampler = _sampler(experiment)
+    variance = accepted(
+        SAMPLERS[experiment.config.sampler.name], sampler_options(experiment.config)
+    )
+    warn_of_grid(sampler.grid, experiment.process.grid(), variance.get("variance"), "sampler")
+    return sampler
+
+
+def _sampler(experiment: Experiment, numbers: Settings | None = None) -> Sampler:
+    """Returns the sampler, where asked for with numbers that are arguments of the program."""
+    options = sampler_options(experiment.config)
+    grid = experiment.process.grid(options["num_steps"], options["spacing"])
+    make = SAMPLERS[options["name"]]
+    if numbers is not None:
+        options |= {name: getattr(numbers, name) for name in TRACED}
+    return make(grid, **accepted(make, options))
+
+
+def nfe(experiment: Experiment, sampler: Sampler) -> int:
+    """Returns the network evaluations an image, of which guidance takes two at a time."""
+    return sampler.nfe * (1 if experiment.config.sampler.guidance_scale is None else 2)
+
+
+def make_draw(
+    experiment: Experiment,
+    *,
+    num_frames: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> Callable[..., SampleResult]:
+    """Returns (params, settings, indices, labels) -> SampleResult of uint8 images, to be compiled."""
+
+    def draw(params: Any, numbers: Settings, indices: Array, labels: Array | None) -> SampleResult:
+        numbers = _as_arrays(numbers)
+        result = sample_loop(
+            sampling_denoiser(experiment, params, numbers, labels),
+            _sampler(experiment, numbers),
+            image_keys(numbers.seed, indices),
+            experiment.image_shape,
+            num_frames=num_frames,
+            progress=progress,
+        )
+        return jax.tree.map(data.to_uint8, result)
+
+    return draw
+
+
+def make_draw_shared(experiment: Experiment, num_samples: int) -> Callable[..., Shared]:
+    """Returns (params, settings, point, indices, labels) -> Shared of uint8 images, to be compiled."""
+
+    def draw(
+        params: Any, numbers: Settings, point: Any, indices: Array, labels: Array | None
+    ) -> Shared:
+        numbers = _as_arrays(numbers)
+        result = shared_structure(
+            sampling_denoiser(experiment, params, numbers, labels),
+            _sampler(experiment, numbers),
+            image_keys(numbers.seed, indices),
+            experiment.image_shape,
+            point,
+            num_samples,
+        )
+        return jax.tree.map(data.to_uint8, result)
+
+    return draw
+
+
+def sampling_denoiser(
+    experiment: Experiment, params: Any, numbers: Settings, labels: Array | None
+) -> Denoise:
+    """Returns the denoiser that the config samples with: guided, then limited."""
+    fields = experiment.config.sampler
+    if fields.guidance_scale is None:
+        denoise = experiment.denoiser(params, labels)
+    else:
+        assert labels is not None
+        no_class = jnp.full_like(labels, experiment.config.model.num_classes)
+        denoise = classifier_free(
+            experiment.denoiser(params, jnp.concatenate([labels, no_class])),
+            numbers.guidance_scale,
+            interval=fields.guidance_interval,
+            rescale=numbers.guidance_rescale,
+        )
+    if fields.dynamic_threshold is not None:
+        return dynamic_threshold(denoise, fields.dynamic_threshold)
+    return clip_denoised(denoise) if fields.clip else denoise
