@@ -18,6 +18,7 @@ from diffusion_jax import data
 from diffusion_jax.commands import run_config
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.held_out import bound_measure
+from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.trained import TrainedRun, load_run
 from diffusion_jax.errors import RunError
 from diffusion_jax.evaluation.bits_per_dim import (
@@ -68,7 +69,7 @@ def _bpd(run: TrainedRun, split: data.Split, mesh: jax.sharding.Mesh, workdir: P
     total = min(fields.num_images, split.num_images)
     passes = fields.num_terms or grid.num_steps
     folder = workdir / "results" / "bpd" / _job_name(run, split)
-    with _Bar(total, passes, fields.batch_size) as bar:
+    with ImagesBar(total, passes, fields.batch_size) as bar:
         measure = bound_measure(run, grid, split, mesh, progress=bar.progress)
         result = measure(run.params, folder / "parts", bar.done)
     if jax.process_index() == 0:
@@ -87,36 +88,6 @@ def _bpd(run: TrainedRun, split: data.Split, mesh: jax.sharding.Mesh, workdir: P
 METRICS: dict[str, Callable[[TrainedRun, data.Split, jax.sharding.Mesh, Path], None]] = {
     "bpd": _bpd
 }
-
-
-class _Bar:
-    """A progress bar over all network passes, on a terminal alone."""
-
-    def __init__(self, num_images: int, passes: int, batch_size: int) -> None:
-        from tqdm import tqdm
-
-        visible = jax.process_index() == 0 and sys.stderr.isatty()
-        self._passes, self._batch, self._base = passes, min(batch_size, num_images), 0
-        self._bar = tqdm(
-            total=num_images * passes, unit="pass", unit_scale=True, disable=not visible
-        )
-        # A program that reports to the host is compiled anew each time: only for a person who looks.
-        self.progress = self._progress if visible and jax.process_count() == 1 else None
-
-    def _progress(self, passes: int) -> None:
-        # Each device reports, and one may be behind another.
-        self._bar.update(max(0, self._base + passes * self._batch - self._bar.n))
-
-    def done(self, num_images: int) -> None:
-        jax.effects_barrier()  # The last calls of `progress` still use the old base.
-        self._base += num_images * self._passes
-        self._bar.update(self._base - self._bar.n)
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
 
 def _job_name(run: TrainedRun, split: data.Split) -> str:
