@@ -7,8 +7,8 @@ SETTABLE = {
     # ---- sampler
     "sampler.name": Field(
         "ancestral",
-        Choice(("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc")),
-        "update rule; dpmpp (DPM-Solver++) is for 10 to 20 steps, unipc for 5 to 15",
+        Choice(("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "heun", "unipc")),
+        "update rule; dpmpp (DPM-Solver++) is for 10 to 20 steps, unipc for 5 to 15; heun evaluates twice a step",
         "always",
     ),
     "sampler.num_steps": Field(
@@ -37,6 +37,18 @@ SETTABLE = {
     ),
     "sampler.order": Field(
         3, Int(1, 3), "unipc: order of its predictor; 3, or 2 where guidance is strong", "always"
+    ),
+    "sampler.churn": Field(
+        0.0, Float(0), "heun: fresh noise of all steps together; 0: none", "always"
+    ),
+    "sampler.churn_min": Field(
+        0.0, Float(0), "heun: smallest std / signal at which noise is added", "always"
+    ),
+    "sampler.churn_max": Field(
+        None, Float(0), "heun: largest std / signal at which noise is added; unset: any", "always"
+    ),
+    "sampler.churn_noise": Field(
+        1.0, Float(0), "heun: standard deviation of that noise, relative to the exact one", "always"
     ),
     "sampler.clip": Field(True, Bool(), "limit each prediction of x_0 to [-1, 1]", "always"),
     "sampler.dynamic_threshold": Field(

@@ -16,6 +16,7 @@ from diffusion_jax.denoiser import Denoise, make_denoiser
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import (
     accepted,
+    check_churn,
     check_guidance,
     check_loss_takes,
     check_model_fits,
@@ -212,6 +213,7 @@ def validate(config: ConfigDict) -> None:
     config_lib.validate(config)
     check_model_takes(config)
     check_sampler_takes(config)
+    check_churn(config)
     check_guidance(config)
     check_variance(config)
     check_loss_takes(config)

@@ -41,7 +41,15 @@ def check_sampler_takes(config: ConfigDict) -> None:
 def sampler_takes(name: str) -> set[str]:
     """Returns the fields of the sampler group that decide what this sampler draws."""
     taken = inspect.signature(choose("sampler.name", name, SAMPLERS)).parameters
-    return OF_ALL_SAMPLERS | OF_GUIDANCE | taken.keys()
+    return OF_ALL_SAMPLERS | OF_GUIDANCE | taken.keys() - {"grid", "process"}
+
+
+def check_churn(config: ConfigDict) -> None:
+    low, high = config.sampler.churn_min, config.sampler.churn_max
+    if high is not None and high < low:
+        raise InputError(
+            f"sampler.churn_max is {high!r}; it must be at least sampler.churn_min, {low!r}"
+        )
 
 
 def check_loss_takes(config: ConfigDict) -> None:

@@ -80,7 +80,7 @@ def _sampler(experiment: Experiment, numbers: Settings | None = None) -> Sampler
     make = SAMPLERS[options["name"]]
     if numbers is not None:
         options |= {name: getattr(numbers, name) for name in TRACED}
-    return make(grid, **accepted(make, options))
+    return make(grid, **accepted(make, {"process": experiment.process, **options}))
 
 
 def nfe(experiment: Experiment, sampler: Sampler) -> int:

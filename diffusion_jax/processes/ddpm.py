@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.processes.process import Grid, Point, take
+from diffusion_jax.processes.process import Grid, Point, Points, take
 from diffusion_jax.processes.schedules import Schedule
-from diffusion_jax.processes.spacing import timesteps
+from diffusion_jax.processes.spacing import times_of, timesteps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,12 +86,25 @@ class DDPM:
         Raises:
           InputError: num_steps outside {1, ..., T}, an unknown spacing, or a wrong list.
         """
+        visited = np.append(timesteps(num_steps, spacing, self._logsnr)[::-1], -1.0)
+        points = self.points(visited)
+        return Grid(points.time, points.log_signal, points.std, self.prior_std)
+
+    def points(self, time: Float[np.ndarray, " n"]) -> Points:
+        """Returns the points at times in [-1, T - 1], in float64 on the host."""
         chain = self._chain
-        logsnr = 2 * (chain.log_signal[1:] - np.log(chain.std[1:]))
-        visited = np.append(timesteps(num_steps, spacing, logsnr)[::-1], -1.0)
-        rows = np.arange(-1, self.num_timesteps)
-        log_signal = np.interp(visited, rows, chain.log_signal)
-        return Grid(visited, log_signal, np.sqrt(-np.expm1(2 * log_signal)), self.prior_std)
+        log_signal = np.interp(time, chain.time, chain.log_signal)
+        return Points(time, log_signal, np.sqrt(-np.expm1(2 * log_signal)))
+
+    def times_of(self, logsnr: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Returns the times in [0, T - 1] at which 2 log(signal / std) takes these values; beyond, the nearest end."""
+        return times_of(logsnr, self._logsnr)
+
+    @property
+    def _logsnr(self) -> Float[np.ndarray, " T"]:
+        """2 log(signal / std) at each timestep."""
+        chain = self._chain
+        return 2 * (chain.log_signal[1:] - np.log(chain.std[1:]))
 
     @property
     def _chain(self) -> Grid:

@@ -32,25 +32,18 @@ class Point(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Grid:
-    """N + 1 points from noise to data, in float64 on the host; step i goes from point i to point i + 1.
+class Points:
+    """Some points, in float64 on the host.
 
     Attributes:
       time: Times as the network is given them.
       log_signal: Log of the scale of x_0 at each point; the scale itself may be too small for float64.
-      std: Standard deviation of the noise at each point, strictly decreasing relative to the signal.
-      prior_std: Standard deviation of the normal distribution that sampling starts from at point 0.
+      std: Standard deviation of the noise at each point.
     """
 
     time: Float[np.ndarray, " n"]
     log_signal: Float[np.ndarray, " n"]
     std: Float[np.ndarray, " n"]
-    prior_std: float
-
-    @property
-    def num_steps(self) -> int:
-        """Number N of steps."""
-        return len(self.time) - 1
 
     @property
     def signal(self) -> Float[np.ndarray, " n"]:
@@ -58,9 +51,27 @@ class Grid:
         return np.exp(np.maximum(self.log_signal, np.log(SMALLEST)))
 
     def at(self, i: Int[Array, " b"]) -> Point:
-        """Returns the points with these indices, in float32; NaN outside {0, ..., N}."""
+        """Returns the points with these indices, in float32; NaN for an i below 0 or beyond the end."""
         std = np.where(self.std > 0, np.maximum(self.std, SMALLEST), 0.0)
         return Point(*(take(values, i) for values in (self.time, self.signal, std)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid(Points):
+    """N + 1 points from noise to data; step i goes from point i to point i + 1.
+
+    std is strictly decreasing relative to the signal.
+
+    Attributes:
+      prior_std: Standard deviation of the normal distribution that sampling starts from at point 0.
+    """
+
+    prior_std: float
+
+    @property
+    def num_steps(self) -> int:
+        """Number N of steps."""
+        return len(self.time) - 1
 
 
 def take(values: Float[np.ndarray, " n"], i: Int[Array, " b"]) -> Float[Array, " b"]:
@@ -92,4 +103,12 @@ class Process(Protocol):
         self, num_steps: int | None = None, spacing: str | Sequence[float | int] = "uniform"
     ) -> Grid:
         """Returns the points of a sampler with `num_steps` steps, noise first, data last."""
+        ...
+
+    def points(self, time: Float[np.ndarray, " n"]) -> Points:
+        """Returns the points at these times, which lie within the process's range."""
+        ...
+
+    def times_of(self, logsnr: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Returns the times with this 2 log(signal / std), or the nearest that a network is trained at."""
         ...

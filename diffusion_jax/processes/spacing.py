@@ -45,7 +45,7 @@ def _logsnr(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
 
     The times are not integers: between two timesteps, log alpha_bar is linear.
     """
-    return _times_of(np.linspace(logsnr[-1], logsnr[0], num_steps), logsnr)
+    return times_of(np.linspace(logsnr[-1], logsnr[0], num_steps), logsnr)[::-1]
 
 
 def _karras(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
@@ -54,15 +54,15 @@ def _karras(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
     As with `_logsnr`, the times are not integers. sigma spans what the process does, not 0.002 to 80.
     """
     root = np.exp(-logsnr / 2 / 7)
-    return _times_of(-2 * 7 * np.log(np.linspace(root[-1], root[0], num_steps)), logsnr)
+    return times_of(-2 * 7 * np.log(np.linspace(root[-1], root[0], num_steps)), logsnr)[::-1]
 
 
-def _times_of(wanted: Float[np.ndarray, " n"], logsnr: Float[np.ndarray, " T"]) -> Times:
-    """Returns the times, ascending, at which log(signal^2 / std^2) takes these values, given ascending."""
+def times_of(wanted: Float[np.ndarray, " n"], logsnr: Float[np.ndarray, " T"]) -> Times:
+    """Returns the times at which log(signal^2 / std^2) takes these values; beyond its range, the nearest end."""
     # log alpha_bar = -log(1 + exp(-logsnr)); np.interp wants it ascending, so time runs backwards.
     log_alpha_bar = -np.logaddexp(0, -logsnr[::-1])
     times = np.arange(len(logsnr))[::-1] * 1.0
-    return np.interp(-np.logaddexp(0, -wanted), log_alpha_bar, times)[::-1]
+    return np.interp(-np.logaddexp(0, -wanted), log_alpha_bar, times)
 
 
 # (N, logSNR at each of the T timesteps) -> N ascending times

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.ddim import ddim
 from diffusion_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
+from diffusion_jax.samplers.heun import heun
 from diffusion_jax.samplers.inversion import encode, encoding_nfe
 from diffusion_jax.samplers.loop import (
     Sampler,
@@ -18,13 +19,14 @@ from diffusion_jax.samplers.loop import (
 from diffusion_jax.samplers.shared import Shared, nearest_point, shared_structure
 from diffusion_jax.samplers.unipc import unipc
 
-# (grid, the options of its own) -> Sampler
+# (grid, process if it takes it, the options of its own) -> Sampler
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ancestral": ancestral,
     "ddim": ddim,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_3m": dpmpp_3m,
+    "heun": heun,
     "unipc": unipc,
 }
 
@@ -42,6 +44,7 @@ __all__ = [
     "encode",
     "encoding_nfe",
     "first_noise",
+    "heun",
     "image_keys",
     "moments",
     "nearest_point",

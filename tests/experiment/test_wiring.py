@@ -45,6 +45,7 @@ from diffusion_jax.samplers import (
     SampleResult,
     ancestral,
     ddim,
+    heun,
     image_keys,
     sample_loop,
     unipc,
@@ -192,6 +193,12 @@ def unipc_of(order: int) -> Callable[..., Sampler]:
     return lambda grid, variance: unipc(grid, order=order)
 
 
+def heun_with(**options: Any) -> Callable[..., Sampler]:
+    """Heun's method with churn, which takes the process instead of a variance."""
+    process = DDPM(make_schedule("linear", T))
+    return lambda grid, variance: heun(grid, process, **{"churn": 9.0} | options)
+
+
 @pytest.fixture(autouse=True)
 def other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
@@ -235,6 +242,10 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"make_sampler": unipc_of(2), "prediction": "x0"},
         {"images"},
     ),
+    "sampler.churn": ("20", {"make_sampler": heun_with(churn=20.0)}, {"images"}),
+    "sampler.churn_min": ("1", {"make_sampler": heun_with(churn_min=1.0)}, {"images"}),
+    "sampler.churn_max": ("1", {"make_sampler": heun_with(churn_max=1.0)}, {"images"}),
+    "sampler.churn_noise": ("1.1", {"make_sampler": heun_with(churn_noise=1.1)}, {"images"}),
     "sampler.clip": ("false", {"limit": lambda denoise: denoise}, {"images"}),
     "sampler.dynamic_threshold": (
         "0.6",
@@ -250,6 +261,13 @@ NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "loss.p2_gamma": ({"loss.weighting": "p2"}, {"weighting": p2()}),
     "loss.sigmoid_bias": ({"loss.weighting": "sigmoid"}, {"weighting": sigmoid()}),
     "sampler.eta": ({"sampler.name": "ddim"}, {"make_sampler": ddim_with(0.0)}),
+    **{
+        f"sampler.churn{end}": (
+            {"sampler.name": "heun", "sampler.churn": 9.0},
+            {"make_sampler": heun_with()},
+        )
+        for end in ("", "_min", "_max", "_noise")
+    },
     "sampler.order": (
         # With this network's eps, images of both orders are black or white.
         {"sampler.name": "unipc", "process.prediction": "x0"},

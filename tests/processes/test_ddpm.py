@@ -164,6 +164,20 @@ def test_logsnr_spacing_is_even_in_logsnr():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "jsd"])
+def test_the_times_of_a_logsnr_are_where_the_points_have_it(schedule):
+    process = DDPM(make_schedule(schedule, 1000))
+    times = np.array([999.0, 0.0, 512.25, 7.5])
+    points = process.points(times)
+    logsnr = 2 * (points.log_signal - np.log(points.std))
+    np.testing.assert_allclose(process.times_of(logsnr), times, atol=1e-6)
+    # Beyond what the steps have, the nearest end.
+    np.testing.assert_array_equal(process.times_of(np.array([-1e3, 1e3])), [999, 0])
+    for exact, rounded in zip(points.at(jnp.arange(4)), process.at(jnp.array(times)), strict=True):
+        np.testing.assert_allclose(exact, rounded, rtol=1e-6)
+    assert process.points(np.array([-1.0])).std == 0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "jsd"])
 def test_karras_spacing_is_equation_5_of_the_paper(schedule):
     process = DDPM(make_schedule(schedule, 1000))
     whole, grid = process.grid(), process.grid(12, "karras")

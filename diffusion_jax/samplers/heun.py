@@ -1,0 +1,106 @@
+"""Heun's method with churn (Karras et al., 2022, Algorithm 2), in the noise level sigma = std / signal.
+
+With xbar = x / signal = x_0 + sigma eps the probability-flow ODE is d xbar / d sigma = eps_hat(x, t) (Eq. 1, whose
+(xbar - x0_hat) / sigma is eps_hat): so a network that was trained on any process is solved as the paper's are. A step
+from sigma_t to sigma_s first raises the noise to sigma_hat = (1 + gamma) sigma_t, and there takes
+
+    Euler  xbar_s = xbar_hat + (sigma_s - sigma_hat) eps_hat             x_s = signal_s x0_hat + std_s eps_hat
+    Heun   xbar_s += (sigma_s - sigma_hat) (eps_hat' - eps_hat) / 2
+
+with eps_hat' at Euler's x_s. At the data there is no eps_hat': the last step is Euler's, which ends at x0_hat.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax.denoiser import Denoise
+from diffusion_jax.errors import InputError
+from diffusion_jax.keys import image_normal
+from diffusion_jax.processes.gaussian import per_image
+from diffusion_jax.processes.process import Grid, Points, Process, take
+from diffusion_jax.samplers.loop import Sampler, State
+
+MOST_CHURN = np.sqrt(2) - 1  # Of gamma: a step at most doubles the noise's variance.
+
+
+def heun(
+    grid: Grid,
+    process: Process,
+    *,
+    churn: float = 0.0,
+    churn_min: float = 0.0,
+    churn_max: float | None = None,
+    churn_noise: float = 1.0,
+) -> Sampler:
+    """Returns Heun's method, of order 2 in 2 N - 1 evaluations; deterministic without churn.
+
+    gamma = min(churn / N, sqrt(2) - 1) where sigma_t lies in [churn_min, churn_max], else 0. The network is given the
+    time at which the process has sigma_hat; the largest sigma_hat is the process's at its last time, so a step that
+    begins there gets no fresh noise. Steps are long in sigma where it falls by a large factor: of the spacings take
+    karras, as the paper does.
+
+    Args:
+      grid: Points from noise to data, such as `process.grid(18, "karras")`.
+      process: The process that the grid is of.
+      churn: S_churn, the fresh noise of all steps, 0 or more; 0: none is drawn.
+      churn_min: S_min, the smallest sigma that gets fresh noise, 0 or more.
+      churn_max: S_max, the largest, at least churn_min; None: no limit.
+      churn_noise: S_noise, standard deviation of the fresh noise relative to what sigma_hat asks for, 0 or more.
+
+    Raises:
+      InputError: An option out of its range.
+    """
+    largest = np.inf if churn_max is None else churn_max
+    _check(churn, churn_min, largest, churn_noise)
+    num_steps = grid.num_steps
+    hats, fresh = _churned(grid, process, min(churn / num_steps, MOST_CHURN), churn_min, largest)
+    ratio = np.exp(hats.log_signal - grid.log_signal[:-1])
+    added, signal = churn_noise * fresh, np.exp(grid.log_signal[1:])
+    # signal_s (sigma_s - sigma_hat) / 2, and 0 in the step to the data.
+    half = (grid.std[1:] - np.exp(grid.log_signal[1:] - hats.log_signal) * hats.std) / 2
+    half[-1] = 0
+
+    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+        x = state.x
+        if fresh.any():
+            noise = per_image(take(added, i), x) * image_normal(keys, x.shape[1:])
+            x = per_image(take(ratio, i), x) * x + noise
+        first = denoise(x, hats.at(i))
+        euler = (
+            per_image(take(signal, i), x) * first.x0
+            + per_image(take(grid.std[1:], i), x) * first.eps
+        )
+
+        def corrected() -> Float[Array, " b *dims"]:
+            # An image on its way to the data, among others that are not, has weight 0.
+            second = denoise(euler, grid.at(jnp.minimum(i + 1, num_steps - 1)))
+            return euler + per_image(take(half, i), x) * (second.eps - first.eps)
+
+        x = jax.lax.cond(jnp.all(i == num_steps - 1), lambda: euler, corrected)
+        return State(x, first.x0)
+
+    return Sampler(grid, step, nfe=2 * num_steps - 1)
+
+
+def _churned(
+    grid: Grid, process: Process, gamma: float, smallest: float, largest: float
+) -> tuple[Points, Float[np.ndarray, " n"]]:
+    """Returns the points that the steps take off from, and the standard deviation of the noise that leads there."""
+    log_sigma = np.log(grid.std[:-1]) - grid.log_signal[:-1]
+    low, high = np.log(np.maximum([smallest, largest], np.finfo(float).tiny))
+    churns = (low <= log_sigma) & (log_sigma <= high) & (gamma > 0)
+    raised = process.times_of(-2 * (log_sigma + np.log1p(gamma)))
+    hats = process.points(np.where(churns, np.maximum(raised, grid.time[:-1]), grid.time[:-1]))
+    carried = np.exp(hats.log_signal - grid.log_signal[:-1]) * grid.std[:-1]
+    variance = np.square(hats.std) - np.square(carried)
+    return hats, np.sqrt(np.where(churns, np.maximum(variance, 0), 0.0))
+
+
+def _check(churn: float, smallest: float, largest: float, noise: float) -> None:
+    for name, value in (("churn", churn), ("churn_min", smallest), ("churn_noise", noise)):
+        if not 0 <= value < np.inf:
+            raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0")
+    if not smallest <= largest:
+        raise InputError(f"churn_max is {largest!r}; it must be at least churn_min, {smallest!r}")
