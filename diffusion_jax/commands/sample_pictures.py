@@ -15,8 +15,8 @@ from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler, moments, nearest_point
 from diffusion_jax.samplers.batches import (
     PROGRESSIVE_IMAGES,
-    Samples,
     class_of_images,
+    make_batch_sampler,
     make_shared_sampler,
 )
 
@@ -25,29 +25,35 @@ PROGRESSIVE = ("progressive.npz", "progressive.png", "strip.png")
 SHARED_IMAGES, SHARED_SAMPLES = 4, 8
 
 
-def frame_times(sampler: Sampler) -> Float64[np.ndarray, " f"]:
-    """Returns the times of the moments to keep, noise first; the last is the data's."""
-    num_steps = sampler.grid.num_steps
-    return sampler.grid.time[moments(num_steps, min(FRAMES, num_steps + 1))]
+def draw_progressive(
+    run: TrainedRun, sampler: Sampler, mesh: jax.sharding.Mesh, folder: Path
+) -> None:
+    """Draws how the first images came about, if sample.progressive asks for it and the folder does not have it.
 
-
-def has_progressive(folder: Path) -> bool:
-    """Whether a job's folder holds all that `save_progressive` writes."""
-    return all((folder / name).exists() for name in PROGRESSIVE)
-
-
-def save_progressive(folder: Path, samples: Samples, times: Float64[np.ndarray, " f"]) -> None:
-    """Writes strip.png (x_t and x0_hat), progressive.png and progressive.npz (x0_hat) of the first images.
-
-    Args:
-      folder: Of the job.
-      samples: The job's first images, with a frame a time.
-      times: From `frame_times`.
+    Writes strip.png (x_t and x0_hat), progressive.png and progressive.npz (x0_hat), of images that are drawn once more:
+    at another batch size, so they may differ from the job's by a grey level.
     """
+    fields, num_classes = run.config.sample, run.config.model.num_classes
+    if not fields.progressive or distributed.first_decides(
+        "whether it is there", lambda: all((folder / name).exists() for name in PROGRESSIVE)
+    ):
+        return
+    num_steps = sampler.grid.num_steps
+    shown = moments(num_steps, min(FRAMES, num_steps + 1))
+    count = min(PROGRESSIVE_IMAGES, fields.num_images)
+    draw = make_batch_sampler(
+        sampling.make_draw(run, num_frames=len(shown)),
+        mesh,
+        count,
+        num_classes=num_classes,
+        with_frames=True,
+    )
+    samples = draw(run.params, sampling.settings(run.config), np.arange(count), fields.labels)
+    if jax.process_index() != 0:
+        return
     assert samples.frames_x0 is not None
-    frames = samples.frames_x0[:, :PROGRESSIVE_IMAGES].swapaxes(0, 1)
-    labels = None if samples.labels is None else samples.labels[:PROGRESSIVE_IMAGES]
-    results.write_npz(folder / "progressive.npz", frames=frames, times=times, labels=labels)
+    frames, times = samples.frames_x0.swapaxes(0, 1), sampler.grid.time[shown]
+    results.write_npz(folder / "progressive.npz", frames=frames, times=times, labels=samples.labels)
     for name, picture in (("strip", samples.strip()), ("progressive", samples.progressive())):
         assert picture is not None
         pictures.save_png(folder / f"{name}.png", picture)

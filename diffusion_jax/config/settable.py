@@ -80,6 +80,12 @@ SETTABLE = {
     "sample.batch_size": Field(
         64, Int(1), "images drawn together; no image depends on it", "always"
     ),
+    "sample.formats": Field(
+        ("png", "npz"),
+        Tuple(Choice(("png", "npz", "array_record")), empty=False),
+        "what to write: png/, images.npz, array_record/ (a TFDS data set, which data.name=tfds:images reads)",
+        "always",
+    ),
     "sample.seed": Field(0, SEEDS, "image i depends on this seed and i alone", "always"),
     "sample.labels": Field(
         None,

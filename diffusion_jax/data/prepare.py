@@ -40,7 +40,12 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             dtype=np.uint8,
             encoding=tfds.features.Encoding.BYTES,
         )
-        label = tfds.features.Tensor(shape=(), dtype=np.int32)
+        names = self.contents.class_names
+        label = (
+            tfds.features.ClassLabel(names=list(names))
+            if names
+            else tfds.features.Tensor(shape=(), dtype=np.int32)
+        )
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict({"image": image, "label": label}),
@@ -93,7 +98,7 @@ def prepared(name: str, source: Source, root: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
             if not directory.exists():
-                _write(name, source, folder)
+                _write(name, source.read, folder)
     return directory
 
 
@@ -132,14 +137,25 @@ def _check_space(name: str, contents: Contents, folder: Path) -> None:
         )
 
 
-def _write(name: str, source: Source, folder: Path) -> None:
+def write_images(folder: Path, contents: Contents) -> None:
+    """Writes images as a TFDS data set, images, of array_record files: tfds:images with this folder as source_dir.
+
+    Raises:
+      RunError: The disk has no room for them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(ImageBuilder.name, lambda: contents, folder)
+    shutil.rmtree(folder / "downloads", ignore_errors=True)
+
+
+def _write(name: str, read: Callable[[], Contents], folder: Path) -> None:
     for stale in folder.glob("*/incomplete.*"):  # What a killed process left behind.
         shutil.rmtree(stale)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()  # In a log it would be lines of escape sequences.
     # TFDS prints sizes that it does not know; its progress bars go to stderr and stay.
     with contextlib.redirect_stdout(io.StringIO()):
-        builder = ImageBuilder(source.read, data_dir=folder)
+        builder = ImageBuilder(read, data_dir=folder)
         _check_space(name, builder.contents, folder)
         builder.download_and_prepare(
             # Else TFDS asks the network whether somebody has prepared it already.

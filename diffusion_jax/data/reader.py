@@ -12,6 +12,7 @@ from tensorflow_datasets.core import constants, read_only_builder
 from tensorflow_datasets.proto import tf_example_pb2
 
 from diffusion_jax.data.image_file import fit
+from diffusion_jax.data.prepare import ImageBuilder
 from diffusion_jax.data.split import Batch, Split
 from diffusion_jax.errors import InputError, RunError
 
@@ -48,6 +49,16 @@ def open_prepared(directory: Path, name: str, split: str) -> tuple[Split, list[s
     return Split(len(sources[split]), shape, class_names, read), left_out
 
 
+def read_images(folder: Path) -> Split:
+    """Opens what `write_images` has written, streamed from its files.
+
+    Raises:
+      RunError: The files are damaged.
+    """
+    directory = folder / ImageBuilder.name / str(ImageBuilder.VERSION)
+    return open_prepared(directory, ImageBuilder.name, "train")[0]
+
+
 def _damaged(directory: Path, error: Exception) -> RunError:
     reason = str(error).splitlines()[0] if str(error) else repr(error)
     return RunError(
@@ -64,7 +75,7 @@ def _reader(
     def read(indices: Int64[np.ndarray, " b"]) -> Batch:
         try:
             return parse(source.__getitems__(indices.tolist()))
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, IndexError) as error:  # An empty record.
             raise _damaged(directory, error) from error
 
     return read

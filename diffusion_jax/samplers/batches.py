@@ -68,15 +68,6 @@ def _columns(num_frames: int) -> np.ndarray:
     return moments(num_frames - 1, min(COLUMNS, num_frames))
 
 
-def joined(parts: Sequence[Samples]) -> Samples:
-    """Returns the samples of several batches as those of one."""
-
-    def join(axis: int, arrays: tuple[Any, ...]) -> Any:
-        return None if arrays[0] is None else np.concatenate(arrays, axis)
-
-    return Samples(*map(join, (0, 1, 1, 0), zip(*parts, strict=True)))
-
-
 def make_batch_sampler(
     draw: Callable[..., SampleResult],
     mesh: jax.sharding.Mesh,

@@ -18,7 +18,9 @@ from tiny_run import checkpoint_steps, digits_in, results, rows, run, state_of, 
 
 import diffusion_jax
 from diffusion_jax import config as config_lib
+from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.sample import job_name
+from diffusion_jax.data import load
 from diffusion_jax.errors import InputError
 
 
@@ -216,28 +218,66 @@ def test_an_image_does_not_depend_on_batch_size_devices_or_the_training_command(
     np.testing.assert_allclose(corner.astype(int), many[0, ..., 0].astype(int), atol=1)
 
 
-def test_a_restarted_job_draws_only_what_is_missing_or_damaged(
-    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+def test_a_killed_job_keeps_its_finished_batches_and_draws_the_rest_even_at_another_batch_size(
+    conditional: Path,
+    sample: Callable[..., tuple[dict[str, Any], Path]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fields = ("sample.num_images=6", "sample.batch_size=4")
+    fields = ("sample.num_images=7", "sample.batch_size=2")
     _, folder = sample(conditional, *fields)
-    drawn, path = images(folder), lambda i: folder / "png" / f"{i:06}.png"
-    path(1).unlink()
-    path(2).write_bytes(path(2).read_bytes()[:60])
-    broken = bytearray(path(3).read_bytes())
-    broken[50] ^= 0xFF
-    path(3).write_bytes(broken)
-    path(5).write_bytes(b"")
-    (folder / "images.npz").unlink()
-    untouched = path(0).stat().st_mtime_ns
+    drawn = images(folder)
+    shutil.rmtree(folder)
+    keep = ImageFiles.keep
+
+    def killed(files: ImageFiles, first: int, batch: np.ndarray) -> None:
+        if first == 4:
+            raise KeyboardInterrupt
+        keep(files, first, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ImageFiles, "keep", killed)
+        sample(conditional, *fields)
+    assert [path.name for path in folder.iterdir()] == ["parts"]
     result, again = sample(conditional, *fields)
-    assert again == folder and result["drawn_this_start"] == 4
+    assert again == folder and result["drawn_this_start"] == 3
     np.testing.assert_array_equal(images(folder), drawn)
-    np.testing.assert_array_equal(pixels(path(3)), drawn[3, ..., 0])
-    assert path(0).stat().st_mtime_ns == untouched
-    assert [earlier["drawn_this_start"] for earlier in result["earlier"]] == [6]
-    result, _ = sample(conditional, *fields, "sample.batch_size=2")
+    assert [earlier["drawn_this_start"] for earlier in result["earlier"]] == [7]
+
+    shutil.rmtree(folder)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ImageFiles, "keep", killed)
+        sample(conditional, *fields)
+    part = folder / "parts" / "000000002.npz"
+    broken = bytearray(part.read_bytes())
+    broken[len(broken) // 2] ^= 0xFF
+    part.write_bytes(broken)  # So the first two images are kept alone.
+    result, _ = sample(conditional, "sample.num_images=7", "sample.batch_size=3")
+    assert result["drawn_this_start"] == 5
+    # Other shapes of the same products: rounding, so one level of 255.
+    np.testing.assert_allclose(images(folder).astype(int), drawn, atol=1)
+    result, _ = sample(conditional, *fields)
     assert result["drawn_this_start"] == 0
+
+
+def test_a_job_has_the_formats_that_are_asked_for_and_its_array_record_can_be_trained_on(
+    conditional: Path,
+    sample: Callable[..., tuple[dict[str, Any], Path]],
+    train: Callable[..., Path],
+) -> None:
+    fields = ("sample.num_images=20", "sampler.num_steps=2", "sample.batch_size=8")
+    result, folder = sample(conditional, *fields, "sample.formats=array_record,npz")
+    assert result["files"] == ["array_record", "images.npz"] and not (folder / "png").exists()
+    drawn = images(folder)
+    opened = load("tfds:images", "train", source_dir=str(folder / "array_record"))
+    batch = opened.read(np.arange(20))
+    np.testing.assert_array_equal(batch["image"], drawn)
+    np.testing.assert_array_equal(batch["label"], np.arange(20) % 10)
+    assert opened.class_names == tuple("0123456789")
+    (folder / "images.npz").unlink()  # Another format is made of what is there.
+    result, _ = sample(conditional, *fields, "sample.formats=png")
+    assert result["drawn_this_start"] == 0 and result["files"] == ["png"]
+    for i, image in enumerate(drawn):
+        np.testing.assert_array_equal(pixels(folder / "png" / f"{i:06}.png"), image[..., 0])
 
 
 def test_sampling_needs_the_averaged_parameters_and_nothing_else_of_a_run(
@@ -385,7 +425,8 @@ def test_an_older_checkpoint_can_be_sampled(
 def test_progressive_sampling_draws_the_way_from_noise_to_the_images(
     conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
 ) -> None:
-    _, folder = sample(conditional, "sample.progressive=true", "sample.num_images=5")
+    fields = ("sample.num_images=5", "sample.batch_size=5")  # The batch of the pictures.
+    _, folder = sample(conditional, "sample.progressive=true", *fields)
     strip, side = pixels(folder / "strip.png"), 8 * 7 + 2
     assert strip.shape == (4 * 2 * side + 2, 11 * side + 2)
     for i, image in enumerate(images(folder)[:4]):  # The last frame of x_t and of x0_hat.
@@ -395,7 +436,7 @@ def test_progressive_sampling_draws_the_way_from_noise_to_the_images(
             np.testing.assert_array_equal(frame, image[..., 0])
 
 
-PROGRESSIVE = ("sample.progressive=true", "sample.num_images=5", "sample.batch_size=3")
+PROGRESSIVE = ("sample.progressive=true", "sample.num_images=5", "sample.batch_size=5")
 
 
 def test_progressive_pictures_show_what_was_predicted_at_each_time(

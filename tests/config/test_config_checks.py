@@ -68,6 +68,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "sampler.guidance_rescale": ([0.0, 1.0], [-0.1, 1.1]),
     "sample.num_images": COUNT,
     "sample.batch_size": COUNT,
+    "sample.formats": ([("npz",), ("png", "array_record")], [(), ("jpg",)]),
     "sample.seed": SEED,
     "sample.labels": ([], [(), (-1,), (1.5,), ("cat",)]),
     "sample.step": COUNT_OR_NONE,

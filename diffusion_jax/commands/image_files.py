@@ -1,0 +1,211 @@
+"""The images of a sampling job on disk: batches as they are finished, then the files that were asked for.
+
+Nothing here holds all images of a job in memory.
+"""
+
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from diffusion_jax import data
+from diffusion_jax.errors import RunError
+from diffusion_jax.reporting import pictures, results
+
+Images = UInt8[np.ndarray, "n h w c"]
+Labels = Int[np.ndarray, " n"] | None
+Shape = tuple[int, int, int, int]  # Of all images of a job.
+CHUNK = 1024  # Images read at once, where a file holds them all.
+# What a damaged file makes its readers raise.
+BROKEN = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, RunError)
+
+
+class ImageFiles:
+    """The folder of a job: parts/ while it is drawn, and at its end a file or folder for each format.
+
+    Parts are the batches, in order. Each appears whole or not at all, and is read with its checksum; so are the files.
+    """
+
+    def __init__(self, folder: Path, num_images: int, image_shape: tuple[int, int, int]) -> None:
+        self._folder, self._num_images, self._image_shape = folder, num_images, image_shape
+
+    def num_finished(self) -> int:
+        """Returns how many images, from the first on, need not be drawn: those of a sound file, or of sound parts."""
+        if self._sound(FORMATS) is not None:
+            return self._num_images
+        return sum(len(part) for part in self._parts())
+
+    def keep(self, first: int, images: Images) -> None:
+        """Writes a batch, of which this image is the first."""
+        results.write_npz(self._part(first), images=images)
+
+    def head(self, num_images: int) -> Images:
+        """Returns the first images of a job that is drawn; all, if it has fewer."""
+        read: list[Images] = []
+        for images in self._read():
+            read.append(images)
+            if sum(map(len, read)) >= num_images:
+                break
+        return np.concatenate(read)[:num_images]
+
+    def write(self, formats: Iterable[str], labels: Labels) -> list[Path]:
+        """Writes the files of a job that is drawn, unless they are there; then deletes the parts.
+
+        Returns:
+          The file or folder of each format.
+        """
+        paths = []
+        for name in formats:
+            path = self._folder / FORMATS[name].path
+            paths.append(path)
+            if self._sound([name]) is None:
+                unfinished = path.with_name(path.name + ".part")
+                _remove(unfinished)
+                shape = (self._num_images, *self._image_shape)
+                FORMATS[name].write(unfinished, self._read(), labels, shape)
+                _remove(path)
+                os.replace(unfinished, path)
+        _remove(self._folder / "parts")
+        return paths
+
+    def _read(self) -> Iterator[Images]:
+        name = self._sound(FORMATS)
+        return (
+            self._parts() if name is None else FORMATS[name].read(self._folder / FORMATS[name].path)
+        )
+
+    def _sound(self, formats: Iterable[str]) -> str | None:
+        """Returns the first of these formats whose file is there and can be read to its end."""
+        for name in formats:
+            path = self._folder / FORMATS[name].path
+            try:
+                if path.exists() and self._has_all(FORMATS[name].read(path)):
+                    return name
+            except BROKEN:
+                continue
+        return None
+
+    def _has_all(self, batches: Iterator[Images]) -> bool:
+        count = 0
+        for images in batches:
+            if images.shape[1:] != self._image_shape:
+                return False
+            count += len(images)
+        return count == self._num_images
+
+    def _parts(self) -> Iterator[Images]:
+        """Yields the parts from the first one on, up to one that is missing or damaged."""
+        first = 0
+        while first < self._num_images:
+            try:
+                with np.load(self._part(first)) as arrays:
+                    images = arrays["images"]
+            except BROKEN:
+                return
+            if images.shape[1:] != self._image_shape or len(images) == 0:
+                return
+            first += len(images)
+            yield images
+
+    def _part(self, first: int) -> Path:
+        return self._folder / "parts" / f"{first:09}.npz"
+
+
+# ---- formats: written from batches, read in batches -------------------------------------------------------
+
+
+class Format(NamedTuple):
+    """A form that the images of a job can have.
+
+    Attributes:
+      path: Name of its file or folder.
+      write: (path, batches of images, labels, shape of all images) -> None.
+      read: path -> batches of images; raises one of `BROKEN` if it is damaged.
+    """
+
+    path: str
+    write: Callable[[Path, Iterator[Images], Labels, Shape], None]
+    read: Callable[[Path], Iterator[Images]]
+
+
+def _write_npz(path: Path, batches: Iterator[Images], labels: Labels, shape: Shape) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_2_0(file, header)
+            for images in batches:
+                file.write(images.tobytes())
+        if labels is not None:
+            with archive.open("labels.npy", "w") as file:
+                np.lib.format.write_array(file, labels)
+
+
+def _read_npz(path: Path) -> Iterator[Images]:
+    with zipfile.ZipFile(path) as archive, archive.open("images.npy") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        if dtype != np.uint8:
+            raise ValueError(f"images of {dtype}")
+        size = int(np.prod(shape[1:]))
+        while block := file.read(CHUNK * size):
+            yield np.frombuffer(block, np.uint8).reshape(-1, *shape[1:])
+
+
+def _write_png(path: Path, batches: Iterator[Images], labels: Labels, shape: Shape) -> None:
+    del labels, shape
+    path.mkdir(parents=True)
+    i = 0
+    for images in batches:
+        for image in images:
+            pictures.save_png(path / f"{i:06}.png", image)
+            i += 1
+
+
+def _read_png(path: Path) -> Iterator[Images]:
+    for file in sorted(path.iterdir()):
+        yield pictures.load_png(file)[None]
+
+
+def _write_array_record(
+    path: Path, batches: Iterator[Images], labels: Labels, shape: Shape
+) -> None:
+    """Writes a TFDS data set, so that `data.name=tfds:images` can train on it."""
+    num_images, image_shape = shape[0], shape[1:]
+    classes = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
+
+    def rows() -> Iterator[tuple[np.ndarray, int]]:
+        i = 0
+        for images in batches:
+            for image in images:
+                yield image, 0 if labels is None else int(labels[i])
+                i += 1
+
+    data.write_images(path, data.Contents(image_shape, classes, num_images, {"train": rows()}))
+
+
+def _read_array_record(path: Path) -> Iterator[Images]:
+    split = data.read_images(path)
+    for first in range(0, split.num_images, CHUNK):
+        indices = np.arange(first, min(first + CHUNK, split.num_images))
+        yield split.read(indices)["image"]
+
+
+FORMATS = {
+    "npz": Format("images.npz", _write_npz, _read_npz),
+    "array_record": Format("array_record", _write_array_record, _read_array_record),
+    "png": Format("png", _write_png, _read_png),
+}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,78 @@
+"""A job's images on disk: what is written is read back, damage is noticed, and nothing is drawn twice."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_jax.commands.image_files import FORMATS, ImageFiles
+
+SHAPE = (3, 5, 3)
+IMAGES = np.random.default_rng(0).integers(0, 256, (2500, *SHAPE), dtype=np.uint8)
+LABELS = np.arange(2500, dtype=np.int32) % 7
+
+
+def drawn(folder: Path, num_images: int = 9) -> ImageFiles:
+    """A job of two batches, drawn and not yet written."""
+    files = ImageFiles(folder, num_images, SHAPE)
+    files.keep(0, IMAGES[:5])
+    files.keep(5, IMAGES[5:num_images])
+    return files
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_written_is_read_back_and_the_parts_are_gone(name: str, tmp_path: Path) -> None:
+    files = drawn(tmp_path)
+    assert files.num_finished() == 9
+    assert files.write([name], LABELS[:9]) == [tmp_path / FORMATS[name].path]
+    assert [path.name for path in tmp_path.iterdir()] == [FORMATS[name].path]
+    assert files.num_finished() == 9
+    np.testing.assert_array_equal(files.head(6), IMAGES[:6])
+    np.testing.assert_array_equal(files.head(100), IMAGES[:9])
+    assert ImageFiles(tmp_path, 10, SHAPE).num_finished() == 0  # Another job's.
+    assert ImageFiles(tmp_path, 9, (3, 4, 3)).num_finished() == 0
+
+
+def test_numpy_reads_a_large_npz_that_was_written_in_parts(tmp_path: Path) -> None:
+    files = ImageFiles(tmp_path, 2500, SHAPE)
+    for first in range(0, 2500, 700):
+        files.keep(first, IMAGES[first : first + 700])
+    files.write(["npz"], LABELS)
+    with np.load(tmp_path / "images.npz") as arrays:
+        np.testing.assert_array_equal(arrays["images"], IMAGES)
+        np.testing.assert_array_equal(arrays["labels"], LABELS)
+    assert files.num_finished() == 2500
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_file_is_written_anew_from_another(
+    name: str, damage: str, tmp_path: Path
+) -> None:
+    other = next(other for other in FORMATS if other != name)
+    files = drawn(tmp_path)
+    files.write([name, other], None)
+    path = tmp_path / FORMATS[name].path
+    victim = max(
+        (p for p in (path, *path.rglob("*")) if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    whole = victim.read_bytes()
+    broken = bytearray(whole if damage == "flipped" else whole[: len(whole) // 2])
+    if damage == "flipped":
+        middle = whole.index(IMAGES[4].tobytes()) if name == "array_record" else len(whole) // 2
+        broken[middle] ^= 0xFF
+    victim.write_bytes(broken)
+    files.write([name], None)
+    assert list(FORMATS[name].read(path)) != []
+    np.testing.assert_array_equal(np.concatenate(list(FORMATS[name].read(path))), IMAGES[:9])
+
+
+def test_parts_count_up_to_the_first_that_is_missing(tmp_path: Path) -> None:
+    files = ImageFiles(tmp_path, 9, SHAPE)
+    assert files.num_finished() == 0
+    files.keep(5, IMAGES[5:9])
+    assert files.num_finished() == 0
+    files.keep(0, IMAGES[:5])
+    assert files.num_finished() == 9
+    files.keep(5, IMAGES[5:7])  # A smaller batch of another start.
+    assert files.num_finished() == 7
