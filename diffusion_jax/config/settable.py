@@ -7,7 +7,9 @@ SETTABLE = {
     # ---- sampler
     "sampler.name": Field(
         "ancestral",
-        Choice(("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "heun", "unipc")),
+        Choice(
+            ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "heun", "pndm", "unipc")
+        ),
         "update rule; dpmpp (DPM-Solver++) is for 10 to 20 steps, unipc for 5 to 15; heun evaluates twice a step",
         "always",
     ),

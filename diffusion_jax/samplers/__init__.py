@@ -16,6 +16,7 @@ from diffusion_jax.samplers.loop import (
     moments,
     sample_loop,
 )
+from diffusion_jax.samplers.pndm import pndm
 from diffusion_jax.samplers.shared import Shared, nearest_point, shared_structure
 from diffusion_jax.samplers.unipc import unipc
 
@@ -27,6 +28,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_3m": dpmpp_3m,
     "heun": heun,
+    "pndm": pndm,
     "unipc": unipc,
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "image_keys",
     "moments",
     "nearest_point",
+    "pndm",
     "sample_loop",
     "shared_structure",
     "unipc",

@@ -3,7 +3,7 @@
 With lambda = log(signal / std), the predictor UniP-p goes from point t to s, h further, by extrapolation of the last p
 predictions of x_0. At x_s the network is evaluated, and UniC-p takes the same step again with the curve through that
 prediction and the p before it. Its x_s is where the next step begins; the network is not evaluated there again. In the
-paper's form for predictions of x_0 (Appendix A), with m = x0_hat at s and m_0, m_1, ... before it,
+paper's form for predictions of x_0, with m = x0_hat at s and m_0, m_1, ... before it,
 
     x_s = std_s / std_t x_t - signal_s (expm1(-h) m_0 + B(h) sum_k rho_k (m_k - m_0) / r_k),
 
@@ -42,7 +42,7 @@ def unipc(grid: Grid, *, order: int = 3) -> Sampler:
 
     Args:
       grid: Points from noise to data, such as `process.grid(10, "logsnr")`.
-      order: p in {1, 2, 3}; the paper advises 3, and 2 for guided sampling.
+      order: p in {1, 2, 3}; its authors advise 3, and 2 for guided sampling.
 
     Raises:
       InputError: Another order.

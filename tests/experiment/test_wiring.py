@@ -358,9 +358,10 @@ def test_the_samplers_variance_counts_before_the_processs() -> None:
     chex.assert_trees_all_equal(built(config_with(BASE | fields)), by_hand())
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "pndm", "unipc"])
 def test_a_sampler_is_chosen_by_its_name(name: str, usual: dict) -> None:
-    expected = by_hand(make_sampler=lambda grid, variance: SAMPLERS[name](grid))
+    process = (DDPM(make_schedule("linear", T)),) if name == "pndm" else ()
+    expected = by_hand(make_sampler=lambda grid, variance: SAMPLERS[name](grid, *process))
     assert differing(expected, usual) == {"images"}
     chex.assert_trees_all_equal(built(config_with(BASE | {"sampler.name": name})), expected)
 

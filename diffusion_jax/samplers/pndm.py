@@ -1,0 +1,90 @@
+"""PNDM (Liu et al., 2022): a classical solver of order 4 for eps along the chain, with DDIM's step in place of Euler's.
+
+With phi(x_t, eps, t, s) = signal_s / signal_t x_t + (std_s - signal_s / signal_t std_t) eps, DDIM's step, a
+step from t to s is phi with an eps made of several evaluations. The first three steps are pseudo Runge-Kutta ones, with
+m halfway in time between t and s,
+
+    e_1 = eps_hat(x_t, t)                           e_2 = eps_hat(phi(x_t, e_1, t, m), m)
+    e_3 = eps_hat(phi(x_t, e_2, t, m), m)           e_4 = eps_hat(phi(x_t, e_3, t, s), s)
+    eps = (e_1 + 2 e_2 + 2 e_3 + e_4) / 6,
+
+the others pseudo linear multistep ones, where e, e', ... are those at x_t and at the steps before:
+
+    eps = (55 e - 59 e' + 37 e'' - 9 e''') / 24.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax.denoiser import Denoise
+from diffusion_jax.processes.gaussian import per_image
+from diffusion_jax.processes.process import Grid, Points, Process, take
+from diffusion_jax.samplers.loop import Sampler, State
+
+Coefs = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
+
+WARM_UP = 3  # Runge-Kutta steps.
+# Adams and Bashforth's weights of the last predictions, the newest first: row k for a step that remembers k earlier.
+WEIGHTS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
+
+
+def pndm(grid: Grid, process: Process) -> Sampler:
+    """Returns F-PNDM, Algorithm 2 of Liu et al. (2022): deterministic, 4 evaluations in each of the first three steps.
+
+    As the paper proves, the order is 2, with small errors. In N >= 4 steps there are N + 9 evaluations, in fewer
+    4 N - 3: the network has no eps at the data, so the step to it is none of Runge-Kutta's, but the multistep one of
+    the order that what is remembered allows (one step: x0_hat). With uniform and leading it is shorter than the steps
+    whose weights it takes; the paper's code does the same, and leaves an error of about 1e-3 there. A run that
+    starts at any point begins with no memory, so with Runge-Kutta steps.
+
+    The multistep weights are those of evenly spaced times: take uniform, leading or trailing. phi divides by the
+    signal, and an eps that is no single prediction is not clipped: where the last timestep has next to no signal
+    (cosine, jsd), take leading, as the paper does.
+
+    Args:
+      grid: Points from noise to data, such as `process.grid(20, "leading")`.
+      process: The process that the grid is of.
+    """
+    num_steps = grid.num_steps
+    halfway = process.points((grid.time[:-1] + grid.time[1:]) / 2)
+    begin = Points(grid.time[:-1], grid.log_signal[:-1], grid.std[:-1])
+    end = Points(grid.time[1:], grid.log_signal[1:], grid.std[1:])
+    to_half, to_end = _transfer(begin, halfway), _transfer(begin, end)
+
+    def init(x: Float[Array, " b *dims"]) -> State:
+        return State(x, x, memory=((jnp.zeros_like(x),) * WARM_UP, jnp.int32(0)))
+
+    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+        past, known = state.memory
+        first = denoise(state.x, grid.at(i))
+
+        def phi(eps: Float[Array, " b *dims"], coefs: Coefs) -> Float[Array, " b *dims"]:
+            coef_x, coef_eps = (per_image(take(c, i), eps) for c in coefs)
+            return coef_x * state.x + coef_eps * eps
+
+        def runge_kutta() -> Float[Array, " b *dims"]:
+            e_2 = denoise(phi(first.eps, to_half), halfway.at(i)).eps
+            e_3 = denoise(phi(e_2, to_half), halfway.at(i)).eps
+            e_4 = denoise(phi(e_3, to_end), grid.at(i + 1)).eps
+            return (first.eps + 2 * e_2 + 2 * e_3 + e_4) / 6
+
+        def multistep() -> Float[Array, " b *dims"]:
+            weights = jnp.asarray(WEIGHTS, jnp.float32)[known]
+            terms = [w * e for w, e in zip(weights, (first.eps, *past), strict=True)]
+            return sum(terms, start=jnp.zeros_like(first.eps))
+
+        to_data = jnp.any(i == num_steps - 1)
+        eps = jax.lax.cond((known < WARM_UP) & ~to_data, runge_kutta, multistep)
+        memory = (first.eps, *past[:-1]), jnp.minimum(known + 1, WARM_UP)
+        return State(phi(eps, to_end), first.x0, memory)
+
+    nfe = num_steps + 3 * min(WARM_UP, num_steps - 1)
+    return Sampler(grid, step, nfe=nfe, init=init)
+
+
+def _transfer(t: Points, s: Points) -> Coefs:
+    """Returns the factors of x_t and of eps in phi(x_t, eps, t, s)."""
+    ratio = np.exp(s.log_signal - t.log_signal)
+    return ratio, s.std - ratio * t.std
