@@ -49,7 +49,8 @@ def test_guided_noise_is_the_formula_and_one_and_zero_are_the_two_models(compile
     np.testing.assert_allclose(prediction.eps, eps, atol=2e-4)
     x0 = np.asarray(WITHOUT.x0) + scale * np.asarray(WITH.x0 - WITHOUT.x0)
     np.testing.assert_allclose(prediction.x0, x0, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(prediction.fraction, WITH.fraction)
+    # Of the same output, compiled otherwise: rounding.
+    np.testing.assert_allclose(prediction.fraction, np.asarray(WITH.fraction), rtol=1e-6)
 
 
 def test_another_scale_or_rescale_does_not_compile_it_again():

@@ -26,7 +26,7 @@ from diffusion_jax.errors import InputError
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with digits_in(tmp_path_factory.mktemp("cache")) as folder:
+    with digits_in(tmp_path_factory.mktemp("cache"), plots=True) as folder:
         yield folder
 
 
@@ -347,6 +347,15 @@ def test_labels_choose_the_class_and_default_to_all_in_turn(
     assert (one[0] != other[0]).any()
 
 
+@pytest.fixture(scope="module")
+def usual(conditional: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """results/sample.json and the job's folder of a run sampled with the fields of its training."""
+    copy = shutil.copytree(conditional, tmp_path_factory.mktemp("usual") / "run")
+    assert run("--mode=sample", f"--workdir={copy}").status == 0
+    result = results(copy, "sample")
+    return result, copy / "samples" / result["job"]
+
+
 @pytest.mark.parametrize(
     ("field", "entry", "nfe"),
     [
@@ -360,16 +369,16 @@ def test_labels_choose_the_class_and_default_to_all_in_turn(
 )
 def test_what_decides_pixels_gives_other_pixels_in_another_folder(
     conditional: Path,
+    usual: tuple[Any, Path],
     sample: Callable[..., tuple[dict[str, Any], Path]],
     field: str,
     entry: dict[str, Any],
     nfe: int,
 ) -> None:
-    before, usual = sample(conditional)
     result, folder = sample(conditional, field)
-    assert folder != usual and result["nfe"] == nfe
-    assert result["sampler"] == before["sampler"] | entry
-    assert (images(folder) != images(usual)).any()
+    assert folder.name != usual[1].name and result["nfe"] == nfe
+    assert result["sampler"] == usual[0]["sampler"] | entry
+    assert (images(folder) != images(usual[1])).any()
 
 
 def test_each_command_warns_once_of_fixed_large_in_few_steps(tmp_path: Path) -> None:
@@ -415,11 +424,11 @@ def test_the_job_is_named_by_the_options_that_its_sampler_takes_and_no_others() 
 
 
 def test_an_older_checkpoint_can_be_sampled(
-    conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
+    conditional: Path, usual: tuple[Any, Path], sample: Callable[..., tuple[dict[str, Any], Path]]
 ) -> None:
     result, folder = sample(conditional, "sample.step=4")
     assert result["step"] == 4 and folder.name.startswith("step00000004-")
-    assert (images(folder) != images(sample(conditional)[1])).any()
+    assert (images(folder) != images(usual[1])).any()
 
 
 def test_progressive_sampling_draws_the_way_from_noise_to_the_images(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny_run import digits_in, environment, finish, results, run, start, write_config
 
@@ -21,6 +22,7 @@ from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import indexed, stream
 from diffusion_jax.likelihood.bound import variational_bound
 
+SAVEFIG = Figure.savefig
 T = 20
 FEW = ("--config.eval.num_images=40", "--config.eval.batch_size=16", "--config.mesh.data=1")
 
@@ -90,7 +92,10 @@ def test_the_figures_are_those_of_the_library_and_add_up(copied: Path) -> None:
     assert filed["provenance"]["jax"] == jax.__version__ and filed["not_finite"] == {}
 
 
-def test_arrays_and_plots_of_the_terms_lie_beside_the_figures(copied: Path) -> None:
+def test_arrays_and_plots_of_the_terms_lie_beside_the_figures(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", SAVEFIG)
     filed = evaluate(copied)
     (name, *_), folder = filed["files"], copied / "results"
     with np.load(folder / name, allow_pickle=False) as arrays:

@@ -23,7 +23,7 @@ EVAL = (*EVAL, "eval.seed=3", "eval.clip=false")
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with digits_in(tmp_path_factory.mktemp("cache")) as folder:
+    with digits_in(tmp_path_factory.mktemp("cache"), plots=True) as folder:
         yield folder
 
 

@@ -1,6 +1,5 @@
 """L_vlb against the bound, whose one-step estimate it is, and L_hybrid against its definition by finite differences."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import chex
@@ -25,14 +24,6 @@ PROCESS = DDPM(SCHEDULE)
 SHAPE = (2, 1, 1)
 FIXED = [variance for variance in VARIANCES if variance != "learned"]
 STEPS = np.arange(T)  # Paper step less 1: least noisy first, as u is.
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unoptimized() -> Iterator[None]:
-    """Tiny programs cost far more to optimise than to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def network(params: Any, x: Any, time: Any, labels: Any = None, dropout_keys: Any = None) -> Any:

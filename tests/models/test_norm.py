@@ -66,9 +66,9 @@ def test_output_tangent_and_gradients_are_those_of_the_definition(
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # Other orders of summation.
 
 
-def test_derivatives_of_second_order_are_finite_differences_in_both_modes(compiled, swish):
+def test_derivatives_of_second_order_are_finite_differences_in_both_modes(swish):
     x, scale, bias = arrays((2, 2, 3, 4))[:3]
-    function = compiled(lambda *a: jnp.sin(group_norm(*map(jnp.asarray, a), 2, EPSILON, swish)))
+    function = jax.jit(lambda *a: jnp.sin(group_norm(*map(jnp.asarray, a), 2, EPSILON, swish)))
     check_grads(function, (x / 2, scale, bias), order=2, modes=["fwd", "rev"], atol=2e-2, rtol=2e-2)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -95,8 +96,8 @@ def test_the_command_makes_a_cpu_device_of_each_core_unless_the_user_says_how_ma
     assert [o.out.strip() for o in outcomes] == [out for _, _, out in cases], outcomes
 
 
-def in_two_processes(script: str) -> tuple[list[Outcome], float]:
-    """Runs a script in two tasks of a simulated Slurm job; returns their outcomes and the time."""
+def start_two(script: str) -> "list[subprocess.Popen[str]]":
+    """Starts a script in two tasks of a simulated Slurm job."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -113,7 +114,7 @@ def in_two_processes(script: str) -> tuple[list[Outcome], float]:
         "SLURM_LOCALID": "0",
         "SLURM_STEP_NUM_TASKS": "2",
     }
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, "-c", head + textwrap.dedent(script)],
             env={**environment, "SLURM_PROCID": str(index)},
@@ -123,9 +124,33 @@ def in_two_processes(script: str) -> tuple[list[Outcome], float]:
         )
         for index in range(2)
     ]
+
+
+def in_two_processes(script: str) -> tuple[list[Outcome], float]:
+    """Runs a script in two tasks of a simulated Slurm job; returns their outcomes and the time."""
     started = time.monotonic()
-    outcomes = finish_all(processes)
+    outcomes = finish_all(start_two(script))
     return outcomes, time.monotonic() - started
+
+
+LATE = """
+if index == 1:
+    time.sleep(35)  # The connections of gloo itself give up after 30 s.
+print(distributed.any_process(index == 1))
+mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+sharding = jax.NamedSharding(mesh, jax.P("data"))
+local = jax.numpy.full((1,), index + 1.0)
+print(float(jax.jit(jax.numpy.sum)(jax.make_array_from_process_local_data(sharding, local))))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def late() -> "Iterator[list[subprocess.Popen[str]]]":
+    """Two processes of which one comes late: they are started first and waited for last."""
+    processes = start_two(LATE)
+    yield processes
+    for process in processes:
+        process.kill()
 
 
 def test_processes_that_leave_alike_keep_their_own_status():
@@ -160,23 +185,6 @@ def test_when_one_process_leaves_the_other_fails_soon(failing: int):
     assert seconds < 240, outcomes
 
 
-def test_a_process_that_comes_late_to_the_first_computation_is_waited_for():
-    outcomes, _ = in_two_processes(
-        """
-        if index == 1:
-            time.sleep(35)  # The connections of gloo itself give up after 30 s.
-        print(distributed.any_process(index == 1))
-        mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        sharding = jax.NamedSharding(mesh, jax.P("data"))
-        local = jax.numpy.full((1,), index + 1.0)
-        print(float(jax.jit(jax.numpy.sum)(jax.make_array_from_process_local_data(sharding, local))))
-        """
-    )
-    assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
-    for outcome in outcomes:
-        assert "True" in outcome.out and "3.0" in outcome.out, outcomes
-
-
 def test_process_0_decides_and_tells_the_others():
     outcomes, _ = in_two_processes(
         """
@@ -207,3 +215,12 @@ def test_process_0_decides_and_tells_the_others():
             "process 0: not this one" if index else "not this one",
             "not this one" if index else "process 1: not this one",
         ]
+
+
+def test_a_process_that_comes_late_to_the_first_computation_is_waited_for(
+    late: "list[subprocess.Popen[str]]",
+):
+    outcomes = finish_all(late)
+    assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
+    for outcome in outcomes:
+        assert "True" in outcome.out and "3.0" in outcome.out, outcomes
