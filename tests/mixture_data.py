@@ -8,6 +8,9 @@ that x_t came from component k, of mean m_k and variance v_k,
     E[eps | x_t] = sum_k r_k std / c_k (x_t - signal m_k).
 """
 
+from inspect import signature
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +19,8 @@ from scipy.special import ndtr
 
 from diffusion_jax.denoiser import Prediction, complete
 from diffusion_jax.processes.gaussian import per_image
-from diffusion_jax.processes.process import Grid, Point
+from diffusion_jax.processes.process import Grid, Point, Process
+from diffusion_jax.samplers import SAMPLERS, Sampler
 
 WEIGHTS = np.array([0.3, 0.25, 0.2, 0.15, 0.1])
 MEANS = np.array([[-0.6, -0.5], [0.5, -0.6], [0.7, 0.4], [-0.1, 0.6], [-0.8, 0.3]])
@@ -50,6 +54,12 @@ def expected(x, signal, std, xp=np):
     joint = xp.exp(log_joint - log_joint.max(-2, keepdims=True))
     r = joint / joint.sum(-2, keepdims=True)
     return (r * (m + signal * v / c * away)).sum(-2), (r * std / c * away).sum(-2)
+
+
+def make_sampler(name: str, process: Process, grid: Grid, options: dict[str, Any]) -> Sampler:
+    """The sampler of that name, given the process if it takes one."""
+    given = {"process": process} if "process" in signature(SAMPLERS[name]).parameters else {}
+    return SAMPLERS[name](grid, **given, **options)
 
 
 def flow(grid: Grid, x: np.ndarray, start: int, stop: int, *, num_steps: int = 1000) -> np.ndarray:

@@ -52,7 +52,7 @@ OF_FIXTURE = 10
 PROCESS = DDPM(make_schedule("linear", 1000))
 SHAPE = (3, 3, 2)
 SEED, IMAGES = 0, 4
-DPM = "DPMSolverMultistepScheduler"
+DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
 
 
 def uniform(n: int) -> list[int]:
@@ -102,7 +102,9 @@ class Case(NamedTuple):
     def make(self, num_steps: int) -> Sampler:
         """Returns our side."""
         grid = PROCESS.grid(None, self.times(num_steps))
-        return self.matched(grid) if self.matched else SAMPLERS[self.sampler](grid, **self.options)
+        if self.matched:
+            return self.matched(grid)
+        return mixture_data.make_sampler(self.sampler, PROCESS, grid, self.options)
 
 
 def third_of_diffusers(grid: Grid) -> Sampler:
@@ -167,7 +169,14 @@ CASES = (
         matched=third_of_diffusers,
     ),
     Case("dpmpp_3m", {}, DPM, THIRD, convention="the whole curvature"),
+    *(
+        Case("unipc", {"order": p}, UNIPC, {"solver_order": p}, times=before_uniform)
+        for p in (2, 3)
+    ),
+    Case("heun", {}, "HeunDiscreteScheduler", {}),
+    Case("pndm", {}, "PNDMScheduler", {"set_alpha_to_one": True}, times=leading),
 )
+CASES = [case for case in CASES if case.sampler in SAMPLERS]
 
 
 def keys() -> Key[Array, " b"]:
