@@ -144,7 +144,7 @@ def third_of_diffusers(grid: Grid) -> Sampler:
         x = sum(per_image(take(coefficient, i), term) * term for coefficient, term in terms)
         return State(jnp.asarray(x), predictions[0], predictions[:2])
 
-    return Sampler(grid, step, nfe=n, init=init)
+    return Sampler(grid, step, init)
 
 
 NO_CLIP = {"clip_sample": False}

@@ -5,7 +5,17 @@ from collections.abc import Callable
 from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.ddim import ddim
 from diffusion_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
+from diffusion_jax.samplers.editing import (
+    Merge,
+    inpaint,
+    inpaint_nfe,
+    known_blocks,
+    known_grey,
+    known_nothing,
+    known_pixels,
+)
 from diffusion_jax.samplers.heun import heun
+from diffusion_jax.samplers.interpolation import interpolate, slerp
 from diffusion_jax.samplers.inversion import encode, encoding_nfe
 from diffusion_jax.samplers.loop import (
     Sampler,
@@ -33,6 +43,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 __all__ = [
+    "Merge",
     "SAMPLERS",
     "SampleResult",
     "Sampler",
@@ -48,10 +59,18 @@ __all__ = [
     "first_noise",
     "heun",
     "image_keys",
+    "inpaint",
+    "inpaint_nfe",
+    "interpolate",
+    "known_blocks",
+    "known_grey",
+    "known_nothing",
+    "known_pixels",
     "moments",
     "nearest_point",
     "pndm",
     "sample_loop",
     "shared_structure",
+    "slerp",
     "unipc",
 ]

@@ -34,4 +34,4 @@ def ancestral(grid: Grid, *, variance: str = "fixed_large") -> Sampler:
         noise = jnp.sqrt(p.variance) * image_normal(keys, state.x.shape[1:])
         return State(p.mean + noise, prediction.x0)
 
-    return Sampler(grid, step, nfe=grid.num_steps)
+    return Sampler(grid, step)

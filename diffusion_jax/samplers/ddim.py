@@ -47,4 +47,4 @@ def ddim(grid: Grid, *, eta: float | Float[Array, ""] = 0.0) -> Sampler:
             x += per_image(sigma, x) * image_normal(keys, x.shape[1:])
         return State(x, prediction.x0)
 
-    return Sampler(grid, step, nfe=grid.num_steps)
+    return Sampler(grid, step)

@@ -81,7 +81,10 @@ def heun(
         x = jax.lax.cond(jnp.all(i == num_steps - 1), lambda: euler, corrected)
         return State(x, first.x0)
 
-    return Sampler(grid, step, nfe=2 * num_steps - 1)
+    def cost(start: int, stop: int) -> int:
+        return 2 * (stop - start) - (stop == num_steps > start)
+
+    return Sampler(grid, step, cost=cost)
 
 
 def _churned(

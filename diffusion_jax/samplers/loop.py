@@ -42,6 +42,11 @@ def no_memory(x: Float[Array, " b *dims"]) -> State:
     return State(x, x)
 
 
+def one_a_step(start: int, stop: int) -> int:
+    """Returns the network evaluations of an update rule that needs one a step."""
+    return stop - start
+
+
 class Sampler(NamedTuple):
     """An update rule on a grid.
 
@@ -49,14 +54,19 @@ class Sampler(NamedTuple):
       grid: The points from noise to data; step i goes from point i to point i + 1.
       step: (denoise, state, i, keys) -> state; i has shape (b,), and there is one key an image, fresh at each
         step.
-      nfe: Network evaluations an image.
       init: x -> the state before the first step.
+      cost: (start, stop) -> network evaluations an image of a run from one point to another.
     """
 
     grid: Grid
     step: Callable[[Denoise, State, Array, Array], State]
-    nfe: int
     init: Callable[[Array], State] = no_memory
+    cost: Callable[[int, int], int] = one_a_step
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations an image of the whole run."""
+        return self.cost(0, self.grid.num_steps)
 
 
 class SampleResult(NamedTuple):

@@ -110,4 +110,4 @@ def multistep(
             x += per_image(take(noise, i), x) * image_normal(keys, x.shape[1:])
         return State(x, x0_hat, (predictions[:-1], jnp.minimum(known + 1, most)))
 
-    return Sampler(grid, step, nfe=num_steps, init=init)
+    return Sampler(grid, step, init)

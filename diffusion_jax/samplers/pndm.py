@@ -80,8 +80,10 @@ def pndm(grid: Grid, process: Process) -> Sampler:
         memory = (first.eps, *past[:-1]), jnp.minimum(known + 1, WARM_UP)
         return State(phi(eps, to_end), first.x0, memory)
 
-    nfe = num_steps + 3 * min(WARM_UP, num_steps - 1)
-    return Sampler(grid, step, nfe=nfe, init=init)
+    def cost(start: int, stop: int) -> int:
+        return stop - start + 3 * min(WARM_UP, max(min(stop, num_steps - 1) - start, 0))
+
+    return Sampler(grid, step, init, cost)
 
 
 def _transfer(t: Points, s: Points) -> Coefs:

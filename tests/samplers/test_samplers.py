@@ -318,7 +318,7 @@ def two_step(grid: Grid) -> Sampler:
         x = jnp.where(known > 0, (x0 + state.memory["last"]) / 2, x0)
         return State(x, x0, memory={"last": x0, "known": known + 1})
 
-    return Sampler(grid, step, nfe=grid.num_steps, init=init)
+    return Sampler(grid, step, init)
 
 
 @pytest.mark.parametrize("num_frames", [0, 5])

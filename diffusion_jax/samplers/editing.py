@@ -1,0 +1,181 @@
+"""Images made of given images: inpainting, colouring, enlarging, image-to-image, and what lies between two images.
+
+An orthogonal projection P of x_t = signal x_0 + std eps is signal P x_0 + std P eps, and P eps is normal noise in its
+subspace: so what is known of x_0, be it some pixels, the grey values or the means of blocks, is known of every x_t
+(Song et al., 2021, Appendix I). A `Merge` puts it there.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from diffusion_jax.denoiser import Denoise
+from diffusion_jax.errors import InputError
+from diffusion_jax.keys import image_normal
+from diffusion_jax.processes.gaussian import per_image, q_sample
+from diffusion_jax.processes.process import Grid
+from diffusion_jax.samplers.loop import (
+    Sampler,
+    State,
+    continuation_keys,
+    first_noise,
+    fold_in,
+    sample_loop,
+    step_keys,
+)
+
+# (images, images with the known part) -> the first with the known part of the second
+Merge = Callable[[Float[Array, "b h w c"], Float[Array, "b h w c"]], Float[Array, "b h w c"]]
+KNOWN, AGAIN = 0, 1  # Streams of a step's key, besides the noise of the sampler itself.
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601; a sum of the channels, as Pillow makes grey images.
+
+
+def known_pixels(known: Bool[np.ndarray, "h w"]) -> Merge:
+    """Returns the merge that keeps the pixels marked True, for inpainting."""
+    return lambda images, given: jnp.where(known[None, :, :, None], given, images)
+
+
+def known_grey() -> Merge:
+    """Returns the merge that keeps the grey values of RGB images, for colouring: x + w (w . (x' - x)) / (w . w).
+
+    w are the weights of `LUMA`. Given images may be grey, with three equal channels.
+    """
+    weights = np.asarray(LUMA, np.float32)
+
+    def merge(images: Array, given: Array) -> Array:
+        grey = jnp.sum((given - images) * weights[None, None, None, :], -1, keepdims=True)
+        return images + grey * (weights / np.square(weights).sum())[None, None, None, :]
+
+    return merge
+
+
+def known_blocks(factor: int) -> Merge:
+    """Returns the merge that keeps the mean of each block of factor x factor pixels, for enlarging.
+
+    Args:
+      factor: Divisor of height and width.
+    """
+
+    def merge(images: Array, given: Array) -> Array:
+        b, h, w, c = images.shape
+        blocks = (given - images).reshape(b, h // factor, factor, w // factor, factor, c)
+        mean = jnp.broadcast_to(blocks.mean((2, 4), keepdims=True), blocks.shape)
+        return images + mean.reshape(images.shape)
+
+    return merge
+
+
+def known_nothing() -> Merge:
+    """Returns the merge that keeps nothing, for image-to-image: there all that is given is x_t at the start."""
+    return lambda images, given: images
+
+
+def replaced(sampler: Sampler, merge: Merge, x0: Float[Array, "b h w c"]) -> Sampler:
+    """Returns the sampler that has the known part of x0, noised, after each step; in the last, x0's itself.
+
+    The noise is fresh in each step (Lugmayr et al., 2022, Eq. 8).
+
+    Args:
+      sampler: Any update rule.
+      merge: What is known.
+      x0: Images whose known part counts, in [-1, 1].
+    """
+
+    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+        after = sampler.step(denoise, state, i, keys)
+        eps = image_normal(fold_in(keys, KNOWN), x0.shape[1:])
+        given = q_sample(sampler.grid.at(i + 1), x0, eps)
+        return after._replace(x=merge(after.x, given))
+
+    return sampler._replace(step=step)
+
+
+def inpaint(
+    denoise: Denoise,
+    sampler: Sampler,
+    keys: Key[Array, " b"],
+    x0: Float[Array, "b h w c"],
+    merge: Merge,
+    *,
+    start: int = 0,
+    resamplings: int = 1,
+    jump: int = 10,
+) -> Float[Array, "b h w c"]:
+    """Draws images that have the known part of x0. To be called inside the caller's `jit`.
+
+    By replacement alone (resamplings = 1), the rest is drawn without regard to how it fits the known part at the same
+    time. RePaint (Lugmayr et al., 2022, Algorithm 1) lets them agree: after every `jump` steps the images get the
+    noise of these steps again, and the steps are done anew.
+
+    Args:
+      denoise: (x_t, point) -> Prediction.
+      sampler: Update rule. One with memory begins each stretch of `jump` steps without it.
+      keys: One key an image.
+      x0: Images whose known part counts, in [-1, 1]; the other part counts only where start > 0.
+      merge: What is known, such as `known_pixels(mask)`.
+      start: Index of the point to start at. 0: noise alone; else x0 with the noise of that point (SDEdit: Meng et
+        al., 2022), so the later, the more of x0 remains.
+      resamplings: How often each stretch is done, 1 or more; see `inpaint_nfe` for what it costs.
+      jump: Steps in a stretch.
+
+    Raises:
+      InputError: start outside {0, ..., num_steps - 1}, or resamplings or jump below 1.
+    """
+    num_steps = sampler.grid.num_steps
+    check_edit(num_steps, start, resamplings, jump)
+    rule, shape = replaced(sampler, merge, x0), x0.shape[1:]
+    noise = first_noise(keys, shape)
+    at_start = sampler.grid.at(jnp.full(keys.shape, start))
+    x = sampler.grid.prior_std * noise if start == 0 else q_sample(at_start, x0, noise)
+    if resamplings == 1:
+        return sample_loop(denoise, rule, keys, shape, x_init=x, start=start).images
+
+    def stretch(k: Int[Array, ""], x: Array) -> Array:
+        first = start + k * jump
+        last = jnp.minimum(first + jump, num_steps)
+
+        def again(r: Int[Array, ""], x: Array) -> Array:
+            own = continuation_keys(keys, r)
+            drawn = sample_loop(denoise, rule, own, shape, x_init=x, start=first, stop=last).images
+            noised = renoise(sampler.grid, drawn, first, last, own)
+            return jnp.where(r == resamplings - 1, drawn, noised)
+
+        return jax.lax.fori_loop(0, resamplings, again, x)
+
+    return jax.lax.fori_loop(0, -(-(num_steps - start) // jump), stretch, x)
+
+
+def inpaint_nfe(sampler: Sampler, *, start: int = 0, resamplings: int = 1, jump: int = 10) -> int:
+    """Returns the network evaluations an image of `inpaint` with these numbers."""
+    num_steps = sampler.grid.num_steps
+    if resamplings == 1:
+        return sampler.cost(start, num_steps)
+    firsts = range(start, num_steps, jump)
+    return resamplings * sum(sampler.cost(i, min(i + jump, num_steps)) for i in firsts)
+
+
+def renoise(
+    grid: Grid,
+    x: Float[Array, " b *dims"],
+    first: Int[Array, ""],
+    last: Int[Array, ""],
+    keys: Key[Array, " b"],
+) -> Float[Array, " b *dims"]:
+    """Returns x_t ~ q(x_t | x_s), where t is point `first` of the grid and s, with less noise, point `last`."""
+    t, s = (grid.at(jnp.full(keys.shape, i)) for i in (first, last))
+    signal = t.signal / s.signal
+    std = jnp.sqrt(jnp.square(t.std) - jnp.square(signal * s.std))
+    noise = image_normal(fold_in(step_keys(keys, s.time[0]), AGAIN), x.shape[1:])
+    return per_image(signal, x) * x + per_image(std, x) * noise
+
+
+def check_edit(num_steps: int, start: int, resamplings: int, jump: int) -> None:
+    """Raises an InputError for numbers that `inpaint` does not take."""
+    if not 0 <= start < num_steps:
+        raise InputError(f"start is {start}; it must be from 0 to {num_steps - 1}")
+    for name, value in (("resamplings", resamplings), ("jump", jump)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be 1 or more")
