@@ -1,6 +1,5 @@
 """The U-Net and its layers against float64 computations, parameter counts and known invariances."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,6 @@ TINY: dict[str, Any] = dict(
     dropout=0.5,
     num_classes=CLASSES,
 )
-
-# Most of the time here is compilation, and most of that is the optimisation of machine code.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def tiny(**changes: Any) -> Model:
@@ -68,7 +64,7 @@ def inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @pytest.fixture(scope="module")
 def forward() -> Any:
-    return jit(tiny().apply)
+    return jax.jit(tiny().apply)
 
 
 def loss_and_gradients(model: Model, params: Any, inputs: tuple) -> tuple[jax.Array, Any]:
@@ -77,7 +73,7 @@ def loss_and_gradients(model: Model, params: Any, inputs: tuple) -> tuple[jax.Ar
     def loss(params: Any) -> jax.Array:
         return jnp.square(model.apply(params, x, t, labels) - x[:, ::-1]).mean()
 
-    return jit(jax.value_and_grad(loss))(params)
+    return jax.jit(jax.value_and_grad(loss))(params)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +187,7 @@ def test_output_is_diffusers_with_the_same_weights():
     params = traverse_util.unflatten_dict(arrays, sep="/")
     model = tiny(num_classes=0, dropout=0.0, norm_groups=2)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, parameter_shapes(model))
-    value = np.asarray(jit(model.apply)(params, x, t))
+    value = np.asarray(jax.jit(model.apply)(params, x, t))
     assert np.abs(expected).max() > 1
     # Two float32 programs that sum in different orders: 7e-7 was seen.
     np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -200,7 +196,7 @@ def test_output_is_diffusers_with_the_same_weights():
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, np.ndarray]:
     """Returns the parameters that a network of 32 channels starts with, by their path."""
-    params = jit(tiny(channels=32).init)(jax.random.key(0))
+    params = jax.jit(tiny(channels=32).init)(jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {"/".join(part.key for part in path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -242,7 +238,7 @@ def test_every_block_matters_to_the_output_of_random_parameters(forward, params,
 
 def test_the_first_output_is_zero(inputs):
     model = tiny(channel_mult=(1,))
-    output = jit(lambda key: model.apply(model.init(key), *inputs))(jax.random.key(0))
+    output = jax.jit(lambda key: model.apply(model.init(key), *inputs))(jax.random.key(0))
     np.testing.assert_array_equal(output, 0)
 
 
@@ -252,7 +248,7 @@ def test_bfloat16_keeps_parameters_and_output_in_float32_and_their_values_close(
     model = tiny(dtype=jnp.bfloat16)
     shapes = parameter_shapes(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
-    value, expected = jit(model.apply)(params, *inputs), forward(params, *inputs)
+    value, expected = jax.jit(model.apply)(params, *inputs), forward(params, *inputs)
     assert value.dtype == expected.dtype == jnp.float32
     difference = np.asarray(value - expected)
     # Rounding to 8 binary digits (0.4%) in each of some twenty layers; but not float32 in disguise.
@@ -299,10 +295,10 @@ def test_tangents_are_differences_of_the_float64_network(params, inputs, tangent
 
     function = {
         "eager": jvp,
-        "jit": jit(jvp),
-        "scan": jit(scanned),
-        "linearize": jit(linearized),
-        "remat": jit(jvp),
+        "jit": jax.jit(jvp),
+        "scan": jax.jit(scanned),
+        "linearize": jax.jit(linearized),
+        "remat": jax.jit(jvp),
     }[mode]
     value = function(params, x)
     (dparams, dx), (double, x64) = doubles(tangents), doubles((params, x))
@@ -316,7 +312,7 @@ def test_tangents_in_bfloat16_are_close_to_those_in_float32(params, inputs, tang
 
     def jvp(model: Model) -> Any:
         function = lambda params, x: model.apply(params, x, t, labels)  # noqa: E731
-        return jit(lambda *point: jax.jvp(function, point, tangents))(params, x)[1]
+        return jax.jit(lambda *point: jax.jvp(function, point, tangents))(params, x)[1]
 
     expected, value = jvp(tiny()), jvp(tiny(dtype=jnp.bfloat16))
     assert value.dtype == jnp.float32
@@ -358,7 +354,7 @@ def test_second_derivatives_of_both_compositions_are_those_of_the_float64_networ
     expected = (slice64(1e-3) - slice64(-1e-3)) / 2e-3
     for function in (reverse_of_forward, forward_of_reverse):
         # The step of the outer difference leaves an error of 1e-4 or so.
-        np.testing.assert_allclose(jit(function)(params), expected, rtol=2e-3)
+        np.testing.assert_allclose(jax.jit(function)(params), expected, rtol=2e-3)
 
 
 def test_every_parameter_has_a_gradient_but_the_key_biases_of_attention(gradients):
@@ -407,7 +403,7 @@ def test_gradients_mapped_over_batches_or_networks_are_those_of_a_loop(inputs, o
         pairs = zip(mapped, axes, strict=True)
         return [jax.tree.map(lambda a: a[i], a) if axis == 0 else a for a, axis in pairs]
 
-    value, single = jit(jax.vmap(gradients, in_axes=axes))(*mapped), jit(gradients)
+    value, single = jax.jit(jax.vmap(gradients, in_axes=axes))(*mapped), jax.jit(gradients)
     for i in range(2):
         expected = single(*taken(i))
         for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
@@ -479,7 +475,7 @@ def test_dropout_of_an_image_depends_neither_on_the_others_nor_on_recomputation(
 ):
     keys = jax.random.split(jax.random.key(0), 2)
     expected = forward(params, *inputs, keys)
-    alone = jit(tiny(remat=True).apply)(params, *(a[1:] for a in inputs), keys[1:])
+    alone = jax.jit(tiny(remat=True).apply)(params, *(a[1:] for a in inputs), keys[1:])
     # Other batches and fusions, in float32; another mask would change the output as a whole.
     np.testing.assert_allclose(alone[0], expected[1], rtol=1e-4, atol=1e-4)
 

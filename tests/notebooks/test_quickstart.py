@@ -23,6 +23,7 @@ def test_notebook_runs_from_top_to_bottom(
     monkeypatch.setenv("QUICKSTART_STEPS", "20")
     monkeypatch.setenv("QUICKSTART_TIMESTEPS", "20")
     monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path))
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # Most of its time is compilation.
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     pictures = [

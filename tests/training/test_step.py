@@ -44,9 +44,6 @@ from diffusion_jax.training.step import TrainStep, make_multi_step, make_train_s
 
 T = 100
 
-# Most of the time here is compilation, and most of that is the optimisation of machine code.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 def toy_loss(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
     """A loss that every input but the dropout keys has a part in."""
@@ -92,7 +89,7 @@ def test_optimizer_is_adam_with_warm_up_and_clipping_done_by_hand(warmup_steps, 
     optimizer = make_optimizer(0.01, warmup_steps, grad_clip)
     params = jnp.array([1.0, -1.0])
     state = optimizer.init(params)
-    update = jit(optimizer.update)
+    update = jax.jit(optimizer.update)
     mean = variance = np.zeros(2)
     expected = np.array(params, np.float64)
     for k, gradient in enumerate(gradients):
@@ -172,7 +169,7 @@ def test_averages_follow_the_parameters_each_at_its_own_pace():
 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
     averages = {"warm": ema_decay(0.9999), "cold": ema_decay(0.9999, warmup=False)}
-    step = jit(toy_step(optimizer, slope, averages=averages))
+    step = jax.jit(toy_step(optimizer, slope, averages=averages))
     params = jnp.float32(1000.0)
     model = Model(lambda key: params, lambda *_: None)  # type: ignore[arg-type]
     state = create_state(jax.random.key(0), model, optimizer, averages=averages)
@@ -197,7 +194,7 @@ def test_four_micro_batches_are_one_batch(conditional):
     states = []
     for accumulate in (1, 4):
         step = toy_step(optimizer, conditional=conditional, accumulate=accumulate, flip=True)
-        state, step = new_state(optimizer), jit(step)
+        state, step = new_state(optimizer), jax.jit(step)
         for k in range(3):
             state, _ = step(state, make_batch(k))
         states.append(state)
@@ -212,7 +209,7 @@ def test_each_image_has_a_dropout_key_of_its_own_however_the_batch_is_split(accu
 
     objective = objective_of(noise, uniform())._replace(update=lambda aux, draws, losses: losses)
     step = make_train_step(objective, optax.sgd(1.0), jax.random.key(7), accumulate=accumulate)
-    state, _ = jit(step)(new_state(optax.sgd(1.0), 1.0), make_batch(size=64))
+    state, _ = jax.jit(step)(new_state(optax.sgd(1.0), 1.0), make_batch(size=64))
     key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 4)[2]
     expected = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(64)]
     np.testing.assert_array_equal(state.aux, expected)
@@ -222,12 +219,12 @@ def test_three_steps_in_one_scan_are_three_steps():
     optimizer = make_optimizer(0.01, 2)
     step = toy_step(optimizer, flip=True)
     batches = [make_batch(k) for k in range(3)]
-    single, compiled, metrics = new_state(optimizer), jit(step), []
+    single, compiled, metrics = new_state(optimizer), jax.jit(step), []
     for batch in batches:
         single, of_step = compiled(single, batch)
         metrics.append(of_step)
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
-    together, of_three = jit(make_multi_step(step, 3))(new_state(optimizer), stacked)
+    together, of_three = jax.jit(make_multi_step(step, 3))(new_state(optimizer), stacked)
     assert_close(together, single)  # Two programs, fused differently.
     assert_close(of_three, jax.tree.map(lambda *parts: jnp.stack(parts), *metrics))
     assert together.step == 3
@@ -248,7 +245,7 @@ def test_metrics_are_those_of_the_step_and_by_quarter_of_u():
         return jnp.floor(4 * draws.u) + slope - jax.lax.stop_gradient(slope)
 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
-    step = jit(toy_step(optimizer, quarter_loss))
+    step = jax.jit(toy_step(optimizer, quarter_loss))
     state = new_state(optimizer, [0.0, 0.0])
     for k in range(3):
         state, m = step(state, make_batch(size=64))
@@ -279,7 +276,9 @@ def test_an_objective_keeps_its_own_state_and_draws_from_it():
     optimizer = optax.sgd(0.0)
     model = Model(lambda key: jnp.float32(2.0), lambda *_: None)  # type: ignore[arg-type]
     for accumulate in (1, 4):
-        step = jit(make_train_step(objective, optimizer, jax.random.key(0), accumulate=accumulate))
+        step = jax.jit(
+            make_train_step(objective, optimizer, jax.random.key(0), accumulate=accumulate)
+        )
         state = create_state(jax.random.key(0), model, optimizer, objective=objective)
         for k in range(3):
             state, metrics = step(state, make_batch())
@@ -304,7 +303,7 @@ def test_unevenly_drawn_times_are_weighted_in_loss_gradient_and_quarters_alone(a
     )
     optimizer = optax.sgd(0.1)
     step = make_train_step(objective, optimizer, jax.random.key(0), accumulate=accumulate)
-    state, metrics = jit(step)(new_state(optimizer, 3.0), make_batch())
+    state, metrics = jax.jit(step)(new_state(optimizer, 3.0), make_batch())
     slope = (weight * (1 + u)).mean()
     assert_close(metrics.loss, np.float32(3 * slope))
     assert_close(metrics.grad_norm, np.float32(slope))
@@ -411,7 +410,7 @@ def test_one_device_and_eight_have_the_same_loss_curve():
     objective = loss_function("simple", DDPM(make_schedule("linear", T)), "eps", model.apply)
     averages = {"slow": ema_decay(0.99)}
     batches = [make_batch(k, 16, (8, 8, 1)) for k in range(10)]
-    create = jit(partial(create_state, model=model, optimizer=optimizer, averages=averages))
+    create = jax.jit(partial(create_state, model=model, optimizer=optimizer, averages=averages))
     initial = fetch(create(jax.random.key(2)))
     curves = []
     for devices in (1, 8):
@@ -420,7 +419,7 @@ def test_one_device_and_eight_have_the_same_loss_curve():
             objective, optimizer, jax.random.key(1), averages=averages, flip=True, mesh=mesh
         )
         state = jax.device_put(initial, replicated(mesh))
-        compiled = jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+        compiled = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
         before, curve = state, []
         for batch in batches:
             before = state
@@ -452,7 +451,7 @@ def test_two_devices_have_the_loss_curve_of_one_over_200_steps(dropout, accumula
         )
         state = create_state(jax.random.key(2), model, optimizer)
         state = jax.device_put(state, replicated(mesh))
-        _, metrics = jit(make_multi_step(step, 200))(
+        _, metrics = jax.jit(make_multi_step(step, 200))(
             state, put(batch_sharding(mesh, axis=1), batches)
         )
         curves.append(np.asarray(metrics.loss))
@@ -472,8 +471,8 @@ def test_training_reduces_the_loss(prediction):
         "image": jnp.broadcast_to(jnp.array([0, 200], jnp.uint8), (20, 64, 1, 1, 2)),
         "label": jnp.zeros((20, 64), jnp.int32),
     }
-    steps = jit(make_multi_step(step, 20))
-    state = jit(partial(create_state, model=model, optimizer=optimizer))(jax.random.key(0))
+    steps = jax.jit(make_multi_step(step, 20))
+    state = jax.jit(partial(create_state, model=model, optimizer=optimizer))(jax.random.key(0))
     curve = []
     for _ in range(10):
         state, metrics = steps(state, batch)
@@ -641,7 +640,7 @@ def test_the_template_of_a_state_has_its_shapes_types_and_shardings():
     model, optimizer = as_functions(MLP(channels=8), (1, 1, 2)), make_optimizer()
     everywhere = replicated(make_mesh())
     create = partial(create_state, model=model, optimizer=optimizer, averages=["slow"])
-    state = jit(create, out_shardings=everywhere)(jax.random.key(0))
+    state = jax.jit(create, out_shardings=everywhere)(jax.random.key(0))
     template = abstract_like(create, everywhere)
     described = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
@@ -654,4 +653,4 @@ def test_the_average_starts_as_a_copy_so_that_a_state_can_be_donated():
     state = new_state(optax.adam(0.1))
     chex.assert_trees_all_equal(state.ema["slow"], state.params)
     # Donating one buffer twice is an error.
-    jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)
+    jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)
