@@ -39,7 +39,7 @@ def test_a_file_that_differs_in_a_field_is_told_of_it_unless_no_other_mode_uses_
 ) -> None:
     file, config = default_config(), default_config()
     group, leaf = locate(file, name)
-    other = {int: 3, float: 0.25, str: "another", tuple: (3,), object: (3,)}
+    other = {int: 12_345, float: 0.25, str: "another", tuple: (3,), object: (3,)}
     other[bool] = not group[leaf]
     group[leaf] = other[group.get_type(leaf)]
     assert fields_in(passed_over(file, config, [])) == ([] if name in SILENT else [name])
