@@ -26,6 +26,8 @@ from diffusion_jax.errors import InputError, RunError, nearest
 MODES = {
     "train": "train the config's model; continue the run if the workdir holds one",
     "sample": "draw images from a checkpoint of the workdir",
+    "inpaint": "draw images that keep a part of given ones, or begin with them: config.edit",
+    "interpolate": "draw what lies between images: config.edit",
     "evaluate": "measure a checkpoint: config.eval.metrics, such as bits/dim",
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -34,7 +36,7 @@ DESCRIPTION = """Denoising diffusion models of images in JAX.
   python -m diffusion_jax.main --config=configs/digits.py
   python -m diffusion_jax.main --config=configs/digits.py --mode=sample --config.sample.num_images=500
 """
-EPILOG = "modes:\n" + "\n".join(f"  {name:8} {text}" for name, text in MODES.items())
+EPILOG = "modes:\n" + "\n".join(f"  {name:11} {text}" for name, text in MODES.items())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,7 +138,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     import jax
 
     from diffusion_jax import config as config_lib
-    from diffusion_jax.commands import evaluate, run_config, sample
+    from diffusion_jax.commands import evaluate, inpaint, interpolate, run_config, sample
     from diffusion_jax.commands.environment import keep_compiled_programs
     from diffusion_jax.experiment import build
     from diffusion_jax.parallel import distributed
@@ -168,9 +170,13 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
             started=started,
             allow_config_change=flags.allow_config_change,
         )
-    if flags.mode == "evaluate":
-        return evaluate.evaluate(config, workdir)
-    return sample.sample(config, workdir)
+    uses = {
+        "sample": sample.sample,
+        "inpaint": inpaint.inpaint,
+        "interpolate": interpolate.interpolate,
+        "evaluate": evaluate.evaluate,
+    }
+    return uses[flags.mode](config, workdir)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from diffusion_jax import data
 from diffusion_jax.errors import RunError
 from diffusion_jax.reporting import pictures, results
 
@@ -177,6 +176,9 @@ def _write_array_record(
     path: Path, batches: Iterator[Images], labels: Labels, shape: Shape
 ) -> None:
     """Writes a TFDS data set, so that `data.name=tfds:images` can train on it."""
+    from diffusion_jax.data.prepare import write_images
+    from diffusion_jax.data.sources.base import Contents
+
     num_images, image_shape = shape[0], shape[1:]
     classes = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
 
@@ -187,11 +189,13 @@ def _write_array_record(
                 yield image, 0 if labels is None else int(labels[i])
                 i += 1
 
-    data.write_images(path, data.Contents(image_shape, classes, num_images, {"train": rows()}))
+    write_images(path, Contents(image_shape, classes, num_images, {"train": rows()}))
 
 
 def _read_array_record(path: Path) -> Iterator[Images]:
-    split = data.read_images(path)
+    from diffusion_jax.data.reader import read_images
+
+    split = read_images(path)
     for first in range(0, split.num_images, CHUNK):
         indices = np.arange(first, min(first + CHUNK, split.num_images))
         yield split.read(indices)["image"]

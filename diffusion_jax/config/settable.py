@@ -1,7 +1,7 @@
 """Fields of what is done with a trained network: every mode may set them."""
 
 from diffusion_jax.config.field import SEEDS, SPACING, VARIANCE, Field
-from diffusion_jax.config.kinds import Bool, Choice, Float, Int, Tuple
+from diffusion_jax.config.kinds import Bool, Choice, Float, Int, Text, Tuple
 
 SETTABLE = {
     # ---- sampler
@@ -107,6 +107,57 @@ SETTABLE = {
         None,
         Tuple(Int(0), empty=False),
         "also draw shared.png: several samples from one x_t at each of these timesteps; unset: none",
+        "always",
+    ),
+    # ---- edit
+    "edit.images": Field(
+        None,
+        Tuple(Text("a path"), empty=False),
+        "images to work on: files, or folders of them; unset: the first sample.num_images test images",
+        "always",
+    ),
+    "edit.keep": Field(
+        "mask",
+        Choice(("mask", "grey", "coarse", "nothing")),
+        "inpaint: what is kept of an image: pixels, its grey values, the means of blocks, or nothing but a start",
+        "always",
+    ),
+    "edit.mask": Field(
+        None,
+        Text("a path"),
+        "inpaint, keep=mask: grey PNG of the images' size; black is kept, white drawn anew; unset: none",
+        "always",
+    ),
+    "edit.factor": Field(
+        4, Int(2), "inpaint, keep=coarse: side of the blocks, by which it enlarges", "always"
+    ),
+    "edit.start_t": Field(
+        None,
+        Int(0),
+        "inpaint: timestep to start from, with the image and its noise; unset: from noise alone",
+        "always",
+    ),
+    "edit.resamplings": Field(
+        1, Int(1), "inpaint: how often each stretch of steps is done (RePaint); 1: once", "always"
+    ),
+    "edit.jump": Field(10, Int(1), "inpaint: steps in a stretch", "always"),
+    "edit.times": Field(
+        None,
+        Tuple(Int(0), empty=False),
+        "interpolate: timesteps to mix images at; unset: an eighth, two, ... eight eighths of T",
+        "always",
+    ),
+    "edit.num_between": Field(7, Int(1), "interpolate: images between two", "always"),
+    "edit.latents": Field(
+        False,
+        Bool(),
+        "interpolate: also along the arc between the x_T that ddim makes the images of",
+        "always",
+    ),
+    "edit.iterations": Field(
+        0,
+        Int(0),
+        "interpolate, latents: fixed-point iterations a step in finding x_T; 0: plain inversion",
         "always",
     ),
     # ---- eval

@@ -17,6 +17,7 @@ GROUPS = {
     "train": "length of the training, its batches, and what happens besides",
     "sampler": "how noise becomes images",
     "sample": "what --mode=sample draws",
+    "edit": "what --mode=inpaint and --mode=interpolate do with images",
     "eval": "the held-out loss, and what --mode=evaluate measures",
     "mesh": "how the work is spread over devices",
 }

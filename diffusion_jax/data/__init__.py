@@ -2,16 +2,12 @@
 
 from diffusion_jax.data.loading import SOURCES, default_cache_dir, load
 from diffusion_jax.data.pipeline import batch_indices, batches
-from diffusion_jax.data.prepare import write_images
-from diffusion_jax.data.reader import read_images
-from diffusion_jax.data.sources.base import Contents
 from diffusion_jax.data.split import Batch, Split, fingerprint, from_arrays, in_memory
 from diffusion_jax.data.transforms import random_flip, to_model_range, to_uint8
 
 __all__ = [
     "SOURCES",
     "Batch",
-    "Contents",
     "Split",
     "batch_indices",
     "batches",
@@ -21,8 +17,6 @@ __all__ = [
     "in_memory",
     "load",
     "random_flip",
-    "read_images",
     "to_model_range",
     "to_uint8",
-    "write_images",
 ]

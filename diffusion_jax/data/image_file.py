@@ -4,6 +4,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+
 
 def is_grey(image: Image.Image) -> bool:
     """Says whether an image is stored with a single channel of grey (and perhaps transparency)."""

@@ -17,12 +17,13 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import (
     accepted,
     check_churn,
+    check_edit,
     check_guidance,
     check_loss_takes,
     check_model_fits,
     check_model_takes,
     check_sampler_takes,
-    check_shared_t,
+    check_times,
     check_variance,
     warn_of_grid,
 )
@@ -225,4 +226,5 @@ def validate(config: ConfigDict) -> None:
                 check_num_terms(config.eval.num_terms, grid.num_steps)
         except InputError as error:
             raise InputError(f"{group}.{error}") from error
-    check_shared_t(config)
+    check_times(config)
+    check_edit(config)

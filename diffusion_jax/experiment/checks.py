@@ -147,11 +147,35 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
             )
 
 
-def check_shared_t(config: ConfigDict) -> None:
-    times, last = config.sample.shared_t, config.process.num_timesteps - 1
-    if times is not None and (max(times) > last or len(set(times)) < len(times)):
+def check_times(config: ConfigDict) -> None:
+    """Refuses timesteps that the process does not have, or that stand twice in a list."""
+    last = config.process.num_timesteps - 1
+    for name in ("sample.shared_t", "edit.times"):
+        group, field = name.split(".")
+        times = config[group][field]
+        if times is not None and (max(times) > last or len(set(times)) < len(times)):
+            raise InputError(
+                f"{name} is {times}; it must hold distinct timesteps from 0 to {last} (T - 1)"
+            )
+    start = config.edit.start_t
+    if start is not None and start > last:
+        raise InputError(f"edit.start_t is {start}; it must be from 0 to {last} (T - 1)")
+
+
+def check_edit(config: ConfigDict) -> None:
+    """Refuses fields of an edit that its other fields have no use for, and an inversion without an inverse."""
+    fields = config.edit
+    kept = {"mask": {"mask"}, "coarse": {"factor"}}.get(fields.keep, set())
+    taken = set(fields) - {"mask", "factor"} | kept
+    _refuse_unused(config, "edit", taken, f"edit.keep={fields.keep}")
+    if fields.resamplings == 1:
+        _refuse_unused(config, "edit", set(fields) - {"jump"}, "edit.resamplings=1")
+    if not fields.latents:
+        _refuse_unused(config, "edit", set(fields) - {"iterations"}, "edit.latents=false")
+    elif config.sampler.name != "ddim" or config.sampler.eta > 0:
         raise InputError(
-            f"sample.shared_t is {times}; it must hold distinct timesteps from 0 to {last} (T - 1)"
+            f"edit.latents needs a sampler that can be inverted, sampler.name=ddim with sampler.eta=0; "
+            f"it is {config.sampler.name!r} with eta {config.sampler.eta}"
         )
 
 

@@ -44,7 +44,7 @@ class Settings(NamedTuple):
     guidance_rescale: Any
 
 
-def _as_arrays(numbers: Settings) -> Settings:
+def as_arrays(numbers: Settings) -> Settings:
     """Returns them as JAX's arrays, which they are in a compiled program anyway."""
     return Settings(*map(jnp.asarray, numbers))
 
@@ -65,7 +65,7 @@ def sampler_options(config: ConfigDict) -> dict[str, Any]:
 
 def make_sampler(experiment: Experiment) -> Sampler:
     """Returns the sampler on its grid; warns of a start or of a variance that does not suit it."""
-    sampler = _sampler(experiment)
+    sampler = sampler_of(experiment)
     variance = accepted(
         SAMPLERS[experiment.config.sampler.name], sampler_options(experiment.config)
     )
@@ -73,7 +73,7 @@ def make_sampler(experiment: Experiment) -> Sampler:
     return sampler
 
 
-def _sampler(experiment: Experiment, numbers: Settings | None = None) -> Sampler:
+def sampler_of(experiment: Experiment, numbers: Settings | None = None) -> Sampler:
     """Returns the sampler, where asked for with numbers that are arguments of the program."""
     options = sampler_options(experiment.config)
     grid = experiment.process.grid(options["num_steps"], options["spacing"])
@@ -83,9 +83,9 @@ def _sampler(experiment: Experiment, numbers: Settings | None = None) -> Sampler
     return make(grid, **accepted(make, {"process": experiment.process, **options}))
 
 
-def nfe(experiment: Experiment, sampler: Sampler) -> int:
-    """Returns the network evaluations an image, of which guidance takes two at a time."""
-    return sampler.nfe * (1 if experiment.config.sampler.guidance_scale is None else 2)
+def evaluations(config: ConfigDict) -> int:
+    """Returns the network evaluations of a denoiser: guidance takes two at a time."""
+    return 1 if config.sampler.guidance_scale is None else 2
 
 
 def make_draw(
@@ -97,10 +97,10 @@ def make_draw(
     """Returns (params, settings, indices, labels) -> SampleResult of uint8 images, to be compiled."""
 
     def draw(params: Any, numbers: Settings, indices: Array, labels: Array | None) -> SampleResult:
-        numbers = _as_arrays(numbers)
+        numbers = as_arrays(numbers)
         result = sample_loop(
             sampling_denoiser(experiment, params, numbers, labels),
-            _sampler(experiment, numbers),
+            sampler_of(experiment, numbers),
             image_keys(numbers.seed, indices),
             experiment.image_shape,
             num_frames=num_frames,
@@ -117,10 +117,10 @@ def make_draw_shared(experiment: Experiment, num_samples: int) -> Callable[..., 
     def draw(
         params: Any, numbers: Settings, point: Any, indices: Array, labels: Array | None
     ) -> Shared:
-        numbers = _as_arrays(numbers)
+        numbers = as_arrays(numbers)
         result = shared_structure(
             sampling_denoiser(experiment, params, numbers, labels),
-            _sampler(experiment, numbers),
+            sampler_of(experiment, numbers),
             image_keys(numbers.seed, indices),
             experiment.image_shape,
             point,

@@ -99,6 +99,36 @@ def shared(
     return _with_texts(np.concatenate(blocks), texts)
 
 
+def interpolation(
+    given: UInt8[np.ndarray, "p 2 h w c"],
+    between: UInt8[np.ndarray, "p r k h w c"],
+    names: Sequence[str],
+) -> UInt8[np.ndarray, "gh gw c"]:
+    """Shows what lies between two images (Ho et al., 2020, Figure 8): a block a pair, in it a named row a way.
+
+    A row has the first image, what is between the two, the reconstructions of both included, and the second image.
+    """
+    num_pairs, num_rows, k = between.shape[:3]
+    ends = given[:, None, :].repeat(num_rows, 1)
+    rows = np.concatenate([ends[:, :, :1], between, ends[:, :, 1:]], axis=2)
+    blocks = [
+        np.pad(
+            grid(magnified(images.reshape(-1, *images.shape[2:])), columns=k + 2),
+            ((0, GAP), (LABEL, 0), (0, 0)),
+            constant_values=255,
+        )
+        for images in rows
+    ]
+    height = blocks[0].shape[0]
+    row = (height - GAP - MARGIN) // num_rows
+    texts = [
+        (MARGIN, i * height + r * row + row // 2, name)
+        for i in range(num_pairs)
+        for r, name in enumerate(names)
+    ]
+    return _with_texts(np.concatenate(blocks), texts)
+
+
 def _with_texts(
     picture: UInt8[np.ndarray, "h w c"], texts: Sequence[tuple[int, int, str]]
 ) -> UInt8[np.ndarray, "h w c"]:

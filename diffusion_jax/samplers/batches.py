@@ -78,7 +78,6 @@ def make_batch_sampler(
 ) -> Callable[..., Samples]:
     """Returns (params, settings, indices, labels=None) -> Samples.
 
-    The indices, at most `batch_size`, are padded to one compiled shape, a multiple of the devices.
     Image i depends only on i, the settings and its label.
 
     Args:
@@ -89,23 +88,16 @@ def make_batch_sampler(
       num_classes: Number of classes of the model; 0 if it is unconditional.
       with_frames: Whether `draw` keeps frames.
     """
-    batched, frames = sharding.batch_sharding(mesh), sharding.batch_sharding(mesh, axis=1)
-    run = _compile(
-        draw,
-        mesh,
-        batch_size,
-        num_classes=num_classes,
-        out_axes=(0, 1, 1),
-        out_shardings=(batched, *([frames, frames] if with_frames else [None, None])),
-    )
+    out_axes = (0, 1, 1) if with_frames else (0, None, None)
+    run = make_program(draw, mesh, batch_size, out_axes=out_axes)
 
     def draw_batch(
         params: Any, settings: Any, indices: np.ndarray, labels: Sequence[int] | None = None
     ) -> Samples:
-        (images, *frames), classes = run((params, settings), indices, labels)
-        count = len(indices)
-        frames = [None if f is None else f[:, :count] for f in frames]
-        return Samples(images[:count], *frames, None if classes is None else classes[:count])
+        indices = np.asarray(indices, np.int32)
+        classes = class_of_images(indices, num_classes, labels)
+        images, x_t, x0_hat = run((params, settings), (indices, classes))
+        return Samples(images, x_t, x0_hat, classes)
 
     return draw_batch
 
@@ -121,54 +113,59 @@ def make_shared_sampler(
       num_images: Number of images.
       num_classes: Number of classes of the model; 0 if it is unconditional.
     """
-    run = _compile(
-        draw,
-        mesh,
-        num_images,
-        num_classes=num_classes,
-        out_axes=(0, 0, 0),
-        out_shardings=(sharding.batch_sharding(mesh),) * 3,
-    )
+    run = make_program(draw, mesh, num_images, out_axes=(0, 0, 0))
+    indices = np.arange(num_images, dtype=np.int32)
 
     def draw_shared(
         params: Any, settings: Any, point: int, labels: Sequence[int] | None = None
     ) -> Shared:
-        whole = params, settings, np.int32(point)
-        outputs, _ = run(whole, np.arange(num_images), labels)
-        return Shared(*(images[:num_images] for images in outputs))
+        rows = indices, class_of_images(indices, num_classes, labels)
+        return Shared(*run((params, settings, np.int32(point)), rows))
 
     return draw_shared
 
 
-def _compile(
-    draw: Callable[..., tuple],
+def make_program(
+    draw: Callable[..., Sequence[Any]],
     mesh: jax.sharding.Mesh,
     batch_size: int,
     *,
-    num_classes: int,
-    out_axes: tuple[int, ...],
-    out_shardings: Any,
-) -> Callable[..., tuple[Any, np.ndarray | None]]:
-    """Returns (whole, indices, labels) -> outputs for padded indices, as NumPy arrays, and their classes."""
+    out_axes: tuple[int | None, ...] = (0,),
+) -> Callable[[tuple, tuple], tuple[Any, ...]]:
+    """Returns (whole, rows) -> outputs, NumPy arrays with as many rows as they were given.
+
+    The rows are padded to one compiled shape, a multiple of the devices.
+
+    Args:
+      draw: (*whole, *rows) -> outputs, to be compiled.
+      mesh: Devices; each gets all of `whole`, and its part of `rows`, trees of arrays whose first axis is the batch.
+      batch_size: Most rows at once.
+      out_axes: Which axis of each output is the batch; None: there is no such output.
+    """
     size = -(-batch_size // mesh.size) * mesh.size
 
-    def draw_rows(whole: tuple, indices: Any, labels: Any) -> tuple:
-        return tuple(draw(*whole, indices, labels))
+    def draw_rows(whole: tuple, *rows: Any) -> tuple:
+        return tuple(draw(*whole, *rows))
 
+    shardings = tuple(
+        None if axis is None else sharding.batch_sharding(mesh, axis) for axis in out_axes
+    )
     compiled = jax.jit(
-        sharding.over_batch(draw_rows, mesh, out_axes=out_axes), out_shardings=out_shardings
+        sharding.over_batch(draw_rows, mesh, out_axes=tuple(axis or 0 for axis in out_axes)),
+        out_shardings=shardings,
     )
     batched = sharding.batch_sharding(mesh)
-    rows = sharding.local_rows(batched, size)
+    local = sharding.local_rows(batched, size)
 
-    def run(whole: tuple, indices: np.ndarray, labels: Sequence[int] | None) -> tuple:
-        if len(indices) > batch_size:
-            raise InputError(
-                f"{len(indices)} indices, but the sampler is made for {batch_size} at a time"
-            )
-        padded = np.resize(np.asarray(indices, np.int32), size)
-        classes = class_of_images(padded, num_classes, labels)
-        inputs = sharding.put(batched, jax.tree.map(lambda x: x[rows], (padded, classes)))
-        return sharding.fetch(compiled(whole, *inputs)), classes
+    def run(whole: tuple, rows: tuple) -> tuple[Any, ...]:
+        count = len(rows[0])
+        if count > batch_size:
+            raise InputError(f"{count} images, but the sampler is made for {batch_size} at a time")
+        padded = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:]))[local], rows)
+        outputs = sharding.fetch(compiled(whole, *sharding.put(batched, padded)))
+        return tuple(
+            None if x is None else np.take(x, range(count), axis)
+            for x, axis in zip(outputs, (axis or 0 for axis in out_axes), strict=True)
+        )
 
     return run

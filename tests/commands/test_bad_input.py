@@ -91,7 +91,7 @@ def test_help_lists_the_modes_that_are_built_and_no_other() -> None:
     assert outcome.status == 0
     listed = outcome.out.split("modes:")[1].split()
     planned = (
-        "train sample evaluate interpolate inpaint compress decompress plan report import export"
+        "train sample inpaint interpolate evaluate compress decompress plan report import export"
     )
     assert [mode for mode in planned.split() if mode in listed] == list(MODES)
     assert "--allow_config_change" in outcome.out
@@ -394,7 +394,7 @@ def test_sampling_without_a_run_or_a_checkpoint_says_so(
 @pytest.mark.parametrize(
     "field, fragments",
     [
-        ("model.channels=32", ["model.channels", "fixed", "set sampler, sample, eval, mesh"]),
+        ("model.channels=32", ["model.channels", "fixed", "set sampler, sample, edit, eval, mesh"]),
         ("process.variance=fixed_small", ["process.variance", "fixed"]),
         ("seed=1", ["seed", "fixed"]),
         ("sampler.nam=x", ["'sampler.nam'", "Did you mean 'sampler.name'?"]),

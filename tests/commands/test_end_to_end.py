@@ -19,7 +19,7 @@ from tiny_run import checkpoint_steps, digits_in, results, rows, run, state_of, 
 import diffusion_jax
 from diffusion_jax import config as config_lib
 from diffusion_jax.commands.image_files import ImageFiles
-from diffusion_jax.commands.sample import job_name
+from diffusion_jax.commands.job import job_name
 from diffusion_jax.data import load
 from diffusion_jax.errors import InputError
 

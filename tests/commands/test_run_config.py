@@ -13,7 +13,7 @@ from diffusion_jax.config import FIELDS, default_config, locate, to_json
 
 LINE = re.compile(
     r"note: --config differs from the run in (.*); the run's own values are used "
-    r"\(--config.FIELD=VALUE may set sampler, sample, eval, mesh\)"
+    r"\(--config.FIELD=VALUE may set sampler, sample, edit, eval, mesh\)"
 )
 
 

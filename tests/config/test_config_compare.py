@@ -22,7 +22,7 @@ from diffusion_jax.config import (
 )
 
 # Written here once more: neither alters the trained parameters beyond float rounding.
-SETTABLE_GROUPS = {"sampler", "sample", "eval", "mesh"}
+SETTABLE_GROUPS = {"sampler", "sample", "edit", "eval", "mesh"}
 RESUMABLE = {
     "data.source_dir",
     "data.cache_dir",
@@ -100,7 +100,7 @@ def test_the_length_of_a_training_counts_only_if_the_learning_rate_decays(decay:
 
 
 def test_what_every_mode_may_set_is_said_by_groups() -> None:
-    assert settable_groups() == ["sampler", "sample", "eval", "mesh"]
+    assert settable_groups() == ["sampler", "sample", "edit", "eval", "mesh"]
 
 
 def test_differing_names_the_fields_that_differ_in_the_order_of_the_table() -> None:

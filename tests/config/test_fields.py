@@ -38,6 +38,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "sampler.name": SAMPLERS,
     "sampler.spacing": SPACINGS,
     "sampler.variance": VARIANCES,
+    "edit.keep": ("mask", "grey", "coarse", "nothing"),
     "eval.split": ("test", "train"),
     "eval.spacing": SPACINGS,
     "eval.variance": VARIANCES,
@@ -81,7 +82,7 @@ def test_only_text_is_without_a_range_or_choices() -> None:
     bare = {name for name, field in FIELDS.items() if field.allowed in ("an integer", "a number")}
     assert not bare
     texts = {name for name, field in FIELDS.items() if isinstance(field.kind, Text)}
-    assert texts == {"data.source_dir", "data.sha256", "data.cache_dir"}
+    assert texts == {"data.source_dir", "data.sha256", "data.cache_dir", "edit.mask"}
 
 
 def test_the_table_loads_no_jax() -> None:

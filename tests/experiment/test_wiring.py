@@ -395,7 +395,7 @@ def test_fields_of_guidance_change_what_their_arguments_do(
     expected = sample_loop(guided, sampler, keys, SHAPE).images
     got = sampling.make_draw(exp)(params, sampling.settings(exp.config), jnp.arange(4), labels)
     np.testing.assert_array_equal(got.images, to_uint8(expected))
-    assert sampling.nfe(exp, sampling.make_sampler(exp)) == 8
+    assert sampling.make_sampler(exp).nfe * sampling.evaluations(exp.config) == 8
     alone = exp.denoiser(params, labels)  # The class alone: none of the cases.
     unguided = sample_loop(clip_denoised(alone), sampler, keys, SHAPE).images
     assert not np.array_equal(to_uint8(unguided), got.images)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int, Int64, UInt8
 from PIL import Image
 
-from diffusion_jax.data.image_file import fit, is_grey
+from diffusion_jax.data.image_file import SUFFIXES, fit, is_grey
 from diffusion_jax.data.sources.base import (
     Contents,
     InPlace,
@@ -32,7 +32,6 @@ from diffusion_jax.errors import InputError, RunError, reason
 A = TypeVar("A")
 B = TypeVar("B")
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 CHUNK = 64
 DAMAGED, GREY, COLOUR = range(3)  # What a file's header says.
 

@@ -1,0 +1,116 @@
+"""What --mode=inpaint and --mode=interpolate work on: images, their classes, and the mask."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32, UInt8
+from PIL import Image
+
+from diffusion_jax.commands.trained import TrainedRun
+from diffusion_jax.data.image_file import SUFFIXES, fit
+from diffusion_jax.errors import InputError, reason
+from diffusion_jax.experiment.build import load_split
+from diffusion_jax.samplers.batches import class_of_images
+
+WHITE = 128  # Mask pixels from here on are drawn anew.
+
+
+class Inputs(NamedTuple):
+    """Images of the model's shape, and the class of each; None for an unconditional model."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int32[np.ndarray, " n"] | None
+
+    def digest(self) -> str:
+        """Returns what names their contents."""
+        digest = hashlib.sha256(repr((self.images.shape, self.labels is None)).encode())
+        for array in self:
+            digest.update(b"" if array is None else array.tobytes())
+        return digest.hexdigest()
+
+
+def load_inputs(run: TrainedRun) -> Inputs:
+    """Returns the images of `edit.images`, cropped and resized to the model's size, or else the first test images.
+
+    The classes are those of sample.labels in turn; unset, those of the test images, or no class for other images, if
+    the model was trained to do without (`train.label_dropout`).
+
+    Raises:
+      InputError: An image that cannot be read, no test images, or a class that nobody says.
+    """
+    config, labels = run.config, None
+    num_classes, paths = config.model.num_classes, config.edit.images
+    if paths is None:
+        split = load_split(config, "test")
+        batch = split.read(np.arange(min(config.sample.num_images, split.num_images)))
+        images, labels = batch["image"], batch["label"].astype(np.int32)
+    else:
+        images = np.stack([_read(path, run.image_shape) for path in _files(paths)])
+    if num_classes == 0:
+        return Inputs(images, None)
+    if config.sample.labels is not None:
+        labels = class_of_images(np.arange(len(images)), num_classes, config.sample.labels)
+    if labels is None and config.train.label_dropout == 0:
+        raise InputError(
+            "sample.labels is unset, but the model needs the class of each of edit.images (it was trained without "
+            "label dropout)"
+        )
+    return Inputs(images, np.full(len(images), num_classes, np.int32) if labels is None else labels)
+
+
+def load_mask(path: str, image_shape: tuple[int, int, int]) -> Bool[np.ndarray, "h w"]:
+    """Returns which pixels a mask keeps: the black ones.
+
+    Raises:
+      InputError: A mask that cannot be read, is not grey, or has another size than the images.
+    """
+    image = _open(path, "edit.mask")
+    if image.mode not in ("1", "L"):
+        raise InputError(
+            f"edit.mask: {path} has mode {image.mode}; it must be grey (L) or black and white (1)"
+        )
+    height, width, _ = image_shape
+    if image.size != (width, height):
+        raise InputError(
+            f"edit.mask: {path} has {image.size[0]}x{image.size[1]} pixels; the model's images have {width}x{height}"
+        )
+    return np.asarray(image.convert("L")) < WHITE
+
+
+def _files(paths: Sequence[str]) -> list[str]:
+    """Returns the paths, a folder's images in place of the folder."""
+    files = []
+    for path in paths:
+        if not Path(path).is_dir():
+            files.append(path)
+            continue
+        found = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise InputError(f"edit.images: no images in {path}; it must hold PNG, JPEG or WebP")
+        files += map(str, found)
+    return files
+
+
+def _read(path: str, image_shape: tuple[int, int, int]) -> UInt8[np.ndarray, "h w c"]:
+    height, width, channels = image_shape
+    image = _open(path, "edit.images")
+    if height != width and image.size != (width, height):
+        raise InputError(
+            f"edit.images: {path} has {image.size[0]}x{image.size[1]} pixels; the model's images have {width}x{height}"
+        )
+    mode = "L" if channels == 1 else "RGB"
+    if height == width:
+        return fit(image, height, mode)
+    return np.asarray(image.convert(mode)).reshape(image_shape)
+
+
+def _open(path: str, field: str) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{field}: cannot read {path}: {reason(error)}") from error
+    return image

@@ -1,0 +1,118 @@
+"""`--mode=inpaint`: images that keep a part of given ones: pixels, grey values, coarse blocks, or a noisy start."""
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, UInt8
+from ml_collections import ConfigDict
+
+from diffusion_jax import data
+from diffusion_jax.commands import job
+from diffusion_jax.commands.edit_inputs import Inputs, load_inputs, load_mask
+from diffusion_jax.commands.image_files import ImageFiles
+from diffusion_jax.commands.images_bar import ImagesBar
+from diffusion_jax.commands.trained import TrainedRun
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import editing, sampling
+from diffusion_jax.reporting import pictures
+from diffusion_jax.samplers import Merge
+from diffusion_jax.samplers.batches import make_program
+
+SHOWN = 12
+
+
+def inpaint(config: ConfigDict, workdir: Path) -> int:
+    """Edits the images of `edit.images`, or test images, as the `edit` group says; returns the exit status.
+
+    Writes edits/<job>/: the files of sample.formats, edit.png (in each column an image as given, what is kept of it,
+    and as it is drawn), job.json, and results/inpaint.json. Finished batches survive a kill.
+
+    Raises:
+      InputError: No checkpoint, or an image or a mask that cannot be used.
+      RunError: No sound checkpoint; disk full.
+    """
+    started = time.monotonic()
+    fields = config.edit
+    if fields.keep == "mask" and fields.mask is None:
+        raise InputError("edit.mask is unset; edit.keep=mask needs a grey PNG, black where kept")
+    if fields.keep == "nothing" and fields.start_t is None:
+        raise InputError(
+            "edit.start_t is unset; edit.keep=nothing needs the timestep to start from, such as half of T"
+        )
+    run, mesh = job.open_run(config, workdir)
+    config = run.config
+    known = load_mask(fields.mask, run.image_shape) if fields.keep == "mask" else None
+    merge = editing.make_merge(config, run.image_shape, known)
+    inputs = load_inputs(run)
+    sampler, settings = sampling.make_sampler(run), sampling.settings(config)
+    options = editing.inpaint_options(config, sampler)
+    num_images = len(inputs.images)
+    batch_size = min(config.sample.batch_size, num_images)
+    folder = workdir / "edits" / _job_name(run, inputs, known, options)
+    files = ImageFiles(folder, num_images, run.image_shape)
+
+    def bar(finished: int) -> ImagesBar:
+        return ImagesBar(num_images, 1, batch_size, finished=finished)
+
+    def make_draw(_: ImagesBar):
+        draw = make_program(editing.make_inpaint(run, merge), mesh, batch_size)
+
+        def drawn(indices: np.ndarray) -> UInt8[np.ndarray, "b h w c"]:
+            labels = None if inputs.labels is None else inputs.labels[indices]
+            rows = indices.astype(np.int32), labels, inputs.images[indices]
+            return draw((run.params, settings), rows)[0]
+
+        return drawn
+
+    drawn = job.draw_missing(files, bar, make_draw, num_images, batch_size)
+    if jax.process_index() != 0:
+        return 0
+    picture = _picture(
+        inputs.images[:SHOWN], files.head(SHOWN), merge, kept=fields.keep != "nothing"
+    )
+    pictures.save_png(folder / "edit.png", picture)
+    paths = files.write(config.sample.formats, inputs.labels)
+    result = {
+        "num_images": num_images,
+        **job.record(config, run.step, editing.edit_nfe(run, sampler)),
+        "edit": {**config.edit.to_dict(), **options},
+        "files": [path.name for path in paths],
+        "drawn_this_start": drawn,
+        "seconds_this_start": round(time.monotonic() - started, 1),
+    }
+    job.save_result(workdir, "inpaint", folder, result, f"{num_images} images ({drawn} drawn now)")
+    return 0
+
+
+def _job_name(
+    run: TrainedRun,
+    inputs: Inputs,
+    known: Bool[np.ndarray, "h w"] | None,
+    options: dict[str, int],
+) -> str:
+    fields = run.config.edit
+    return job.job_name(
+        *(run.config, run.step, run.digest),
+        keep=fields.keep,
+        factor=fields.factor,
+        mask=None if known is None else known.tolist(),
+        images=inputs.digest(),
+        **options,
+    )
+
+
+def _picture(
+    given: UInt8[np.ndarray, "n h w c"],
+    drawn: UInt8[np.ndarray, "n h w c"],
+    merge: Merge,
+    *,
+    kept: bool,
+) -> UInt8[np.ndarray, "gh gw c"]:
+    """Shows in each column an image as given, what is kept of it on grey, and as it is drawn."""
+    given_x0 = data.to_model_range(jnp.asarray(given))
+    part = np.asarray(data.to_uint8(merge(jnp.zeros_like(given_x0), given_x0)))
+    rows = [given, part, drawn] if kept else [given, drawn]
+    return pictures.grid(pictures.magnified(np.concatenate(rows)), columns=len(given))

@@ -1,0 +1,119 @@
+"""What jobs that draw images have in common: the run, a name, batches that survive a kill, and the record."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int64, UInt8
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib
+from diffusion_jax.commands.environment import check_writable
+from diffusion_jax.commands.image_files import ImageFiles
+from diffusion_jax.commands.images_bar import ImagesBar
+from diffusion_jax.commands.trained import TrainedRun, load_run
+from diffusion_jax.experiment import sampling
+from diffusion_jax.parallel import distributed, sharding
+from diffusion_jax.reporting import results
+
+
+def open_run(config: ConfigDict, workdir: Path) -> tuple[TrainedRun, jax.sharding.Mesh]:
+    """Returns the run with the parameters to draw with, on every device of the mesh.
+
+    Raises:
+      InputError: No checkpoint, or workdir not writable.
+      RunError: No sound checkpoint.
+    """
+    check_writable(workdir)
+    mesh = sharding.make_mesh(config.mesh.data)
+    run = load_run(
+        workdir,
+        step=config.sample.step,
+        ema=config.sample.ema,
+        config=config,
+        sharding=sharding.replicated(mesh),
+    )
+    return run, mesh
+
+
+def job_name(config: ConfigDict, step: int, checkpoint: str, **more: Any) -> str:
+    """Names a job by all that decides its pixels; not by batch size or devices.
+
+    Args:
+      config: The config.
+      step: Step of the checkpoint.
+      checkpoint: The checkpoint's digest, which stands for its parameters.
+      more: What else decides them, such as the number of images.
+    """
+    options = sampling.sampler_options(config).items()
+    decisive = {
+        "checkpoint": checkpoint,
+        "trained": config_lib.config_hash(config),
+        "step": step,
+        "ema": config.sample.ema,
+        "sampler": {name: value for name, value in options if value is not None},
+        "seed": config.sample.seed,
+        "labels": config.sample.labels,
+        **more,
+    }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
+    return f"step{step:08}-{config.sampler.name}-seed{config.sample.seed}-{digest}"
+
+
+def draw_missing(
+    files: ImageFiles,
+    bar: Callable[[int], ImagesBar],
+    make_draw: Callable[
+        [ImagesBar], Callable[[Int64[np.ndarray, " b"]], UInt8[np.ndarray, "b h w c"]]
+    ],
+    num_images: int,
+    batch_size: int,
+) -> int:
+    """Draws the images that no earlier start has finished, batch by batch.
+
+    Args:
+      files: Of the job.
+      bar: Number of finished images -> progress bar.
+      make_draw: Progress bar -> function from indices to images, with at most `batch_size` of them.
+      num_images: Images of the job.
+      batch_size: Images at once.
+
+    Returns:
+      Number of images that were drawn.
+    """
+    finished = distributed.first_decides("images finished", files.num_finished)
+    with bar(finished) as shown:
+        draw = make_draw(shown)
+        for first in range(finished, num_images, batch_size):
+            indices = np.arange(first, min(first + batch_size, num_images))
+            images = draw(indices)
+            if jax.process_index() == 0:
+                files.keep(first, images)
+            shown.done(len(indices))
+    return num_images - finished
+
+
+def record(config: ConfigDict, step: int, nfe: Any) -> dict[str, Any]:
+    """Returns what every job says of itself."""
+    return {
+        "config_hash": config_lib.config_hash(config),
+        "step": step,
+        "ema": config.sample.ema,
+        "sampler": sampling.sampler_options(config),
+        "nfe": nfe,
+        "seed": config.sample.seed,
+        "labels": config.sample.labels,
+    }
+
+
+def save_result(workdir: Path, mode: str, folder: Path, result: dict[str, Any], done: str) -> None:
+    """Writes job.json and results/<mode>.json, and says where they are."""
+    result = {"job": folder.name, **result}
+    results.write_text(folder / "job.json", json.dumps(result, indent=2) + "\n")
+    path = results.add_result(workdir, mode, result)
+    print(f"{done} in {folder}\nresults {path}", file=sys.stderr)

@@ -1,0 +1,176 @@
+"""What a trained network makes of given images: the config's edits, to be compiled."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Bool
+from ml_collections import ConfigDict
+
+from diffusion_jax import data
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.build import Experiment
+from diffusion_jax.experiment.sampling import (
+    Settings,
+    as_arrays,
+    evaluations,
+    sampler_of,
+    sampling_denoiser,
+)
+from diffusion_jax.samplers import (
+    Merge,
+    Sampler,
+    encode,
+    encoding_nfe,
+    image_keys,
+    inpaint,
+    inpaint_nfe,
+    interpolate,
+    known_blocks,
+    known_grey,
+    known_nothing,
+    known_pixels,
+    nearest_point,
+    sample_loop,
+    slerp,
+)
+
+
+def make_merge(
+    config: ConfigDict, image_shape: tuple[int, int, int], known: Bool[np.ndarray, "h w"] | None
+) -> Merge:
+    """Returns what `edit.keep` says is known of an image.
+
+    Args:
+      config: The config.
+      image_shape: (H, W, C).
+      known: Which pixels are, for `edit.keep=mask`.
+
+    Raises:
+      InputError: Images that have no such part.
+    """
+    keep, factor = config.edit.keep, config.edit.factor
+    height, width, channels = image_shape
+    if keep == "grey" and channels != 3:
+        raise InputError("edit.keep is 'grey', but the images have no colours: they have 1 channel")
+    if keep == "coarse" and (height % factor or width % factor):
+        raise InputError(f"edit.factor is {factor}; it must divide the images' {height}x{width}")
+    if keep == "mask":
+        assert known is not None
+        return known_pixels(known)
+    return {"grey": known_grey, "coarse": partial(known_blocks, factor), "nothing": known_nothing}[
+        keep
+    ]()
+
+
+def inpaint_options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:
+    """Returns start, resamplings and jump of the config's edit."""
+    fields = config.edit
+    start = 0 if fields.start_t is None else nearest_point(sampler.grid, fields.start_t)
+    return {"start": start, "resamplings": fields.resamplings, "jump": fields.jump}
+
+
+def edit_nfe(experiment: Experiment, sampler: Sampler) -> int:
+    """Returns the network evaluations an image of `make_inpaint`; guidance takes two at a time."""
+    options = inpaint_options(experiment.config, sampler)
+    return inpaint_nfe(sampler, **options) * evaluations(experiment.config)
+
+
+def make_inpaint(experiment: Experiment, merge: Merge) -> Callable[..., tuple[Array]]:
+    """Returns (params, settings, indices, labels, images) -> (edited images,), all images uint8."""
+
+    def draw(
+        params: Any, numbers: Settings, indices: Array, labels: Array | None, images: Array
+    ) -> tuple[Array]:
+        numbers = as_arrays(numbers)
+        sampler = sampler_of(experiment, numbers)
+        edited = inpaint(
+            sampling_denoiser(experiment, params, numbers, labels),
+            sampler,
+            image_keys(numbers.seed, indices),
+            data.to_model_range(images),
+            merge,
+            **inpaint_options(experiment.config, sampler),
+        )
+        return (data.to_uint8(edited),)
+
+    return draw
+
+
+def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array]]:
+    """Returns (params, settings, point, indices, labels, images, others, fraction) -> (uint8 images between,)."""
+
+    def draw(
+        params: Any,
+        numbers: Settings,
+        point: Any,
+        indices: Array,
+        labels: Array | None,
+        images: Array,
+        others: Array,
+        fraction: Array,
+    ) -> tuple[Array]:
+        numbers = as_arrays(numbers)
+        between = interpolate(
+            sampling_denoiser(experiment, params, numbers, labels),
+            sampler_of(experiment, numbers),
+            image_keys(numbers.seed, indices),
+            data.to_model_range(images),
+            data.to_model_range(others),
+            fraction,
+            point,
+        )
+        return (data.to_uint8(between),)
+
+    return draw
+
+
+def make_encode(experiment: Experiment) -> Callable[..., tuple[Array]]:
+    """Returns (params, settings, indices, labels, images) -> (the x_T that DDIM makes these uint8 images of,)."""
+
+    def draw(
+        params: Any, numbers: Settings, indices: Array, labels: Array | None, images: Array
+    ) -> tuple[Array]:
+        del indices
+        numbers = as_arrays(numbers)
+        latents = encode(
+            sampling_denoiser(experiment, params, numbers, labels),
+            sampler_of(experiment, numbers).grid,
+            data.to_model_range(images),
+            iterations=experiment.config.edit.iterations,
+        )
+        return (latents,)
+
+    return draw
+
+
+def make_decode(experiment: Experiment) -> Callable[..., tuple[Array]]:
+    """Returns (params, settings, indices, labels, latents, others, fraction) -> (uint8 images on the arc between,)."""
+
+    def draw(
+        params: Any,
+        numbers: Settings,
+        indices: Array,
+        labels: Array | None,
+        latents: Array,
+        others: Array,
+        fraction: Array,
+    ) -> tuple[Array]:
+        numbers = as_arrays(numbers)
+        images = sample_loop(
+            sampling_denoiser(experiment, params, numbers, labels),
+            sampler_of(experiment, numbers),
+            image_keys(numbers.seed, indices),
+            experiment.image_shape,
+            x_init=slerp(latents, others, fraction),
+        ).images
+        return (data.to_uint8(images),)
+
+    return draw
+
+
+def latents_nfe(experiment: Experiment, sampler: Sampler) -> int:
+    """Returns the network evaluations of one encoding and one decoding."""
+    encoding = encoding_nfe(sampler.grid, experiment.config.edit.iterations)
+    return (encoding + sampler.nfe) * evaluations(experiment.config)

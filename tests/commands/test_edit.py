@@ -1,0 +1,222 @@
+"""`--mode=inpaint` and `--mode=interpolate` on a run of seconds: what they keep, write and refuse."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import Outcome, digits_in, results, run, write_config
+
+from diffusion_jax.commands.image_files import ImageFiles
+from diffusion_jax.data import load
+
+# Of the cosine schedule with T = 20, the first step has a standard deviation of 0.09, 11.5 grey levels: five of them.
+NOISE = 57
+MORE = "config.model.num_classes = 10\nconfig.train.num_steps = 4\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with digits_in(tmp_path_factory.mktemp("cache")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conditional run of which label dropout is a part."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = write_config(folder, MORE + "config.train.label_dropout = 0.1")
+    outcome = run(f"--config={config}", f"--workdir={folder / 'run'}")
+    assert outcome.status == 0, outcome.err
+    return folder / "run"
+
+
+@pytest.fixture
+def edit(trained: Path, tmp_path: Path) -> Callable[..., Outcome]:
+    """Runs a mode on a copy of the run, tmp_path/run."""
+    shutil.copytree(trained, tmp_path / "run")
+
+    def edit(mode: str, *fields: str) -> Outcome:
+        flags = [f"--config.{field}" for field in fields]
+        return run(f"--mode={mode}", f"--workdir={tmp_path / 'run'}", *flags)
+
+    return edit
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def half_mask(folder: Path) -> Path:
+    """Keeps the left half."""
+    return save(
+        folder / "mask.png", np.arange(8).repeat(8).reshape(8, 8).T.astype(np.uint8) // 4 * 255
+    )
+
+
+def job(workdir: Path, mode: str) -> tuple[dict[str, Any], Path]:
+    result = results(workdir, mode)
+    return result, workdir / "edits" / result["job"]
+
+
+def test_inpainting_keeps_the_black_pixels_of_its_mask_and_survives_a_kill(
+    edit: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = half_mask(tmp_path)
+    fields = (f"edit.mask={mask}", "sample.num_images=5", "sample.batch_size=2")
+    fields = (*fields, "edit.resamplings=2", "edit.jump=4", "sampler.num_steps=10")
+    fields = (*fields, "sampler.variance=fixed_small")
+    keep = ImageFiles.keep
+
+    def killed(files: ImageFiles, first: int, images: np.ndarray) -> None:
+        if first == 2:
+            raise KeyboardInterrupt
+        keep(files, first, images)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ImageFiles, "keep", killed)
+        edit("inpaint", *fields)
+    outcome = edit("inpaint", *fields)
+    assert outcome.status == 0, outcome.err
+    result, folder = job(tmp_path / "run", "inpaint")
+    assert result["drawn_this_start"] == 3 and result["nfe"] == 2 * 10
+    given = load("digits", "test").read(np.arange(5))
+    with np.load(folder / "images.npz") as arrays:
+        images = arrays["images"]
+        np.testing.assert_array_equal(arrays["labels"], given["label"])
+    np.testing.assert_array_equal(images[:, :, :4], given["image"][:, :, :4])
+    assert (images[:, :, 4:] != given["image"][:, :, 4:]).any()
+    with Image.open(folder / "edit.png") as picture:
+        shown = np.asarray(picture)
+    side = 8 * 7 + 2
+    assert shown.shape == (3 * side + 2, 5 * side + 2)
+    cells = shown[2:, 2:].reshape(3, side, 5, side).transpose(0, 2, 1, 3)[..., :56:7, :56:7]
+    np.testing.assert_array_equal(cells[0], given["image"][..., 0])
+    np.testing.assert_array_equal(cells[1][..., :4], given["image"][:, :, :4, 0])
+    assert (cells[1][..., 4:] == 128).all()
+    np.testing.assert_array_equal(cells[2], images[..., 0])
+
+
+def test_files_and_folders_are_edited_from_a_chosen_time_on_and_enlarged(
+    edit: Callable[..., Outcome], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    pixels = rng.integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    for name, image in zip("ab", pixels, strict=True):
+        save(folder / f"{name}.png", image)
+    large = save(tmp_path / "large.png", np.full((40, 30, 3), 77, np.uint8))
+    start = ("edit.keep=nothing", "edit.start_t=0", f"edit.images={folder},{large}")
+    assert edit("inpaint", *start, "sample.formats=npz").status == 0
+    result, edited = job(tmp_path / "run", "inpaint")
+    # From t = 0 there is one step, and a network hardly trained leaves the noise in the image.
+    assert result["num_images"] == 3 and result["nfe"] == 1 and result["edit"]["start"] == 19
+    with np.load(edited / "images.npz") as arrays:
+        np.testing.assert_allclose(arrays["images"][:2, ..., 0], pixels, atol=NOISE)
+        np.testing.assert_allclose(arrays["images"][2], 77, atol=NOISE)
+        assert arrays["labels"].tolist() == [10, 10, 10]  # No class.
+    fields = ("edit.keep=coarse", "edit.factor=2", f"edit.images={folder}", "sample.labels=7")
+    assert edit("inpaint", *fields).status == 0
+    again, other = job(tmp_path / "run", "inpaint")
+    assert other != edited and again["files"] == ["png", "images.npz"] and again["nfe"] == 20
+
+
+def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_image_to_the_other(
+    edit: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    fields = ("sampler.name=ddim", "edit.latents=true", "edit.iterations=1", "sample.num_images=5")
+    fields = (*fields, "edit.times=19,9,0", "edit.num_between=3", "sample.batch_size=4")
+    outcome = edit("interpolate", *fields)
+    assert outcome.status == 0, outcome.err
+    result, folder = job(tmp_path / "run", "interpolate")
+    assert result["num_pairs"] == 2
+    assert result["nfe"] == {"t = 19": 20, "t = 9": 10, "t = 0": 1, "latents": 20 * 2 + 20}
+    with np.load(folder / "interpolation.npz") as arrays:
+        images, given = arrays["images"].astype(int), arrays["given"].astype(int)
+        assert arrays["rows"].tolist() == ["t = 19", "t = 9", "t = 0", "latents"]
+        np.testing.assert_allclose(arrays["fraction"], np.linspace(0, 1, 5))
+    np.testing.assert_array_equal(
+        given, load("digits", "test").read(np.arange(4))["image"].reshape(2, 2, 8, 8, 1)
+    )
+    assert images.shape == (2, 4, 5, 8, 8, 1)
+    # With next to no noise the ends are the images, and the middle is their mean.
+    np.testing.assert_allclose(images[:, 2, 0], given[:, 0], atol=NOISE)
+    np.testing.assert_allclose(images[:, 2, 4], given[:, 1], atol=NOISE)
+    np.testing.assert_allclose(images[:, 2, 2], given.mean(1), atol=NOISE)
+    side = 8 * 7 + 2
+    with Image.open(folder / "interpolation.png") as picture:
+        assert picture.size == (64 + 7 * side + 2, 2 * (4 * side + 2 + 18))
+
+
+@pytest.mark.parametrize(
+    ("mode", "fields", "message"),
+    [
+        ("inpaint", [], "edit.mask is unset; edit.keep=mask needs a grey PNG"),
+        ("inpaint", ["edit.mask={none}"], "edit.mask: cannot read {none}: no such file"),
+        ("inpaint", ["edit.mask={text}"], "edit.mask: cannot read {text}: cannot identify image"),
+        ("inpaint", ["edit.mask={wide}"], "{wide} has 9x8 pixels; the model's images have 8x8"),
+        ("inpaint", ["edit.mask={rgb}"], "{rgb} has mode RGB; it must be grey (L)"),
+        ("inpaint", ["edit.keep=grey"], "but the images have no colours"),
+        ("inpaint", ["edit.keep=coarse", "edit.factor=3"], "edit.factor is 3; it must divide"),
+        ("inpaint", ["edit.keep=coarse", "edit.mask={mask}"], "edit.keep=coarse has none"),
+        ("inpaint", ["edit.keep=nothing"], "edit.start_t is unset"),
+        (
+            "inpaint",
+            ["edit.start_t=20", "edit.mask={mask}"],
+            "edit.start_t is 20; it must be from 0 to 19",
+        ),
+        (
+            "inpaint",
+            ["edit.mask={mask}", "edit.jump=3"],
+            "edit.jump is 3, but edit.resamplings=1 has none",
+        ),
+        ("inpaint", ["edit.mask={mask}", "edit.images={text}"], "edit.images: cannot read {text}"),
+        (
+            "inpaint",
+            ["edit.mask={mask}", "edit.images={empty}"],
+            "edit.images: no images in {empty}",
+        ),
+        ("interpolate", ["edit.images={mask}"], "edit.images holds one image"),
+        ("interpolate", ["edit.times=3,20"], "edit.times is (3, 20); it must hold distinct"),
+        ("interpolate", ["edit.latents=true"], "edit.latents needs a sampler that can be inverted"),
+        (
+            "interpolate",
+            ["edit.latents=true", "sampler.name=ddim", "sampler.eta=0.5"],
+            "it is 'ddim' with eta 0.5",
+        ),
+        ("interpolate", ["edit.iterations=2"], "edit.latents=false has none"),
+        ("interpolate", ["sample.labels=10"], "labels must be from 0 to 9"),
+    ],
+)
+def test_wrong_edits_are_refused_in_one_line(
+    edit: Callable[..., Outcome], mode: str, fields: list[str], message: str, tmp_path: Path
+) -> None:
+    grey = np.zeros((8, 9), np.uint8)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("not a picture")
+    paths = {
+        "none": tmp_path / "none.png",
+        "text": tmp_path / "text.png",
+        "empty": tmp_path / "empty",
+        "wide": save(tmp_path / "wide.png", grey),
+        "rgb": save(tmp_path / "rgb.png", np.stack([grey[:, :8]] * 3, -1)),
+        "mask": half_mask(tmp_path),
+    }
+    outcome = edit(mode, *(field.format(**paths) for field in fields))
+    assert outcome.status == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ") and message.format(**paths) in line
+
+
+def test_a_model_that_needs_classes_asks_for_those_of_other_images(tmp_path: Path) -> None:
+    config = write_config(tmp_path, MORE)
+    assert run(f"--config={config}", f"--workdir={tmp_path / 'run'}").status == 0
+    flags = (f"--workdir={tmp_path / 'run'}", f"--config.edit.mask={half_mask(tmp_path)}")
+    flags = (*flags, "--mode=inpaint", f"--config.edit.images={half_mask(tmp_path)}")
+    outcome = run(*flags)
+    assert outcome.status == 2 and "sample.labels is unset, but the model needs" in outcome.err
+    assert run(*flags, "--config.sample.labels=3", "--config.sampler.num_steps=2").status == 0
