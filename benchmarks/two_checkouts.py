@@ -24,19 +24,20 @@ SETTLE = 0.2  # Seconds between two turns.
 # Run in either checkout: one JSON request a line on standard input, the seconds of a pass as the answer.
 WORKER = """
 import json, sys, time
+import jax
 import unet_vs_diffusers as ours
 size = getattr(ours, sys.argv[1])
 work = {"forward": ours.our_forward(size), "step": ours.our_step(size)}
 for function in work.values():
-    function()
-    function()
+    jax.block_until_ready(function())
+    jax.block_until_ready(function())
 print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
     what, passes = json.loads(line)
-    work[what]()  # Brings back the memory that the system took while the other checkout ran.
+    jax.block_until_ready(work[what]())  # Brings back the memory that the system took while the other checkout ran.
     started = time.perf_counter()
     for _ in range(passes):
-        work[what]()
+        jax.block_until_ready(work[what]())
     print(json.dumps((time.perf_counter() - started) / passes), flush=True)
 """
 

@@ -7,6 +7,14 @@ bfloat16 autocast. The peer lives in a process of its own, with the interpreter 
 and diffusers, and the two take turns; each side's CPU time while the other works is reported. Warm-ups do
 not count.
 
+On a GPU both sides use it, ours computes in bfloat16 as well (model.dtype), and the passes of a measurement
+are queued and waited for once. float32 there means what JAX and XLA make of it by default: products of TF32
+numbers, 10 bits of fraction, summed in float32; torch is allowed the same. With --full_float32 both multiply
+float32 numbers. --compile gives torch's network to torch.compile, which takes minutes. Leave the peer memory:
+
+  export XLA_PYTHON_CLIENT_MEM_FRACTION=0.4
+  python benchmarks/unet_vs_diffusers.py --peer_python=python3 --batch_size=128 --passes=20 --out=unet.json
+
 Idle OpenMP threads of torch spin by default, which makes torch many times slower as soon as anything else
 runs; here they sleep (OMP_WAIT_POLICY=passive), unless the environment sets OMP_WAIT_POLICY. On a quiet
 machine try both, and quote the one that is better for torch. Give both sides the huge pages that our command
@@ -28,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import report
 
@@ -44,6 +53,7 @@ from diffusion_jax.training.step import make_train_step
 # Seconds between two turns, for the other side's threads to fall asleep. A virtual machine may take back the free
 # memory of a side that sleeps (the first pass then took twice as long), so each turn begins with an untimed pass.
 SETTLE = 0.2
+OURS_BFLOAT16 = "ours bfloat16"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +68,15 @@ class Size:
     groups: int
     num_res_blocks: int = 2
 
-    def model(self) -> Model:
-        """Returns our network."""
+    def model(self, dtype: Any = jnp.float32) -> Model:
+        """Returns our network, computing in `dtype`."""
         module = UNet(
             self.channels,
             self.channel_mult,
             self.num_res_blocks,
             self.attention_resolutions,
             norm_groups=self.groups,
+            dtype=dtype,
         )
         return as_functions(module, self.image)
 
@@ -77,10 +88,11 @@ SMALL = Size((28, 28, 1), 32, (1, 2, 2), (7,), batch_size=64, groups=8)
 class Peer:
     """torch and diffusers, in a process that sleeps between requests."""
 
-    def __init__(self, python: str, size: Size) -> None:
+    def __init__(self, python: str, size: Size, *, tf32: bool, compile: bool) -> None:
         script = Path(__file__).with_name("diffusers_peer.py")
+        settings = {"tf32": tf32, "compile": compile}
         self._process = subprocess.Popen(
-            [python, str(script), json.dumps(dataclasses.asdict(size))],
+            [python, str(script), json.dumps(dataclasses.asdict(size)), json.dumps(settings)],
             env={"OMP_WAIT_POLICY": "passive", **os.environ},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -112,25 +124,25 @@ class Peer:
         self._process.communicate()
 
 
-def our_forward(size: Size) -> Callable[[], Any]:
-    """Returns a function that does one compiled forward pass, as sampling does it, and waits for it."""
+def our_forward(size: Size, dtype: Any = jnp.float32) -> Callable[[], Any]:
+    """Returns a function that starts one compiled forward pass, as sampling does it."""
     distributed.initialize()
     devices = jax.device_count()
     mesh = sharding.make_mesh(next(n for n in range(devices, 0, -1) if size.batch_size % n == 0))
-    model = size.model()
+    model = size.model(dtype)
     params = jax.jit(model.init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
     x = np.random.default_rng(0).normal(size=(size.batch_size, *size.image)).astype(np.float32)
     t = np.arange(size.batch_size, dtype=np.float32)
     inputs = jax.device_put((x, t), sharding.batch_sharding(mesh))
     forward = jax.jit(sharding.over_batch(model.apply, mesh))
-    return lambda: jax.block_until_ready(forward(params, *inputs))
+    return lambda: forward(params, *inputs)
 
 
-def our_step(size: Size) -> Callable[[], Any]:
-    """Returns a function that does one compiled training step and waits for it."""
+def our_step(size: Size, dtype: Any = jnp.float32) -> Callable[[], Any]:
+    """Returns a function that starts one compiled training step."""
     distributed.initialize()
     mesh = sharding.make_mesh(-1, size.batch_size)
-    model, optimizer = size.model(), make_optimizer()
+    model, optimizer = size.model(dtype), make_optimizer()
     objective = loss_function("simple", DDPM(make_schedule()), "eps", model.apply)
     averages = {"ema": ema_decay(0.9999)}
     step = make_train_step(objective, optimizer, jax.random.key(1), averages=averages, mesh=mesh)
@@ -145,9 +157,10 @@ def our_step(size: Size) -> Callable[[], Any]:
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     state = jax.jit(create, out_shardings=places)(jax.random.key(0))
 
-    def run() -> None:
+    def run() -> Any:
         nonlocal state
-        state, _ = jax.block_until_ready(compiled(state, batch))
+        state, metrics = compiled(state, batch)
+        return state, metrics
 
     return run
 
@@ -156,37 +169,69 @@ class Ours:
     """Our two compiled functions, timed, with the CPU time used between two turns."""
 
     def __init__(self, size: Size) -> None:
-        self._work = {"forward": our_forward(size), "step": our_step(size)}
+        distributed.initialize()
+        makers = {"forward": our_forward, "step": our_step}
+        self._make = {
+            (what, bfloat16): functools.partial(
+                make, size, jnp.bfloat16 if bfloat16 else jnp.float32
+            )
+            for what, make in makers.items()
+            for bfloat16 in (False, True)
+        }
+        self._work: dict[tuple[str, bool], Callable[[], Any]] = {}
         self._slept: float | None = None
         self.idle_cpu = 0.0
 
-    def run(self, what: str, passes: int) -> float:
+    def run(self, what: str, bfloat16: bool, passes: int) -> float:
         """Returns the seconds of one pass."""
         if self._slept is not None:
             self.idle_cpu += time.process_time() - self._slept
+        if (what, bfloat16) not in self._work:
+            self._work[what, bfloat16] = self._make[what, bfloat16]()
+        work, queued = self._work[what, bfloat16], jax.default_backend() != "cpu"
         time.sleep(SETTLE)
-        self._work[what]()  # See `SETTLE`.
+        done = jax.block_until_ready(work())  # See `SETTLE`.
         started = time.perf_counter()
         for _ in range(passes):
-            self._work[what]()
+            done = work()
+            if not queued:
+                jax.block_until_ready(done)
+        jax.block_until_ready(done)
         seconds = (time.perf_counter() - started) / passes
         self._slept = time.process_time()
         return seconds
 
 
+def make_sides(
+    arguments: argparse.Namespace, ours: Ours, peer: Peer, what: str
+) -> dict[str, Callable[[int], float]]:
+    """Returns name -> function from a number of passes to the seconds of one."""
+    sides = {
+        "ours": functools.partial(ours.run, what, False),
+        "diffusers": functools.partial(peer.run, what, False),
+    }
+    if arguments.no_bfloat16:
+        return sides
+    if jax.default_backend() != "cpu":
+        sides[OURS_BFLOAT16] = functools.partial(ours.run, what, True)
+    return {**sides, "diffusers bfloat16": functools.partial(peer.run, what, True)}
+
+
 def measure(arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
     """Returns the seconds a pass of every side took, and what the sides are."""
-    ours, peer = Ours(size), Peer(arguments.peer_python, size)
-    about = {"parameters": count_parameters(jax.eval_shape(size.model().init, jax.random.key(0)))}
-    print(f"ours {about['parameters']:,} parameters, jax {jax.__version__}; peer {peer.about}")
+    full = arguments.full_float32
+    if full:
+        jax.config.update("jax_default_matmul_precision", "highest")
+    ours = Ours(size)
+    peer = Peer(arguments.peer_python, size, tf32=not full, compile=arguments.compile)
+    about = {
+        "parameters": count_parameters(jax.eval_shape(size.model().init, jax.random.key(0))),
+        "jax": jax.__version__,
+        "matmul_precision": "highest" if full else "default",
+    }
     seconds = {}
     for what in ("forward", "step"):
-        sides = {
-            "ours": functools.partial(ours.run, what),
-            "diffusers": functools.partial(peer.run, what, False),
-        }
-        if not arguments.no_bfloat16:
-            sides["diffusers bfloat16"] = functools.partial(peer.run, what, True)
+        sides = make_sides(arguments, ours, peer, what)
         for side in sides.values():
             side(1)
             side(1)
@@ -194,17 +239,28 @@ def measure(arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
         timed = {name: functools.partial(side, arguments.passes) for name, side in sides.items()}
         seconds[what] = report.alternate(timed, arguments.repeats)
     peer.close()
+    devices = {"devices": jax.device_count(), "device": jax.devices()[0].device_kind}
+    about |= {**devices, "idle_cpu_seconds": ours.idle_cpu}
+    print(f"ours {about}\npeer {peer.about}")
     return {
         "size": dataclasses.asdict(size),
-        "ours": {
-            **about,
-            "jax": jax.__version__,
-            "devices": jax.device_count(),
-            "idle_cpu_seconds": ours.idle_cpu,
-        },
+        "ours": about,
         "peer": {**peer.about, "idle_cpu_seconds": peer.idle_cpu},
         "seconds": seconds,
     }
+
+
+def summary(figures: dict[str, Any]) -> tuple[list[list[Any]], dict[str, float]]:
+    """Returns the rows of the table, and the time of each side against ours of its precision."""
+    rows, ratios = [], {}
+    for what, sides in figures["seconds"].items():
+        for name, values in sides.items():
+            pair = OURS_BFLOAT16 if "bfloat16" in name and OURS_BFLOAT16 in sides else "ours"
+            median = report.median(values)
+            ratios[f"{what}, {name}"] = ratio = median / report.median(sides[pair])
+            rows.append([what, name, *(f"{s:.5f}" for s in (median, min(values), max(values)))])
+            rows[-1] += [f"{figures['size']['batch_size'] / median:,.1f}", f"{ratio:.2f}x"]
+    return rows, ratios
 
 
 def main() -> None:
@@ -217,20 +273,16 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, help="default: 8; with --small 64")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--passes", type=int, default=2, help="passes a measurement")
-    parser.add_argument("--no_bfloat16", action="store_true", help="leave autocast out")
+    parser.add_argument("--no_bfloat16", action="store_true", help="leave bfloat16 out")
+    parser.add_argument("--full_float32", action="store_true", help="on a GPU: no TF32, both sides")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for diffusers")
     parser.add_argument("--out", type=Path, help="file to write the figures to, as JSON")
     arguments = parser.parse_args()
     size = SMALL if arguments.small else CIFAR10
     size = dataclasses.replace(size, batch_size=arguments.batch_size or size.batch_size)
     figures = measure(arguments, size)
-    rows, ratios = [], {}
-    for what, sides in figures["seconds"].items():
-        ours = report.median(sides["ours"])
-        for name, values in sides.items():
-            ratios[f"{what}, {name}"] = report.median(values) / ours
-            rows.append([what, name, report.median(values), min(values), max(values)])
-            rows[-1].append(f"{ratios[f'{what}, {name}']:.2f}x")
-    header = ["what", "side", "median s", "fastest", "slowest", "time against ours"]
+    rows, ratios = summary(figures)
+    header = ["what", "side", "median s", "fastest", "slowest", "images/s", "time against ours"]
     report.print_table(header, rows)
     idle = {name: figures[name]["idle_cpu_seconds"] for name in ("ours", "peer")}
     print(f"\nCPU seconds used while the other side worked: {idle}")
