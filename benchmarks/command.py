@@ -1,6 +1,7 @@
 """The command line in a fresh process, its lines read as they come, with the time of each."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ class Command:
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         self._echo = echo
         self._lines: list[Line] = []
+        self._peak_memory = 0
         self._started = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "diffusion_jax.main", *arguments],
@@ -67,6 +69,25 @@ class Command:
         """Sends a signal to the process."""
         self._process.send_signal(signal)
 
+    def limit_files(self, size: int) -> None:
+        """Lets no file that the process writes from now on grow beyond this many bytes (Linux)."""
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (size, size))
+
+    def runs(self) -> bool:
+        """Whether the process has not ended."""
+        if self._process.returncode is not None:
+            return False
+        # It is left to `finish`, which asks how much memory it took.
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def said(self) -> list[str]:
+        """Returns the lines that were read."""
+        return [line.text for line in self._lines]
+
+    def peak_memory(self) -> int:
+        """Returns the largest resident memory of the process, finished, in bytes (Linux)."""
+        return self._peak_memory
+
     def finish(self, status: int) -> float:
         """Reads to the end; returns the seconds from start to exit.
 
@@ -75,7 +96,9 @@ class Command:
         """
         for _ in self.lines():
             pass
-        found = self._process.wait()
+        _, ended, usage = os.wait4(self._process.pid, 0)
+        self._process.returncode = found = os.waitstatus_to_exitcode(ended)
+        self._peak_memory = usage.ru_maxrss * 1024
         if found != status:
             said = "\n".join(line.text for line in self._lines[-5:])
             raise RuntimeError(f"exit status {found}, not {status}:\n{said}")

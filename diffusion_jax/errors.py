@@ -8,6 +8,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # The last: a limit on the size of files.
+
 
 class InputError(ValueError):
     """Wrong input: says what, which value, and what is allowed. A command exits with status 2."""
@@ -21,9 +23,15 @@ def reason(error: BaseException) -> str:
     """Returns the cause in one line: the operating system's words where it gave any."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    if os.strerror(errno.ENOSPC) in str(error):
-        return os.strerror(errno.ENOSPC).lower()
+    if said := disk_full(error):
+        return os.strerror(said).lower()
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def disk_full(error: BaseException) -> int | None:
+    """Returns the number of an error of `DISK_FULL`, also where a library only quotes the system's words; else None."""
+    number = error.errno if isinstance(error, OSError) else None
+    return next((n for n in DISK_FULL if n == number or os.strerror(n) in str(error)), None)
 
 
 def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:

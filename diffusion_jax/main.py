@@ -10,7 +10,6 @@ if __name__ == "__main__":  # Before the imports, so that they are done once.
     start_again_with_huge_pages()
 
 import argparse
-import errno
 import logging
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Any, NoReturn
 
 from diffusion_jax.commands.signals import EXIT_STOPPED, Stopped, StopSignals
 from diffusion_jax.config import reference
-from diffusion_jax.errors import InputError, RunError, nearest
+from diffusion_jax.errors import DISK_FULL, InputError, RunError, nearest
 
 MODES = {
     "train": "train the config's model; continue the run if the workdir holds one",
@@ -30,7 +29,6 @@ MODES = {
     "interpolate": "draw what lies between images: config.edit",
     "evaluate": "measure a checkpoint: config.eval.metrics, such as bits/dim",
 }
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DESCRIPTION = """Denoising diffusion models of images in JAX.
 
   python -m diffusion_jax.main --config=configs/digits.py

@@ -3,6 +3,8 @@
 Nothing here holds all images of a job in memory.
 """
 
+import contextlib
+import itertools
 import os
 import shutil
 import zipfile
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from diffusion_jax.errors import RunError
+from diffusion_jax.errors import RunError, reason
 from diffusion_jax.reporting import pictures, results
 
 Images = UInt8[np.ndarray, "n h w c"]
@@ -33,6 +35,9 @@ class ImageFiles:
 
     def __init__(self, folder: Path, num_images: int, image_shape: tuple[int, int, int]) -> None:
         self._folder, self._num_images, self._image_shape = folder, num_images, image_shape
+        self._checked: set[str] = (
+            set()
+        )  # Formats whose files were read to their end: many files take seconds.
 
     def num_finished(self) -> int:
         """Returns how many images, from the first on, need not be drawn: those of a sound file, or of sound parts."""
@@ -41,8 +46,13 @@ class ImageFiles:
         return sum(len(part) for part in self._parts())
 
     def keep(self, first: int, images: Images) -> None:
-        """Writes a batch, of which this image is the first."""
-        results.write_npz(self._part(first), images=images)
+        """Writes a batch, of which this image is the first.
+
+        Raises:
+          RunError: It cannot be written: disk full, ….
+        """
+        with _explained(self._part(first)):
+            results.write_npz(self._part(first), images=images)
 
     def head(self, num_images: int) -> Images:
         """Returns the first images of a job that is drawn; all, if it has fewer."""
@@ -58,18 +68,23 @@ class ImageFiles:
 
         Returns:
           The file or folder of each format.
+
+        Raises:
+          RunError: One cannot be written: disk full, …. The parts are still there.
         """
         paths = []
+        for unfinished in self._folder.glob("*.part"):  # Of a killed command.
+            _remove(unfinished)
         for name in formats:
             path = self._folder / FORMATS[name].path
             paths.append(path)
             if self._sound([name]) is None:
                 unfinished = path.with_name(path.name + ".part")
-                _remove(unfinished)
                 shape = (self._num_images, *self._image_shape)
-                FORMATS[name].write(unfinished, self._read(), labels, shape)
-                _remove(path)
-                os.replace(unfinished, path)
+                with _explained(path):
+                    FORMATS[name].write(unfinished, self._read(), labels, shape)
+                    _remove(path)
+                    os.replace(unfinished, path)
         _remove(self._folder / "parts")
         return paths
 
@@ -83,11 +98,14 @@ class ImageFiles:
         """Returns the first of these formats whose file is there and can be read to its end."""
         for name in formats:
             path = self._folder / FORMATS[name].path
-            try:
-                if path.exists() and self._has_all(FORMATS[name].read(path)):
+            with contextlib.suppress(*BROKEN):
+                if (
+                    name in self._checked
+                    or path.exists()
+                    and self._has_all(FORMATS[name].read(path))
+                ):
+                    self._checked.add(name)
                     return name
-            except BROKEN:
-                continue
         return None
 
     def _has_all(self, batches: Iterator[Images]) -> bool:
@@ -168,7 +186,10 @@ def _write_png(path: Path, batches: Iterator[Images], labels: Labels, shape: Sha
 
 
 def _read_png(path: Path) -> Iterator[Images]:
-    for file in sorted(path.iterdir()):
+    for i in itertools.count():
+        file = path / f"{i:06}.png"
+        if not file.exists():
+            return
         yield pictures.load_png(file)[None]
 
 
@@ -206,6 +227,18 @@ FORMATS = {
     "array_record": Format("array_record", _write_array_record, _read_array_record),
     "png": Format("png", _write_png, _read_png),
 }
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Says in one line why a file or folder of a job cannot be written, and that nothing drawn is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path} ({reason(error)}); finished batches are kept: "
+            "run the same command again to go on"
+        ) from error
 
 
 def _remove(path: Path) -> None:

@@ -1,11 +1,11 @@
 """Writes a source's images once as a TFDS data set of array_record files, without TensorFlow."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import io
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from diffusion_jax.data.sources.base import Contents, LabelledImage, Source
-from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.errors import InputError, RunError, disk_full
 
 NAMED_FILES = 10
 # Measured: up to 130 bytes an image and 140 kB a split, besides the pixels.
@@ -108,7 +108,7 @@ def explained(name: str, root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if disk_full(error):
             raise RunError(f"no space is left in {str(root)!r} to prepare {name}") from error
         raise InputError(
             f"cannot prepare {name} in {str(root)!r} ({error}); set cache_dir or "
@@ -142,6 +142,7 @@ def write_images(folder: Path, contents: Contents) -> None:
 
     Raises:
       RunError: The disk has no room for them.
+      OSError: They cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(ImageBuilder.name, lambda: contents, folder)
@@ -154,10 +155,21 @@ def _write(name: str, read: Callable[[], Contents], folder: Path) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()  # In a log it would be lines of escape sequences.
     # TFDS prints sizes that it does not know; its progress bars go to stderr and stay.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _system_errors():
         builder = ImageBuilder(read, data_dir=folder)
         _check_space(name, builder.contents, folder)
         builder.download_and_prepare(
             # Else TFDS asks the network whether somebody has prepared it already.
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Raises an OSError where array_record says in a RuntimeError that the disk is full."""
+    try:
+        yield
+    except RuntimeError as error:
+        if number := disk_full(error):
+            raise OSError(number, os.strerror(number)) from error
+        raise

@@ -1,11 +1,15 @@
 """A job's images on disk: what is written is read back, damage is noticed, and nothing is drawn twice."""
 
+import contextlib
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diffusion_jax.commands.image_files import FORMATS, ImageFiles
+from diffusion_jax.errors import RunError
 
 SHAPE = (3, 5, 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2500, *SHAPE), dtype=np.uint8)
@@ -62,7 +66,8 @@ def test_a_damaged_file_is_written_anew_from_another(
         middle = whole.index(IMAGES[4].tobytes()) if name == "array_record" else len(whole) // 2
         broken[middle] ^= 0xFF
     victim.write_bytes(broken)
-    files.write([name], None)
+    drawn_before = ImageFiles(tmp_path, 9, SHAPE)  # Another start: a file is checked once in each.
+    drawn_before.write([name], None)
     assert list(FORMATS[name].read(path)) != []
     np.testing.assert_array_equal(np.concatenate(list(FORMATS[name].read(path))), IMAGES[:9])
 
@@ -76,3 +81,39 @@ def test_parts_count_up_to_the_first_that_is_missing(tmp_path: Path) -> None:
     assert files.num_finished() == 9
     files.keep(5, IMAGES[5:7])  # A smaller batch of another start.
     assert files.num_finished() == 7
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Has the system refuse what a file would hold beyond so many bytes, as it does where a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_where_the_disk_is_full_a_line_says_so_and_the_parts_stay(
+    name: str, tmp_path: Path
+) -> None:
+    files = drawn(tmp_path)
+    with files_up_to(50), pytest.raises(RunError, match=f"cannot write .*{FORMATS[name].path} "):
+        files.write([name], LABELS[:9])
+    with files_up_to(50), pytest.raises(RunError, match="finished batches are kept"):
+        files.keep(0, IMAGES[:5])
+    again = ImageFiles(tmp_path, 9, SHAPE)
+    assert again.num_finished() == 9
+    again.write([name], LABELS[:9])
+    assert [path.name for path in tmp_path.iterdir()] == [FORMATS[name].path]
+
+
+def test_what_a_killed_command_began_to_write_is_removed_whatever_is_written_next(
+    tmp_path: Path,
+) -> None:
+    files = drawn(tmp_path)
+    (tmp_path / "png.part").mkdir()
+    (tmp_path / "images.npz.part").touch()
+    files.write(["npz"], None)
+    assert [path.name for path in tmp_path.iterdir()] == ["images.npz"]
