@@ -47,6 +47,7 @@ FEW = 10  # NFE that a fast solver may need.
 CONSISTENT_STEPS = (10, 20, 50, 100)
 LONG_STEPS = 200
 ITERATIONS = (0, 1, 2, 3, 5)
+TICKS = (5, 10, 20, 50, 100, 250, 1000)
 PLAIN_MSE = 4e-4  # Pixels in [0, 1].
 
 # (params, seed, indices, labels) -> images
@@ -141,6 +142,7 @@ def draw_quality(axes: Any, figures: Figures) -> None:
         axes.axhline(reference["mean"], ls="--", color="C0", lw=1)
     axes.axhline(figures["real"]["halves"], ls=":", color="grey", label="halves of real digits")
     axes.set(xscale="log", yscale="log", xlabel="network evaluations an image (NFE)")
+    number_ticks(axes, list(TICKS))
     axes.set_ylabel("Fréchet distance to real digits\n(features of a digit classifier, not FID)")
     axes.legend(fontsize=8)
 
@@ -167,7 +169,7 @@ def consistency(run: TrainedRun, arguments: argparse.Namespace, save: Save) -> F
 def print_consistency(figures: Figures) -> None:
     """Prints the differences, and whether they fall as they should."""
     rows = figures["rows"]
-    cells = [[row["steps"], f"{row['mse']:.2e}", f"{row['of_two_seeds']:.4f}"] for row in rows]
+    cells = [[row["steps"], f"{row['mse']:.2e}", f"{row['of_two_seeds']:.2g}"] for row in rows]
     cells.append([f"{LONG_STEPS}, two seeds", f"{figures['two_seeds']:.2e}", 1])
     header = ["DDIM steps", f"MSE to {LONG_STEPS} steps, pixels in [0, 1]", "of two seeds'"]
     report.print_table(header, cells)
@@ -175,7 +177,7 @@ def print_consistency(figures: Figures) -> None:
     at_50 = next(row["of_two_seeds"] for row in rows if row["steps"] == 50)
     met = "met" if falls and at_50 < 0.1 else "not met"
     print(
-        f"\nfalls with the steps: {falls}; at 50 steps {at_50:.4f} of two seeds', below 0.1: {met}"
+        f"\nfalls with the steps: {falls}; at 50 steps {at_50:.2g} of two seeds', below 0.1: {met}"
     )
 
 
@@ -185,6 +187,7 @@ def draw_consistency(axes: Any, figures: Figures) -> None:
     axes.plot([row["steps"] for row in rows], [row["mse"] for row in rows], "o-", label="same seed")
     axes.axhline(figures["two_seeds"], ls="--", color="grey", label="another seed")
     axes.set(xscale="log", yscale="log", xlabel="DDIM steps (eta = 0)")
+    number_ticks(axes, [row["steps"] for row in rows])
     axes.set_ylabel(f"mean squared difference to {LONG_STEPS} steps\n(pixels in [0, 1])")
     axes.legend(fontsize=8)
 
@@ -258,6 +261,12 @@ MEASURES = {
     "consistency": (consistency, print_consistency, draw_consistency),
     "inversion": (inversion, print_inversion, draw_inversion),
 }
+
+
+def number_ticks(axes: Any, values: list[int]) -> None:
+    """Writes these numbers under a logarithmic axis, and no others."""
+    axes.set_xticks(values, [str(n) for n in values])
+    axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
 
 
 def draw_all(path: Path, figures: Figures) -> None:
