@@ -21,6 +21,7 @@ from tiny_run import (
     write_config,
 )
 
+from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.reporting.pictures import load_png
 
 
@@ -86,20 +87,27 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: values.astype(float) for name, values in arrays.items()}
 
 
-def test_image_i_is_the_same_whichever_process_draws_it(tmp_path: Path) -> None:
+def test_two_processes_keep_what_is_drawn_and_image_i_is_the_same_whoever_draws_it(
+    tmp_path: Path,
+) -> None:
     workdir = tmp_path / "run"
     outcome = run(f"--config={write_config(tmp_path)}", f"--workdir={workdir}")
     assert outcome.status == 0
-    flags = (f"--workdir={workdir}", "--mode=sample", "--config.sample.num_images=10")
-    flags = (*flags, "--config.sample.batch_size=8")  # Both batches of 8, the second padded.
+    flags = (f"--workdir={workdir}", "--mode=sample", "--config.sample.num_images=12")
+    flags = (*flags, "--config.sample.batch_size=8")  # All batches of 8, the last one padded.
     flags = (*flags, "--config.sample.shared_t=12,4", "--config.sample.progressive=true")
     assert run(*flags).status == 0
     (folder,) = (workdir / "samples").glob("step*")
-    alone = [load_png(folder / "png" / f"{i:06}.png").astype(int) for i in range(10)]
+    alone = [load_png(folder / "png" / f"{i:06}.png").astype(int) for i in range(12)]
     arrays = {name: load_arrays(folder / name) for name in ("shared.npz", "progressive.npz")}
     shutil.rmtree(folder)
+    # A batch of two that an earlier start has finished; negatives, which nobody draws again.
+    alone[:2] = [255 - image for image in alone[:2]]
+    kept = np.stack(alone[:2]).astype(np.uint8)
+    ImageFiles(folder, 12, kept.shape[1:]).keep(0, kept)
     outcomes = finish_all(pair(*flags, prologue=IN_TURN))
     assert [o.status for o in outcomes] == [0, 0], outcomes
+    assert results(workdir, "sample")["drawn_this_start"] == 10
     for i, image in enumerate(alone):
         # Products of two rows a device instead of eight: rounding, so one level of 255.
         np.testing.assert_allclose(load_png(folder / "png" / f"{i:06}.png"), image, atol=1)
