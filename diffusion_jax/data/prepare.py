@@ -4,80 +4,38 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
-from diffusion_jax.data.sources.base import Contents, LabelledImage, Source
+from diffusion_jax.data.sources.base import Contents, Source
 from diffusion_jax.errors import InputError, RunError, disk_full
 
+NAME, VERSION = "images", tfds.core.Version("1.0.0")
 NAMED_FILES = 10
+CHUNK_BYTES, SHARD_BYTES = 2**24, 2**29  # In memory at once; in one file.
 # Measured: up to 130 bytes an image and 140 kB a split, besides the pixels.
 BYTES_PER_IMAGE = 144
 BYTES_PER_SET = 2**20
 
 
-class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes any `Contents`: the image as raw bytes, the label as an integer."""
-
-    name = "images"
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, read: Callable[[], Contents], **kwargs: Any):
-        self.contents = read()
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        image = tfds.features.Tensor(
-            shape=self.contents.image_shape,
-            dtype=np.uint8,
-            encoding=tfds.features.Encoding.BYTES,
-        )
-        names = self.contents.class_names
-        label = (
-            tfds.features.ClassLabel(names=list(names))
-            if names
-            else tfds.features.Tensor(shape=(), dtype=np.int32)
-        )
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict({"image": image, "label": label}),
-            disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(
-                class_names=self.contents.class_names, left_out=self.contents.left_out
-            ),
-        )
-
-    def _split_generators(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        splits = self.contents.splits
-        return {name: self._generate_examples(name, splits[name]) for name in splits}
-
-    def _generate_examples(
-        self, split: str, images: Iterable[LabelledImage]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        row = -1
-        for row, (image, label) in enumerate(images):
-            yield row, {"image": image, "label": label}
-        if row < 0:
-            raise InputError(
-                f"none of the {split} images can be read: "
-                f"{', '.join(self.contents.left_out[:NAMED_FILES])}"
-            )
+def directory_in(folder: Path) -> Path:
+    """Returns where the data set lies in the folder that `write_images` was given."""
+    return folder / NAME / str(VERSION)
 
 
 def directory_of(name: str, source: Source, root: Path) -> Path:
     """Returns where the prepared source is, or would be, below root."""
     folder = root / f"{name}-{hashlib.sha256(source.key.encode()).hexdigest()[:16]}"
-    return folder / ImageBuilder.name / str(ImageBuilder.VERSION)
+    return directory_in(folder)
 
 
 def prepared(name: str, source: Source, root: Path) -> Path:
@@ -145,23 +103,69 @@ def write_images(folder: Path, contents: Contents) -> None:
       OSError: They cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write(ImageBuilder.name, lambda: contents, folder)
-    shutil.rmtree(folder / "downloads", ignore_errors=True)
+    _write(NAME, lambda: contents, folder)
 
 
 def _write(name: str, read: Callable[[], Contents], folder: Path) -> None:
     for stale in folder.glob("*/incomplete.*"):  # What a killed process left behind.
         shutil.rmtree(stale)
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()  # In a log it would be lines of escape sequences.
-    # TFDS prints sizes that it does not know; its progress bars go to stderr and stay.
-    with contextlib.redirect_stdout(io.StringIO()), _system_errors():
-        builder = ImageBuilder(read, data_dir=folder)
-        _check_space(name, builder.contents, folder)
-        builder.download_and_prepare(
-            # Else TFDS asks the network whether somebody has prepared it already.
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
+    contents = read()
+    _check_space(name, contents, folder)
+    directory = directory_in(folder)
+    unfinished = directory.with_name(f"incomplete.{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        # TFDS prints sizes that it does not know.
+        with contextlib.redirect_stdout(io.StringIO()), _system_errors():
+            _write_splits(name, contents, unfinished)
+        os.replace(unfinished, directory)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_splits(name: str, contents: Contents, directory: Path) -> None:
+    """Writes image by image: TFDS's builders would hold all in memory, and need TensorFlow beyond 1 GB."""
+    size = math.prod(contents.image_shape) + BYTES_PER_IMAGE
+    writer = tfds.core.SequentialWriter(
+        _info(contents, directory),
+        max_examples_per_shard=max(1, SHARD_BYTES // size),
+        file_format="array_record",
+    )
+    for split, images in contents.splits.items():
+        writer.initialize_splits([split])
+        shown = tqdm(images, f"{name}: {split}", leave=False, disable=not sys.stderr.isatty())
+        rows = ({"image": image, "label": label} for image, label in shown)
+        some = False
+        while chunk := list(itertools.islice(rows, max(1, min(1000, CHUNK_BYTES // size)))):
+            writer.add_examples({split: chunk})
+            some = True
+        if not some:
+            raise InputError(
+                f"none of the {split} images can be read: "
+                f"{', '.join(contents.left_out[:NAMED_FILES])}"
+            )
+    writer.close_all()
+
+
+def _info(contents: Contents, directory: Path) -> tfds.core.DatasetInfo:
+    """Returns what TFDS is to know: the image as raw bytes, the label as an integer."""
+    image = tfds.features.Tensor(
+        shape=contents.image_shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+    )
+    names = contents.class_names
+    label = (
+        tfds.features.ClassLabel(names=list(names))
+        if names
+        else tfds.features.Tensor(shape=(), dtype=np.int32)
+    )
+    return tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=NAME, version=VERSION, data_dir=str(directory), module_name=__name__
+        ),
+        features=tfds.features.FeaturesDict({"image": image, "label": label}),
+        disable_shuffling=True,
+        metadata=tfds.core.MetadataDict(class_names=names, left_out=contents.left_out),
+    )
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from tensorflow_datasets.core import constants, read_only_builder
 from tensorflow_datasets.proto import tf_example_pb2
 
 from diffusion_jax.data.image_file import fit
-from diffusion_jax.data.prepare import ImageBuilder
+from diffusion_jax.data.prepare import NAME, directory_in
 from diffusion_jax.data.split import Batch, Split
 from diffusion_jax.errors import InputError, RunError
 
@@ -55,8 +55,7 @@ def read_images(folder: Path) -> Split:
     Raises:
       RunError: The files are damaged.
     """
-    directory = folder / ImageBuilder.name / str(ImageBuilder.VERSION)
-    return open_prepared(directory, ImageBuilder.name, "train")[0]
+    return open_prepared(directory_in(folder), NAME, "train")[0]
 
 
 def _damaged(directory: Path, error: Exception) -> RunError:

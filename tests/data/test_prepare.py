@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from diffusion_jax.data import load
-from diffusion_jax.data.prepare import prepared
+from diffusion_jax.data import load, prepare
+from diffusion_jax.data.prepare import CHUNK_BYTES, prepared
 from diffusion_jax.data.sources.base import Contents, Source, split_arrays
 from diffusion_jax.errors import InputError, RunError
 
@@ -233,3 +234,24 @@ def test_wrong_user_data_is_named(tmp_path, make_tfds):
         load("tfds:things", "train", source_dir=tmp_path)
     with pytest.raises(InputError, match="no split 'test'; it has train"):
         load("tfds:things", "test", source_dir=tmp_path)
+
+
+def test_no_more_than_a_chunk_of_images_is_in_memory_while_they_are_written(tmp_path, rng):
+    noise = rng.integers(0, 256, (256, 256, 3), np.uint8)  # 0.2 MB, and 80 MB of 400.
+    images = ((np.roll(noise, i, axis=0), 0) for i in range(400))
+    source = Source("key", lambda: Contents(noise.shape, (), 400, {"train": images}))
+    tracemalloc.start()
+    try:
+        directory = prepared("x", source, tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * CHUNK_BYTES  # A chunk, the one before it, and what a row takes.
+    assert count(directory) == 400
+
+
+def test_images_in_several_files_stay_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "SHARD_BYTES", 3 * (4 + prepare.BYTES_PER_IMAGE))
+    directory = prepared("x", source_of(10), tmp_path)
+    assert len(list(directory.glob("*array_record*"))) == 4
+    assert [int(item["image"][0, 0, 0]) for item in tfds_source(directory)] == list(range(10))
