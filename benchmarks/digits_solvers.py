@@ -1,6 +1,8 @@
 """The solvers that `digits_samplers.py` measures, each with the spacing and the numbers of steps that suit it.
 
-The spacings were chosen on 500 images: of uniform, trailing, logsnr, karras and quadratic in 5 and 10 steps.
+The spacings were chosen by the same distance on 500 images of seed 0: of uniform, trailing, logsnr, karras and
+quadratic in 5 and 10 steps; heun's also of leading and of karras from sigma = 80, 20 and 10, in 3, 5 and 10; pndm's of
+leading and trailing in 5 and 10; ancestral sampling's of uniform and trailing in 50, on 300 images.
 """
 
 from typing import NamedTuple
@@ -26,7 +28,7 @@ class Solver(NamedTuple):
     steps: tuple[int, ...]
 
 
-# The cosine schedule's sigma = std / signal begins at 20,000, where karras spends half of its steps.
+# The cosine schedule's sigma = std / signal begins at 20,000, where karras spends most of its steps.
 FROM_20 = "karras from sigma = 20"
 FAST = (5, 8, 10, 15, 20, 50)
 SOLVERS = {
