@@ -1,6 +1,8 @@
 """What --mode=inpaint and --mode=interpolate work on: images, their classes, and the mask."""
 
 import hashlib
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +60,12 @@ def load_inputs(run: TrainedRun) -> Inputs:
             "sample.labels is unset, but the model needs the class of each of edit.images (it was trained without "
             "label dropout)"
         )
+    if labels is None and config.sampler.guidance_scale is not None:
+        warnings.warn(
+            f"sampler.guidance_scale is {config.sampler.guidance_scale:g}, but no class of edit.images is known, so "
+            "nothing is guided; set sample.labels",
+            stacklevel=1,
+        )
     return Inputs(images, np.full(len(images), num_classes, np.int32) if labels is None else labels)
 
 
@@ -84,10 +92,13 @@ def _files(paths: Sequence[str]) -> list[str]:
     """Returns the paths, a folder's images in place of the folder."""
     files = []
     for path in paths:
-        if not Path(path).is_dir():
+        if not os.path.isdir(path):  # Path.is_dir raises for a name that is too long.
             files.append(path)
             continue
-        found = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in SUFFIXES)
+        try:
+            found = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in SUFFIXES)
+        except OSError as error:
+            raise InputError(f"edit.images: cannot read {path}: {reason(error)}") from error
         if not found:
             raise InputError(f"edit.images: no images in {path}; it must hold PNG, JPEG or WebP")
         files += map(str, found)

@@ -11,10 +11,12 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.commands import job
 from diffusion_jax.commands.edit_inputs import Inputs, load_inputs
+from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
+from diffusion_jax.experiment.checks import warn_of_times
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler, nearest_point
 from diffusion_jax.samplers.batches import make_program
@@ -62,6 +64,9 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     points = _points(run, sampler)
     inputs = _labelled(run, inputs)
     rows, fraction = _between(inputs, fields.num_between + 2)
+    names = [f"t = {time:.4g}" for time in sampler.grid.time[points]] + ["latents"] * fields.latents
+    folder = workdir / "edits" / _job_name(run, inputs, names)
+    check_writable(folder)  # Before hours of drawing.
     num_rows = len(points) + fields.latents
     batch_size = min(run.config.sample.batch_size, len(rows.pair))
     with ImagesBar(num_rows * len(rows.pair), 1, batch_size) as bar:
@@ -72,9 +77,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
         return 0
     shape = (num_rows, -1, len(fraction), *run.image_shape)
     between = np.concatenate(drawn).reshape(shape).swapaxes(0, 1)
-    names = [f"t = {time:.4g}" for time in sampler.grid.time[points]] + ["latents"] * fields.latents
     given = inputs.images.reshape(-1, 2, *run.image_shape)
-    folder = workdir / "edits" / _job_name(run, inputs, names)
     picture = pictures.interpolation(given[:SHOWN], between[:SHOWN], names)
     pictures.save_png(folder / "interpolation.png", picture)
     results.write_npz(
@@ -104,7 +107,9 @@ def _points(run: TrainedRun, sampler: Sampler) -> list[int]:
     if times is None:
         last = run.process.grid().time[0]
         times = [(last + 1) * k / EIGHTHS - 1 for k in range(1, EIGHTHS + 1)]
-    return sorted({nearest_point(sampler.grid, t) for t in times})
+    points = sorted({nearest_point(sampler.grid, t) for t in times})
+    warn_of_times(sampler.grid, run.config.edit.times or (), points, "edit.times")
+    return points
 
 
 def _labelled(run: TrainedRun, inputs: Inputs) -> Inputs:

@@ -1,6 +1,5 @@
 """What `--mode=sample` shows besides the images: how they came about."""
 
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from jaxtyping import Float64
 
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.experiment import sampling
+from diffusion_jax.experiment.checks import warn_of_times
 from diffusion_jax.parallel import distributed
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler, moments, nearest_point
@@ -72,12 +72,7 @@ def draw_shared(
         return None
     points = sorted({nearest_point(sampler.grid, t) for t in fields.shared_t})
     times = sampler.grid.time[points]
-    if missed := [t for t in fields.shared_t if t not in times]:
-        named, nearest = (", ".join(f"{t:g}" for t in some) for some in (missed, times))
-        warnings.warn(
-            f"the sampler does not come by t = {named} of sample.shared_t; shown are the nearest times: {nearest}",
-            stacklevel=1,
-        )
+    warn_of_times(sampler.grid, fields.shared_t, points, "sample.shared_t")
     settings = sampling.settings(run.config)
     if distributed.first_decides("whether to draw", lambda: not _has_shared(folder, times)):
         count = min(SHARED_IMAGES, fields.num_images)

@@ -100,13 +100,13 @@ SETTABLE = {
     "sample.progressive": Field(
         False,
         Bool(),
-        "also show how the first images came about: progressive.png, .npz and strip.png",
+        "sample: also show how the first images came about: progressive.png, .npz and strip.png",
         "always",
     ),
     "sample.shared_t": Field(
         None,
         Tuple(Int(0), empty=False),
-        "also draw shared.png: several samples from one x_t at each of these timesteps; unset: none",
+        "sample: also draw shared.png: several samples from one x_t at each of these timesteps; unset: none",
         "always",
     ),
     # ---- edit

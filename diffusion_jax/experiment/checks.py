@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ def sampler_takes(name: str) -> set[str]:
 
 
 def check_churn(config: ConfigDict) -> None:
+    """Refuses a range of noise levels that is empty, and what has no use without churn."""
+    if config.sampler.churn == 0:
+        taken = set(config.sampler) - {"churn_min", "churn_max", "churn_noise"}
+        _refuse_unused(config, "sampler", taken, "sampler.churn=0")
     low, high = config.sampler.churn_min, config.sampler.churn_max
     if high is not None and high < low:
         raise InputError(
@@ -176,6 +180,17 @@ def check_edit(config: ConfigDict) -> None:
         raise InputError(
             f"edit.latents needs a sampler that can be inverted, sampler.name=ddim with sampler.eta=0; "
             f"it is {config.sampler.name!r} with eta {config.sampler.eta}"
+        )
+
+
+def warn_of_times(grid: Grid, times: Iterable[float | int], points: list[int], field: str) -> None:
+    """Warns of times of a field that are not the grid's, with the points that are taken in their place."""
+    taken = grid.time[points]
+    if missed := [t for t in times if t not in taken]:
+        named, nearest = (", ".join(f"{t:g}" for t in some) for some in (missed, taken))
+        warnings.warn(
+            f"the sampler does not come by t = {named} of {field}; taken are the nearest times: {nearest}",
+            stacklevel=2,
         )
 
 

@@ -65,9 +65,18 @@ def make_merge(
 
 
 def inpaint_options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:
-    """Returns start, resamplings and jump of the config's edit."""
+    """Returns start, resamplings and jump of the config's edit.
+
+    Raises:
+      InputError: Nothing is kept but a start, and that is the sampler's first: noise alone.
+    """
     fields = config.edit
     start = 0 if fields.start_t is None else nearest_point(sampler.grid, fields.start_t)
+    if start == 0 and fields.keep == "nothing":
+        raise InputError(
+            f"edit.start_t is {fields.start_t}, and the nearest of the sampler's times is its first, "
+            f"{sampler.grid.time[0]:g}, where all is noise: edit.keep=nothing needs an earlier start"
+        )
     return {"start": start, "resamplings": fields.resamplings, "jump": fields.jump}
 
 

@@ -1,5 +1,6 @@
 """`--mode=inpaint` and `--mode=interpolate` on a run of seconds: what they keep, write and refuse."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 from PIL import Image
 from tiny_run import Outcome, digits_in, results, run, write_config
 
+from diffusion_jax.commands import interpolate
+from diffusion_jax.commands.edit_inputs import _files
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.data import load
+from diffusion_jax.errors import InputError
 
 # Of the cosine schedule with T = 20, the first step has a standard deviation of 0.09, 11.5 grey levels: five of them.
 NOISE = 57
@@ -166,6 +170,11 @@ def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_ima
         ("inpaint", ["edit.keep=nothing"], "edit.start_t is unset"),
         (
             "inpaint",
+            ["edit.keep=nothing", "edit.start_t=17", "sampler.name=ddim", "sampler.num_steps=3"],
+            "edit.start_t is 17, and the nearest of the sampler's times is its first, 19, where all is noise",
+        ),
+        (
+            "inpaint",
             ["edit.start_t=20", "edit.mask={mask}"],
             "edit.start_t is 20; it must be from 0 to 19",
         ),
@@ -180,6 +189,7 @@ def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_ima
             ["edit.mask={mask}", "edit.images={empty}"],
             "edit.images: no images in {empty}",
         ),
+        ("inpaint", ["edit.mask={mask}", "edit.images={long}"], "cannot read {long}: file name"),
         ("interpolate", ["edit.images={mask}"], "edit.images holds one image"),
         ("interpolate", ["edit.times=3,20"], "edit.times is (3, 20); it must hold distinct"),
         ("interpolate", ["edit.latents=true"], "edit.latents needs a sampler that can be inverted"),
@@ -201,6 +211,7 @@ def test_wrong_edits_are_refused_in_one_line(
     paths = {
         "none": tmp_path / "none.png",
         "text": tmp_path / "text.png",
+        "long": "x" * 300,
         "empty": tmp_path / "empty",
         "wide": save(tmp_path / "wide.png", grey),
         "rgb": save(tmp_path / "rgb.png", np.stack([grey[:, :8]] * 3, -1)),
@@ -210,6 +221,45 @@ def test_wrong_edits_are_refused_in_one_line(
     assert outcome.status == 2
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: ") and message.format(**paths) in line
+
+
+def test_a_folder_of_images_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(InputError, match=f"^edit.images: cannot read {tmp_path}: permission"):
+        _files([str(tmp_path)])
+
+
+def test_interpolations_that_cannot_be_written_are_refused_before_they_are_drawn(
+    edit: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpolate, "_mixed_at", None)  # It would fail.
+    (tmp_path / "run" / "edits").write_text("no folder")
+    outcome = edit("interpolate")
+    assert outcome.status == 2 and "cannot write to" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+
+
+def test_times_that_the_sampler_does_not_visit_and_guidance_without_classes_are_warned_of(
+    edit: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    fields = ("sampler.num_steps=3", "sampler.variance=fixed_small", "sample.formats=npz")
+    image = f"edit.images={half_mask(tmp_path)}"
+    start = ("edit.keep=nothing", "edit.start_t=8", "sampler.guidance_scale=3", image)
+    *warned, _, _ = edit("inpaint", *start, *fields).err.splitlines()
+    assert warned == [
+        "warning: sampler.guidance_scale is 3, but no class of edit.images is known, so nothing is guided; "
+        "set sample.labels",
+        "warning: the sampler does not come by t = 8 of edit.start_t; taken are the nearest times: 10",
+    ]
+    *warned, _, _ = edit("interpolate", "edit.times=0,9", *fields).err.splitlines()
+    assert warned == [
+        "warning: the sampler does not come by t = 9 of edit.times; taken are the nearest times: 10, 0"
+    ]
 
 
 def test_a_model_that_needs_classes_asks_for_those_of_other_images(tmp_path: Path) -> None:

@@ -71,10 +71,13 @@ def test_an_option_that_the_sampler_does_not_take_is_refused(fields: tuple, mess
 
 
 def test_options_that_do_not_fit_one_another_are_refused_before_any_work() -> None:
-    churns = ("sampler.churn_min", "2"), ("sampler.churn_max", "1")
+    churns = ("sampler.churn", "9"), ("sampler.churn_min", "2"), ("sampler.churn_max", "1")
     message = "^sampler.churn_max is 1.0; it must be at least sampler.churn_min, 2.0$"
     with pytest.raises(InputError, match=message):
         experiment(("sampler.name", "heun"), *churns)
+    message = "^sampler.churn_max is 1.0, but sampler.churn=0 has none; leave it unset$"
+    with pytest.raises(InputError, match=message):
+        experiment(("sampler.name", "heun"), ("sampler.churn_max", "1"))
 
 
 # ---- a warning ---------------------------------------------------------------------------------------
