@@ -16,7 +16,7 @@ from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import image_normal
 from diffusion_jax.processes.gaussian import per_image, q_sample
-from diffusion_jax.processes.process import Grid
+from diffusion_jax.processes.process import Grid, take
 from diffusion_jax.samplers.loop import (
     Sampler,
     State,
@@ -164,11 +164,17 @@ def renoise(
     last: Int[Array, ""],
     keys: Key[Array, " b"],
 ) -> Float[Array, " b *dims"]:
-    """Returns x_t ~ q(x_t | x_s), where t is point `first` of the grid and s, with less noise, point `last`."""
-    t, s = (grid.at(jnp.full(keys.shape, i)) for i in (first, last))
-    signal = t.signal / s.signal
-    std = jnp.sqrt(jnp.square(t.std) - jnp.square(signal * s.std))
-    noise = image_normal(fold_in(step_keys(keys, s.time[0]), AGAIN), x.shape[1:])
+    """Returns x_t ~ q(x_t | x_s), where t is point `first` of the grid and s, with less noise, point `last`.
+
+    Its variance, std_t^2 - (signal_t / signal_s)^2 std_s^2, is std_t^2 (1 - SNR_t / SNR_s): no cancellation, and right
+    too where the signals are smaller than a `Point` says.
+    """
+    i, j = (jnp.full(keys.shape, k) for k in (first, last))
+    with np.errstate(divide="ignore"):
+        log_snr = 2 * (grid.log_signal - np.log(grid.std))  # Infinite at the data.
+    signal = jnp.exp(take(grid.log_signal, i) - take(grid.log_signal, j))
+    std = take(grid.std, i) * jnp.sqrt(-jnp.expm1(take(log_snr, i) - take(log_snr, j)))
+    noise = image_normal(fold_in(step_keys(keys, take(grid.time, j)[0]), AGAIN), x.shape[1:])
     return per_image(signal, x) * x + per_image(std, x) * noise
 
 

@@ -30,7 +30,7 @@ from diffusion_jax.samplers import (
     sample_loop,
     slerp,
 )
-from diffusion_jax.samplers.editing import LUMA
+from diffusion_jax.samplers.editing import LUMA, renoise
 
 PROCESS = DDPM(make_schedule("cosine", 400))
 MANY = 4000
@@ -113,6 +113,21 @@ def test_resampling_brings_the_rest_nearer_to_what_is_known():
         return abs(moments(images)[0][1] - mean[1])
 
     assert error(resamplings=8, jump=5) < 0.5 * error()
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (2, 9), (18, 19), (15, 20)])
+def test_noise_that_is_put_back_has_the_variance_of_the_chain(first, last):
+    """Also at the end of jsd, whose signal is far below what a `Point` can say."""
+    grid = DDPM(make_schedule("jsd", 1000)).grid(20, "logsnr")
+    x = jnp.full((MANY, 2, 2, 1), 0.5)
+    points = jnp.int32(first), jnp.int32(last)
+    noised = np.asarray(renoise(grid, x, *points, image_keys(0, jnp.arange(MANY))), float)
+    log_kept = 2 * (grid.log_signal[first] - grid.log_signal[last])  # Of the squared signal.
+    variance = grid.std[first] ** 2 - np.exp(log_kept) * grid.std[last] ** 2
+    # Five standard errors of 16,000 numbers.
+    assert abs(noised.var() / variance - 1) < 5 * np.sqrt(2 / noised.size)
+    mean_error = abs(noised.mean() - 0.5 * np.exp(log_kept / 2))
+    assert mean_error < 5 * np.sqrt(variance / noised.size)
 
 
 def test_known_pixels_are_kept_to_the_last_level(rng):
