@@ -21,6 +21,7 @@ from diffusion_jax.experiment.checks import warn_of_times
 from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers import Merge
 from diffusion_jax.samplers.batches import make_program
+from diffusion_jax.samplers.editing import LUMA
 
 SHOWN = 12
 
@@ -73,9 +74,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     drawn = job.draw_missing(files, bar, make_draw, num_images, batch_size)
     if jax.process_index() != 0:
         return 0
-    picture = _picture(
-        inputs.images[:SHOWN], files.head(SHOWN), merge, kept=fields.keep != "nothing"
-    )
+    picture = _picture(inputs.images[:SHOWN], files.head(SHOWN), merge, fields.keep)
     pictures.save_png(folder / "edit.png", picture)
     paths = files.write(config.sample.formats, inputs.labels)
     result = {
@@ -111,11 +110,15 @@ def _picture(
     given: UInt8[np.ndarray, "n h w c"],
     drawn: UInt8[np.ndarray, "n h w c"],
     merge: Merge,
-    *,
-    kept: bool,
+    keep: str,
 ) -> UInt8[np.ndarray, "gh gw c"]:
-    """Shows in each column an image as given, what is kept of it on grey, and as it is drawn."""
+    """Shows in each column an image as given, what is kept of it (on grey, or as grey values), and as it is drawn."""
+    if keep == "nothing":
+        return pictures.edits(np.stack([given, drawn]), ["given", "drawn"])
     given_x0 = data.to_model_range(jnp.asarray(given))
-    part = np.asarray(data.to_uint8(merge(jnp.zeros_like(given_x0), given_x0)))
-    rows = [given, part, drawn] if kept else [given, drawn]
-    return pictures.grid(pictures.magnified(np.concatenate(rows)), columns=len(given))
+    kept = merge(jnp.zeros_like(given_x0), given_x0)
+    if keep == "grey":
+        # On grey, the kept part would have the hue of the weights: greenish.
+        kept = jnp.broadcast_to(kept @ jnp.asarray(LUMA)[:, None], kept.shape)
+    rows = np.stack([given, np.asarray(data.to_uint8(kept)), drawn])
+    return pictures.edits(rows, ["given", "kept", "drawn"])

@@ -1,6 +1,7 @@
 """`--mode=interpolate`: images between two, mixed at several times (Ho et al., 2020, Figure 8) or as DDIM latents."""
 
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +97,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
         "edit": fields.to_dict(),
         "seconds_this_start": round(time.monotonic() - started, 1),
     }
-    done = f"{between.shape[1] * between.shape[2]} images between each of {len(between)} pairs"
+    done = f"{num_rows * len(fraction)} images for each of {len(between)} pair(s)"
     job.save_result(workdir, "interpolate", folder, result, done)
     return 0
 
@@ -115,6 +116,11 @@ def _points(run: TrainedRun, sampler: Sampler) -> list[int]:
 def _labelled(run: TrainedRun, inputs: Inputs) -> Inputs:
     """Returns whole pairs; two of different classes get none, if the model was trained to do without."""
     count = len(inputs.images) // 2 * 2
+    if count < len(inputs.images):
+        warnings.warn(
+            f"interpolation takes images in pairs; the last of {len(inputs.images)} is left out",
+            stacklevel=1,
+        )
     images, labels = inputs.images[:count], inputs.labels
     if labels is None:
         return Inputs(images, None)

@@ -81,6 +81,12 @@ def draw_shared(
         )
         drawn = [draw(run.params, settings, point, fields.labels) for point in points]
         x_t, x0_hat, samples = (np.stack(images, axis=1) for images in zip(*drawn, strict=True))
+        if (samples == samples[:, :, :1]).all():
+            warnings.warn(
+                f"sample.shared_t: the samples of an x_t are all the same, as sampler.name={run.config.sampler.name} "
+                "adds no noise after it",
+                stacklevel=1,
+            )
         if jax.process_index() == 0:
             picture = pictures.shared(x_t, x0_hat, samples, times.tolist())
             pictures.save_png(folder / "shared.png", picture)

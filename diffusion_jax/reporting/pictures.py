@@ -129,6 +129,17 @@ def interpolation(
     return _with_texts(np.concatenate(blocks), texts)
 
 
+def edits(
+    rows: UInt8[np.ndarray, "r n h w c"], names: Sequence[str]
+) -> UInt8[np.ndarray, "gh gw c"]:
+    """Shows edited images: a column an image, and named rows, such as as given, what is kept, and as drawn."""
+    num_rows, n = rows.shape[:2]
+    images = grid(magnified(rows.reshape(-1, *rows.shape[2:])), columns=n)
+    row = (images.shape[0] - MARGIN) // num_rows
+    texts = [(MARGIN, r * row + row // 2, name) for r, name in enumerate(names)]
+    return _with_texts(np.pad(images, ((0, 0), (LABEL, 0), (0, 0)), constant_values=255), texts)
+
+
 def _with_texts(
     picture: UInt8[np.ndarray, "h w c"], texts: Sequence[tuple[int, int, str]]
 ) -> UInt8[np.ndarray, "h w c"]:

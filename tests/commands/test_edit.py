@@ -96,9 +96,12 @@ def test_inpainting_keeps_the_black_pixels_of_its_mask_and_survives_a_kill(
     assert (images[:, :, 4:] != given["image"][:, :, 4:]).any()
     with Image.open(folder / "edit.png") as picture:
         shown = np.asarray(picture)
-    side = 8 * 7 + 2
-    assert shown.shape == (3 * side + 2, 5 * side + 2)
-    cells = shown[2:, 2:].reshape(3, side, 5, side).transpose(0, 2, 1, 3)[..., :56:7, :56:7]
+    side, label = 8 * 7 + 2, 64
+    assert shown.shape == (3 * side + 2, label + 5 * side + 2)
+    assert all((row[:, :label] < 100).any() for row in shown[2:].reshape(3, side, -1))  # Its name.
+    cells = (
+        shown[2:, label + 2 :].reshape(3, side, 5, side).transpose(0, 2, 1, 3)[..., :56:7, :56:7]
+    )
     np.testing.assert_array_equal(cells[0], given["image"][..., 0])
     np.testing.assert_array_equal(cells[1][..., :4], given["image"][:, :, :4, 0])
     assert (cells[1][..., 4:] == 128).all()
@@ -129,6 +132,37 @@ def test_files_and_folders_are_edited_from_a_chosen_time_on_and_enlarged(
     assert other != edited and again["files"] == ["png", "images.npz"] and again["nfe"] == 20
 
 
+def test_coloured_images_keep_their_grey_values_which_the_picture_shows_as_grey(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    for i in range(6):
+        save(folder / f"{i}.png", rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    fields = "\n".join(
+        f"config.{field}"
+        for field in (
+            *("data.name = 'image_folder'", f"data.source_dir = {str(folder)!r}"),
+            *("data.image_size = 4", "train.num_steps = 1"),
+        )
+    )
+    workdir = tmp_path / "run"
+    assert run(f"--config={write_config(tmp_path, fields)}", f"--workdir={workdir}").status == 0
+    flags = ("--config.edit.keep=grey", f"--config.edit.images={folder}")
+    assert run("--mode=inpaint", f"--workdir={workdir}", *flags).status == 0
+    _, edited = job(workdir, "inpaint")
+    factor, n = 56 // 4, 6
+    with Image.open(edited / "edit.png") as picture:
+        cells = np.asarray(picture)[2:, 64 + 2 :].reshape(3, 58, n, 58, 3).swapaxes(1, 2)
+    _, kept, _ = cells[:, :, :56:factor, :56:factor].astype(int)
+    grey = []
+    for i in range(n):
+        with Image.open(folder / f"{i}.png") as image:
+            grey.append(np.asarray(image.convert("L"), int))
+    # Pillow rounds grey values its own way, so by up to one level.
+    np.testing.assert_allclose(kept, np.stack(grey)[..., None].repeat(3, -1), atol=1)
+
+
 def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_image_to_the_other(
     edit: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -136,6 +170,7 @@ def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_ima
     fields = (*fields, "edit.times=19,9,0", "edit.num_between=3", "sample.batch_size=4")
     outcome = edit("interpolate", *fields)
     assert outcome.status == 0, outcome.err
+    assert "in pairs; the last of 5 is left out" in outcome.err
     result, folder = job(tmp_path / "run", "interpolate")
     assert result["num_pairs"] == 2
     assert result["nfe"] == {"t = 19": 20, "t = 9": 10, "t = 0": 1, "latents": 20 * 2 + 20}

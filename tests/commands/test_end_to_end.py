@@ -555,6 +555,17 @@ def test_every_prediction_trains_and_samples(train: Callable[..., Path], fields:
         assert leaf.dtype == np.float32 and np.isfinite(leaf).all()
 
 
+def test_a_shared_picture_of_a_sampler_without_noise_warns_that_its_samples_are_the_same(
+    conditional: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(conditional, tmp_path / "run")
+    flags = ("--mode=sample", f"--workdir={tmp_path / 'run'}", "--config.sample.shared_t=19")
+    told = "the samples of an x_t are all the same, as sampler.name=ddim adds no noise"
+    for eta, warned in ((0, True), (1, False)):
+        outcome = run(*flags, "--config.sampler.name=ddim", f"--config.sampler.eta={eta}")
+        assert outcome.status == 0 and (told in outcome.err) == warned
+
+
 def test_a_folder_of_colour_images_trains_and_samples(
     train: Callable[..., Path],
     tmp_path: Path,

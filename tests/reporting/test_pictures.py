@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.reporting.pictures import (
+    edits,
     grid,
     grid_by_class,
     load_png,
@@ -95,6 +96,20 @@ def test_a_shared_picture_is_a_block_an_image_and_a_row_a_time_with_its_label(ch
         assert (picture[top + 16 : top + 48, :64] < 100).any()  # The label, beside the middle.
         assert (picture[top + 64 : top + 66] == 255).all()
     assert (picture[:18] < 100).any() and (picture[block : block + 18] == 255).all()
+
+
+def test_edits_are_named_rows_of_a_column_an_image():
+    rows = np.stack([flat_images(150, 160, 170), flat_images(180, 190, 200)])
+    picture = edits(rows.repeat(28, 2).repeat(28, 3), ["given", "drawn"])  # Of 56x84 pixels.
+    assert picture.shape == (2 + 2 * 58, 64 + 2 + 3 * 86, 1)
+    for row, column in np.ndindex(2, 3):
+        top, left = 2 + 58 * row, 66 + 86 * column
+        assert (picture[top : top + 56, left : left + 84] == 150 + 30 * row + 10 * column).all()
+    for row in range(2):
+        assert (
+            picture[2 + 58 * row + 14 : 2 + 58 * row + 42, :64] < 100
+        ).any()  # Beside the middle.
+    assert (picture[58:60] == 255).all()
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
