@@ -8,6 +8,7 @@ from jaxtyping import Float
 from diffusion_jax.errors import InputError, choose
 
 Times = Float[np.ndarray, " n"]
+LARGEST_SIGMA = 80.0  # Of karras.
 
 
 def _uniform(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
@@ -49,12 +50,15 @@ def _logsnr(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
 
 
 def _karras(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
-    """Evenly spaced in sigma^(1/7), sigma = std / signal, ends included (Karras et al., 2022, Eq. 5 with rho = 7).
+    """Evenly spaced in sigma^(1/7), sigma = std / signal (Karras et al., 2022, Eq. 5 with rho = 7).
 
-    As with `_logsnr`, the times are not integers. sigma spans what the process does, not 0.002 to 80.
+    From the paper's 80 on, or the last timestep's sigma if that is smaller, to the first timestep's. At 80 the image is
+    an eightieth of the noise, and some schedules go far beyond (cosine: to 20,000), where half of the steps would be
+    spent. As with `_logsnr`, the times are not integers.
     """
-    root = np.exp(-logsnr / 2 / 7)
-    return times_of(-2 * 7 * np.log(np.linspace(root[-1], root[0], num_steps)), logsnr)[::-1]
+    largest = min(np.exp(-logsnr[-1] / 2), LARGEST_SIGMA)
+    first, last = np.array([largest, np.exp(-logsnr[0] / 2)]) ** (1 / 7)
+    return times_of(-2 * 7 * np.log(np.linspace(first, last, num_steps)), logsnr)[::-1]
 
 
 def times_of(wanted: Float[np.ndarray, " n"], logsnr: Float[np.ndarray, " T"]) -> Times:

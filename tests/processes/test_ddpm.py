@@ -182,11 +182,18 @@ def test_karras_spacing_is_equation_5_of_the_paper(schedule):
     process = DDPM(make_schedule(schedule, 1000))
     whole, grid = process.grid(), process.grid(12, "karras")
     sigma_max, sigma_min = np.exp(-whole.log_signal[[0, -2]]) * whole.std[[0, -2]]
+    assert sigma_max > 80  # 157 if linear: the paper's largest noise is less.
+    sigma_max = 80.0
     i, rho = np.arange(12), 7
     slope = (sigma_min ** (1 / rho) - sigma_max ** (1 / rho)) / 11
     expected = (sigma_max ** (1 / rho) + i * slope) ** rho
     np.testing.assert_allclose(np.exp(-grid.log_signal[:-1]) * grid.std[:-1], expected, rtol=1e-6)
-    np.testing.assert_allclose(grid.time[[0, 11]], [999, 0], atol=1e-9)
+    np.testing.assert_allclose(grid.time[11], 0, atol=1e-9)
+
+
+def test_karras_spacing_begins_at_the_last_timestep_where_there_is_less_noise():
+    process = DDPM(make_schedule("linear", 1000, beta_end=0.01))  # sigma = 12 at most.
+    np.testing.assert_allclose(process.grid(12, "karras").time[[0, 11]], [999, 0], atol=1e-9)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 99, 100])
