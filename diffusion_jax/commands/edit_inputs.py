@@ -26,6 +26,10 @@ class Inputs(NamedTuple):
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"] | None
 
+    def known_labels(self, num_classes: int) -> Int32[np.ndarray, " n"] | None:
+        """Returns the labels to write down: none where an image has no class."""
+        return None if self.labels is None or num_classes in self.labels else self.labels
+
     def digest(self) -> str:
         """Returns what names their contents."""
         digest = hashlib.sha256(repr((self.images.shape, self.labels is None)).encode())

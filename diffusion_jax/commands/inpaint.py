@@ -76,7 +76,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
         return 0
     picture = _picture(inputs.images[:SHOWN], files.head(SHOWN), merge, fields.keep)
     pictures.save_png(folder / "edit.png", picture)
-    paths = files.write(config.sample.formats, inputs.labels)
+    paths = files.write(config.sample.formats, inputs.known_labels(config.model.num_classes))
     result = {
         "num_images": num_images,
         **job.record(config, run.step, editing.edit_nfe(run, sampler)),

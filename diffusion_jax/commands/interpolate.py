@@ -17,7 +17,7 @@ from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
-from diffusion_jax.experiment.checks import warn_of_times
+from diffusion_jax.experiment.checks import check_invertible, warn_of_times
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler, nearest_point
 from diffusion_jax.samplers.batches import make_program
@@ -56,6 +56,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
       RunError: No sound checkpoint; disk full.
     """
     started = time.monotonic()
+    check_invertible(config)
     run, mesh = job.open_run(config, workdir)
     fields = run.config.edit
     inputs = load_inputs(run)

@@ -167,7 +167,7 @@ def check_times(config: ConfigDict) -> None:
 
 
 def check_edit(config: ConfigDict) -> None:
-    """Refuses fields of an edit that its other fields have no use for, and an inversion without an inverse."""
+    """Refuses fields of an edit that its other fields have no use for."""
     fields = config.edit
     kept = {"mask": {"mask"}, "coarse": {"factor"}}.get(fields.keep, set())
     taken = set(fields) - {"mask", "factor"} | kept
@@ -176,7 +176,11 @@ def check_edit(config: ConfigDict) -> None:
         _refuse_unused(config, "edit", set(fields) - {"jump"}, "edit.resamplings=1")
     if not fields.latents:
         _refuse_unused(config, "edit", set(fields) - {"iterations"}, "edit.latents=false")
-    elif config.sampler.name != "ddim" or config.sampler.eta > 0:
+
+
+def check_invertible(config: ConfigDict) -> None:
+    """Refuses latents of a sampler that leads to them by no way back."""
+    if config.edit.latents and (config.sampler.name != "ddim" or config.sampler.eta > 0):
         raise InputError(
             f"edit.latents needs a sampler that can be inverted, sampler.name=ddim with sampler.eta=0; "
             f"it is {config.sampler.name!r} with eta {config.sampler.eta}"

@@ -108,7 +108,7 @@ def inpaint(
 
     By replacement alone (resamplings = 1), the rest is drawn without regard to how it fits the known part at the same
     time. RePaint (Lugmayr et al., 2022, Algorithm 1) lets them agree: after every `jump` steps the images get the
-    noise of these steps again, and the steps are done anew.
+    noise of these steps again, and the steps are done anew; here the stretches at both ends too.
 
     Args:
       denoise: (x_t, point) -> Prediction.

@@ -125,7 +125,7 @@ def test_files_and_folders_are_edited_from_a_chosen_time_on_and_enlarged(
     with np.load(edited / "images.npz") as arrays:
         np.testing.assert_allclose(arrays["images"][:2, ..., 0], pixels, atol=NOISE)
         np.testing.assert_allclose(arrays["images"][2], 77, atol=NOISE)
-        assert arrays["labels"].tolist() == [10, 10, 10]  # No class.
+        assert "labels" not in arrays  # None has a class.
     fields = ("edit.keep=coarse", "edit.factor=2", f"edit.images={folder}", "sample.labels=7")
     assert edit("inpaint", *fields).status == 0
     again, other = job(tmp_path / "run", "inpaint")
