@@ -1,5 +1,6 @@
 """What `--mode=sample` shows besides the images: how they came about."""
 
+import warnings
 import zipfile
 from pathlib import Path
 

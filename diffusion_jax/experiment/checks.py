@@ -15,6 +15,9 @@ from diffusion_jax.models import MODELS
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers import SAMPLERS
 
+LONG_STEP = 30  # Factor of std / signal in a step of Heun's method; digits drawn with longer ones are poor, or noise.
+UNEVEN = 2  # The longest step over the shortest; rounding to timesteps alone makes it 1.5 at most in few steps.
+TINY_SIGNAL = 1e-3
 LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
 # Fields of the sampler group that no update rule takes: which one, its grid, limits and guidance of its denoiser.
 OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "clip", "dynamic_threshold"}
@@ -214,3 +217,28 @@ def warn_of_grid(grid: Grid, whole: Grid, variance: str | None, group: str) -> N
             f"times the posterior's; set --config.{group}.variance=fixed_small",
             stacklevel=3,
         )
+
+
+def warn_of_solver(name: str, grid: Grid) -> None:
+    """Warns of a grid whose steps are too long or too uneven for the solver: its images would be noise."""
+    if name == "heun" and grid.num_steps > 1:
+        log_sigma = np.log(grid.std[:-1]) - grid.log_signal[:-1]
+        most = np.exp(-np.diff(log_sigma)).max()
+        if most > LONG_STEP:
+            warnings.warn(
+                f"heun: std / signal falls by a factor of {most:,.0f} in a step; take more, and sampler.spacing=karras",
+                stacklevel=3,
+            )
+    if name == "pndm":
+        steps = -np.diff(grid.time[:-1])
+        if len(steps) > 1 and steps.max() > UNEVEN * steps.min():
+            warnings.warn(
+                "pndm is for even steps; set sampler.spacing to leading, uniform or trailing",
+                stacklevel=3,
+            )
+        elif grid.signal[0] < TINY_SIGNAL:
+            warnings.warn(
+                f"pndm divides by the signal, which is {grid.signal[0]:.1e} at t = {grid.time[0]:g}; "
+                "set sampler.spacing=leading",
+                stacklevel=3,
+            )

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.experiment.build import Experiment
-from diffusion_jax.experiment.checks import accepted, sampler_takes, warn_of_grid
+from diffusion_jax.experiment.checks import accepted, sampler_takes, warn_of_grid, warn_of_solver
 from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.samplers import (
     SAMPLERS,
@@ -70,6 +70,7 @@ def make_sampler(experiment: Experiment) -> Sampler:
         SAMPLERS[experiment.config.sampler.name], sampler_options(experiment.config)
     )
     warn_of_grid(sampler.grid, experiment.process.grid(), variance.get("variance"), "sampler")
+    warn_of_solver(experiment.config.sampler.name, sampler.grid)
     return sampler
 
 

@@ -1,5 +1,6 @@
 """From a config to objects: what is built is what the config says."""
 
+import re
 import warnings
 
 import jax
@@ -132,6 +133,31 @@ def test_a_sampler_that_takes_no_variance_is_not_warned_of(monkeypatch: pytest.M
     monkeypatch.setitem(SAMPLERS, "ancestral", quiet)
     with warnings.catch_warnings(action="error"):
         assert sampling.make_sampler(experiment(FEW)).nfe == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "spacing", "message"),
+    [
+        ("heun", "cosine", "uniform", "falls by a factor of 3,546 in a step; .*spacing=karras"),
+        ("heun", "cosine", "karras", None),
+        ("heun", "linear", "karras", None),
+        ("pndm", "cosine", "trailing", "pndm divides by the signal, which is 4.9e-05 at t = 999"),
+        ("pndm", "cosine", "leading", None),
+        ("pndm", "linear", "uniform", None),
+        ("pndm", "linear", "karras", "pndm is for even steps"),
+    ],
+)
+def test_a_solver_is_warned_of_steps_that_it_is_not_for(
+    name: str, schedule: str, spacing: str, message: str | None
+) -> None:
+    fields = {"sampler.name": name, "process.schedule": schedule, "sampler.spacing": spacing}
+    exp = experiment(FEW, *fields.items())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sampling.make_sampler(exp)
+    assert len(caught) == (message is not None)
+    if message is not None:
+        assert re.search(message, str(caught[0].message))
 
 
 # ---- learned variances -------------------------------------------------------------------------------
