@@ -13,10 +13,10 @@ from diffusion_jax.errors import InputError, choose
 from diffusion_jax.losses import OBJECTIVES, WEIGHTINGS
 from diffusion_jax.models import MODELS
 from diffusion_jax.processes.process import Grid
-from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.samplers import MERGES, SAMPLERS
 
 LONG_STEP = 30  # Factor of std / signal in a step of Heun's method; digits drawn with longer ones are poor, or noise.
-UNEVEN = 2  # The longest step over the shortest; rounding to timesteps alone makes it 1.5 at most in few steps.
+UNEVEN = 2  # The longest step over the shortest: rounding to timesteps alone makes it no more.
 TINY_SIGNAL = 1e-3
 LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
 # Fields of the sampler group that no update rule takes: which one, its grid, limits and guidance of its denoiser.
@@ -172,8 +172,9 @@ def check_times(config: ConfigDict) -> None:
 def check_edit(config: ConfigDict) -> None:
     """Refuses fields of an edit that its other fields have no use for."""
     fields = config.edit
-    kept = {"mask": {"mask"}, "coarse": {"factor"}}.get(fields.keep, set())
-    taken = set(fields) - {"mask", "factor"} | kept
+    taken = (
+        set(fields) - {"mask", "factor"} | inspect.signature(MERGES[fields.keep]).parameters.keys()
+    )
     _refuse_unused(config, "edit", taken, f"edit.keep={fields.keep}")
     if fields.resamplings == 1:
         _refuse_unused(config, "edit", set(fields) - {"jump"}, "edit.resamplings=1")

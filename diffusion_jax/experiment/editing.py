@@ -1,7 +1,6 @@
 """What a trained network makes of given images: the config's edits, to be compiled."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment
+from diffusion_jax.experiment.checks import accepted
 from diffusion_jax.experiment.sampling import (
     Settings,
     as_arrays,
@@ -19,6 +19,7 @@ from diffusion_jax.experiment.sampling import (
     sampling_denoiser,
 )
 from diffusion_jax.samplers import (
+    MERGES,
     Merge,
     Sampler,
     encode,
@@ -27,10 +28,6 @@ from diffusion_jax.samplers import (
     inpaint,
     inpaint_nfe,
     interpolate,
-    known_blocks,
-    known_grey,
-    known_nothing,
-    known_pixels,
     nearest_point,
     sample_loop,
     slerp,
@@ -38,14 +35,14 @@ from diffusion_jax.samplers import (
 
 
 def make_merge(
-    config: ConfigDict, image_shape: tuple[int, int, int], known: Bool[np.ndarray, "h w"] | None
+    config: ConfigDict, image_shape: tuple[int, int, int], mask: Bool[np.ndarray, "h w"] | None
 ) -> Merge:
     """Returns what `edit.keep` says is known of an image.
 
     Args:
       config: The config.
       image_shape: (H, W, C).
-      known: Which pixels are, for `edit.keep=mask`.
+      mask: Which pixels are, for `edit.keep=mask`.
 
     Raises:
       InputError: Images that have no such part.
@@ -56,12 +53,8 @@ def make_merge(
         raise InputError("edit.keep is 'grey', but the images have no colours: they have 1 channel")
     if keep == "coarse" and (height % factor or width % factor):
         raise InputError(f"edit.factor is {factor}; it must divide the images' {height}x{width}")
-    if keep == "mask":
-        assert known is not None
-        return known_pixels(known)
-    return {"grey": known_grey, "coarse": partial(known_blocks, factor), "nothing": known_nothing}[
-        keep
-    ]()
+    make = MERGES[keep]
+    return make(**accepted(make, {"mask": mask, "factor": factor}))
 
 
 def inpaint_options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:

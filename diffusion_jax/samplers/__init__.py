@@ -6,6 +6,7 @@ from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.ddim import ddim
 from diffusion_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
 from diffusion_jax.samplers.editing import (
+    MERGES,
     Merge,
     inpaint,
     inpaint_nfe,
@@ -43,6 +44,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 __all__ = [
+    "MERGES",
     "Merge",
     "SAMPLERS",
     "SampleResult",

@@ -33,9 +33,9 @@ KNOWN, AGAIN = 0, 1  # Streams of a step's key, besides the noise of the sampler
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601; a sum of the channels, as Pillow makes grey images.
 
 
-def known_pixels(known: Bool[np.ndarray, "h w"]) -> Merge:
+def known_pixels(mask: Bool[np.ndarray, "h w"]) -> Merge:
     """Returns the merge that keeps the pixels marked True, for inpainting."""
-    return lambda images, given: jnp.where(known[None, :, :, None], given, images)
+    return lambda images, given: jnp.where(mask[None, :, :, None], given, images)
 
 
 def known_grey() -> Merge:
@@ -71,6 +71,15 @@ def known_blocks(factor: int) -> Merge:
 def known_nothing() -> Merge:
     """Returns the merge that keeps nothing, for image-to-image: there all that is given is x_t at the start."""
     return lambda images, given: images
+
+
+# The options of its own -> Merge
+MERGES: dict[str, Callable[..., Merge]] = {
+    "mask": known_pixels,
+    "grey": known_grey,
+    "coarse": known_blocks,
+    "nothing": known_nothing,
+}
 
 
 def replaced(sampler: Sampler, merge: Merge, x0: Float[Array, "b h w c"]) -> Sampler:

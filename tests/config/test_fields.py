@@ -19,7 +19,7 @@ from diffusion_jax.models import MODELS
 from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import SCHEDULES
 from diffusion_jax.processes.spacing import SPACINGS
-from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.samplers import MERGES, SAMPLERS
 from diffusion_jax.training.optimizer import DECAYS
 
 # What each choice of the table stands for.
@@ -38,7 +38,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "sampler.name": SAMPLERS,
     "sampler.spacing": SPACINGS,
     "sampler.variance": VARIANCES,
-    "edit.keep": ("mask", "grey", "coarse", "nothing"),
+    "edit.keep": MERGES,
     "eval.split": ("test", "train"),
     "eval.spacing": SPACINGS,
     "eval.variance": VARIANCES,
