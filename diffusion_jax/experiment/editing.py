@@ -11,20 +11,13 @@ from diffusion_jax import data
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.experiment.checks import accepted
-from diffusion_jax.experiment.sampling import (
-    Settings,
-    as_arrays,
-    evaluations,
-    sampler_of,
-    sampling_denoiser,
-)
+from diffusion_jax.experiment.sampling import Settings, drawing, evaluations
 from diffusion_jax.samplers import (
     MERGES,
     Merge,
     Sampler,
     encode,
     encoding_nfe,
-    image_keys,
     inpaint,
     inpaint_nfe,
     interpolate,
@@ -85,16 +78,9 @@ def make_inpaint(experiment: Experiment, merge: Merge) -> Callable[..., tuple[Ar
     def draw(
         params: Any, numbers: Settings, indices: Array, labels: Array | None, images: Array
     ) -> tuple[Array]:
-        numbers = as_arrays(numbers)
-        sampler = sampler_of(experiment, numbers)
-        edited = inpaint(
-            sampling_denoiser(experiment, params, numbers, labels),
-            sampler,
-            image_keys(numbers.seed, indices),
-            data.to_model_range(images),
-            merge,
-            **inpaint_options(experiment.config, sampler),
-        )
+        parts = drawing(experiment, params, numbers, indices, labels)
+        options = inpaint_options(experiment.config, parts.sampler)
+        edited = inpaint(*parts, data.to_model_range(images), merge, **options)
         return (data.to_uint8(edited),)
 
     return draw
@@ -109,15 +95,11 @@ def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array]]:
         point: Any,
         indices: Array,
         labels: Array | None,
-        images: Array,
-        others: Array,
-        fraction: Array,
+        *rows: Array,
     ) -> tuple[Array]:
-        numbers = as_arrays(numbers)
+        images, others, fraction = rows
         between = interpolate(
-            sampling_denoiser(experiment, params, numbers, labels),
-            sampler_of(experiment, numbers),
-            image_keys(numbers.seed, indices),
+            *drawing(experiment, params, numbers, indices, labels),
             data.to_model_range(images),
             data.to_model_range(others),
             fraction,
@@ -134,15 +116,9 @@ def make_encode(experiment: Experiment) -> Callable[..., tuple[Array]]:
     def draw(
         params: Any, numbers: Settings, indices: Array, labels: Array | None, images: Array
     ) -> tuple[Array]:
-        del indices
-        numbers = as_arrays(numbers)
-        latents = encode(
-            sampling_denoiser(experiment, params, numbers, labels),
-            sampler_of(experiment, numbers).grid,
-            data.to_model_range(images),
-            iterations=experiment.config.edit.iterations,
-        )
-        return (latents,)
+        denoise, sampler, _ = drawing(experiment, params, numbers, indices, labels)
+        x0, iterations = data.to_model_range(images), experiment.config.edit.iterations
+        return (encode(denoise, sampler.grid, x0, iterations=iterations),)
 
     return draw
 
@@ -151,23 +127,14 @@ def make_decode(experiment: Experiment) -> Callable[..., tuple[Array]]:
     """Returns (params, settings, indices, labels, latents, others, fraction) -> (uint8 images on the arc between,)."""
 
     def draw(
-        params: Any,
-        numbers: Settings,
-        indices: Array,
-        labels: Array | None,
-        latents: Array,
-        others: Array,
-        fraction: Array,
+        params: Any, numbers: Settings, indices: Array, labels: Array | None, *rows: Array
     ) -> tuple[Array]:
-        numbers = as_arrays(numbers)
-        images = sample_loop(
-            sampling_denoiser(experiment, params, numbers, labels),
-            sampler_of(experiment, numbers),
-            image_keys(numbers.seed, indices),
+        result = sample_loop(
+            *drawing(experiment, params, numbers, indices, labels),
             experiment.image_shape,
-            x_init=slerp(latents, others, fraction),
-        ).images
-        return (data.to_uint8(images),)
+            x_init=slerp(*rows),
+        )
+        return (data.to_uint8(result.images),)
 
     return draw
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     """Numbers of a sampling job that are arguments of its compiled program: others need no other program.
 
     Attributes:
-      seed: `sample.seed`, modulo 2^32.
+      seed: `sample.seed`.
       eta: `sampler.eta`.
       guidance_scale: `sampler.guidance_scale`; without guidance it has no meaning.
       guidance_rescale: `sampler.guidance_rescale`.
@@ -44,15 +44,10 @@ class Settings(NamedTuple):
     guidance_rescale: Any
 
 
-def as_arrays(numbers: Settings) -> Settings:
-    """Returns them as JAX's arrays, which they are in a compiled program anyway."""
-    return Settings(*map(jnp.asarray, numbers))
-
-
 def settings(config: ConfigDict) -> Settings:
     """Returns the config's own."""
     numbers = (np.float32(config.sampler[name] or 0) for name in TRACED)
-    return Settings(np.uint32(config.sample.seed % 2**32), *numbers)
+    return Settings(np.uint32(config.sample.seed), *numbers)
 
 
 def sampler_options(config: ConfigDict) -> dict[str, Any]:
@@ -89,6 +84,26 @@ def evaluations(config: ConfigDict) -> int:
     return 1 if config.sampler.guidance_scale is None else 2
 
 
+class Drawing(NamedTuple):
+    """What every program that draws begins with."""
+
+    denoise: Denoise
+    sampler: Sampler
+    keys: Key[Array, " b"]
+
+
+def drawing(
+    experiment: Experiment, params: Any, numbers: Settings, indices: Array, labels: Array | None
+) -> Drawing:
+    """Returns the config's denoiser and sampler, and the images' keys. To be called inside a compiled program."""
+    numbers = Settings(*map(jnp.asarray, numbers))  # As a compiled program gets them anyway.
+    return Drawing(
+        _denoiser(experiment, params, numbers, labels),
+        sampler_of(experiment, numbers),
+        image_keys(numbers.seed, indices),
+    )
+
+
 def make_draw(
     experiment: Experiment,
     *,
@@ -98,11 +113,8 @@ def make_draw(
     """Returns (params, settings, indices, labels) -> SampleResult of uint8 images, to be compiled."""
 
     def draw(params: Any, numbers: Settings, indices: Array, labels: Array | None) -> SampleResult:
-        numbers = as_arrays(numbers)
         result = sample_loop(
-            sampling_denoiser(experiment, params, numbers, labels),
-            sampler_of(experiment, numbers),
-            image_keys(numbers.seed, indices),
+            *drawing(experiment, params, numbers, indices, labels),
             experiment.image_shape,
             num_frames=num_frames,
             progress=progress,
@@ -118,21 +130,14 @@ def make_draw_shared(experiment: Experiment, num_samples: int) -> Callable[..., 
     def draw(
         params: Any, numbers: Settings, point: Any, indices: Array, labels: Array | None
     ) -> Shared:
-        numbers = as_arrays(numbers)
-        result = shared_structure(
-            sampling_denoiser(experiment, params, numbers, labels),
-            sampler_of(experiment, numbers),
-            image_keys(numbers.seed, indices),
-            experiment.image_shape,
-            point,
-            num_samples,
-        )
+        parts = drawing(experiment, params, numbers, indices, labels)
+        result = shared_structure(*parts, experiment.image_shape, point, num_samples)
         return jax.tree.map(data.to_uint8, result)
 
     return draw
 
 
-def sampling_denoiser(
+def _denoiser(
     experiment: Experiment, params: Any, numbers: Settings, labels: Array | None
 ) -> Denoise:
     """Returns the denoiser that the config samples with: guided, then limited."""
