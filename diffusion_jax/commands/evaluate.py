@@ -15,11 +15,10 @@ from ml_collections import ConfigDict
 import diffusion_jax
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
-from diffusion_jax.commands import run_config
-from diffusion_jax.commands.environment import check_writable
+from diffusion_jax.commands import job, run_config
 from diffusion_jax.commands.held_out import bound_measure
 from diffusion_jax.commands.images_bar import ImagesBar
-from diffusion_jax.commands.trained import TrainedRun, load_run
+from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import RunError
 from diffusion_jax.evaluation.bits_per_dim import (
     BitsPerDim,
@@ -27,7 +26,6 @@ from diffusion_jax.evaluation.bits_per_dim import (
 )
 from diffusion_jax.experiment import build
 from diffusion_jax.likelihood.progressive import rate_distortion
-from diffusion_jax.parallel import sharding
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.reporting import bound_plots, results
 
@@ -41,16 +39,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> int:
       InputError: No checkpoint, another one than the config's, no images, or workdir not writable.
       RunError: No sound checkpoint; disk full; figures that are not finite.
     """
-    check_writable(workdir)
     results.check(workdir, "evaluate")
-    mesh = sharding.make_mesh(config.mesh.data)
-    run = load_run(
-        workdir,
-        step=config.eval.step,
-        ema=config.eval.ema,
-        config=config,
-        sharding=sharding.replicated(mesh),
-    )
+    run, mesh = job.open_run(config, workdir, "eval")
     run_config.check_trained(config, run.trained, f"checkpoint {run.step}")
     split = build.load_split(run.config, config.eval.split)
     for name in dict.fromkeys(config.eval.metrics):

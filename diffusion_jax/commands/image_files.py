@@ -35,9 +35,8 @@ class ImageFiles:
 
     def __init__(self, folder: Path, num_images: int, image_shape: tuple[int, int, int]) -> None:
         self._folder, self._num_images, self._image_shape = folder, num_images, image_shape
-        self._checked: set[str] = (
-            set()
-        )  # Formats whose files were read to their end: many files take seconds.
+        # Formats whose files were read to their end, which takes seconds where they are many.
+        self._checked: set[str] = set()
 
     def num_finished(self) -> int:
         """Returns how many images, from the first on, need not be drawn: those of a sound file, or of sound parts."""
@@ -63,8 +62,13 @@ class ImageFiles:
                 break
         return np.concatenate(read)[:num_images]
 
-    def write(self, formats: Iterable[str], labels: Labels) -> list[Path]:
+    def write(self, formats: Iterable[str], labels: Labels, num_classes: int = 0) -> list[Path]:
         """Writes the files of a job that is drawn, unless they are there; then deletes the parts.
+
+        Args:
+          formats: Keys of `FORMATS`.
+          labels: Class of each image; None without classes.
+          num_classes: Number of classes that there are, some perhaps without an image.
 
         Returns:
           The file or folder of each format.
@@ -82,7 +86,7 @@ class ImageFiles:
                 unfinished = path.with_name(path.name + ".part")
                 shape = (self._num_images, *self._image_shape)
                 with _explained(path):
-                    FORMATS[name].write(unfinished, self._read(), labels, shape)
+                    FORMATS[name].write(unfinished, self._read(), shape, labels, num_classes)
                     _remove(path)
                     os.replace(unfinished, path)
         _remove(self._folder / "parts")
@@ -99,13 +103,11 @@ class ImageFiles:
         for name in formats:
             path = self._folder / FORMATS[name].path
             with contextlib.suppress(*BROKEN):
-                if (
-                    name in self._checked
-                    or path.exists()
-                    and self._has_all(FORMATS[name].read(path))
-                ):
-                    self._checked.add(name)
-                    return name
+                if name not in self._checked and path.exists():
+                    if self._has_all(FORMATS[name].read(path)):
+                        self._checked.add(name)
+            if name in self._checked:
+                return name
         return None
 
     def _has_all(self, batches: Iterator[Images]) -> bool:
@@ -142,16 +144,19 @@ class Format(NamedTuple):
 
     Attributes:
       path: Name of its file or folder.
-      write: (path, batches of images, labels, shape of all images) -> None.
+      write: (path, batches of images, shape of all images, labels, number of classes) -> None.
       read: path -> batches of images; raises one of `BROKEN` if it is damaged.
     """
 
     path: str
-    write: Callable[[Path, Iterator[Images], Labels, Shape], None]
+    write: Callable[[Path, Iterator[Images], Shape, Labels, int], None]
     read: Callable[[Path], Iterator[Images]]
 
 
-def _write_npz(path: Path, batches: Iterator[Images], labels: Labels, shape: Shape) -> None:
+def _write_npz(
+    path: Path, batches: Iterator[Images], shape: Shape, labels: Labels, num_classes: int
+) -> None:
+    del num_classes
     path.parent.mkdir(parents=True, exist_ok=True)
     header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -175,8 +180,10 @@ def _read_npz(path: Path) -> Iterator[Images]:
             yield np.frombuffer(block, np.uint8).reshape(-1, *shape[1:])
 
 
-def _write_png(path: Path, batches: Iterator[Images], labels: Labels, shape: Shape) -> None:
-    del labels, shape
+def _write_png(
+    path: Path, batches: Iterator[Images], shape: Shape, labels: Labels, num_classes: int
+) -> None:
+    del shape, labels, num_classes
     path.mkdir(parents=True)
     i = 0
     for images in batches:
@@ -194,14 +201,14 @@ def _read_png(path: Path) -> Iterator[Images]:
 
 
 def _write_array_record(
-    path: Path, batches: Iterator[Images], labels: Labels, shape: Shape
+    path: Path, batches: Iterator[Images], shape: Shape, labels: Labels, num_classes: int
 ) -> None:
     """Writes a TFDS data set, so that `data.name=tfds:images` can train on it."""
     from diffusion_jax.data.prepare import write_images
     from diffusion_jax.data.sources.base import Contents
 
     num_images, image_shape = shape[0], shape[1:]
-    classes = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
+    classes = () if labels is None else tuple(map(str, range(num_classes)))
 
     def rows() -> Iterator[tuple[np.ndarray, int]]:
         i = 0

@@ -14,6 +14,7 @@ class ImagesBar:
     """Images a second and the time left, of a job done in batches; only process 0 shows it.
 
     Attributes:
+      finished: Images that an earlier start has done.
       progress: Host function for a compiled loop, called with the network passes done of the batch; None where
         nobody looks, since a program that reports to the host is compiled anew each time.
     """
@@ -32,7 +33,7 @@ class ImagesBar:
         self._shown = jax.process_index() == 0
         visible = self._shown and sys.stderr.isatty()
         self._total, self._passes, self._batch = num_images, passes, min(batch_size, num_images)
-        self._first = self._base = finished
+        self.finished = self._base = finished
         self._started = self._told = time.monotonic()
         self._bar = tqdm(
             total=num_images, initial=finished, unit="img", disable=not visible, bar_format=BAR
@@ -55,7 +56,7 @@ class ImagesBar:
             print(self._line(now - self._started), file=sys.stderr)
 
     def _line(self, seconds: float) -> str:
-        rate = (self._base - self._first) / seconds
+        rate = (self._base - self.finished) / seconds
         left = datetime.timedelta(seconds=round((self._total - self._base) / rate))
         return f"{self._base} of {self._total} images  images/s {rate:.3g}  left {left}"
 

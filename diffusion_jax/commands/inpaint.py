@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
@@ -58,25 +58,21 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     folder = workdir / "edits" / _job_name(run, inputs, known, options)
     files = ImageFiles(folder, num_images, run.image_shape)
 
-    def bar(finished: int) -> ImagesBar:
-        return ImagesBar(num_images, 1, batch_size, finished=finished)
+    bar = ImagesBar(num_images, 1, batch_size, finished=job.num_finished(files))
+    program = make_program(editing.make_inpaint(run, merge), mesh, batch_size)
 
-    def make_draw(_: ImagesBar):
-        draw = make_program(editing.make_inpaint(run, merge), mesh, batch_size)
+    def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
+        labels = None if inputs.labels is None else inputs.labels[indices]
+        rows = indices.astype(np.int32), labels, inputs.images[indices]
+        return program((run.params, settings), rows)[0]
 
-        def drawn(indices: np.ndarray) -> UInt8[np.ndarray, "b h w c"]:
-            labels = None if inputs.labels is None else inputs.labels[indices]
-            rows = indices.astype(np.int32), labels, inputs.images[indices]
-            return draw((run.params, settings), rows)[0]
-
-        return drawn
-
-    drawn = job.draw_missing(files, bar, make_draw, num_images, batch_size)
+    drawn = job.draw_missing(files, bar, draw, num_images, batch_size)
     if jax.process_index() != 0:
         return 0
     picture = _picture(inputs.images[:SHOWN], files.head(SHOWN), merge, fields.keep)
     pictures.save_png(folder / "edit.png", picture)
-    paths = files.write(config.sample.formats, inputs.known_labels(config.model.num_classes))
+    num_classes = config.model.num_classes
+    paths = files.write(config.sample.formats, inputs.known_labels(num_classes), num_classes)
     result = {
         "num_images": num_images,
         **job.record(config, run.step, editing.edit_nfe(run, sampler)),

@@ -1,4 +1,4 @@
-"""What jobs that draw images have in common: the run, a name, batches that survive a kill, and the record."""
+"""What jobs have in common: the run; of those that draw images, a name, batches that survive a kill, and the record."""
 
 import hashlib
 import json
@@ -22,8 +22,10 @@ from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.reporting import results
 
 
-def open_run(config: ConfigDict, workdir: Path) -> tuple[TrainedRun, jax.sharding.Mesh]:
-    """Returns the run with the parameters to draw with, on every device of the mesh.
+def open_run(
+    config: ConfigDict, workdir: Path, group: str = "sample"
+) -> tuple[TrainedRun, jax.sharding.Mesh]:
+    """Returns the run with the parameters that a group's `step` and `ema` name, on every device of the mesh.
 
     Raises:
       InputError: No checkpoint, or workdir not writable.
@@ -33,8 +35,8 @@ def open_run(config: ConfigDict, workdir: Path) -> tuple[TrainedRun, jax.shardin
     mesh = sharding.make_mesh(config.mesh.data)
     run = load_run(
         workdir,
-        step=config.sample.step,
-        ema=config.sample.ema,
+        step=config[group].step,
+        ema=config[group].ema,
         config=config,
         sharding=sharding.replicated(mesh),
     )
@@ -67,35 +69,33 @@ def job_name(config: ConfigDict, step: int, checkpoint: str, **more: Any) -> str
 
 def draw_missing(
     files: ImageFiles,
-    bar: Callable[[int], ImagesBar],
-    make_draw: Callable[
-        [ImagesBar], Callable[[Int64[np.ndarray, " b"]], UInt8[np.ndarray, "b h w c"]]
-    ],
+    bar: ImagesBar,
+    draw: Callable[[Int64[np.ndarray, " b"]], UInt8[np.ndarray, "b h w c"]],
     num_images: int,
     batch_size: int,
 ) -> int:
-    """Draws the images that no earlier start has finished, batch by batch.
+    """Draws the images that no earlier start has finished, batch by batch; returns their number.
 
     Args:
       files: Of the job.
-      bar: Number of finished images -> progress bar.
-      make_draw: Progress bar -> function from indices to images, with at most `batch_size` of them.
+      bar: Begun at `num_finished` images.
+      draw: Indices, at most `batch_size`, -> images.
       num_images: Images of the job.
       batch_size: Images at once.
-
-    Returns:
-      Number of images that were drawn.
     """
-    finished = distributed.first_decides("images finished", files.num_finished)
-    with bar(finished) as shown:
-        draw = make_draw(shown)
-        for first in range(finished, num_images, batch_size):
+    with bar:
+        for first in range(bar.finished, num_images, batch_size):
             indices = np.arange(first, min(first + batch_size, num_images))
             images = draw(indices)
             if jax.process_index() == 0:
                 files.keep(first, images)
-            shown.done(len(indices))
-    return num_images - finished
+            bar.done(len(indices))
+    return num_images - bar.finished
+
+
+def num_finished(files: ImageFiles) -> int:
+    """Returns how many images, from the first on, an earlier start has finished, on every process."""
+    return distributed.first_decides("images finished", files.num_finished)
 
 
 def record(config: ConfigDict, step: int, nfe: Any) -> dict[str, Any]:

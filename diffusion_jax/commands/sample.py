@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Int64, UInt8
 from ml_collections import ConfigDict
 
 from diffusion_jax.commands import job, sample_pictures
@@ -36,28 +37,26 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     files = ImageFiles(folder, num_images, run.image_shape)
     sampler, settings = sampling.make_sampler(run), sampling.settings(config)
 
-    def bar(finished: int) -> ImagesBar:
-        return ImagesBar(num_images, sampler.grid.num_steps, batch_size, finished=finished)
+    finished = job.num_finished(files)
+    bar = ImagesBar(num_images, sampler.grid.num_steps, batch_size, finished=finished)
+    num_classes = config.model.num_classes
+    draw_batch = make_batch_sampler(
+        sampling.make_draw(run, progress=bar.progress), mesh, batch_size, num_classes=num_classes
+    )
 
-    def make_draw(bar: ImagesBar):
-        draw = make_batch_sampler(
-            sampling.make_draw(run, progress=bar.progress),
-            mesh,
-            batch_size,
-            num_classes=config.model.num_classes,
-        )
-        return lambda indices: draw(run.params, settings, indices, fields.labels).images
+    def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
+        return draw_batch(run.params, settings, indices, fields.labels).images
 
-    drawn = job.draw_missing(files, bar, make_draw, num_images, batch_size)
+    drawn = job.draw_missing(files, bar, draw, num_images, batch_size)
     sample_pictures.draw_progressive(run, sampler, mesh, folder)
     shared_t = sample_pictures.draw_shared(run, sampler, mesh, folder)
     if jax.process_index() != 0:
         return 0
-    labels = class_of_images(np.arange(num_images), config.model.num_classes, fields.labels)
+    labels = class_of_images(np.arange(num_images), num_classes, fields.labels)
     first = files.head(GRID_IMAGES)
     shown = Samples(first, None, None, None if labels is None else labels[: len(first)])
     pictures.save_png(folder / "grid.png", shown.grid())
-    paths = files.write(fields.formats, labels)
+    paths = files.write(fields.formats, labels, num_classes)
     result = {
         "num_images": num_images,
         **job.record(config, run.step, sampler.nfe * sampling.evaluations(config)),

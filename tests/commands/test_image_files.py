@@ -28,7 +28,7 @@ def drawn(folder: Path, num_images: int = 9) -> ImageFiles:
 def test_what_is_written_is_read_back_and_the_parts_are_gone(name: str, tmp_path: Path) -> None:
     files = drawn(tmp_path)
     assert files.num_finished() == 9
-    assert files.write([name], LABELS[:9]) == [tmp_path / FORMATS[name].path]
+    assert files.write([name], LABELS[:9], 7) == [tmp_path / FORMATS[name].path]
     assert [path.name for path in tmp_path.iterdir()] == [FORMATS[name].path]
     assert files.num_finished() == 9
     np.testing.assert_array_equal(files.head(6), IMAGES[:6])
@@ -41,7 +41,7 @@ def test_numpy_reads_a_large_npz_that_was_written_in_parts(tmp_path: Path) -> No
     files = ImageFiles(tmp_path, 2500, SHAPE)
     for first in range(0, 2500, 700):
         files.keep(first, IMAGES[first : first + 700])
-    files.write(["npz"], LABELS)
+    files.write(["npz"], LABELS, 7)
     with np.load(tmp_path / "images.npz") as arrays:
         np.testing.assert_array_equal(arrays["images"], IMAGES)
         np.testing.assert_array_equal(arrays["labels"], LABELS)
@@ -100,7 +100,7 @@ def test_where_the_disk_is_full_a_line_says_so_and_the_parts_stay(
 ) -> None:
     files = drawn(tmp_path)
     with files_up_to(50), pytest.raises(RunError, match=f"cannot write .*{FORMATS[name].path} "):
-        files.write([name], LABELS[:9])
+        files.write([name], LABELS[:9], 7)
     with files_up_to(50), pytest.raises(RunError, match="finished batches are kept"):
         files.keep(0, IMAGES[:5])
     again = ImageFiles(tmp_path, 9, SHAPE)
