@@ -144,7 +144,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     file = None if flags.config is None else config_lib.load_file(flags.config)
     note = None
     if flags.mode != "train":
-        config = run_config.load_config(workdir, assignments)
+        config = run_config.load_config(workdir, assignments, flags.mode)
         note = None if file is None else run_config.passed_over(file, config, assignments)
         if flags.mode == "evaluate" and file is not None:
             run_config.check_trained(file, config, f"the run in {workdir}")

@@ -9,12 +9,33 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax.errors import InputError
 
+_DRAWING = (
+    *("sampler", "mesh"),
+    *(f"sample.{name}" for name in ("num_images", "batch_size", "seed", "labels", "ema", "step")),
+)
+# Groups and fields that decide what a mode does, of those that every mode may set.
+USES = {
+    "sample": ("sampler", "sample", "mesh"),
+    "inpaint": (
+        *(*_DRAWING, "sample.formats"),
+        *(
+            f"edit.{name}"
+            for name in ("images", "keep", "mask", "factor", "start_t", "resamplings", "jump")
+        ),
+    ),
+    "interpolate": (
+        *_DRAWING,
+        *(f"edit.{name}" for name in ("images", "times", "num_between", "latents", "iterations")),
+    ),
+    "evaluate": ("eval", "mesh"),
+}
 
-def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> ConfigDict:
+
+def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: str) -> ConfigDict:
     """Returns the config that the run was trained with, with what the command line may change.
 
     Raises:
-      InputError: No run in this workdir, or a field that is fixed by the training.
+      InputError: No run in this workdir, or a field that is fixed by the training or decides nothing in this mode.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -33,7 +54,17 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]]) -> Config
                 f"this mode may set {', '.join(config_lib.settable_groups())}"
             )
     config_lib.override(config, assignments)
+    for name, _ in assignments:
+        if not _uses(mode, name):
+            others = ", ".join(f"--mode={other}" for other in USES if _uses(other, name))
+            raise InputError(
+                f"config field {name} decides nothing in --mode={mode}; it is for {others}"
+            )
     return config
+
+
+def _uses(mode: str, name: str) -> bool:
+    return name in USES[mode] or config_lib.group_of(name) in USES[mode]
 
 
 def check_trained(config: ConfigDict, trained: ConfigDict, what: str) -> None:

@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 from tiny_run import Outcome, digits_in, results, run, write_config
 
-from diffusion_jax.commands.run_config import load_config, passed_over
-from diffusion_jax.config import FIELDS, default_config, locate, to_json
+from diffusion_jax.commands.run_config import USES, load_config, passed_over
+from diffusion_jax.config import (
+    FIELDS,
+    default_config,
+    group_of,
+    is_settable,
+    locate,
+    to_json,
+)
+from diffusion_jax.errors import InputError
 
 LINE = re.compile(
     r"note: --config differs from the run in (.*); the run's own values are used "
@@ -57,8 +65,37 @@ def test_the_runs_own_values_count_but_for_what_the_command_line_sets(tmp_path: 
     saved = default_config()
     saved.sample.num_images, saved.sample.seed, saved.model.channels = 7, 8, 64
     (tmp_path / "config.json").write_text(to_json(saved))
-    config = load_config(tmp_path, [("sample.seed", "9")])
+    config = load_config(tmp_path, [("sample.seed", "9")], "sample")
     assert (config.sample.num_images, config.sample.seed, config.model.channels) == (7, 9, 64)
+
+
+def test_every_settable_field_is_for_some_mode_and_no_mode_names_another() -> None:
+    settable = {name for name in FIELDS if is_settable(name)}
+    named = {name for used in USES.values() for name in used}
+    groups = {group_of(name) for name in settable}
+    assert named <= settable | groups
+    assert settable == {name for name in settable if {name, group_of(name)} & named}
+
+
+@pytest.mark.parametrize(
+    ("mode", "field", "others"),
+    [
+        ("sample", "edit.keep", "--mode=inpaint"),
+        ("inpaint", "edit.times", "--mode=interpolate"),
+        ("inpaint", "sample.progressive", "--mode=sample"),
+        ("interpolate", "edit.mask", "--mode=inpaint"),
+        ("interpolate", "sample.formats", "--mode=sample, --mode=inpaint"),
+        ("evaluate", "sampler.clip", "--mode=sample, --mode=inpaint, --mode=interpolate"),
+    ],
+)
+def test_a_field_that_decides_nothing_in_a_mode_is_refused(
+    mode: str, field: str, others: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(to_json(default_config()))
+    value = {"edit.keep": "coarse", "edit.times": "3", "edit.mask": "m", "sample.formats": "npz"}
+    message = f"config field {field} decides nothing in --mode={mode}; it is for {others}"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        load_config(tmp_path, [(field, value.get(field, "true"))], mode)
 
 
 @pytest.fixture(scope="module")
