@@ -77,30 +77,45 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
             drawn.append(_latents(run, mesh, inputs, rows, batch_size, bar))
     if jax.process_index() != 0:
         return 0
-    shape = (num_rows, -1, len(fraction), *run.image_shape)
-    between = np.concatenate(drawn).reshape(shape).swapaxes(0, 1)
-    given = inputs.images.reshape(-1, 2, *run.image_shape)
-    picture = pictures.interpolation(given[:SHOWN], between[:SHOWN], names)
-    pictures.save_png(folder / "interpolation.png", picture)
-    results.write_npz(
-        folder / "interpolation.npz", images=between, rows=names, given=given, fraction=fraction
-    )
-    evaluations = sampling.evaluations(run.config)
-    nfe = {
-        name: sampler.cost(point, sampler.grid.num_steps) * evaluations
-        for name, point in zip(names, points, strict=False)
-    }
-    if fields.latents:
-        nfe["latents"] = editing.latents_nfe(run, sampler)
+    between = np.concatenate(drawn).reshape(num_rows, -1, len(fraction), *run.image_shape)
+    between = between.swapaxes(0, 1)
+    _save(folder, inputs, between, names, fraction)
     result = {
         "num_pairs": len(between),
-        **job.record(run.config, run.step, nfe),
+        **job.record(run.config, run.step, _nfe(run, sampler, points, names)),
         "edit": fields.to_dict(),
         "seconds_this_start": round(time.monotonic() - started, 1),
     }
     done = f"{num_rows * len(fraction)} images for each of {len(between)} pair(s)"
     job.save_result(workdir, "interpolate", folder, result, done)
     return 0
+
+
+def _save(
+    folder: Path,
+    inputs: Inputs,
+    between: UInt8[np.ndarray, "p r k h w c"],
+    names: list[str],
+    fraction: Float32[np.ndarray, " k"],
+) -> None:
+    """Writes the picture of the first pairs, and the arrays of all."""
+    given = inputs.images.reshape(-1, 2, *inputs.images.shape[1:])
+    picture = pictures.interpolation(given[:SHOWN], between[:SHOWN], names)
+    pictures.save_png(folder / "interpolation.png", picture)
+    arrays = {"images": between, "rows": names, "given": given, "fraction": fraction}
+    results.write_npz(folder / "interpolation.npz", **arrays)
+
+
+def _nfe(run: TrainedRun, sampler: Sampler, points: list[int], names: list[str]) -> dict[str, int]:
+    """Returns the network evaluations of an image in each row."""
+    evaluations, last = sampling.evaluations(run.config), sampler.grid.num_steps
+    nfe = {
+        name: sampler.cost(point, last) * evaluations
+        for name, point in zip(names, points, strict=False)
+    }
+    if run.config.edit.latents:
+        nfe["latents"] = editing.latents_nfe(run, sampler)
+    return nfe
 
 
 def _points(run: TrainedRun, sampler: Sampler) -> list[int]:

@@ -186,6 +186,10 @@ def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_ima
     np.testing.assert_allclose(images[:, 2, 0], given[:, 0], atol=NOISE)
     np.testing.assert_allclose(images[:, 2, 4], given[:, 1], atol=NOISE)
     np.testing.assert_allclose(images[:, 2, 2], given.mean(1), atol=NOISE)
+    # How well encoding is undone depends on the network (tests/samplers/test_ddim.py); which end is which does not.
+    ends = images[:, 3, [0, 4]]
+    away = np.abs(ends[:, :, None] - given[:, None]).mean((3, 4, 5))  # Pair, end, image.
+    assert (away[:, [0, 1], [0, 1]] < 0.7 * away[:, [0, 1], [1, 0]]).all()
     side = 8 * 7 + 2
     with Image.open(folder / "interpolation.png") as picture:
         assert picture.size == (64 + 7 * side + 2, 2 * (4 * side + 2 + 18))
