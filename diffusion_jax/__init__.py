@@ -46,9 +46,10 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
         x0_from_eps,
         x0_from_v,
     )
-    from diffusion_jax.processes.process import Grid, Point, Process
+    from diffusion_jax.processes.process import Grid, Point, Process, Rates
     from diffusion_jax.processes.reverse import p_posterior, posterior_kl
     from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
+    from diffusion_jax.processes.sde import VE, VP, ContinuousProcess, SubVP
     from diffusion_jax.reporting.pictures import grid, strip
     from diffusion_jax.samplers import (
         Sampler,
@@ -86,6 +87,11 @@ __all__ = [
     "Bound",
     "Checkpoint",
     "CheckpointStore",
+    "VE",
+    "VP",
+    "SubVP",
+    "ContinuousProcess",
+    "Rates",
     "DDPM",
     "Grid",
     "InputError",
@@ -172,6 +178,11 @@ _MODULES = {
     "Bound": "likelihood.bound",
     "Checkpoint": "checkpoints.store",
     "CheckpointStore": "checkpoints.store",
+    "VE": "processes.sde",
+    "VP": "processes.sde",
+    "SubVP": "processes.sde",
+    "ContinuousProcess": "processes.sde",
+    "Rates": "processes.process",
     "DDPM": "processes.ddpm",
     "Grid": "processes.process",
     "InputError": "errors",

@@ -8,7 +8,15 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.processes.process import Grid, Point, Points, take
+from diffusion_jax.processes.process import (
+    Grid,
+    Numbers,
+    Point,
+    Points,
+    Rates,
+    namespace,
+    take,
+)
 from diffusion_jax.processes.schedules import Schedule
 from diffusion_jax.processes.spacing import times_of, timesteps
 
@@ -96,9 +104,20 @@ class DDPM:
         log_signal = np.interp(time, chain.time, chain.log_signal)
         return Points(time, log_signal, np.sqrt(-np.expm1(2 * log_signal)))
 
-    def times_of(self, logsnr: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    def times_of(self, logsnr: Numbers) -> Numbers:
         """Returns the times in [0, T - 1] at which 2 log(signal / std) takes these values; beyond, the nearest end."""
         return times_of(logsnr, self._logsnr)
+
+    def rates(self, time: Numbers) -> Rates:
+        """Returns the SDE whose log alpha_bar is linear between the steps: variance-preserving, drift -diffusion2 / 2.
+
+        At a step they are those of the interval towards the data, which a reverse step goes through.
+        """
+        xp = namespace(time)
+        slope = xp.asarray(np.diff(self._chain.log_signal))
+        interval = xp.clip(xp.ceil(time), 0, self.num_timesteps - 1).astype(int)
+        drift = slope[interval] * xp.ones_like(time)
+        return Rates(drift, -2 * drift)
 
     @property
     def _logsnr(self) -> Float[np.ndarray, " T"]:

@@ -6,8 +6,10 @@ al., 2022), so everything else in the package is written on this pair.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from types import ModuleType
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real
@@ -15,6 +17,27 @@ from jaxtyping import Array, Float, Int, Real
 # Signal and std, where not 0, are at least this in float32: then all conversions are finite, also where a schedule
 # erases the image (the end of jsd) or hardly touches it.
 SMALLEST = float(np.exp(-20.0))
+
+
+# One number an image in a compiled program (float32), or one a point on the host (float64).
+Numbers = TypeVar("Numbers", Float[Array, " b"], Float[np.ndarray, " b"])
+
+
+def namespace(values: object) -> ModuleType:
+    """Returns jax.numpy for an array of JAX, traced or not, and NumPy for any other."""
+    return jnp if isinstance(values, jax.Array) else np
+
+
+class Rates(NamedTuple):
+    """The SDE dx = drift x dt + diffusion dw whose solution is x_t, in a process's own time.
+
+    Attributes:
+      drift: d log signal / dt.
+      diffusion2: Square of the diffusion, d std^2 / dt - 2 drift std^2: std^2 times -d logsnr / dt.
+    """
+
+    drift: Float[Array, " b"] | Float[np.ndarray, " b"]
+    diffusion2: Float[Array, " b"] | Float[np.ndarray, " b"]
 
 
 class Point(NamedTuple):
@@ -49,6 +72,12 @@ class Points:
     def signal(self) -> Float[np.ndarray, " n"]:
         """Scale of x_0 at each point, at least `SMALLEST`."""
         return np.exp(np.maximum(self.log_signal, np.log(SMALLEST)))
+
+    @property
+    def logsnr(self) -> Float[np.ndarray, " n"]:
+        """2 log(signal / std) at each point; infinite at the data."""
+        with np.errstate(divide="ignore"):
+            return 2 * (self.log_signal - np.log(self.std))
 
     def at(self, i: Int[Array, " b"]) -> Point:
         """Returns the points with these indices, in float32; NaN for an i below 0 or beyond the end."""
@@ -86,6 +115,8 @@ class Process(Protocol):
 
     Attributes:
       prior_std: Standard deviation of the normal distribution that x becomes at the last time.
+
+    A process has one notion of time, that which its network is given; what it counts is the process's own choice.
     """
 
     @property
@@ -109,6 +140,13 @@ class Process(Protocol):
         """Returns the points at these times, which lie within the process's range."""
         ...
 
-    def times_of(self, logsnr: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """Returns the times with this 2 log(signal / std), or the nearest that a network is trained at."""
+    def times_of(self, logsnr: Numbers) -> Numbers:
+        """Returns the times with this 2 log(signal / std), or the nearest that a network is trained at.
+
+        In float64 on the host, or, of an array of JAX, traced or not, in float32.
+        """
+        ...
+
+    def rates(self, time: Numbers) -> Rates:
+        """Returns the coefficients of the process's SDE at these times, in float64 or float32 as `times_of` does."""
         ...

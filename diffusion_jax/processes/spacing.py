@@ -1,76 +1,111 @@
-"""Which timesteps a sampler with fewer steps visits (Song et al., 2021, DDIM; Nichol & Dhariwal, 2021)."""
+"""Which times a sampler visits (Song et al., 2021, DDIM; Nichol & Dhariwal, 2021).
+
+A rule places them along T timesteps, 0 the least noisy; those of a process in continuous time lie between them too, and
+there may be more of them than T.
+"""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from diffusion_jax.errors import InputError, choose
+from diffusion_jax.processes.process import Numbers, namespace
 
 Times = Float[np.ndarray, " n"]
 LARGEST_SIGMA = 80.0  # Of karras.
 
 
-def _uniform(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+class Timesteps(NamedTuple):
+    """The T timesteps that a rule places times along.
+
+    Attributes:
+      logsnr: log(signal^2 / std^2) at each of them, descending.
+      whole: Whether times must be timesteps, but where a rule says that they are not.
+    """
+
+    logsnr: Float[np.ndarray, " T"]
+    whole: bool
+
+    @property
+    def last(self) -> int:
+        """T - 1."""
+        return len(self.logsnr) - 1
+
+    def rounded(self, times: Times) -> Times:
+        """Returns the nearest timesteps, if times must be some."""
+        return np.rint(times) if self.whole else times
+
+
+def _uniform(num_steps: int, steps: Timesteps) -> Times:
     """Evenly spaced, the first and the last timestep included (Nichol & Dhariwal, 2021); one step: the last."""
-    return np.rint(np.linspace(len(logsnr) - 1, 0, num_steps))[::-1]
+    return steps.rounded(np.linspace(steps.last, 0, num_steps))[::-1]
 
 
-def _leading(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+def _leading(num_steps: int, steps: Timesteps) -> Times:
     """Evenly spaced from the first on, without the last: 0, k, 2 k, ... with k = floor(T / N), as in DDIM's code.
 
     Where N does not divide T, that code goes on to T; here there are N times all the same.
     """
-    return np.arange(num_steps) * (len(logsnr) // num_steps) * 1.0
+    k = (steps.last + 1) // num_steps if steps.whole else steps.last / num_steps
+    return np.arange(num_steps) * k * 1.0
 
 
-def _trailing(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+def _trailing(num_steps: int, steps: Timesteps) -> Times:
     """Evenly spaced back from the last: T, T - T/N, T - 2 T/N, ..., minus 1 (Lin et al., 2024)."""
-    return np.rint(len(logsnr) * np.arange(1, num_steps + 1) / num_steps) - 1
+    if not steps.whole:
+        return steps.last * np.arange(1, num_steps + 1) / num_steps
+    return np.rint((steps.last + 1) * np.arange(1, num_steps + 1) / num_steps) - 1
 
 
-def _quadratic(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+def _quadratic(num_steps: int, steps: Timesteps) -> Times:
     """Proportional to i^2 (Song et al., 2021, DDIM, Appendix D.2), the first and the last included.
 
     The paper's code ends at 0.8 T instead, and may visit the first timestep more than once.
     """
-    times = np.rint(np.linspace(np.sqrt(len(logsnr) - 1), 0, num_steps)[::-1] ** 2)
+    times = steps.rounded(np.linspace(np.sqrt(steps.last), 0, num_steps)[::-1] ** 2)
+    if not steps.whole:
+        return times
     # The first squares fall on the same timestep: each takes the next free one.
     for i in range(1, num_steps):
         times[i] = max(times[i], times[i - 1] + 1)
-    return np.minimum(times, len(logsnr) - np.arange(num_steps, 0, -1))
+    return np.minimum(times, steps.last + 1 - np.arange(num_steps, 0, -1))
 
 
-def _logsnr(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+def _logsnr(num_steps: int, steps: Timesteps) -> Times:
     """Evenly spaced in log(signal^2 / std^2), the first and the last included (Lu et al., 2022).
 
     The times are not integers: between two timesteps, log alpha_bar is linear.
     """
+    logsnr = steps.logsnr
     return times_of(np.linspace(logsnr[-1], logsnr[0], num_steps), logsnr)[::-1]
 
 
-def _karras(num_steps: int, logsnr: Float[np.ndarray, " T"]) -> Times:
+def _karras(num_steps: int, steps: Timesteps) -> Times:
     """Evenly spaced in sigma^(1/7), sigma = std / signal (Karras et al., 2022, Eq. 5 with rho = 7).
 
     From the paper's 80 on, or the last timestep's sigma if that is smaller, to the first timestep's. At 80 the image is
     an eightieth of the noise, and some schedules go far beyond (cosine: to 20,000), where half of the steps would be
     spent. As with `_logsnr`, the times are not integers.
     """
+    logsnr = steps.logsnr
     largest = min(np.exp(-logsnr[-1] / 2), LARGEST_SIGMA)
     first, last = np.array([largest, np.exp(-logsnr[0] / 2)]) ** (1 / 7)
     return times_of(-2 * 7 * np.log(np.linspace(first, last, num_steps)), logsnr)[::-1]
 
 
-def times_of(wanted: Float[np.ndarray, " n"], logsnr: Float[np.ndarray, " T"]) -> Times:
+def times_of(wanted: Numbers, logsnr: Float[np.ndarray, " T"]) -> Numbers:
     """Returns the times at which log(signal^2 / std^2) takes these values; beyond its range, the nearest end."""
+    xp = namespace(wanted)
     # log alpha_bar = -log(1 + exp(-logsnr)); np.interp wants it ascending, so time runs backwards.
-    log_alpha_bar = -np.logaddexp(0, -logsnr[::-1])
-    times = np.arange(len(logsnr))[::-1] * 1.0
-    return np.interp(-np.logaddexp(0, -wanted), log_alpha_bar, times)
+    log_alpha_bar = xp.asarray(-np.logaddexp(0, -logsnr[::-1]))
+    times = xp.asarray(np.arange(len(logsnr))[::-1] * 1.0)
+    return xp.interp(-xp.logaddexp(0 * wanted, -wanted), log_alpha_bar, times)
 
 
-# (N, logSNR at each of the T timesteps) -> N ascending times
-SPACINGS: dict[str, Callable[[int, Float[np.ndarray, " T"]], Times]] = {
+# (N, the T timesteps) -> N ascending times
+SPACINGS: dict[str, Callable[[int, Timesteps], Times]] = {
     "uniform": _uniform,
     "leading": _leading,
     "trailing": _trailing,
@@ -83,7 +118,7 @@ SPACINGS: dict[str, Callable[[int, Float[np.ndarray, " T"]], Times]] = {
 def timesteps(
     num_steps: int | None, spacing: str | Sequence[float | int], logsnr: Float[np.ndarray, " T"]
 ) -> Times:
-    """Returns the times that a sampler visits, ascending.
+    """Returns the times that a sampler of a chain of T timesteps visits, ascending.
 
     Args:
       num_steps: Number N of times, in {1, ..., T}; None takes all T, or as many as are listed.
@@ -93,25 +128,57 @@ def timesteps(
     Raises:
       InputError: num_steps outside {1, ..., T}, an unknown spacing, or a list that is not as above.
     """
-    last = len(logsnr) - 1
+    steps = Timesteps(logsnr, whole=True)
     if not isinstance(spacing, str):
-        return _listed(num_steps, spacing, last)
+        return _listed(num_steps, spacing, 0, steps.last)
     place = choose("spacing", spacing, SPACINGS)
     if num_steps is None:
-        num_steps = last + 1
-    if not 1 <= num_steps <= last + 1:
+        num_steps = steps.last + 1
+    if not 1 <= num_steps <= steps.last + 1:
         raise InputError(
-            f"num_steps is {num_steps!r}; it must be an integer from 1 to {last + 1} (T)"
+            f"num_steps is {num_steps!r}; it must be an integer from 1 to {steps.last + 1} (T)"
         )
-    return place(num_steps, logsnr)
+    return place(num_steps, steps)
 
 
-def _listed(num_steps: int | None, listed: Sequence[float | int], last: int) -> Times:
+def times_between(
+    num_steps: int | None,
+    spacing: str | Sequence[float | int],
+    times: Float[np.ndarray, " T"],
+    logsnr: Float[np.ndarray, " T"],
+) -> Times:
+    """Returns the times that a sampler of a process in continuous time visits, ascending.
+
+    Args:
+      num_steps: Number N of times, 1 or more; None: T, or as many as are listed.
+      spacing: A key of `SPACINGS`, or the times themselves, within the process's and none twice.
+      times: T even times of the process, ascending, least noisy first.
+      logsnr: log(signal^2 / std^2) at each of them.
+
+    Raises:
+      InputError: num_steps below 1, an unknown spacing, or a list that is not as above.
+    """
+    first, last = times[0], times[-1]
+    if not isinstance(spacing, str):
+        return _listed(num_steps, spacing, first, last)
+    place = choose("spacing", spacing, SPACINGS)
+    if num_steps is None:
+        num_steps = len(times)
+    if num_steps < 1:
+        raise InputError(f"num_steps is {num_steps!r}; it must be at least 1")
+    steps = Timesteps(logsnr, whole=False)
+    return first + place(num_steps, steps) / max(steps.last, 1) * (last - first)
+
+
+def _listed(
+    num_steps: int | None, listed: Sequence[float | int], first: float | int, last: float | int
+) -> Times:
     times = np.sort(np.asarray(listed, np.float64))
-    inside = len(times) > 0 and times[0] >= 0 and times[-1] <= last
+    inside = len(times) > 0 and times[0] >= first and times[-1] <= last
     if not (inside and (np.diff(times) > 0).all()):  # A NaN, too, is not inside.
+        named = f"{last} (T - 1)" if first == 0 else f"{last:g}"
         raise InputError(
-            f"spacing is {tuple(listed)}; a list must hold distinct times from 0 to {last} (T - 1)"
+            f"spacing is {tuple(listed)}; a list must hold distinct times from {first:g} to {named}"
         )
     if num_steps not in (None, len(times)):
         raise InputError(

@@ -1,0 +1,278 @@
+"""The score SDEs of Song et al. (2021), Section 3.4: variance-exploding, variance-preserving and sub-VP.
+
+Each is an affine SDE on u in [0, 1], from the data to noise,
+
+    dx = f(u) x du + g(u) dw,      so x_u = signal x_0 + std eps,
+
+and a `Process` as the discrete chain is one: every loss, sampler and likelihood works on the pair (signal, std). Where
+u is 0 the score of the data is not defined or not learned, so grids end at u = u_min, from where one step goes to the
+data, and training has a smallest u of its own.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Real
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.processes.process import Grid, Numbers, Point, Points, Rates, namespace
+from diffusion_jax.processes.spacing import times_between
+
+LAST_TIME = 999.0  # Of VP and sub-VP: their networks are given what DDPM's of 1,000 steps are.
+ROUNDING = 1e-6  # Of u in float32: beyond the ends by no more is at the end.
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ContinuousProcess(abc.ABC):
+    """A `Process` whose signal and std are functions of u in [0, 1], and whose time is linear in u.
+
+    For a process of one's own, say what the abstract methods ask for; those of u get NumPy's float64 or JAX's float32.
+
+    Attributes:
+      u_min: Smallest u of grids, in (0, 1).
+      train_u_min: Smallest u of training, in (0, 1).
+      num_timesteps: Number of steps of the whole grid.
+
+    Raises:
+      InputError: A number out of its range.
+    """
+
+    u_min: float = 1e-3
+    train_u_min: float = 1e-5
+    num_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("u_min", "train_u_min"):
+            value = getattr(self, name)
+            if not 0 < value < 1:
+                raise InputError(f"{name} is {value!r}; it must be in the open interval (0, 1)")
+        if self.num_timesteps < 1:
+            raise InputError(f"num_timesteps is {self.num_timesteps!r}; it must be at least 1")
+
+    @property
+    @abc.abstractmethod
+    def prior_std(self) -> float:
+        """Standard deviation of the normal distribution that sampling starts from."""
+
+    @property
+    @abc.abstractmethod
+    def ends(self) -> tuple[float, float]:
+        """The times of u = 0 and of u = 1."""
+
+    @abc.abstractmethod
+    def log_signal(self, u: Numbers) -> Numbers:
+        """Returns the log of the signal."""
+
+    @abc.abstractmethod
+    def std(self, u: Numbers) -> Numbers:
+        """Returns the standard deviation of the noise."""
+
+    @abc.abstractmethod
+    def rates_in_u(self, u: Numbers) -> Rates:
+        """Returns f and g^2, by u."""
+
+    @abc.abstractmethod
+    def u_of(self, logsnr: Numbers) -> Numbers:
+        """Returns u where 2 log(signal / std) takes these values; it may lie outside [0, 1]."""
+
+    def at(self, time: Real[Array, " b"]) -> Point:
+        """Returns the points at these times, of u in [0, 1]; NaN outside."""
+        time = jnp.asarray(time, jnp.float32)
+        u = self._u(time)
+        inside = (u >= -ROUNDING) & (u <= 1 + ROUNDING)
+        u = jnp.clip(u, 0, 1)
+        values = Point(time, jnp.exp(self.log_signal(u)), self.std(u))
+        return Point(*(jnp.where(inside, value, jnp.nan) for value in values))
+
+    def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
+        """Returns the times of train_u_min + (1 - train_u_min) u: uniform above the smallest u of training."""
+        return self._time(self.train_u_min + (1 - self.train_u_min) * u)
+
+    def grid(
+        self, num_steps: int | None = None, spacing: str | Sequence[float | int] = "uniform"
+    ) -> Grid:
+        """Returns the points of a sampler: `num_steps` from u = 1 to u_min, then the data.
+
+        Args:
+          num_steps: Number N of steps, 1 or more; None takes `num_timesteps`, or as many as are listed.
+          spacing: A key of `SPACINGS`, or the times themselves, none twice.
+
+        Raises:
+          InputError: num_steps below 1, an unknown spacing, or a wrong list.
+        """
+        u = np.linspace(self.u_min, 1, self.num_timesteps)
+        even = Points(self._time(u), self.log_signal(u), self.std(u))
+        visited = times_between(num_steps, spacing, even.time, even.logsnr)
+        points = self.points(visited[::-1])
+        return Grid(
+            np.append(points.time, self.ends[0]),
+            np.append(points.log_signal, 0.0),
+            np.append(points.std, 0.0),
+            self.prior_std,
+        )
+
+    def points(self, time: Float[np.ndarray, " n"]) -> Points:
+        """Returns the points at these times, in float64 on the host."""
+        u = self._u(np.asarray(time, np.float64))
+        return Points(time, self.log_signal(u), self.std(u))
+
+    def times_of(self, logsnr: Numbers) -> Numbers:
+        """Returns the times at which 2 log(signal / std) takes these values; beyond u in [0, 1], the nearest end."""
+        return self._time(namespace(logsnr).clip(self.u_of(logsnr), 0, 1))
+
+    def rates(self, time: Numbers) -> Rates:
+        """Returns the coefficients of the SDE by the process's own time."""
+        first, last = self.ends
+        in_u = self.rates_in_u(self._u(time))
+        return Rates(in_u.drift / (last - first), in_u.diffusion2 / (last - first))
+
+    def _time(self, u: Numbers) -> Numbers:
+        first, last = self.ends
+        return first + (last - first) * u
+
+    def _u(self, time: Numbers) -> Numbers:
+        first, last = self.ends
+        return (time - first) / (last - first)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class _OfBeta(ContinuousProcess):
+    """Signal exp(-B / 2), where B is the integral of beta(u) = beta_min + u (beta_max - beta_min); time is 999 u.
+
+    Attributes:
+      beta_min: beta(0), positive.
+      beta_max: beta(1), larger.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ascending("beta", self.beta_min, self.beta_max)
+
+    @property
+    def prior_std(self) -> float:
+        """1, in which std ends but for the square of the last signal."""
+        return 1.0
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """0 and 999."""
+        return 0.0, LAST_TIME
+
+    def log_signal(self, u: Numbers) -> Numbers:
+        """Returns -B / 2."""
+        return -(self.beta_min * u + (self.beta_max - self.beta_min) * u * u / 2) / 2
+
+    def _beta(self, u: Numbers) -> Numbers:
+        return self.beta_min + (self.beta_max - self.beta_min) * u
+
+    def _u_of_integral(self, integral: Numbers) -> Numbers:
+        """Returns the u of a B: the root of a square equation, in the form without cancellation."""
+        slope = self.beta_max - self.beta_min
+        root = namespace(integral).sqrt(self.beta_min**2 + 2 * slope * integral)
+        return 2 * integral / (self.beta_min + root)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class VP(_OfBeta):
+    """The variance-preserving SDE, dx = -beta x / 2 du + beta^(1/2) dw (Eq. 11): DDPM's chain for many steps.
+
+    With beta_min and beta_max, N times the first and the last beta of a chain of N steps.
+
+    Attributes:
+      u_min: Smallest u of grids; the paper samples to 1e-3, and measures likelihoods to 1e-5.
+    """
+
+    def std(self, u: Numbers) -> Numbers:
+        """Returns (1 - exp(-B))^(1/2) (Eq. 29)."""
+        xp = namespace(u)
+        return xp.sqrt(-xp.expm1(2 * self.log_signal(u)))
+
+    def rates_in_u(self, u: Numbers) -> Rates:
+        """Returns -beta / 2 and beta."""
+        beta = self._beta(u)
+        return Rates(-beta / 2, beta)
+
+    def u_of(self, logsnr: Numbers) -> Numbers:
+        """Returns the u where B = log(1 + exp(-logsnr))."""
+        return self._u_of_integral(namespace(logsnr).logaddexp(0 * logsnr, -logsnr))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SubVP(_OfBeta):
+    """The sub-VP SDE, dx = -beta x / 2 du + (beta (1 - exp(-2 B)))^(1/2) dw (Eq. 12): VP's signal, less noise."""
+
+    def std(self, u: Numbers) -> Numbers:
+        """Returns 1 - exp(-B) (Eq. 29)."""
+        return -namespace(u).expm1(2 * self.log_signal(u))
+
+    def rates_in_u(self, u: Numbers) -> Rates:
+        """Returns -beta / 2 and beta (1 - exp(-2 B))."""
+        beta = self._beta(u)
+        return Rates(-beta / 2, -beta * namespace(u).expm1(4 * self.log_signal(u)))
+
+    def u_of(self, logsnr: Numbers) -> Numbers:
+        """Returns the u where 2 sinh(B / 2) = std / signal."""
+        xp = namespace(logsnr)
+        return self._u_of_integral(2 * xp.arcsinh(xp.exp(-logsnr / 2) / 2))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class VE(ContinuousProcess):
+    """The variance-exploding SDE, dx = (d sigma^2 / du)^(1/2) dw (Eq. 9), sigma = sigma_min (sigma_max / sigma_min)^u.
+
+    As in the paper, x_u has the noise sigma, that of u = 0 included, which an image then begins with. Time is
+    log sigma. An image's pixels are in [-1, 1]: the paper's sigmas, for [0, 1], are half as large.
+
+    Attributes:
+      u_min: Smallest u of grids.
+      sigma_min: sigma of u = 0, positive.
+      sigma_max: sigma of u = 1, larger; about the largest distance between two images.
+    """
+
+    u_min: float = 1e-5
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ascending("sigma", self.sigma_min, self.sigma_max)
+
+    @property
+    def prior_std(self) -> float:
+        """sigma_max."""
+        return self.sigma_max
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """log sigma_min and log sigma_max."""
+        return float(np.log(self.sigma_min)), float(np.log(self.sigma_max))
+
+    def log_signal(self, u: Numbers) -> Numbers:
+        """Returns 0."""
+        return 0 * u
+
+    def std(self, u: Numbers) -> Numbers:
+        """Returns sigma."""
+        return namespace(u).exp(self._time(u))
+
+    def rates_in_u(self, u: Numbers) -> Rates:
+        """Returns 0 and 2 sigma^2 log(sigma_max / sigma_min)."""
+        first, last = self.ends
+        return Rates(0 * u, 2 * (last - first) * self.std(u) ** 2)
+
+    def u_of(self, logsnr: Numbers) -> Numbers:
+        """Returns the u where log sigma = -logsnr / 2."""
+        return self._u(-logsnr / 2)
+
+
+def _check_ascending(name: str, smallest: float, largest: float) -> None:
+    if not 0 < smallest < largest < np.inf:
+        raise InputError(
+            f"{name}_min is {smallest!r} and {name}_max is {largest!r}; they must be positive, the first the smaller"
+        )

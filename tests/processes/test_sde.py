@@ -1,0 +1,175 @@
+"""VP, sub-VP and VE: signal and std against integrals of the SDE's coefficients, VP against DDPM, times and grids."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.sde import VE, VP, SubVP
+from diffusion_jax.processes.spacing import SPACINGS
+
+CONTINUOUS = {
+    "vp": VP(),
+    "subvp": SubVP(),
+    "ve": VE(sigma_min=0.02, sigma_max=50.0),
+    "vp of other betas": VP(beta_min=0.5, beta_max=8.0, u_min=1e-4),
+}
+ALL = {**CONTINUOUS, "ddpm": DDPM(make_schedule("linear", 1000))}
+
+
+def inside(process, n: int = 57) -> np.ndarray:
+    """Times within the grid's, no integers."""
+    first, last = process.grid().time[[-2, 0]]
+    return first + (last - first) * np.linspace(0.013, 0.987, n)
+
+
+def coefficients(name: str, u: float) -> tuple[float, float]:
+    """f and g^2 by u as Song et al. (2021) print them, Eq. 9, 11 and 12."""
+    process = CONTINUOUS[name]
+    if name == "ve":
+        ratio = process.sigma_max / process.sigma_min
+        return 0.0, (process.sigma_min * ratio**u) ** 2 * 2 * np.log(ratio)
+    beta = process.beta_min + u * (process.beta_max - process.beta_min)
+    integral = process.beta_min * u + (process.beta_max - process.beta_min) * u**2 / 2
+    return -beta / 2, beta * (1 - np.exp(-2 * integral)) if name == "subvp" else beta
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_signal_and_std_solve_the_equations_of_the_sdes_moments(name):
+    def slope(u, moments):
+        f, g2 = coefficients(name, u)
+        return [
+            f,
+            2 * f * moments[1] + g2,
+        ]  # d log signal / du and d std^2 / du (Särkkä & Solin, 2019).
+
+    process = CONTINUOUS[name]
+    u = np.linspace(0.01, 1, 20)
+    start = [0.0, process.sigma_min**2 if name == "ve" else 0.0]
+    exact = solve_ivp(slope, (0, 1), start, t_eval=u, rtol=1e-10, atol=1e-14).y
+    first, last = process.ends
+    points = process.points(first + (last - first) * u)
+    np.testing.assert_allclose(points.log_signal, exact[0], atol=1e-8)
+    np.testing.assert_allclose(points.std, np.sqrt(exact[1]), rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_rates_are_the_derivatives_of_log_signal_and_of_logsnr(name):
+    process = ALL[name]
+    time = inside(process)
+    h = 1e-5
+    after, before = process.points(time + h), process.points(time - h)
+    rates = process.rates(time)
+    drift = (after.log_signal - before.log_signal) / (2 * h)
+    fall = -(after.logsnr - before.logsnr) / (2 * h)
+    # Central differences: h^2 of a third derivative, and a rounding of 1e-16 / h.
+    np.testing.assert_allclose(rates.drift, drift, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(rates.diffusion2 / process.points(time).std ** 2, fall, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_in_a_compiled_program_all_is_as_on_the_host(name, compiled):
+    process = ALL[name]
+    time = inside(process)
+    points, rates = process.points(time), process.rates(time)
+
+    def traced(time, logsnr):
+        return process.at(time), process.rates(time), process.times_of(logsnr)
+
+    t, logsnr = jnp.asarray(time, jnp.float32), jnp.asarray(points.logsnr, jnp.float32)
+    point, rates32, back = compiled(traced)(t, logsnr)
+    # A time of 1,000 has seven digits, 6e-5: near the data, of a time of 13, that is 5e-6 of B and of the variance.
+    np.testing.assert_allclose(point.signal, points.signal, rtol=1e-5)
+    np.testing.assert_allclose(point.std, points.std, rtol=1e-5)
+    np.testing.assert_allclose(rates32.drift, rates.drift, rtol=1e-5)
+    np.testing.assert_allclose(rates32.diffusion2, rates.diffusion2, rtol=1e-5)
+    np.testing.assert_allclose(back, time, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_times_of_is_the_inverse_of_logsnr(name):
+    process = ALL[name]
+    time = inside(process)
+    if name == "ddpm":
+        time = np.round(time)
+    np.testing.assert_allclose(process.times_of(process.points(time).logsnr), time, rtol=1e-9)
+    # Beyond the ends, the ends.
+    first, last = process.grid().time[[-2, 0]] if name == "ddpm" else process.ends
+    np.testing.assert_allclose(
+        process.times_of(np.array([200.0, -200.0])), [first, last], atol=1e-9
+    )
+
+
+def test_vp_is_the_limit_of_ddpms_chain_for_many_steps():
+    vp = VP()
+    for num_steps, tolerance in ((1000, 2e-2), (10_000, 2e-3)):
+        ddpm = DDPM(make_schedule("linear", num_steps, 0.1 / num_steps, 20 / num_steps))
+        t = np.arange(0, num_steps, num_steps // 10) + num_steps // 20
+        u = (t + 1) / num_steps
+        chain, limit = ddpm.points(t * 1.0), vp.points(999 * u)
+        # log(1 - beta) = -beta - beta^2 / 2: beta is up to 20 / N, so the sums differ by up to half of that.
+        np.testing.assert_allclose(chain.log_signal, limit.log_signal, rtol=tolerance)
+        np.testing.assert_allclose(chain.std, limit.std, rtol=tolerance)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", CONTINUOUS)
+@pytest.mark.parametrize("num_steps", [1, 7, 50])
+def test_every_spacing_goes_from_noise_to_u_min_and_then_to_the_data(name, spacing, num_steps):
+    process = CONTINUOUS[name]
+    grid = process.grid(num_steps, spacing)
+    assert grid.num_steps == num_steps and grid.std[-1] == 0 and grid.log_signal[-1] == 0
+    assert (np.diff(grid.logsnr[:-1]) > 0).all()
+    first, last = process.ends
+    u = (grid.time[:-1] - first) / (last - first)
+    assert u.min() > 0.999 * process.u_min and u.max() <= 1 + 1e-12
+    if spacing in ("uniform", "quadratic", "logsnr") and num_steps > 1:
+        np.testing.assert_allclose(u[[0, -1]], [1, process.u_min], rtol=1e-6)
+
+
+def test_even_steps_are_even_in_u_for_any_number_of_them():
+    for process in CONTINUOUS.values():
+        np.testing.assert_allclose(np.diff(process.grid(37).time[:-1], 2), 0, atol=1e-9)
+        assert process.grid(2000).num_steps == 2000
+
+
+def test_listed_times_are_the_processes_own():
+    grid = CONTINUOUS["ve"].grid(None, (-1.5, 0.0, 3))
+    np.testing.assert_allclose(grid.std[:-1], np.exp([3, 0, -1.5]))
+    with pytest.raises(InputError, match="distinct times from -3.91"):
+        CONTINUOUS["ve"].grid(None, (-5.0, 1.0))
+
+
+def test_times_outside_give_nan_and_rounding_at_the_ends_does_not():
+    for process in CONTINUOUS.values():
+        first, last = process.ends
+        wide = last - first
+        point = process.at(jnp.array([first - 0.01 * wide, first, last, last + 0.01 * wide]))
+        for values in point:
+            np.testing.assert_array_equal(np.isnan(values), [True, False, False, True])
+
+
+def test_training_draws_u_evenly_above_its_smallest(compiled):
+    process = VP(train_u_min=0.25)
+    time = compiled(process.training_time)(jnp.array([0.0, 0.5]))
+    np.testing.assert_allclose(time, [999 * 0.25, 999 * 0.625], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (VE, {"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_min is 2.0 and sigma_max is 1.0"),
+        (VE, {"sigma_min": 0.0}, "sigma_min is 0.0"),
+        (VP, {"beta_min": 20.0}, "beta_min is 20.0 and beta_max is 20.0"),
+        (SubVP, {"beta_min": -1.0}, "beta_min is -1.0"),
+        (VP, {"u_min": 0.0}, "u_min is 0.0; it must be in the open interval"),
+        (VE, {"train_u_min": 1.0}, "train_u_min is 1.0"),
+        (VE, {"num_timesteps": 0}, "num_timesteps is 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(make, options, message):
+    with pytest.raises(InputError, match=message):
+        make(**options)
