@@ -1,0 +1,44 @@
+"""The probability-flow ODE of every Gaussian process, in one variable (Song et al., 2021, Eq. 13; Karras et al., 2022).
+
+With s = log(std / signal), phi = atan(std / signal), r^2 = signal^2 + std^2 and z = x_t / r, which is
+cos(phi) x_0 + sin(phi) eps, the ODE d(x_t / signal) / d(std / signal) = eps_hat becomes
+
+    dz/dphi = cos(phi) eps_hat - sin(phi) x0_hat = v_hat            dz/ds = v_hat / (e^s + e^-s),
+
+as dphi/ds = sin(phi) cos(phi). So the field needs no rates of a process, is smooth where the process's own time has
+kinks, and is bounded: z has the size of the data or of the noise all the way.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.denoiser import Denoise
+from diffusion_jax.processes.gaussian import per_image
+from diffusion_jax.processes.ode import Field
+from diffusion_jax.processes.process import Point, Process
+
+
+def level(point: Point) -> Float[Array, " b"]:
+    """Returns s = log(std / signal), the time of the flow."""
+    return jnp.log(point.std) - jnp.log(point.signal)
+
+
+def size(point: Point) -> Float[Array, " b"]:
+    """Returns r = sqrt(signal^2 + std^2), by which x_t is divided."""
+    return jnp.hypot(point.signal, point.std)
+
+
+def field_of(denoise: Denoise, process: Process) -> Field:
+    """Returns (z, s) -> dz/ds of a denoiser of the process.
+
+    Args:
+      denoise: (x_t, point) -> Prediction.
+      process: The process that the denoiser was trained on; it says which time has noise level s.
+    """
+
+    def field(z: Float[Array, " b *dims"], s: Float[Array, " b"]) -> Float[Array, " b *dims"]:
+        point = process.at(process.times_of(-2 * s))
+        v = denoise(per_image(size(point), z) * z, point).v
+        return per_image(1 / (2 * jnp.cosh(s)), z) * v
+
+    return field

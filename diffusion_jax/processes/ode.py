@@ -1,0 +1,184 @@
+"""Adaptive solution of ordinary differential equations, each image of a batch with steps of its own.
+
+The rule is that of Tsitouras (2011), of order 5 with an error estimate of order 4; its coefficients and the control of
+the steps are diffrax's (Kidger, 2021). The loop is ours: diffrax's takes one step size for a batch or asks the network
+for a batching rule, and its loops do not pass the checks of `jax.shard_map`. Here the network is called on whole
+batches, and no image depends on the others.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.processes.gaussian import per_image
+
+# (y, time of each image) -> dy/dt; y is an array, or a tree of arrays, whose first axis is the batch.
+Field = Callable[[Any, Float[Array, " b"]], Any]
+
+FIRST = 0.01  # The first step, as a part of the whole way; a step may be ten times the one before.
+TABLEAU = diffrax.Tsit5.tableau
+ORDER = 5  # Of the error of one step of the lower rule.
+STAGES = (
+    TABLEAU.num_stages
+)  # The last is the first of the next step: a step costs one evaluation less.
+WEIGHTS = np.zeros((STAGES, STAGES))
+for _row, _weights in enumerate(TABLEAU.a_lower, 1):
+    WEIGHTS[_row, :_row] = _weights
+NODES = np.append(0.0, TABLEAU.c)
+
+
+class Solution(NamedTuple):
+    """Where the solution of each image ended.
+
+    Attributes:
+      y: The solution at the time reached.
+      reached: That time: `stop` exactly if it is finished.
+      evaluations: Evaluations of the field.
+      finished: Whether `stop` was reached: False where max_steps was the limit, or the field was not finite.
+    """
+
+    y: Any
+    reached: Float[Array, " b"]
+    evaluations: Int[Array, " b"]
+    finished: Bool[Array, " b"]
+
+
+class _Carry(NamedTuple):
+    y: Any
+    slope: Any  # The field at y.
+    done: Float[Array, " b"]  # Part of the way, from 0 to 1.
+    step: Float[Array, " b"]  # The next step, as such a part.
+    tries: Int[Array, " b"]
+
+
+def solve(
+    field: Field,
+    y: Any,
+    start: Float[Array, " b"],
+    stop: Float[Array, " b"],
+    *,
+    rtol: float | Float[Array, ""] = 1e-5,
+    atol: float | Float[Array, ""] = 1e-5,
+    max_steps: int = 1000,
+) -> Solution:
+    """Solves dy/dt = field(y, t) from `start` to `stop`, forwards or backwards. Inside the caller's `jit`, or eagerly.
+
+    The error of a step, |error| / (atol + rtol |y|), is a root mean square over the numbers of an image, the largest
+    of such means if y has several arrays; a step with more than 1 is tried again, shorter. An image costs one
+    evaluation, and six a try.
+
+    Args:
+      field: (y, t) -> dy/dt, called on the whole batch. Images that have finished are computed along with the others.
+      y: Values at `start`, an array or a tree of arrays whose first axis is the batch.
+      start: Time of each image.
+      stop: Time that each image goes to.
+      rtol: Relative tolerance of a step, positive; float32 has none below 1e-7. It may be traced.
+      atol: Absolute tolerance, likewise.
+      max_steps: Most tries of an image, rejected ones included, 1 or more.
+
+    Raises:
+      InputError: A tolerance that is not positive, or max_steps below 1.
+    """
+    _check(rtol, atol, max_steps)
+    way = stop - start
+    controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_norm)
+
+    def active(carry: _Carry) -> Bool[Array, " b"]:
+        return (carry.done < 1) & (carry.tries < max_steps) & _finite(carry.slope)
+
+    def adapt(done: Array, to: Array, y: Any, candidate: Any, error: Any) -> tuple[Array, ...]:
+        # With these coefficients the control has no memory, so its state can be made anew.
+        _, memory = controller.init(None, done, to, y, to - done, None, _no_field, None)  # pyright: ignore[reportArgumentType]
+        keep, first, last, *_ = controller.adapt_step_size(
+            *(done, to, y, candidate, None, error, ORDER, memory)
+        )
+        return jnp.asarray(keep), jnp.asarray(last - first)
+
+    def body(carry: _Carry) -> _Carry:
+        to = jnp.minimum(carry.done + carry.step, 1.0)
+        candidate, error, slope = _stages(
+            lambda y, part: field(y, start + part * way), carry, to - carry.done, way
+        )
+        keep, step = jax.vmap(adapt)(carry.done, to, carry.y, candidate, error)
+        tried = active(carry)
+        taken = tried & keep
+        return _Carry(
+            y=_where(taken, candidate, carry.y),
+            slope=_where(taken, slope, carry.slope),
+            done=jnp.where(taken, to, carry.done),
+            step=jnp.where(tried, step, carry.step),
+            tries=carry.tries + tried,
+        )
+
+    none = start - start  # Not zeros: inside `jax.shard_map` it has to differ between devices.
+    first = _Carry(y, field(y, start), none, none + FIRST, none.astype(jnp.int32))
+    last = jax.lax.while_loop(lambda carry: active(carry).any(), body, first)
+    finished = last.done == 1
+    return Solution(
+        y=last.y,
+        reached=jnp.where(finished, stop, start + last.done * way),
+        evaluations=1 + (STAGES - 1) * last.tries,
+        finished=finished,
+    )
+
+
+def _stages(
+    field: Field, carry: _Carry, step: Float[Array, " b"], way: Float[Array, " b"]
+) -> tuple[Any, Any, Any]:
+    """Returns y after one step, the estimate of its error, and the field there."""
+    weights, nodes = jnp.asarray(WEIGHTS, jnp.float32), jnp.asarray(NODES, jnp.float32)
+    length = step * way
+
+    def moved(weight: Array, slopes: Any) -> Any:
+        # Products and a sum, not a matrix product: accelerators would round its factors to fewer digits.
+        return jax.tree.map(
+            lambda k: per_image(length, k[0]) * jnp.sum(per_image(weight, k) * k, 0), slopes
+        )
+
+    def stage(i: Int[Array, ""], slopes: Any) -> Any:
+        y = jax.tree.map(jnp.add, carry.y, moved(weights[i], slopes))
+        slope = field(y, carry.done + nodes[i] * step)
+        return jax.tree.map(lambda k, new: k.at[i].set(new), slopes, slope)
+
+    rows = range(STAGES)
+    slopes = jax.tree.map(lambda k: jnp.stack([k if i == 0 else 0 * k for i in rows]), carry.slope)
+    slopes = jax.lax.fori_loop(1, STAGES, stage, slopes)
+    y = jax.tree.map(jnp.add, carry.y, moved(jnp.asarray(TABLEAU.b_sol, jnp.float32), slopes))
+    error = moved(jnp.asarray(TABLEAU.b_error, jnp.float32), slopes)
+    return y, error, jax.tree.map(lambda k: k[-1], slopes)
+
+
+def _largest_norm(tree: Any) -> Array:
+    """Returns the largest of the arrays' root mean squares."""
+    norms = [jnp.sqrt(jnp.mean(jnp.square(leaf))) for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(norms).max()
+
+
+def _where(condition: Bool[Array, " b"], tree: Any, other: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(per_image(condition, a), a, b), tree, other)
+
+
+def _finite(tree: Any) -> Bool[Array, " b"]:
+    """Returns whether all numbers of an image are finite."""
+    flags = [
+        jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(tree)
+    ]
+    return jnp.stack(flags).all(0)
+
+
+def _no_field(*arguments: Any) -> Any:
+    raise AssertionError("a given first step needs no evaluation")
+
+
+def _check(rtol: float | Array, atol: float | Array, max_steps: int) -> None:
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not isinstance(value, jax.Array) and not value > 0:
+            raise InputError(f"{name} is {value}; it must be positive")
+    if max_steps < 1:
+        raise InputError(f"max_steps is {max_steps}; it must be 1 or more")
