@@ -16,8 +16,8 @@ from diffusion_jax.processes import gaussian
 from diffusion_jax.processes.process import Point, Process
 
 # A network as a pure function, (params, x, time, labels=None, dropout_keys=None) -> output: images x of shape
-# (b, *dims), float time and integer labels of shape (b,); keys of shape (b,) turn dropout on. The output has the
-# shape of x, or twice its channels. `models.as_functions` makes one of a Linen module.
+# (b, *dims), scaled as `network_output` says, float time and integer labels of shape (b,); keys of shape (b,) turn
+# dropout on. The output has the shape of x, or twice its channels. `models.as_functions` makes one of a Linen module.
 Network = Callable[..., Array]
 
 
@@ -64,6 +64,16 @@ def _eps(process: Process) -> Parameterization:
         target=lambda point, x_t, x0, eps: eps,
         predict=lambda point, x_t, eps: (gaussian.x0_from_eps(point, x_t, eps), eps),
         eps_error=lambda point: jnp.ones_like(point.signal),
+    )
+
+
+def _score(process: Process) -> Parameterization:
+    """The network returns std times the score, -eps: its output is divided by the noise level (Song & Ermon, 2020)."""
+    del process
+    return Parameterization(
+        target=lambda point, x_t, x0, eps: -eps,
+        predict=lambda point, x_t, output: (gaussian.x0_from_eps(point, x_t, -output), -output),
+        eps_error=lambda point: -jnp.ones_like(point.signal),
     )
 
 
@@ -129,6 +139,7 @@ PARAMETERIZATIONS: dict[str, Callable[[Process], Parameterization]] = {
     "x0": _x0,
     "v": _v,
     "mean": _mean,
+    "score": _score,
 }
 
 
@@ -141,25 +152,52 @@ def parameterization(prediction: str, process: Process) -> Parameterization:
     return choose("prediction", prediction, PARAMETERIZATIONS)(process)
 
 
-def split_output(
-    output: Float[Array, " b *outputs"], x_t: Float[Array, " b *dims"]
-) -> tuple[Float[Array, " b *dims"], Float[Array, " b *dims"] | None]:
-    """Returns the prediction, and the fraction of the variance's range if the network has channels for it.
+class Output(NamedTuple):
+    """What a network says of x_t.
 
-    The network's second half of channels, v in [-1, 1] with 0 before training, gives the fraction (v + 1) / 2.
+    Attributes:
+      mean: Its prediction.
+      fraction: As in `Prediction`; None if the network has no channels for it.
+    """
+
+    mean: Float[Array, " b *dims"]
+    fraction: Float[Array, " b *dims"] | None
+
+
+def network_output(
+    network: Network,
+    params: Any,
+    x_t: Float[Array, " b *dims"],
+    point: Point,
+    *given: Any,
+) -> Output:
+    """Returns the network's output for x_t, split into the prediction and what it says of the variance.
+
+    The network is given x_t / r, r^2 = signal^2 + std^2, which is of the size of data and noise whatever the process:
+    r is 1 for DDPM and VP; for VE it is the input scaling of Karras et al. (2022). If its output has twice the channels
+    of x_t, the second half, v in [-1, 1] with 0 before training, gives the fraction (v + 1) / 2.
+
+    Args:
+      network: (params, scaled x_t, time, *given) -> output.
+      params: Its parameters.
+      x_t: Noised images.
+      point: Where they are.
+      *given: What else the network is given: labels, dropout keys.
 
     Raises:
       InputError: The output has neither the channels of x_t nor twice as many.
     """
+    scaled = x_t / gaussian.per_image(jnp.hypot(point.signal, point.std), x_t)
+    output = network(params, scaled, point.time, *given)
     if output.shape == x_t.shape:
-        return output, None
+        return Output(output, None)
     if output.shape != (*x_t.shape[:-1], 2 * x_t.shape[-1]):
         raise InputError(
             f"the network returns {output.shape} for images of {x_t.shape}; it must return their channels, or twice "
             "as many for learned variances"
         )
     mean, v = jnp.split(output, 2, axis=-1)
-    return mean, (v + 1) / 2
+    return Output(mean, (v + 1) / 2)
 
 
 def make_denoiser(
@@ -175,8 +213,7 @@ def make_denoiser(
     Args:
       process: The process that the network was trained on.
       prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
-      network: (params, x_t, time, labels) -> array of the shape of x_t, or with twice its channels; time is
-        `point.time`.
+      network: As `network_output` takes it.
       params: Parameters of the network.
       labels: Class of each image.
 
@@ -186,8 +223,8 @@ def make_denoiser(
     predict = parameterization(prediction, process).predict
 
     def denoise(x_t: Float[Array, " b *dims"], point: Point) -> Prediction:
-        output, fraction = split_output(network(params, x_t, point.time, labels), x_t)
-        return complete(point, *predict(point, x_t, output), fraction)
+        output = network_output(network, params, x_t, point, labels)
+        return complete(point, *predict(point, x_t, output.mean), output.fraction)
 
     return denoise
 

@@ -11,6 +11,7 @@ from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Point
 from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.sde import VE
 
 SCHEDULE = make_schedule("linear", 100)
 PROCESS = DDPM(SCHEDULE)
@@ -40,7 +41,8 @@ def test_a_perfect_network_of_any_kind_gives_the_true_x0_eps_v_and_score(compile
         denoise = make_denoiser(PROCESS, prediction, lambda params, *_: params, params)
         return denoise(x_t, PROCESS.at(t))
 
-    output = (truth | {"mean": jnp.asarray(mean, jnp.float32)})[prediction]
+    outputs = truth | {"mean": jnp.asarray(mean, jnp.float32), "score": -truth["eps"]}
+    output = outputs[prediction]
     predicted = compiled(run)(output, jnp.asarray(x_t, jnp.float32))
     for name, value in truth.items():
         # x0 from eps divides a float32 rounding by sqrt(alpha_bar) = 6e-3, the score by sqrt(1 -
@@ -64,6 +66,16 @@ def test_the_network_is_given_params_labels_and_the_time_of_the_point():
     assert seen["t"].dtype == jnp.float32
 
 
+def test_the_network_is_given_x_t_divided_by_the_size_of_data_and_noise(compiled):
+    """Of VE, c_in = 1 / (sigma_data^2 + sigma^2)^(1/2) of Karras et al. (2022), with sigma_data = 1."""
+    process = VE(sigma_min=0.01, sigma_max=100.0)
+    point = process.at(jnp.log(jnp.array([0.02, 1.0, 90.0])))
+    denoise = make_denoiser(process, "x0", lambda params, x, *_: x, None)
+    c_in = 1 / np.sqrt(1 + np.array([0.02, 1.0, 90.0]) ** 2)
+    given = compiled(lambda x: denoise(x, point).x0)(7 * jnp.ones((3, 1)))
+    np.testing.assert_allclose(given[:, 0], 7 * c_in, rtol=1e-5)
+
+
 def test_an_unknown_prediction_lists_the_known_ones():
     with pytest.raises(InputError, match="unknown prediction 'epsilon'.*eps, x0, v, mean"):
         make_denoiser(PROCESS, "epsilon", lambda params, x_t, t, labels: x_t, None)
@@ -71,11 +83,15 @@ def test_an_unknown_prediction_lists_the_known_ones():
 
 def test_forms_that_are_not_used_cost_nothing_under_jit():
     """x0 of an x0 network is its output: no arithmetic is left, while its eps needs a division."""
-    denoise = make_denoiser(PROCESS, "x0", lambda params, x_t, t, labels: x_t, None)
 
     def operations(form):
-        function = jax.jit(lambda x, point: getattr(denoise(x, point), form))
-        program = function.lower(jnp.ones((1, 2)), PROCESS.at(jnp.array([3]))).compile()
+        def predicted(output, x, point):
+            return getattr(
+                make_denoiser(PROCESS, "x0", lambda params, *_: params, output)(x, point), form
+            )
+
+        x = jnp.ones((1, 2))
+        program = jax.jit(predicted).lower(x, x, PROCESS.at(jnp.array([3]))).compile()
         return [
             name for name in ("divide", "multiply", "subtract") if name in str(program.as_text())
         ]

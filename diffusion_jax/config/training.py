@@ -77,8 +77,8 @@ TRAINING = {
     ),
     "process.prediction": Field(
         "eps",
-        Choice(("eps", "x0", "v", "mean")),
-        "what the network predicts of x_t; mean: the posterior's, mu_tilde",
+        Choice(("eps", "x0", "v", "mean", "score")),
+        "what the network predicts of x_t; mean: the posterior's, mu_tilde; score: std times the score",
     ),
     "process.variance": Field(
         "fixed_large",

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Real
 
-from diffusion_jax.denoiser import Network, Parameterization, parameterization, split_output
+from diffusion_jax.denoiser import Network, Parameterization, network_output, parameterization
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.times import Times, objective_of, uniform
 from diffusion_jax.losses.weightings import Weighting
@@ -52,8 +52,8 @@ def simple_loss(
     meaning = parameterization(prediction, process)
     point = process.at(t)
     x_t = q_sample(point, x0, eps)
-    output, _ = split_output(network(params, x_t, point.time, labels, dropout_keys), x_t)
-    error = meaning.target(point, x_t, x0, eps) - output
+    output = network_output(network, params, x_t, point, labels, dropout_keys)
+    error = meaning.target(point, x_t, x0, eps) - output.mean
     return squared_error(meaning, point, error, weighting)
 
 

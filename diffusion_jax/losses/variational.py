@@ -10,8 +10,8 @@ from diffusion_jax.denoiser import (
     Network,
     Parameterization,
     complete,
+    network_output,
     parameterization,
-    split_output,
 )
 from diffusion_jax.errors import InputError
 from diffusion_jax.likelihood.bound import term
@@ -125,8 +125,9 @@ def _noised(
     step = grid.num_steps - 1 - from_data
     point = grid.at(step)
     x_t = q_sample(point, x0, draws.eps)
-    output, fraction = split_output(network(params, x_t, point.time, labels, dropout_keys), x_t)
-    return _Noised(step, point, x_t, output, fraction)
+    return _Noised(
+        step, point, x_t, *network_output(network, params, x_t, point, labels, dropout_keys)
+    )
 
 
 def _term(

@@ -53,6 +53,8 @@ TARGETS: dict[str, Callable[..., Any]] = {
     "x0": lambda a, s, x0, eps: x0,
     "v": lambda a, s, x0, eps: a * eps - s * x0,
     "mean": lambda a, s, x0, eps: COEF_X0 * x0 + COEF_XT * (a * x0 + s * eps),
+    # std times the gradient of log N(x_t; a x0, s^2).
+    "score": lambda a, s, x0, eps: s * (-(s * eps) / s**2),
 }
 # What eps the network's output stands for, from x_t = a x0 + s eps.
 EPS: dict[str, Callable[..., Any]] = {
@@ -60,6 +62,7 @@ EPS: dict[str, Callable[..., Any]] = {
     "x0": lambda a, s, x_t, output: (x_t - a * output) / s,
     "v": lambda a, s, x_t, output: s * x_t + a * output,
     "mean": lambda a, s, x_t, output: (x_t - a * (output - COEF_XT * x_t) / COEF_X0) / s,
+    "score": lambda a, s, x_t, output: -output,
 }
 
 
