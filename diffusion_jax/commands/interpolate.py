@@ -119,11 +119,11 @@ def _nfe(run: TrainedRun, sampler: Sampler, points: list[int], names: list[str])
 
 
 def _points(run: TrainedRun, sampler: Sampler) -> list[int]:
-    """Returns the points of the grid to mix at, noise first: those nearest to `edit.times`, or to eighths of T."""
+    """Returns the points of the grid to mix at, noise first: those nearest to `edit.times`, or to eighths of all."""
     times = run.config.edit.times
     if times is None:
-        last = run.process.grid().time[0]
-        times = [(last + 1) * k / EIGHTHS - 1 for k in range(1, EIGHTHS + 1)]
+        last, data = run.process.grid().time[[0, -1]]
+        times = [data + (last - data) * k / EIGHTHS for k in range(1, EIGHTHS + 1)]
     points = sorted({nearest_point(sampler.grid, t) for t in times})
     warn_of_times(sampler.grid, run.config.edit.times or (), points, "edit.times")
     return points

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from diffusion_jax.config.kinds import Choice, Either, Int, Kind, Tuple
+from diffusion_jax.config.kinds import Choice, Either, Float, Int, Kind, Tuple
 
 # never: it decides the trained parameters, so a resume may not change it.
 # resume: it alters them by no more than float rounding; other modes take it from the run.
@@ -53,5 +53,5 @@ SEEDS = Int(0, 2**32 - 1)
 VARIANCE = Choice(("fixed_large", "fixed_small", "learned"))
 SPACING = Either(
     Choice(("uniform", "leading", "trailing", "quadratic", "logsnr", "karras")),
-    Tuple(Int(0), empty=False),
+    Tuple(Float(), empty=False),
 )

@@ -16,13 +16,19 @@ SETTABLE = {
     "sampler.num_steps": Field(
         None,
         Int(1),
-        "steps, at most process.num_timesteps; unset: all, or as many as spacing lists",
+        "steps, of ddpm at most process.num_timesteps; unset: all, or as many as spacing lists",
         "always",
     ),
     "sampler.spacing": Field(
         "uniform",
         SPACING,
-        "times to visit: a rule (logsnr, karras: also between timesteps), or timesteps, with T - 1 among them",
+        "times to visit: a rule (logsnr, karras: also between timesteps), or times, with the last among them",
+        "always",
+    ),
+    "sampler.u_min": Field(
+        None,
+        Float(0, 1, open=True),
+        "vp, subvp, ve: u where the step to the data begins; unset: 1e-3, ve: 1e-5",
         "always",
     ),
     "sampler.variance": Field(
@@ -105,8 +111,8 @@ SETTABLE = {
     ),
     "sample.shared_t": Field(
         None,
-        Tuple(Int(0), empty=False),
-        "sample: also draw shared.png: several samples from one x_t at each of these timesteps; unset: none",
+        Tuple(Float(), empty=False),
+        "sample: also draw shared.png: several samples from one x_t at each of these times; unset: none",
         "always",
     ),
     # ---- edit
@@ -133,8 +139,8 @@ SETTABLE = {
     ),
     "edit.start_t": Field(
         None,
-        Int(0),
-        "inpaint: timestep to start from, with the image and its noise; unset: from noise alone",
+        Float(),
+        "inpaint: time to start from, with the image and its noise; unset: from noise alone",
         "always",
     ),
     "edit.resamplings": Field(
@@ -143,8 +149,8 @@ SETTABLE = {
     "edit.jump": Field(10, Int(1), "inpaint: steps in a stretch", "always"),
     "edit.times": Field(
         None,
-        Tuple(Int(0), empty=False),
-        "interpolate: timesteps to mix images at; unset: an eighth, two, ... eight eighths of T",
+        Tuple(Float(), empty=False),
+        "interpolate: times to mix images at; unset: an eighth, two, ... eight eighths of all",
         "always",
     ),
     "edit.num_between": Field(7, Int(1), "interpolate: images between two", "always"),
@@ -182,13 +188,19 @@ SETTABLE = {
     "eval.num_steps": Field(
         None,
         Int(1),
-        "bound: steps of the chain, at most process.num_timesteps; unset: all, or as many as spacing lists",
+        "bound: steps of the chain, of ddpm at most process.num_timesteps; unset: all, or as many as spacing lists",
         "always",
     ),
     "eval.spacing": Field(
         "uniform",
         SPACING,
-        "bound: times of these steps: a rule, or timesteps; without T - 1 among them L_T is large",
+        "bound: times of these steps: a rule, or times; without the last among them L_T is large",
+        "always",
+    ),
+    "eval.u_min": Field(
+        None,
+        Float(0, 1, open=True),
+        "vp, subvp, ve: u of the last point before the data; unset: bpd: as sampler.u_min",
         "always",
     ),
     "eval.num_terms": Field(

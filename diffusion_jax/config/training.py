@@ -62,18 +62,36 @@ TRAINING = {
         False, Bool(), "U-Net: recompute activations in the backward pass, to save memory"
     ),
     # ---- process
-    "process.name": Field("ddpm", Choice(("ddpm",)), "family of the process"),
+    "process.name": Field(
+        "ddpm",
+        Choice(("ddpm", "vp", "subvp", "ve")),
+        "the discrete chain, or an SDE in continuous time: variance-preserving, sub-VP, variance-exploding",
+    ),
     "process.schedule": Field(
         "linear",
         Choice(("linear", "quad", "const", "warmup10", "warmup50", "cosine", "sigmoid", "jsd")),
-        "variance schedule beta_t",
+        "ddpm: variance schedule beta_t",
     ),
-    "process.num_timesteps": Field(1000, Int(1), "T, the number of steps"),
+    "process.num_timesteps": Field(
+        1000, Int(1), "T, the number of steps; of an SDE: steps of a sampler that sets none"
+    ),
     "process.beta_start": Field(
-        None, Float(0, 1, open=True), "first beta, if the schedule has one; unset: 0.1 / T"
+        None, Float(0, 1, open=True), "ddpm: first beta, if the schedule has one; unset: 0.1 / T"
     ),
     "process.beta_end": Field(
-        None, Float(0, 1, open=True), "last beta, if the schedule has one; unset: 20 / T"
+        None, Float(0, 1, open=True), "ddpm: last beta, if the schedule has one; unset: 20 / T"
+    ),
+    "process.beta_min": Field(
+        None, Float(1e-6, 1e6), "vp, subvp: beta at u = 0, the data; unset: 0.1"
+    ),
+    "process.beta_max": Field(None, Float(1e-6, 1e6), "vp, subvp: beta at u = 1; unset: 20"),
+    "process.sigma_min": Field(
+        None, Float(1e-6, 1e6), "ve: noise at u = 0, of pixels in [-1, 1]; unset: 0.02"
+    ),
+    "process.sigma_max": Field(
+        None,
+        Float(1e-6, 1e6),
+        "ve: noise at u = 1, about the largest distance between two images; unset: 100",
     ),
     "process.prediction": Field(
         "eps",
@@ -108,6 +126,11 @@ TRAINING = {
     "loss.p2_gamma": Field(1.0, Float(0, 10), "p2: gamma of 1 / (k + SNR)^gamma"),
     "loss.sigmoid_bias": Field(
         2.0, Float(-20, 20), "sigmoid: the log SNR whose weight is one half"
+    ),
+    "loss.u_min": Field(
+        None,
+        Float(0, 1, open=True),
+        "vp, subvp, ve: the smallest u in (0, 1) to train at; unset: 1e-5",
     ),
     # ---- optimizer
     "optimizer.learning_rate": Field(2e-4, Float(0), "rate after the warm-up"),

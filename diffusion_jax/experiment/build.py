@@ -1,6 +1,7 @@
 """From a config to the objects that commands work with: process, network, data, objective, bound."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from diffusion_jax.experiment.checks import (
     check_loss_takes,
     check_model_fits,
     check_model_takes,
+    check_process_takes,
     check_sampler_takes,
     check_times,
     check_variance,
@@ -44,29 +46,42 @@ from diffusion_jax.models import MODELS, Model, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.sde import VE, VP, SubVP
 from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 AVERAGE = "default"  # Name of the parameters' average that is sampled from.
 
 
-def _ddpm(fields: ConfigDict) -> DDPM:
-    return DDPM(
-        make_schedule(fields.schedule, fields.num_timesteps, fields.beta_start, fields.beta_end)
-    )
+def ddpm(
+    schedule: str,
+    num_timesteps: int,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+) -> DDPM:
+    """Returns the discrete chain with this schedule."""
+    return DDPM(make_schedule(schedule, num_timesteps, beta_start, beta_end))
 
 
-# The config's process group -> Process
-PROCESSES: dict[str, Callable[[ConfigDict], Process]] = {"ddpm": _ddpm}
+# (those fields of the process group that it takes, and the smallest u of grids and of training) -> Process
+PROCESSES: dict[str, Callable[..., Process]] = {"ddpm": ddpm, "vp": VP, "subvp": SubVP, "ve": VE}
 
 
-def make_process(config: ConfigDict) -> Process:
+def make_process(config: ConfigDict, u_min: float | None = None) -> Process:
     """Returns the config's process.
 
+    Args:
+      config: The config.
+      u_min: Smallest u of its grids; None: the process's own, or it has none.
+
     Raises:
-      InputError: A beta for a schedule that has none to set.
+      InputError: A beta for a schedule that has none to set; ends in the wrong order.
     """
-    return PROCESSES[config.process.name](config.process)
+    fields = config.process
+    options = {**fields.to_dict(), "train_u_min": config.loss.u_min, "u_min": u_min}
+    make = PROCESSES[fields.name]
+    given = {name: value for name, value in options.items() if value is not None}
+    return make(**accepted(make, given))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +113,8 @@ class Experiment:
 
     def bound_grid(self) -> Grid:
         """Returns the grid whose steps the variational bound is the sum over; warns as `make_sampler` does."""
-        grid = self.process.grid(self.config.eval.num_steps, self.config.eval.spacing)
+        process = make_process(self.config, self.config.eval.u_min)
+        grid = process.grid(self.config.eval.num_steps, self.config.eval.spacing)
         warn_of_grid(grid, self.process.grid(), bound_variance(self.config), "eval")
         return grid
 
@@ -218,13 +234,17 @@ def validate(config: ConfigDict) -> None:
     check_guidance(config)
     check_variance(config)
     check_loss_takes(config)
-    process = make_process(config)
+    check_process_takes(config, set(inspect.signature(PROCESSES[config.process.name]).parameters))
     for group in ("sampler", "eval"):
+        try:
+            process = make_process(config, config[group].u_min)
+        except InputError as error:
+            raise InputError(f"process.{error}") from error
         try:  # An error begins with an argument's name, which is the field's too.
             grid = process.grid(config[group].num_steps, config[group].spacing)
             if group == "eval":
                 check_num_terms(config.eval.num_terms, grid.num_steps)
         except InputError as error:
             raise InputError(f"{group}.{error}") from error
-    check_times(config)
+    check_times(config, make_process(config, config.sampler.u_min))
     check_edit(config)

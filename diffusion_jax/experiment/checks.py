@@ -12,7 +12,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.losses import OBJECTIVES, WEIGHTINGS
 from diffusion_jax.models import MODELS
-from diffusion_jax.processes.process import Grid
+from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.samplers import MERGES, SAMPLERS
 
 LONG_STEP = 30  # Factor of std / signal in a step of Heun's method; digits drawn with longer ones are poor, or noise.
@@ -20,7 +20,7 @@ UNEVEN = 2  # The longest step over the shortest: rounding to timesteps alone ma
 TINY_SIGNAL = 1e-3
 LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
 # Fields of the sampler group that no update rule takes: which one, its grid, limits and guidance of its denoiser.
-OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "clip", "dynamic_threshold"}
+OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "u_min", "clip", "dynamic_threshold"}
 OF_GUIDANCE = {"guidance_scale", "guidance_interval", "guidance_rescale"}
 
 
@@ -33,6 +33,20 @@ def check_model_takes(config: ConfigDict) -> None:
     """Refuses a field of the model group that this model has no use for."""
     taken = inspect.signature(MODELS[config.model.name]).parameters
     _refuse_unused(config, "model", taken, f"the model {config.model.name!r}")
+
+
+def check_process_takes(config: ConfigDict, taken: set[str]) -> None:
+    """Refuses fields that the config's process has no use for.
+
+    Args:
+      config: The config.
+      taken: Names of the options that the process is made with.
+    """
+    owner = f"the process {config.process.name!r}"
+    _refuse_unused(config, "process", {"name", "prediction", "variance"} | taken, owner)
+    for group in ("loss", "sampler", "eval"):
+        ours = {"u_min"} if "u_min" in taken else set()
+        _refuse_unused(config, group, set(config[group]) - {"u_min"} | ours, owner)
 
 
 def check_sampler_takes(config: ConfigDict) -> None:
@@ -69,7 +83,7 @@ def check_loss_takes(config: ConfigDict) -> None:
         set(fields) - {"weighting", "vlb_weight"} | of_loss,
         f"the loss {fields.name!r}",
     )
-    taken = {"name", "times", "weighting", "vlb_weight"}
+    taken = {"name", "times", "weighting", "vlb_weight", "u_min"}
     if fields.weighting:
         taken |= inspect.signature(WEIGHTINGS[fields.weighting]).parameters.keys()
     owner = f"the weighting {fields.weighting!r}" if fields.weighting else "an unset loss.weighting"
@@ -154,19 +168,20 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
             )
 
 
-def check_times(config: ConfigDict) -> None:
-    """Refuses timesteps that the process does not have, or that stand twice in a list."""
-    last = config.process.num_timesteps - 1
+def check_times(config: ConfigDict, process: Process) -> None:
+    """Refuses times that the process does not have, or that stand twice in a list."""
+    last, first = process.grid().time[[0, -2]]
+    allowed = f"from {first:g} to {last:g}" + (" (T - 1)" if config.process.name == "ddpm" else "")
     for name in ("sample.shared_t", "edit.times"):
         group, field = name.split(".")
         times = config[group][field]
-        if times is not None and (max(times) > last or len(set(times)) < len(times)):
-            raise InputError(
-                f"{name} is {times}; it must hold distinct timesteps from 0 to {last} (T - 1)"
-            )
+        if times is None:
+            continue
+        if min(times) < first or max(times) > last or len(set(times)) < len(times):
+            raise InputError(f"{name} is {times}; it must hold distinct times {allowed}")
     start = config.edit.start_t
-    if start is not None and start > last:
-        raise InputError(f"edit.start_t is {start}; it must be from 0 to {last} (T - 1)")
+    if start is not None and not first <= start <= last:
+        raise InputError(f"edit.start_t is {start}; it must be {allowed}")
 
 
 def check_edit(config: ConfigDict) -> None:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.denoiser import Denoise
-from diffusion_jax.experiment.build import Experiment
+from diffusion_jax.experiment.build import Experiment, make_process
 from diffusion_jax.experiment.checks import accepted, sampler_takes, warn_of_grid, warn_of_solver
 from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.samplers import (
@@ -72,7 +72,8 @@ def make_sampler(experiment: Experiment) -> Sampler:
 def sampler_of(experiment: Experiment, numbers: Settings | None = None) -> Sampler:
     """Returns the sampler, where asked for with numbers that are arguments of the program."""
     options = sampler_options(experiment.config)
-    grid = experiment.process.grid(options["num_steps"], options["spacing"])
+    process = make_process(experiment.config, options["u_min"])
+    grid = process.grid(options["num_steps"], options["spacing"])
     make = SAMPLERS[options["name"]]
     if numbers is not None:
         options |= {name: getattr(numbers, name) for name in TRACED}

@@ -178,7 +178,8 @@ def _listed(
     if not (inside and (np.diff(times) > 0).all()):  # A NaN, too, is not inside.
         named = f"{last} (T - 1)" if first == 0 else f"{last:g}"
         raise InputError(
-            f"spacing is {tuple(listed)}; a list must hold distinct times from {first:g} to {named}"
+            f"spacing is ({', '.join(f'{t:g}' for t in listed)}); a list must hold distinct times from {first:g} to "
+            f"{named}"
         )
     if num_steps not in (None, len(times)):
         raise InputError(

@@ -12,6 +12,8 @@ from diffusion_jax.errors import InputError
 
 COUNT = ([1, 10**12], [0, -7])
 COUNT_OR_NONE = ([0, 10**12], [-1])
+SIZE = ([1e-6, 1e6], [0.0, 2e6, math.nan])
+SHARE = ([1e-9, 0.999], [0.0, 1.0, math.nan])
 SEED = ([0, 2**32 - 1], [-1, 2**32])
 # Values on the edge of what is allowed, and just beyond.
 LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
@@ -29,6 +31,13 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "process.num_timesteps": COUNT,
     "process.beta_start": ([1e-9, 0.999], [0.0, 1.0, -0.1, 1.5]),
     "process.beta_end": ([1e-9, 0.999], [0.0, 1.0, -0.1, 1.5]),
+    "process.beta_min": SIZE,
+    "process.beta_max": SIZE,
+    "process.sigma_min": SIZE,
+    "process.sigma_max": SIZE,
+    "loss.u_min": SHARE,
+    "sampler.u_min": SHARE,
+    "eval.u_min": SHARE,
     "loss.vlb_weight": ([0.0, 1.0], [-0.1, math.inf]),
     "loss.min_snr_gamma": ([1e-3, 1e6], [0.0, -1.0, math.inf]),
     "loss.p2_k": ([1e-3, 1e3], [0.0, 1001.0, math.nan]),
@@ -53,8 +62,8 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "train.bpd_every": COUNT_OR_NONE,
     "sampler.num_steps": COUNT,
     "sampler.spacing": (
-        ["uniform", "leading", "trailing", "quadratic", "logsnr", "karras", (0,), (999, 0, 12)],
-        ["unifrom", "0", "", (), (-1,), (1.5,), ("uniform",)],
+        ["uniform", "leading", "trailing", "quadratic", "logsnr", "karras", (0,), (999, 0.5, -12)],
+        ["unifrom", "0", "", (), (math.nan,), ("uniform",)],
     ),
     "sampler.eta": ([0.0, 0.5, 1.0], [-0.1, 1.1, math.nan]),
     "sampler.churn": ([0.0, 80.0], [-0.1, math.inf]),
@@ -72,13 +81,13 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "sample.seed": SEED,
     "sample.labels": ([], [(), (-1,), (1.5,), ("cat",)]),
     "sample.step": COUNT_OR_NONE,
-    "sample.shared_t": ([(0,), (999, 0, 12)], [(), (-1,), (1.5,), ("cat",)]),
+    "sample.shared_t": ([(0,), (999, 0.5, -12)], [(), (math.nan,), ("cat",)]),
     "edit.images": ([("a.png",), ("a.png", "b")], [(), (1,)]),
     "edit.factor": ([2, 8], [0, 1]),
-    "edit.start_t": COUNT_OR_NONE,
+    "edit.start_t": ([0, 0.5, -3.9], [math.nan, math.inf]),
     "edit.resamplings": COUNT,
     "edit.jump": COUNT,
-    "edit.times": ([(0,), (999, 0, 12)], [(), (-1,), (1.5,), ("cat",)]),
+    "edit.times": ([(0,), (999, 0.5, -12)], [(), (math.nan,), ("cat",)]),
     "edit.num_between": COUNT,
     "edit.iterations": COUNT_OR_NONE,
     "eval.num_images": COUNT,
@@ -88,8 +97,8 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "eval.step": COUNT_OR_NONE,
     "eval.num_steps": COUNT,
     "eval.spacing": (
-        ["uniform", "leading", "trailing", "quadratic", "logsnr", "karras", (0,), (999, 0, 12)],
-        ["unifrom", "0", "", (), (-1,), (1.5,), ("uniform",)],
+        ["uniform", "leading", "trailing", "quadratic", "logsnr", "karras", (0,), (999, 0.5, -12)],
+        ["unifrom", "0", "", (), (math.nan,), ("uniform",)],
     ),
     "eval.num_terms": COUNT,
     "mesh.data": ([-1, 1], [-2]),

@@ -81,6 +81,45 @@ def test_options_that_do_not_fit_one_another_are_refused_before_any_work() -> No
         experiment(("sampler.name", "heun"), ("sampler.churn_max", "1"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ((("process.beta_min", "1"),), "process.beta_min is 1.0, but the process 'ddpm' has none"),
+        (
+            (("process.name", "vp"), ("process.schedule", "cosine")),
+            "process.schedule is 'cosine', but the process 'vp' has none; leave it at its default",
+        ),
+        (
+            (("process.name", "ve"), ("process.beta_max", "3")),
+            "process.beta_max is 3.0, but the process 've' has none",
+        ),
+        ((("loss.u_min", "0.1"),), "loss.u_min is 0.1, but the process 'ddpm' has none"),
+        ((("sampler.u_min", "0.1"),), "sampler.u_min is 0.1, but the process 'ddpm' has none"),
+        ((("eval.u_min", "0.1"),), "eval.u_min is 0.1, but the process 'ddpm' has none"),
+        (
+            (("process.name", "ve"), ("process.sigma_max", "0.01")),
+            "process.sigma_min is 0.02 and sigma_max is 0.01; they must be positive, the first the smaller",
+        ),
+        (
+            (("process.name", "subvp"), ("process.beta_min", "20")),
+            "process.beta_min is 20.0 and beta_max is 20.0",
+        ),
+        (
+            (("process.name", "vp"), ("edit.times", "5,1200")),
+            r"edit.times is \(5.0, 1200.0\); it must hold distinct times from 0.999 to 999$",
+        ),
+        (
+            (("process.name", "ve"), ("edit.start_t", "-4")),
+            "edit.start_t is -4.0; it must be from -3.91194 to 4.60517$",
+        ),
+        ((("edit.times", "0,1000"),), r"edit.times is .* from 0 to 999 \(T - 1\)$"),
+    ],
+)
+def test_what_the_process_does_not_have_is_refused(fields: tuple, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        experiment(*fields)
+
+
 # ---- a warning ---------------------------------------------------------------------------------------
 
 FEW = ("sampler.num_steps", "10")

@@ -39,6 +39,7 @@ from diffusion_jax.models import MLP, Model, UNet, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.sde import VE, VP, SubVP
 from diffusion_jax.samplers import (
     SAMPLERS,
     Sampler,
@@ -170,6 +171,11 @@ def fewer(schedule: Any) -> Process:
     return DDPM(make_schedule("cosine", schedule.num_timesteps - 1))
 
 
+def sde(make: Callable[..., Process], **options: Any) -> Callable[[Any], Process]:
+    """A process in continuous time, which has no schedule but as many steps."""
+    return lambda schedule: make(num_timesteps=schedule.num_timesteps, **options)
+
+
 def doubled(
     process: Process, prediction: str, network: Any, *, weighting: Any = None, times: Any = None
 ) -> Objective:
@@ -204,7 +210,7 @@ def other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         build.PROCESSES,
         "other",
-        lambda fields: fewer(make_schedule(fields.schedule, fields.num_timesteps)),
+        lambda schedule, num_timesteps: fewer(make_schedule(schedule, num_timesteps)),
     )
     monkeypatch.setitem(OBJECTIVES, "other", doubled)
     monkeypatch.setitem(SAMPLERS, "other", stubborn)
@@ -217,6 +223,10 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "process.num_timesteps": ("30", {"num_timesteps": 30}, {"losses", "images"}),
     "process.beta_start": ("0.1", {"beta_start": 0.1}, {"losses", "images"}),
     "process.beta_end": ("0.1", {"beta_end": 0.1}, {"losses", "images"}),
+    "process.beta_min": ("1", {"make_process": sde(VP, beta_min=1.0)}, {"losses", "images"}),
+    "process.beta_max": ("3", {"make_process": sde(VP, beta_max=3.0)}, {"losses", "images"}),
+    "process.sigma_min": ("0.5", {"make_process": sde(VE, sigma_min=0.5)}, {"losses", "images"}),
+    "process.sigma_max": ("9", {"make_process": sde(VE, sigma_max=9.0)}, {"losses", "images"}),
     "process.prediction": ("v", {"prediction": "v"}, {"losses", "images"}),
     "process.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
     "loss.name": ("other", {"make_objective": doubled}, {"losses"}),
@@ -226,6 +236,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "loss.p2_k": ("3", {"weighting": p2(p2_k=3.0)}, {"losses"}),
     "loss.p2_gamma": ("0.5", {"weighting": p2(p2_gamma=0.5)}, {"losses"}),
     "loss.sigmoid_bias": ("-1", {"weighting": sigmoid(sigmoid_bias=-1.0)}, {"losses"}),
+    "loss.u_min": ("0.5", {"make_process": sde(VP, train_u_min=0.5)}, {"losses"}),
     "optimizer.learning_rate": ("0.5", {"learning_rate": 0.5}, {"updates"}),
     "optimizer.warmup_steps": ("2", {"warmup_steps": 2}, {"updates"}),
     "optimizer.decay": ("linear", {"rate_decay": "linear"}, {"updates"}),
@@ -235,6 +246,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "sampler.name": ("other", {"make_sampler": stubborn}, {"images"}),
     "sampler.num_steps": ("9", {"num_steps": 9}, {"images"}),
     "sampler.spacing": ("0,7,39", {"spacing": (0, 7, 39)}, {"images"}),
+    "sampler.u_min": ("0.3", {"make_process": sde(VP, u_min=0.3)}, {"images"}),
     "sampler.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
     "sampler.eta": ("0.5", {"make_sampler": ddim_with(0.5)}, {"images"}),
     "sampler.order": (
@@ -254,8 +266,12 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     ),
 }
 
+OF_VP = ({"process.name": "vp"}, {"make_process": sde(VP)})
+OF_VE = ({"process.name": "ve"}, {"make_process": sde(VE)})
 # Field -> (the fields without which it has no use, the same as an argument).
 NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    **dict.fromkeys(("process.beta_min", "process.beta_max", "loss.u_min", "sampler.u_min"), OF_VP),
+    **dict.fromkeys(("process.sigma_min", "process.sigma_max"), OF_VE),
     "loss.min_snr_gamma": ({"loss.weighting": "min_snr"}, {"weighting": min_snr()}),
     "loss.p2_k": ({"loss.weighting": "p2"}, {"weighting": p2()}),
     "loss.p2_gamma": ({"loss.weighting": "p2"}, {"weighting": p2()}),
@@ -356,6 +372,13 @@ def test_variance_and_weight_reach_the_variational_losses(fields: dict, by_hand:
 def test_the_samplers_variance_counts_before_the_processs() -> None:
     fields = {"process.variance": "fixed_small", "sampler.variance": "fixed_large"}
     chex.assert_trees_all_equal(built(config_with(BASE | fields)), by_hand())
+
+
+@pytest.mark.parametrize(("name", "make"), [("vp", VP), ("subvp", SubVP), ("ve", VE)])
+def test_a_process_is_chosen_by_its_name(name: str, make: Any, usual: dict) -> None:
+    expected = by_hand(make_process=sde(make))
+    assert differing(expected, usual) == {"losses", "images"}
+    chex.assert_trees_all_equal(built(config_with(BASE | {"process.name": name})), expected)
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "pndm", "unipc"])
