@@ -51,7 +51,12 @@ def expected(x, signal, std, xp=np):
     c = signal**2 * v + std**2
     away = x[..., None, :] - signal * m
     log_joint = xp.log(w / c) - (away**2).sum(-1, keepdims=True) / (2 * c)
-    joint = xp.exp(log_joint - log_joint.max(-2, keepdims=True))
+    largest = log_joint.max(-2, keepdims=True)
+    if (
+        xp is jnp
+    ):  # In a compiled program, no number may be equal to it: its derivative would be 0 / 0.
+        largest = jax.lax.stop_gradient(largest)
+    joint = xp.exp(log_joint - largest)
     r = joint / joint.sum(-2, keepdims=True)
     return (r * (m + signal * v / c * away)).sum(-2), (r * std / c * away).sum(-2)
 

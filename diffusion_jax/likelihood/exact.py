@@ -1,0 +1,262 @@
+"""The exact likelihood of the probability-flow ODE (Song et al., 2021, Section 4.3 and Appendix D.2).
+
+Along dy/dt = f(y, t) the log density of y changes by minus the divergence of f (Chen et al., 2018), so from the data at
+t = a to the prior at t = b
+
+    log p_a(y_a) = log p_b(y_b) + integral of div f(y_t, t) dt from a to b.
+
+The trace of the Jacobian that div is, is estimated without bias by e' J e, with random e of covariance I (Hutchinson;
+Grathwohl et al., 2019), at the cost of one derivative along e. The e of an image are the same all the way, so what is
+integrated is smooth. Derivatives are taken forwards: of a U-Net of 0.7 M parameters, for 100 digits on one
+core, a field and its estimate take 85 ms forwards, and 87 ms and more memory backwards; the field alone takes 36 ms.
+
+Of a Gaussian process the ODE is solved in z = x_t / r and s = log(std / signal) (`flow.py`), where r^2 = signal^2 +
+std^2: with D dimensions, log p(x) = log p(z) - D log r at both ends.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from diffusion_jax.denoiser import Denoise
+from diffusion_jax.errors import choose
+from diffusion_jax.flow import field_of, level, size
+from diffusion_jax.keys import image_normal
+from diffusion_jax.likelihood.decoder import LOG_SQRT_2PI, check_levels
+from diffusion_jax.processes.gaussian import per_image
+from diffusion_jax.processes.ode import Field, solve
+from diffusion_jax.processes.process import Grid, Process
+
+LEVELS_PER_UNIT = 127.5  # Of pixels in [-1, 1].
+OF_DEQUANTISATION, OF_PROBES = 0, 1  # Streams of an image's key.
+
+
+class Likelihood(NamedTuple):
+    """Likelihood of each image; NaN where the solution did not reach the prior.
+
+    Attributes:
+      log_likelihood: log p(x) in nats, of all dimensions together.
+      evaluations: Evaluations of the field, each with as many derivatives as there are probes.
+      finished: Whether the solution reached the prior: False where max_steps was the limit.
+    """
+
+    log_likelihood: Float[Array, " b"]
+    evaluations: Int[Array, " b"]
+    finished: Bool[Array, " b"]
+
+
+# (f, y) -> f(y) and its divergence, where row i of f(y) depends on row i of y alone.
+Divergence = Callable[[Callable[[Array], Array], Array], tuple[Array, Array]]
+
+
+def exact_divergence(
+    f: Callable[[Array], Array], y: Float[Array, " b *dims"]
+) -> tuple[Float[Array, " b *dims"], Float[Array, " b"]]:
+    """Returns f(y) and the trace of its Jacobian, by as many derivatives as an image has dimensions: for a few."""
+    value, along = jax.linearize(f, y)
+    basis = jnp.eye(math.prod(y.shape[1:]), dtype=y.dtype).reshape(-1, *y.shape[1:])
+
+    def diagonal(direction: Float[Array, "*dims"]) -> Float[Array, " b"]:
+        tangent = y - y + direction[None]
+        return _inner(along(tangent), tangent)
+
+    return value, jax.lax.map(diagonal, basis).sum(0)
+
+
+def hutchinson(probes: Float[Array, " k b *dims"]) -> Divergence:
+    """Returns the estimate of a divergence as the mean of e' J e over the probes e of each image."""
+
+    def divergence(
+        f: Callable[[Array], Array], y: Float[Array, " b *dims"]
+    ) -> tuple[Float[Array, " b *dims"], Float[Array, " b"]]:
+        if len(probes) == 1:
+            value, tangent = jax.jvp(f, (y,), (probes[0],))
+            return value, _inner(tangent, probes[0])
+        value, along = jax.linearize(f, y)
+        return value, jax.lax.map(lambda e: _inner(along(e), e), probes).mean(0)
+
+    return divergence
+
+
+def _rademacher(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, " b ..."]:
+    def signs(key: Key[Array, ""]) -> Float[Array, "..."]:
+        return jax.random.rademacher(key, (math.prod(shape),), jnp.float32).reshape(shape)
+
+    return jax.vmap(signs)(keys)
+
+
+# (keys, shape of an image) -> e, of mean 0 and covariance I. Signs have the least variance.
+PROBES: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
+    "rademacher": _rademacher,
+    "gaussian": image_normal,
+}
+
+
+def draw_probes(
+    keys: Key[Array, " b"], shape: tuple[int, ...], num_probes: int = 1, kind: str = "rademacher"
+) -> Float[Array, " k b ..."]:
+    """Returns the probes of each image, from its own key.
+
+    Args:
+      keys: One key an image.
+      shape: Shape of an image.
+      num_probes: Number of probes, 1 or more.
+      kind: A key of `PROBES`.
+
+    Raises:
+      InputError: An unknown kind.
+    """
+    draw = choose("probes", kind, PROBES)
+    return jnp.stack([draw(_fold_in(keys, k), shape) for k in range(num_probes)])
+
+
+def flow_likelihood(
+    field: Field,
+    x: Float[Array, " b *dims"],
+    start: Float[Array, " b"],
+    stop: Float[Array, " b"],
+    log_prior: Callable[[Float[Array, " b *dims"]], Float[Array, " b"]],
+    divergence: Divergence = exact_divergence,
+    **tolerances: Any,
+) -> Likelihood:
+    """Returns log p(x) for a flow of one's own, such as that of an SDE. Inside the caller's `jit`, or eagerly.
+
+    The integral of the divergence is solved for along with x, per dimension: the tolerances hold for it as for a pixel.
+
+    Args:
+      field: (x, t) -> dx/dt, row by row.
+      x: Values at `start`.
+      start: Time of x, image by image.
+      stop: Time of the prior.
+      log_prior: x -> log density of the prior in nats, image by image.
+      divergence: `exact_divergence`, or `hutchinson(draw_probes(...))`.
+      **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
+    """
+    dims = math.prod(x.shape[1:])
+
+    def augmented(state: tuple[Array, Array], t: Array) -> tuple[Array, Array]:
+        slope, trace = divergence(lambda y: field(y, t), state[0])
+        return slope, trace / dims
+
+    solution = solve(augmented, (x, start - start), start, stop, **tolerances)
+    end, integral = solution.y
+    log_p = log_prior(end) + dims * integral
+    log_p = jnp.where(solution.finished, log_p, jnp.nan)
+    return Likelihood(log_p, solution.evaluations, solution.finished)
+
+
+def exact_likelihood(
+    denoise: Denoise,
+    grid: Grid,
+    process: Process,
+    x: Float[Array, " b *dims"],
+    divergence: Divergence = exact_divergence,
+    **tolerances: Any,
+) -> Likelihood:
+    """Returns log p(x) of the model, in nats. Inside the caller's `jit`, or eagerly.
+
+    As Song et al. do, x is taken to be where the flow begins, at the grid's last point before the data, whose noise is
+    so little (of VP and sub-VP with u_min = 1e-5: a standard deviation of 0.001) that images are not noised first.
+
+    Args:
+      denoise: (x_t, point) -> Prediction. Clipping would give the flow of another model, which has kinks.
+      grid: A grid of the process, whose first point is the prior, and whose last before the data is where x is;
+        `process.grid(2)` has no others.
+      process: The process that the denoiser was trained on.
+      x: Images of continuous values; for those of 256 levels see `dequantised_likelihood`.
+      divergence: `exact_divergence` for a few dimensions, `hutchinson(draw_probes(...))` for images.
+      **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
+    """
+    dims = math.prod(x.shape[1:])
+    first, last = (grid.at(jnp.full(len(x), i)) for i in (grid.num_steps - 1, 0))
+
+    def log_prior(z: Float[Array, " b *dims"]) -> Float[Array, " b"]:
+        unit = per_image(size(last) / grid.prior_std, z) * z
+        log_scale = jnp.log(size(last)) - math.log(grid.prior_std) - jnp.log(size(first))
+        return dims * (log_scale - LOG_SQRT_2PI) - _inner(unit, unit) / 2
+
+    z = x / per_image(size(first), x)
+    field = field_of(denoise, process)
+    return flow_likelihood(field, z, level(first), level(last), log_prior, divergence, **tolerances)
+
+
+def dequantised_likelihood(
+    denoise: Denoise,
+    grid: Grid,
+    process: Process,
+    images: UInt8[Array, " b *dims"] | Float[Array, " b *dims"],
+    keys: Key[Array, " b"],
+    *,
+    num_probes: int = 1,
+    probes: str = "rademacher",
+    **tolerances: Any,
+) -> Likelihood:
+    """Returns log p(x) of one dequantisation of each image of 256 levels; see `bits_per_dim`.
+
+    Args:
+      denoise: (x_t, point) -> Prediction.
+      grid: A grid of the process, from the prior to where x is, and the data; see `exact_likelihood`.
+      process: The process that the denoiser was trained on.
+      images: Images of 256 levels; see `dequantise`.
+      keys: One key an image: other keys are another dequantisation and other probes.
+      num_probes: Probes of each image.
+      probes: A key of `PROBES`.
+      **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
+
+    Raises:
+      InputError: Images that are not of 256 levels, unless they are traced; unknown probes.
+    """
+    x = dequantise(images, _fold_in(keys, OF_DEQUANTISATION))
+    drawn = draw_probes(_fold_in(keys, OF_PROBES), x.shape[1:], num_probes, probes)
+    return exact_likelihood(denoise, grid, process, x, hutchinson(drawn), **tolerances)
+
+
+def dequantise(
+    images: UInt8[Array, " b *dims"] | Float[Array, " b *dims"], keys: Key[Array, " b"]
+) -> Float[Array, " b *dims"]:
+    """Returns k / 127.5 - 1 + (2 u - 1) / 255 for level k, with u uniform in [0, 1): even over the level's bin.
+
+    Args:
+      images: Levels 0 to 255 as integers, or k / 127.5 - 1 as numbers.
+      keys: One key an image.
+
+    Raises:
+      InputError: Numbers that are none of the 256 levels, unless they are traced.
+    """
+    if images.dtype == jnp.uint8:
+        x0 = images.astype(jnp.float32) / LEVELS_PER_UNIT - 1
+    else:
+        if not isinstance(images, Tracer):
+            check_levels(images)
+        x0 = images
+
+    def uniform(key: Key[Array, ""]) -> Float[Array, "..."]:
+        return jax.random.uniform(key, (math.prod(x0.shape[1:]),)).reshape(x0.shape[1:])
+
+    return x0 + (2 * jax.vmap(uniform)(keys) - 1) / 255
+
+
+def bits_per_dim(log_likelihood: Float[Array, " b"], dims: int) -> Float[Array, " b"]:
+    """Returns -log2 p(x) / D + log2 127.5: the bits of a level, at most, of dequantised images in [-1, 1].
+
+    The bin of a level is 1 / 127.5 wide, so the level has the probability P = E_u[p(x(u))] / 127.5^D, and by Jensen's
+    inequality -log2 P is at most E_u[-log2 p(x(u))] + D log2 127.5. One dequantisation is a draw of the right side.
+
+    Args:
+      log_likelihood: log p(x) in nats, of x from `dequantise`.
+      dims: Number D of dimensions of an image.
+    """
+    return -log_likelihood / (dims * math.log(2)) + math.log2(LEVELS_PER_UNIT)
+
+
+def _inner(a: Float[Array, " b *dims"], b: Float[Array, " b *dims"]) -> Float[Array, " b"]:
+    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
+
+
+def _fold_in(keys: Key[Array, " b"], data: int) -> Key[Array, " b"]:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
