@@ -5,8 +5,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Key, Shaped, UInt8
 
 
-def to_model_range(images: UInt8[Array, "*dims"]) -> Float32[Array, "*dims"]:
-    """Returns x / 127.5 - 1: pixels in {0, ..., 255} become floats in [-1, 1]."""
+def to_model_range(
+    images: UInt8[Array, "*dims"] | Float32[Array, "*dims"],
+) -> Float32[Array, "*dims"]:
+    """Returns x / 127.5 - 1: pixels in {0, ..., 255} become floats in [-1, 1]; floats stay as they are."""
+    if images.dtype == jnp.float32:
+        return images
     return images.astype(jnp.float32) / 127.5 - 1
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Float32, Key, UInt8
 
 from diffusion_jax.data.transforms import drop_labels, random_flip, to_model_range
 from diffusion_jax.keys import indexed
@@ -18,7 +18,9 @@ from diffusion_jax.training.state import TrainState
 
 QUARTILES = 4
 
-DeviceBatch = dict[str, Any]  # image: uint8 (b, h, w, c); label: int32 (b,)
+DeviceBatch = dict[
+    str, Any
+]  # image: uint8 (b, h, w, c), or float32 for data that are no pixels; label: int32 (b,)
 
 
 class StepMetrics(NamedTuple):
@@ -81,7 +83,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
         flip_key, draw_key, dropout_key, label_key = keys
-        images: UInt8[Array, "b h w c"] = batch["image"]
+        images: UInt8[Array, "b h w c"] | Float32[Array, "b h w c"] = batch["image"]
         x0 = to_model_range(random_flip(flip_key, images) if flip else images)
         draws = objective.draw(state.aux, draw_key, x0.shape)
         labels = batch["label"] if conditional else None

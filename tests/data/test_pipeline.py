@@ -158,3 +158,12 @@ def test_flips_do_not_depend_on_how_the_batch_is_spread():
     spread = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
     flip = jax.jit(random_flip)
     np.testing.assert_array_equal(flip(jax.random.key(1), spread), flip(jax.random.key(1), images))
+
+
+def test_pixels_get_the_models_range_and_data_that_are_floats_stay(compiled):
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_allclose(
+        compiled(to_model_range)(jnp.asarray(levels)), levels / 127.5 - 1, atol=1e-7
+    )
+    points = np.array([-3.5, 0.25, 7.0], np.float32)
+    np.testing.assert_array_equal(compiled(to_model_range)(jnp.asarray(points)), points)
