@@ -91,10 +91,13 @@ def flow(grid: Grid, x: np.ndarray, start: int, stop: int, *, num_steps: int = 1
     return y * np.exp(log_signal[1])
 
 
-def ks_distance(samples: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " 2"]:
-    """Returns the Kolmogorov-Smirnov distance of each coordinate from the mixture's exact marginal."""
+def ks_distance(
+    samples: Float[np.ndarray, "n 2"], signal: float = 1.0, std: float = 0.0
+) -> Float[np.ndarray, " 2"]:
+    """Returns the Kolmogorov-Smirnov distance of each coordinate from the exact marginal of signal x_0 + std eps."""
     x = np.sort(np.asarray(samples, np.float64), 0)
-    cdf = (ndtr((x[..., None] - MEANS.T[None]) / STDS) * WEIGHTS).sum(-1)
+    away = x[..., None] - signal * MEANS.T[None]
+    cdf = (ndtr(away / np.hypot(signal * STDS, std)) * WEIGHTS).sum(-1)
     below = np.arange(len(x))[:, None] / len(x)
     return np.maximum(cdf - below, below + 1 / len(x) - cdf).max(0)
 

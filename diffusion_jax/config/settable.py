@@ -8,7 +8,10 @@ SETTABLE = {
     "sampler.name": Field(
         "ancestral",
         Choice(
-            ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "heun", "pndm", "unipc")
+            (
+                *("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "euler_maruyama"),
+                *("heun", "langevin", "ode_heun", "pc", "pndm", "reverse_diffusion", "unipc"),
+            )
         ),
         "update rule; dpmpp (DPM-Solver++) is for 10 to 20 steps, unipc for 5 to 15; heun evaluates twice a step",
         "always",
@@ -57,6 +60,30 @@ SETTABLE = {
     ),
     "sampler.churn_noise": Field(
         1.0, Float(0), "heun: standard deviation of that noise, relative to the exact one", "always"
+    ),
+    "sampler.predictor": Field(
+        "reverse_diffusion",
+        Choice(("ancestral", "euler_maruyama", "reverse_diffusion")),
+        "pc: rule of a step",
+        "always",
+    ),
+    "sampler.corrector_steps": Field(
+        1, Int(0), "pc: Langevin moves after each step, an evaluation each; 0: none", "always"
+    ),
+    "sampler.snr": Field(
+        0.16,
+        Float(0, 1, open=True),
+        "pc: signal-to-noise ratio of a move: it adds 2 snr times the noise of x_t, or less",
+        "always",
+    ),
+    "sampler.langevin_steps": Field(
+        5, Int(1), "langevin: moves at each noise level, an evaluation each", "always"
+    ),
+    "sampler.langevin_step_size": Field(
+        None,
+        Float(0, 2, open=True),
+        "langevin: size of a move over the noise's variance; unset: the best for the number of moves, level by level",
+        "always",
     ),
     "sampler.clip": Field(True, Bool(), "limit each prediction of x_0 to [-1, 1]", "always"),
     "sampler.dynamic_threshold": Field(

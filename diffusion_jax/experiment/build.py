@@ -18,6 +18,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import (
     accepted,
     check_churn,
+    check_corrector,
     check_edit,
     check_guidance,
     check_loss_takes,
@@ -25,6 +26,7 @@ from diffusion_jax.experiment.checks import (
     check_model_takes,
     check_process_takes,
     check_sampler_takes,
+    check_solver_fits,
     check_times,
     check_variance,
     warn_of_grid,
@@ -231,6 +233,8 @@ def validate(config: ConfigDict) -> None:
     check_model_takes(config)
     check_sampler_takes(config)
     check_churn(config)
+    check_corrector(config)
+    check_solver_fits(config)
     check_guidance(config)
     check_variance(config)
     check_loss_takes(config)

@@ -19,6 +19,7 @@ LONG_STEP = 30  # Factor of std / signal in a step of Heun's method; digits draw
 UNEVEN = 2  # The longest step over the shortest: rounding to timesteps alone makes it no more.
 TINY_SIGNAL = 1e-3
 LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
+FITTING = {"langevin": ("ve", "ncsn")}  # Processes of the solvers that are not for all.
 # Fields of the sampler group that no update rule takes: which one, its grid, limits and guidance of its denoiser.
 OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "u_min", "clip", "dynamic_threshold"}
 OF_GUIDANCE = {"guidance_scale", "guidance_interval", "guidance_rescale"}
@@ -59,6 +60,23 @@ def sampler_takes(name: str) -> set[str]:
     """Returns the fields of the sampler group that decide what this sampler draws."""
     taken = inspect.signature(choose("sampler.name", name, SAMPLERS)).parameters
     return OF_ALL_SAMPLERS | OF_GUIDANCE | taken.keys() - {"grid", "process"}
+
+
+def check_solver_fits(config: ConfigDict) -> None:
+    """Refuses a solver of another kind of process."""
+    name, process = config.sampler.name, config.process.name
+    fitting = FITTING.get(name)
+    if fitting is not None and process not in fitting:
+        raise InputError(
+            f"sampler.name is {name!r}, which does not fit the process {process!r}; it fits {', '.join(fitting)}"
+        )
+
+
+def check_corrector(config: ConfigDict) -> None:
+    """Refuses what has no use without a corrector."""
+    if config.sampler.corrector_steps == 0:
+        taken = set(config.sampler) - {"snr"}
+        _refuse_unused(config, "sampler", taken, "sampler.corrector_steps=0")
 
 
 def check_churn(config: ConfigDict) -> None:

@@ -18,6 +18,7 @@ from diffusion_jax.samplers.editing import (
 from diffusion_jax.samplers.heun import heun
 from diffusion_jax.samplers.interpolation import interpolate, slerp
 from diffusion_jax.samplers.inversion import encode, encoding_nfe
+from diffusion_jax.samplers.langevin import langevin
 from diffusion_jax.samplers.loop import (
     Sampler,
     SampleResult,
@@ -27,7 +28,10 @@ from diffusion_jax.samplers.loop import (
     moments,
     sample_loop,
 )
+from diffusion_jax.samplers.ode_heun import ode_heun
 from diffusion_jax.samplers.pndm import pndm
+from diffusion_jax.samplers.predictor_corrector import pc
+from diffusion_jax.samplers.predictors import PREDICTORS, euler_maruyama, reverse_diffusion
 from diffusion_jax.samplers.shared import Shared, nearest_point, shared_structure
 from diffusion_jax.samplers.unipc import unipc
 
@@ -38,14 +42,20 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_3m": dpmpp_3m,
+    "euler_maruyama": euler_maruyama,
     "heun": heun,
+    "langevin": langevin,
+    "ode_heun": ode_heun,
+    "pc": pc,
     "pndm": pndm,
+    "reverse_diffusion": reverse_diffusion,
     "unipc": unipc,
 }
 
 __all__ = [
     "MERGES",
     "Merge",
+    "PREDICTORS",
     "SAMPLERS",
     "SampleResult",
     "Sampler",
@@ -58,6 +68,7 @@ __all__ = [
     "dpmpp_3m",
     "encode",
     "encoding_nfe",
+    "euler_maruyama",
     "first_noise",
     "heun",
     "image_keys",
@@ -68,9 +79,13 @@ __all__ = [
     "known_grey",
     "known_nothing",
     "known_pixels",
+    "langevin",
     "moments",
     "nearest_point",
+    "ode_heun",
+    "pc",
     "pndm",
+    "reverse_diffusion",
     "sample_loop",
     "shared_structure",
     "slerp",

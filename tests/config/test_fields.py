@@ -19,7 +19,7 @@ from diffusion_jax.models import MODELS
 from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import SCHEDULES
 from diffusion_jax.processes.spacing import SPACINGS
-from diffusion_jax.samplers import MERGES, SAMPLERS
+from diffusion_jax.samplers import MERGES, PREDICTORS, SAMPLERS
 from diffusion_jax.training.optimizer import DECAYS
 
 # What each choice of the table stands for.
@@ -36,6 +36,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "loss.weighting": losses.WEIGHTINGS,
     "optimizer.decay": DECAYS,
     "sampler.name": SAMPLERS,
+    "sampler.predictor": PREDICTORS,
     "sampler.spacing": SPACINGS,
     "sampler.variance": VARIANCES,
     "edit.keep": MERGES,

@@ -79,6 +79,16 @@ def test_options_that_do_not_fit_one_another_are_refused_before_any_work() -> No
     message = "^sampler.churn_max is 1.0, but sampler.churn=0 has none; leave it unset$"
     with pytest.raises(InputError, match=message):
         experiment(("sampler.name", "heun"), ("sampler.churn_max", "1"))
+    message = "^sampler.snr is 0.1, but sampler.corrector_steps=0 has none; leave it at its default, 0.16$"
+    with pytest.raises(InputError, match=message):
+        experiment(("sampler.name", "pc"), ("sampler.corrector_steps", "0"), ("sampler.snr", "0.1"))
+
+
+@pytest.mark.parametrize("process", ["ddpm", "vp", "subvp"])
+def test_langevin_dynamics_are_refused_for_a_process_that_changes_the_signal(process: str) -> None:
+    message = f"^sampler.name is 'langevin', which does not fit the process '{process}'; it fits ve, ncsn$"
+    with pytest.raises(InputError, match=message):
+        experiment(("process.name", process), ("sampler.name", "langevin"))
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ from diffusion_jax.samplers import (
     ddim,
     heun,
     image_keys,
+    langevin,
+    pc,
     sample_loop,
     unipc,
 )
@@ -205,6 +207,20 @@ def heun_with(**options: Any) -> Callable[..., Sampler]:
     return lambda grid, variance: heun(grid, process, **{"churn": 9.0} | options)
 
 
+def pc_with(**options: Any) -> Callable[..., Sampler]:
+    """Predictor and corrector, which take the process instead of a variance."""
+    process = DDPM(make_schedule("linear", T))
+    return lambda grid, variance: pc(grid, process, **options)
+
+
+def langevin_of_ve(**options: Any) -> dict[str, Any]:
+    """Annealed Langevin dynamics, which does not fit the chain."""
+    return {
+        "make_process": sde(VE),
+        "make_sampler": lambda grid, variance: langevin(grid, **options),
+    }
+
+
 @pytest.fixture(autouse=True)
 def other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
@@ -258,6 +274,15 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "sampler.churn_min": ("1", {"make_sampler": heun_with(churn_min=1.0)}, {"images"}),
     "sampler.churn_max": ("1", {"make_sampler": heun_with(churn_max=1.0)}, {"images"}),
     "sampler.churn_noise": ("1.1", {"make_sampler": heun_with(churn_noise=1.1)}, {"images"}),
+    "sampler.predictor": (
+        "ancestral",
+        {"make_sampler": pc_with(predictor="ancestral")},
+        {"images"},
+    ),
+    "sampler.corrector_steps": ("2", {"make_sampler": pc_with(corrector_steps=2)}, {"images"}),
+    "sampler.snr": ("0.3", {"make_sampler": pc_with(snr=0.3)}, {"images"}),
+    "sampler.langevin_steps": ("2", langevin_of_ve(langevin_steps=2), {"images"}),
+    "sampler.langevin_step_size": ("0.1", langevin_of_ve(langevin_step_size=0.1), {"images"}),
     "sampler.clip": ("false", {"limit": lambda denoise: denoise}, {"images"}),
     "sampler.dynamic_threshold": (
         "0.6",
@@ -283,6 +308,17 @@ NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             {"make_sampler": heun_with()},
         )
         for end in ("", "_min", "_max", "_noise")
+    },
+    **{
+        f"sampler.{field}": ({"sampler.name": "pc"}, {"make_sampler": pc_with()})
+        for field in ("predictor", "corrector_steps", "snr")
+    },
+    **{
+        f"sampler.{field}": (
+            {"process.name": "ve", "sampler.name": "langevin"},
+            langevin_of_ve(),
+        )
+        for field in ("langevin_steps", "langevin_step_size")
     },
     "sampler.order": (
         # With this network's eps, images of both orders are black or white.
@@ -381,10 +417,17 @@ def test_a_process_is_chosen_by_its_name(name: str, make: Any, usual: dict) -> N
     chex.assert_trees_all_equal(built(config_with(BASE | {"process.name": name})), expected)
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "pndm", "unipc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "euler_maruyama", "ode_heun", "pndm"),
+        *("reverse_diffusion", "unipc"),
+    ],
+)
 def test_a_sampler_is_chosen_by_its_name(name: str, usual: dict) -> None:
-    process = (DDPM(make_schedule("linear", T)),) if name == "pndm" else ()
-    expected = by_hand(make_sampler=lambda grid, variance: SAMPLERS[name](grid, *process))
+    process = DDPM(make_schedule("linear", T))
+    given = {"process": process} if name in ("euler_maruyama", "pndm") else {}
+    expected = by_hand(make_sampler=lambda grid, variance: SAMPLERS[name](grid, **given))
     assert differing(expected, usual) == {"images"}
     chex.assert_trees_all_equal(built(config_with(BASE | {"sampler.name": name})), expected)
 

@@ -43,7 +43,11 @@ def test_the_denoiser_of_the_mixture_is_the_mean_of_x0_given_x_t_by_sums_over_th
 COARSE = {"ancestral": 0.01, "ddim": 0.01, "pndm": 0.01}
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+# In `test_score_samplers`, for every process.
+OF_SCORES = {"euler_maruyama", "langevin", "pc", "reverse_diffusion"}
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in OF_SCORES])
 def test_every_sampler_draws_the_mixture_in_50_steps(name):
     grid = PROCESS.grid(50, "leading" if name == "pndm" else "logsnr")
     options = {"variance": "fixed_small"} if name == "ancestral" else {}

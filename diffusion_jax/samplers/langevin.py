@@ -1,0 +1,130 @@
+"""Annealed Langevin dynamics (Song & Ermon, 2019, Algorithm 1; 2020), for processes that only add noise.
+
+At each noise level sigma the images move T times by
+
+    x <- x + alpha score + (2 alpha)^(1/2) z,      alpha = eta sigma^2
+
+whose stationary distribution is nearly q(x_t); then the next, smaller sigma. If the data are a point, from which x has
+a variance of s^2 sigma^2, a move has s^2 <- (1 - eta)^2 s^2 + 2 eta (Song & Ermon, 2020, Proposition 3).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax.denoiser import Denoise
+from diffusion_jax.errors import InputError
+from diffusion_jax.keys import image_normal
+from diffusion_jax.processes.gaussian import per_image
+from diffusion_jax.processes.process import Grid, Point, take
+from diffusion_jax.samplers.loop import Sampler, State, fold_in
+
+MOVES = 2  # Stream of a step's key; `editing` has 0 and 1.
+
+
+def langevin(
+    grid: Grid, *, langevin_steps: int = 5, langevin_step_size: float | None = None
+) -> Sampler:
+    """Returns annealed Langevin dynamics: step i goes on to the noise level of point i + 1, and moves T times there.
+
+    So x at every point has the noise of that point; at point 0 there is none to wait for, since x comes from the
+    process's prior. The step to the data is the denoising one of Jolicoeur-Martineau et al. (2021): it ends at
+    x0_hat. There are T (N - 1) + 1 evaluations.
+
+    Args:
+      grid: Points from noise to data of a process that keeps the signal: VE or NCSN.
+      langevin_steps: T, moves at each noise level, 1 or more.
+      langevin_step_size: eta, in (0, 2); the papers' epsilon / sigma_L^2. None: that of `step_sizes` for each step.
+
+    Raises:
+      InputError: A grid whose signal changes, or an option out of its range.
+    """
+    if langevin_steps < 1:
+        raise InputError(f"langevin_steps is {langevin_steps!r}; it must be 1 or more")
+    if langevin_step_size is not None and not 0 < langevin_step_size < 2:
+        raise InputError(
+            f"langevin_step_size is {langevin_step_size!r}; it must be above 0 and below 2"
+        )
+    if (grid.log_signal != 0).any():
+        raise InputError(
+            f"langevin is for processes that keep the signal (ve, ncsn); it is {grid.signal[0]:.2g} in the grid's noise"
+        )
+    num_steps, levels = grid.num_steps, grid.std[:-1]
+    eta = langevin_step_size
+    if eta is None:
+        eta = step_sizes(levels[:-1] / levels[1:], langevin_steps)
+    size = np.append(eta * np.square(levels[1:]), 0.0)
+
+    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+        level = grid.at(jnp.minimum(i + 1, num_steps - 1))
+        last = per_image(i == num_steps - 1, state.x)
+
+        def moved() -> State:
+            # An image on its way to the data, among others that are not, stays, and its x0_hat is the last one.
+            return moves(denoise, state, level, take(size, i), keys, langevin_steps)
+
+        def denoised() -> State:
+            return State(state.x, denoise(state.x, level).x0)
+
+        after = jax.lax.cond(jnp.all(i == num_steps - 1), denoised, moved)
+        return State(jnp.where(last, after.x0_hat, after.x), after.x0_hat)
+
+    def cost(start: int, stop: int) -> int:
+        to_data = stop == num_steps > start
+        return langevin_steps * (stop - start - to_data) + to_data
+
+    return Sampler(grid, step, cost=cost)
+
+
+def moves(
+    denoise: Denoise,
+    state: State,
+    point: Point,
+    size: Float[Array, " b"],
+    keys: Key[Array, " b"],
+    count: int,
+) -> State:
+    """Returns the state after `count` moves x + size score + (2 size)^(1/2) z, with the x0_hat of the last.
+
+    Args:
+      denoise: (x_t, point) -> Prediction.
+      state: Images at that point.
+      point: Where they are, and stay.
+      size: alpha of each image; 0: it stays.
+      keys: Keys of the images' present step; the noise of each move has a stream of its own.
+      count: Number of moves, 1 or more.
+    """
+    drift, std = (per_image(values, state.x) for values in (size, jnp.sqrt(2 * size)))
+    own = fold_in(keys, MOVES)
+
+    def move(k: Int[Array, ""], state: State) -> State:
+        prediction = denoise(state.x, point)
+        noise = std * image_normal(fold_in(own, k), state.x.shape[1:])
+        return State(state.x + drift * prediction.score + noise, prediction.x0)
+
+    return jax.lax.fori_loop(0, count, move, state)
+
+
+def step_sizes(ratio: Float[np.ndarray, " n"], moves: int) -> Float[np.ndarray, " n"]:
+    """Returns the eta with which the variance follows sigma best, Technique 4 of Song & Ermon (2020), in float64.
+
+    Images that come with s^2 = ratio^2, the variance of the level before, leave after T moves with
+
+        s^2 = (1 - eta)^(2 T) (ratio^2 - c) + c,       c = 2 eta / (1 - (1 - eta)^2) = 2 / (2 - eta),
+
+    which is above 1 for every eta, by too little waiting or by too long moves. Its least value is where its derivative
+    changes sign, once in (0, 1); found by halving. The paper has one eta for its geometric sigmas; here each step has
+    the one of its own ratio, the same there, so that any grid may be taken.
+
+    Args:
+      ratio: Noise level before over the present one, above 1, of each step.
+      moves: T, moves at each level, 1 or more.
+    """
+    low, high = np.zeros_like(ratio), np.ones_like(ratio)
+    for _ in range(60):
+        eta = (low + high) / 2
+        c, kept = 2 / (2 - eta), (1 - eta) ** (2 * moves)
+        slope = c**2 / 2 * (1 - kept) - 2 * moves * kept / (1 - eta) * (ratio**2 - c)
+        low, high = np.where(slope < 0, eta, low), np.where(slope < 0, high, eta)
+    return (low + high) / 2

@@ -1,0 +1,74 @@
+"""Predictor-corrector sampling (Song et al., 2021, Algorithms 2 and 3): a step of a solver, then Langevin moves.
+
+The corrector moves images at s within q(x_s), by x <- x + epsilon score + (2 epsilon)^(1/2) z with the paper's
+
+    epsilon = 2 alpha (r |z| / |score|)^2
+
+where alpha is the square of the step's signal_{t|s} (1 for a process that keeps the signal), and r the signal-to-noise
+ratio that a move aims at. The paper takes the norms' means over a batch. Here they are their sizes in closed form,
+D^(1/2) and D^(1/2) / std, so that an image does not depend on its batch: epsilon = 2 alpha (r std)^2.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax.denoiser import Denoise
+from diffusion_jax.errors import InputError, choose
+from diffusion_jax.processes.gaussian import steps
+from diffusion_jax.processes.process import Grid, Process, take
+from diffusion_jax.samplers.langevin import moves
+from diffusion_jax.samplers.loop import Sampler, State
+from diffusion_jax.samplers.predictors import PREDICTORS
+
+
+def pc(
+    grid: Grid,
+    process: Process,
+    *,
+    predictor: str = "reverse_diffusion",
+    corrector_steps: int = 1,
+    snr: float = 0.16,
+) -> Sampler:
+    """Returns a predictor with M Langevin moves after each step but the last, to the data, which ends at x0_hat.
+
+    There are (1 + M) (N - 1) + 1 evaluations.
+
+    Args:
+      grid: Points from noise to data, such as `process.grid(1000)`.
+      process: The process that the grid is of.
+      predictor: A key of `PREDICTORS`.
+      corrector_steps: M, 0 or more; 0: the predictor alone.
+      snr: r, in (0, 1): at 1 the variance of moved images grows without bound. 0.16 is the paper's.
+
+    Raises:
+      InputError: Unknown predictor, or an option out of its range.
+    """
+    predict = choose("predictor", predictor, PREDICTORS)(grid, process)
+    if corrector_steps < 0:
+        raise InputError(f"corrector_steps is {corrector_steps!r}; it must be 0 or more")
+    if not 0 < snr < 1:
+        raise InputError(f"snr is {snr!r}; it must be above 0 and below 1")
+    if corrector_steps == 0:
+        return predict
+    num_steps = grid.num_steps
+    size = 2 * np.square(steps(grid).signal * snr * grid.std[1:])  # 0 at the data.
+
+    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+        after = predict.step(denoise, state, i, keys)
+
+        def corrected() -> Float[Array, " b *dims"]:
+            # An image that is at the data, among others that are not, stays.
+            point = grid.at(jnp.minimum(i + 1, num_steps - 1))
+            return moves(denoise, after, point, take(size, i), keys, corrector_steps).x
+
+        x = jax.lax.cond(jnp.all(i == num_steps - 1), lambda: after.x, corrected)
+        return State(x, after.x0_hat)
+
+    def cost(start: int, stop: int) -> int:
+        return (1 + corrector_steps) * (stop - start) - corrector_steps * (
+            stop == num_steps > start
+        )
+
+    return Sampler(grid, step, cost=cost)

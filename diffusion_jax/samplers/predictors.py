@@ -1,0 +1,78 @@
+"""One-step rules for the reverse-time SDE of any process (Song et al., 2021, Appendix D and E).
+
+A process that goes forward by dx = drift x dt + diffusion dw goes back, over Dt > 0 in its own time, by
+
+    x_s = x_t - (drift x_t - diffusion^2 score) Dt + diffusion Dt^(1/2) z                (Euler and Maruyama)
+
+and one that goes from s to t by x_t = signal_{t|s} x_s + var_{t|s}^(1/2) z by
+
+    x_s = (2 - signal_{t|s}) x_t + var_{t|s} score + var_{t|s}^(1/2) z                   (reverse diffusion)
+
+which takes the whole step's signal and variance in place of rates at its start, to first order the same. `ancestral`
+is the third of the paper's rules.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax.denoiser import Denoise
+from diffusion_jax.keys import image_normal
+from diffusion_jax.processes.gaussian import per_image, steps
+from diffusion_jax.processes.process import Grid, Process, take
+from diffusion_jax.samplers.ancestral import ancestral
+from diffusion_jax.samplers.loop import Sampler, State
+
+
+def euler_maruyama(grid: Grid, process: Process) -> Sampler:
+    """Returns Euler and Maruyama's rule for the reverse-time SDE, with the rates at the start of each step.
+
+    Its order is 1, strong and weak: the noise is additive. The step to the data ends at x0_hat, without noise.
+
+    Args:
+      grid: Points from noise to data, such as `process.grid(1000)`.
+      process: The process that the grid is of.
+    """
+    drift, diffusion2 = map(np.asarray, process.rates(grid.time[:-1]))
+    length = -np.diff(grid.time)
+    return _reverse(grid, 1 - drift * length, diffusion2 * length)
+
+
+def reverse_diffusion(grid: Grid) -> Sampler:
+    """Returns the rule that reverses the forward step between neighbours; of order 1.
+
+    The step to the data ends at x0_hat, without noise.
+
+    Args:
+      grid: Points from noise to data, such as `process.grid(1000)`.
+    """
+    table = steps(grid)
+    return _reverse(grid, 2 - table.signal, table.variance)
+
+
+def _reverse(
+    grid: Grid, coef_x: Float[np.ndarray, " n"], variance: Float[np.ndarray, " n"]
+) -> Sampler:
+    """Returns the rule x_s = coef_x x_t + variance score + variance^(1/2) z, but x0_hat in the step to the data."""
+
+    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+        x = state.x
+        scale, drift, std = (
+            per_image(take(table, i), x) for table in (coef_x, variance, np.sqrt(variance))
+        )
+        prediction = denoise(x, grid.at(i))
+        moved = scale * x + drift * prediction.score + std * image_normal(keys, x.shape[1:])
+        last = per_image(i == grid.num_steps - 1, x)
+        return State(jnp.where(last, prediction.x0, moved), prediction.x0)
+
+    return Sampler(grid, step)
+
+
+# (grid, process) -> a sampler of one evaluation a step
+PREDICTORS: dict[str, Callable[[Grid, Process], Sampler]] = {
+    "ancestral": lambda grid, process: ancestral(grid, variance="fixed_small"),
+    "euler_maruyama": euler_maruyama,
+    "reverse_diffusion": lambda grid, process: reverse_diffusion(grid),
+}
