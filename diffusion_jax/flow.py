@@ -9,12 +9,14 @@ as dphi/ds = sin(phi) cos(phi). So the field needs no rates of a process, is smo
 kinks, and is bounded: z has the size of the data or of the noise all the way.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.processes.gaussian import per_image
-from diffusion_jax.processes.ode import Field
+from diffusion_jax.processes.ode import Field, Solution, solve
 from diffusion_jax.processes.process import Point, Process
 
 
@@ -42,3 +44,32 @@ def field_of(denoise: Denoise, process: Process) -> Field:
         return per_image(1 / (2 * jnp.cosh(s)), z) * v
 
     return field
+
+
+def carried(
+    denoise: Denoise,
+    process: Process,
+    x: Float[Array, " b *dims"],
+    start: Point,
+    stop: Point,
+    **tolerances: Any,
+) -> Solution:
+    """Returns x at another point, carried there by the flow; NaN where the solution did not get so far.
+
+    The time reached is the process's own.
+
+    Args:
+      denoise: (x_t, point) -> Prediction.
+      process: The process that the denoiser was trained on.
+      x: Images at `start`.
+      start: Where they are, not the data itself.
+      stop: Where they go, nearer the noise or the data, but not the data itself.
+      **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
+    """
+    z, field = x / per_image(size(start), x), field_of(denoise, process)
+    solution = solve(field, z, level(start), level(stop), **tolerances)
+    there = per_image(size(stop), x) * solution.y
+    return solution._replace(
+        y=jnp.where(per_image(solution.finished, x), there, jnp.nan),
+        reached=jnp.where(solution.finished, stop.time, process.times_of(-2 * solution.reached)),
+    )

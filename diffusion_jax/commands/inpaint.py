@@ -59,12 +59,14 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     files = ImageFiles(folder, num_images, run.image_shape)
 
     bar = ImagesBar(num_images, 1, batch_size, finished=job.num_finished(files))
-    program = make_program(editing.make_inpaint(run, merge), mesh, batch_size)
+    program = make_program(editing.make_inpaint(run, merge), mesh, batch_size, out_axes=(0, 0))
 
     def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
         labels = None if inputs.labels is None else inputs.labels[indices]
         rows = indices.astype(np.int32), labels, inputs.images[indices]
-        return program((run.params, settings), rows)[0]
+        images, finished = program((run.params, settings), rows)
+        sampling.check_finished(config, finished)
+        return images
 
     drawn = job.draw_missing(files, bar, draw, num_images, batch_size)
     if jax.process_index() != 0:

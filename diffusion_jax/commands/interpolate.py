@@ -106,12 +106,15 @@ def _save(
     results.write_npz(folder / "interpolation.npz", **arrays)
 
 
-def _nfe(run: TrainedRun, sampler: Sampler, points: list[int], names: list[str]) -> dict[str, int]:
-    """Returns the network evaluations of an image in each row."""
+def _nfe(
+    run: TrainedRun, sampler: Sampler, points: list[int], names: list[str]
+) -> dict[str, int | None]:
+    """Returns the network evaluations of an image in each row; None of an adaptive sampler."""
     evaluations, last = sampling.evaluations(run.config), sampler.grid.num_steps
+    costs = (sampler.cost(point, last) for point in points)
     nfe = {
-        name: sampler.cost(point, last) * evaluations
-        for name, point in zip(names, points, strict=False)
+        name: None if cost is None else cost * evaluations
+        for name, cost in zip(names, costs, strict=False)
     }
     if run.config.edit.latents:
         nfe["latents"] = editing.latents_nfe(run, sampler)
@@ -169,13 +172,15 @@ def _mixed_at(
 ) -> UInt8[np.ndarray, "n h w c"]:
     """Returns the images of all rows, point after point; one program draws them all."""
     settings = sampling.settings(run.config)
-    program = make_program(editing.make_interpolate(run), mesh, batch_size)
+    program = make_program(editing.make_interpolate(run), mesh, batch_size, out_axes=(0, 0))
     drawn = []
     for point in points:
         for part in _parts(rows, batch_size):
             ends = inputs.images[part.first], inputs.images[part.second]
             whole = run.params, settings, np.int32(point)
-            drawn += program(whole, (part.pair, part.labels, *ends, part.fraction))
+            images, finished = program(whole, (part.pair, part.labels, *ends, part.fraction))
+            sampling.check_finished(run.config, finished)
+            drawn.append(images)
             bar.done(len(part.pair))
     return np.concatenate(drawn)
 

@@ -1,7 +1,9 @@
 """`--mode=sample`: images from a checkpoint, in files and a grid; picks up where it was killed."""
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.experiment import sampling
 from diffusion_jax.reporting import pictures
+from diffusion_jax.samplers import Sampler
 from diffusion_jax.samplers.batches import Samples, class_of_images, make_batch_sampler
 
 GRID_IMAGES = 100
@@ -26,7 +29,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     and results/sample.json. Batches of the same job that an earlier, killed command has finished are not drawn again.
 
     Raises:
-      InputError: No checkpoint, or workdir not writable.
+      InputError: No checkpoint, workdir not writable, or an image that an adaptive sampler did not finish.
       RunError: No sound checkpoint; disk full.
     """
     started = time.monotonic()
@@ -44,8 +47,14 @@ def sample(config: ConfigDict, workdir: Path) -> int:
         sampling.make_draw(run, progress=bar.progress), mesh, batch_size, num_classes=num_classes
     )
 
+    costs: list[int] = []  # Of an adaptive sampler, image by image.
+
     def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
-        return draw_batch(run.params, settings, indices, fields.labels).images
+        samples = draw_batch(run.params, settings, indices, fields.labels)
+        if samples.solve is not None:
+            sampling.check_finished(config, samples.finished, np.asarray(samples.solve.reached))
+            costs.extend(np.asarray(samples.solve.evaluations).tolist())
+        return samples.images
 
     drawn = job.draw_missing(files, bar, draw, num_images, batch_size)
     sample_pictures.draw_progressive(run, sampler, mesh, folder)
@@ -59,7 +68,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     paths = files.write(fields.formats, labels, num_classes)
     result = {
         "num_images": num_images,
-        **job.record(config, run.step, sampler.nfe * sampling.evaluations(config)),
+        **job.record(config, run.step, _nfe(config, sampler, costs, folder)),
         "shared_t": shared_t,
         "files": [path.name for path in paths],
         "drawn_this_start": drawn,
@@ -67,3 +76,20 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     }
     job.save_result(workdir, "sample", folder, result, f"{num_images} images ({drawn} drawn now)")
     return 0
+
+
+def _nfe(config: ConfigDict, sampler: Sampler, costs: list[int], folder: Path) -> Any:
+    """Returns the network evaluations an image: the same of each, or of an adaptive sampler their mean and maximum.
+
+    These are of the images drawn now; if there were none, what the job said before.
+    """
+    twice = sampling.evaluations(config)
+    if sampler.nfe is not None:
+        return sampler.nfe * twice
+    if costs:
+        mean = round(float(np.mean(costs)) * twice, 1)
+        return {"mean": mean, "max": max(costs) * twice, "images": len(costs)}
+    try:
+        return json.loads((folder / "job.json").read_text())["nfe"]
+    except (OSError, ValueError, KeyError):
+        return None

@@ -53,11 +53,13 @@ def write_report(
             "images_per_sec": _median([row["images_per_sec"] for row in trained]),
         },
     )
-    log.say(
-        f"samples {picture_path(workdir, 'grid', step)}\n"
-        f"reverse process {picture_path(workdir, 'strip', step)}\n"
-        f"loss curve {curve}\nresults {path}"
-    )
+    drawn = {"samples": "grid", "reverse process": "strip"}
+    made = {what: picture_path(workdir, name, step) for what, name in drawn.items()}
+    made = {
+        what: file for what, file in made.items() if file.exists()
+    }  # A solver may be cut short.
+    made |= {"loss curve": curve, "results": path}
+    log.say("\n".join(f"{what} {file}" for what, file in made.items()))
 
 
 def _median(values: list[float | None]) -> float | None:

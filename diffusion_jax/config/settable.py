@@ -10,7 +10,8 @@ SETTABLE = {
         Choice(
             (
                 *("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "euler_maruyama"),
-                *("heun", "langevin", "ode_heun", "pc", "pndm", "reverse_diffusion", "unipc"),
+                *("heun", "langevin", "ode_adaptive", "ode_heun", "pc", "pndm"),
+                *("reverse_diffusion", "unipc"),
             )
         ),
         "update rule; dpmpp (DPM-Solver++) is for 10 to 20 steps, unipc for 5 to 15; heun evaluates twice a step",
@@ -19,7 +20,7 @@ SETTABLE = {
     "sampler.num_steps": Field(
         None,
         Int(1),
-        "steps, of ddpm at most process.num_timesteps; unset: all, or as many as spacing lists",
+        "steps, of ddpm at most process.num_timesteps; unset: all (ode_adaptive: 2), or as many as spacing lists",
         "always",
     ),
     "sampler.spacing": Field(
@@ -83,6 +84,21 @@ SETTABLE = {
         None,
         Float(0, 2, open=True),
         "langevin: size of a move over the noise's variance; unset: the best for the number of moves, level by level",
+        "always",
+    ),
+    "sampler.rtol": Field(
+        1e-5,
+        Float(0, 1, open=True),
+        "ode_adaptive: relative tolerance of a solver's step; float32 has none below 1e-7",
+        "always",
+    ),
+    "sampler.atol": Field(
+        1e-5, Float(0, 1, open=True), "ode_adaptive: absolute tolerance, likewise", "always"
+    ),
+    "sampler.max_steps": Field(
+        1000,
+        Int(1),
+        "ode_adaptive: most steps of the solver between two points of the grid, rejected ones included",
         "always",
     ),
     "sampler.clip": Field(True, Bool(), "limit each prediction of x_0 to [-1, 1]", "always"),

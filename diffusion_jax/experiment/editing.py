@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
@@ -66,28 +67,33 @@ def inpaint_options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:
     return {"start": start, "resamplings": fields.resamplings, "jump": fields.jump}
 
 
-def edit_nfe(experiment: Experiment, sampler: Sampler) -> int:
+def edit_nfe(experiment: Experiment, sampler: Sampler) -> int | None:
     """Returns the network evaluations an image of `make_inpaint`; guidance takes two at a time."""
-    options = inpaint_options(experiment.config, sampler)
-    return inpaint_nfe(sampler, **options) * evaluations(experiment.config)
+    nfe = inpaint_nfe(sampler, **inpaint_options(experiment.config, sampler))
+    return None if nfe is None else nfe * evaluations(experiment.config)
 
 
-def make_inpaint(experiment: Experiment, merge: Merge) -> Callable[..., tuple[Array]]:
-    """Returns (params, settings, indices, labels, images) -> (edited images,), all images uint8."""
+def _pixels(images: Array) -> tuple[Array, Array]:
+    """Returns uint8 images, and whether they are: an adaptive sampler that is cut short returns NaN."""
+    return data.to_uint8(images), jnp.isfinite(images).all((1, 2, 3))
+
+
+def make_inpaint(experiment: Experiment, merge: Merge) -> Callable[..., tuple[Array, Array]]:
+    """Returns (params, settings, indices, labels, images) -> (edited images, finished), all images uint8."""
 
     def draw(
         params: Any, numbers: Settings, indices: Array, labels: Array | None, images: Array
-    ) -> tuple[Array]:
+    ) -> tuple[Array, Array]:
         parts = drawing(experiment, params, numbers, indices, labels)
         options = inpaint_options(experiment.config, parts.sampler)
         edited = inpaint(*parts, data.to_model_range(images), merge, **options)
-        return (data.to_uint8(edited),)
+        return _pixels(edited)
 
     return draw
 
 
-def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array]]:
-    """Returns (params, settings, point, indices, labels, images, others, fraction) -> (uint8 images between,)."""
+def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array, Array]]:
+    """Returns (params, settings, point, indices, labels, images, others, fraction) -> (uint8 between, finished)."""
 
     def draw(
         params: Any,
@@ -96,7 +102,7 @@ def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array]]:
         indices: Array,
         labels: Array | None,
         *rows: Array,
-    ) -> tuple[Array]:
+    ) -> tuple[Array, Array]:
         images, others, fraction = rows
         between = interpolate(
             *drawing(experiment, params, numbers, indices, labels),
@@ -105,7 +111,7 @@ def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array]]:
             fraction,
             point,
         )
-        return (data.to_uint8(between),)
+        return _pixels(between)
 
     return draw
 
@@ -142,4 +148,5 @@ def make_decode(experiment: Experiment) -> Callable[..., tuple[Array]]:
 def latents_nfe(experiment: Experiment, sampler: Sampler) -> int:
     """Returns the network evaluations of one encoding and one decoding."""
     encoding = encoding_nfe(sampler.grid, experiment.config.edit.iterations)
+    assert sampler.nfe is not None  # It is DDIM's.
     return (encoding + sampler.nfe) * evaluations(experiment.config)

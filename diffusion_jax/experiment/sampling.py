@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.denoiser import Denoise
+from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment, make_process
 from diffusion_jax.experiment.checks import accepted, sampler_takes, warn_of_grid, warn_of_solver
 from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.samplers import (
+    DEFAULT_STEPS,
     SAMPLERS,
     Sampler,
     SampleResult,
@@ -25,7 +27,7 @@ from diffusion_jax.samplers import (
 )
 
 # Fields that a compiled program takes as arguments.
-TRACED = ("eta", "guidance_scale", "guidance_rescale")
+TRACED = ("eta", "rtol", "atol", "guidance_scale", "guidance_rescale")
 
 
 class Settings(NamedTuple):
@@ -34,12 +36,16 @@ class Settings(NamedTuple):
     Attributes:
       seed: `sample.seed`.
       eta: `sampler.eta`.
+      rtol: `sampler.rtol`.
+      atol: `sampler.atol`.
       guidance_scale: `sampler.guidance_scale`; without guidance it has no meaning.
       guidance_rescale: `sampler.guidance_rescale`.
     """
 
     seed: Any
     eta: Any
+    rtol: Any
+    atol: Any
     guidance_scale: Any
     guidance_rescale: Any
 
@@ -73,7 +79,10 @@ def sampler_of(experiment: Experiment, numbers: Settings | None = None) -> Sampl
     """Returns the sampler, where asked for with numbers that are arguments of the program."""
     options = sampler_options(experiment.config)
     process = make_process(experiment.config, options["u_min"])
-    grid = process.grid(options["num_steps"], options["spacing"])
+    num_steps = options["num_steps"]
+    if num_steps is None and isinstance(options["spacing"], str):  # A list says itself how many.
+        num_steps = DEFAULT_STEPS.get(options["name"])
+    grid = process.grid(num_steps, options["spacing"])
     make = SAMPLERS[options["name"]]
     if numbers is not None:
         options |= {name: getattr(numbers, name) for name in TRACED}
@@ -83,6 +92,30 @@ def sampler_of(experiment: Experiment, numbers: Settings | None = None) -> Sampl
 def evaluations(config: ConfigDict) -> int:
     """Returns the network evaluations of a denoiser: guidance takes two at a time."""
     return 1 if config.sampler.guidance_scale is None else 2
+
+
+def check_finished(
+    config: ConfigDict, finished: Bool[np.ndarray, " n"], reached: np.ndarray | None = None
+) -> None:
+    """Refuses images that an adaptive sampler has not finished.
+
+    Args:
+      config: The config.
+      finished: Whether an image is one.
+      reached: Time that each has come to, if known.
+
+    Raises:
+      InputError: Not all are finished.
+    """
+    if finished.all():
+        return
+    fields = config.sampler
+    where = "" if reached is None else f" at t = {reached[~finished].max():.4g}"
+    raise InputError(
+        f"{(~finished).sum()} of {len(finished)} images were not finished: the solver stopped{where} after "
+        f"sampler.max_steps={fields.max_steps} steps with sampler.rtol={fields.rtol:g} and sampler.atol="
+        f"{fields.atol:g}; allow more steps, or larger tolerances"
+    )
 
 
 class Drawing(NamedTuple):
@@ -120,7 +153,8 @@ def make_draw(
             num_frames=num_frames,
             progress=progress,
         )
-        return jax.tree.map(data.to_uint8, result)
+        pixels = jax.tree.map(data.to_uint8, result._replace(solve=None))
+        return pixels._replace(solve=result.solve)
 
     return draw
 

@@ -143,7 +143,7 @@ def flow_likelihood(
         slope, trace = divergence(lambda y: field(y, t), state[0])
         return slope, trace / dims
 
-    solution = solve(augmented, (x, start - start), start, stop, **tolerances)
+    solution = solve(augmented, (x, jnp.zeros_like(start)), start, stop, **tolerances)
     end, integral = solution.y
     log_p = log_prior(end) + dims * integral
     log_p = jnp.where(solution.finished, log_p, jnp.nan)

@@ -116,8 +116,11 @@ def solve(
             tries=carry.tries + tried,
         )
 
-    none = start - start  # Not zeros: inside `jax.shard_map` it has to differ between devices.
-    first = _Carry(y, field(y, start), none, none + FIRST, none.astype(jnp.int32))
+    slope = field(y, start)
+    # Inside `jax.shard_map` all that the loop carries has to differ between devices as the field does.
+    y = jax.tree.map(lambda values, k: values + jnp.zeros_like(k), y, slope)
+    none = jnp.zeros_like(jax.tree.leaves(slope)[0].reshape(len(start), -1)[:, 0])
+    first = _Carry(y, slope, none, none + FIRST, none.astype(jnp.int32))
     last = jax.lax.while_loop(lambda carry: active(carry).any(), body, first)
     finished = last.done == 1
     return Solution(

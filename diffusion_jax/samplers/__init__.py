@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from diffusion_jax.samplers.adaptive import ode_adaptive, ode_decode, ode_encode
 from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.ddim import ddim
 from diffusion_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
@@ -22,6 +23,7 @@ from diffusion_jax.samplers.langevin import langevin
 from diffusion_jax.samplers.loop import (
     Sampler,
     SampleResult,
+    Solve,
     State,
     first_noise,
     image_keys,
@@ -47,12 +49,17 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "langevin": langevin,
     "ode_heun": ode_heun,
     "pc": pc,
+    "ode_adaptive": ode_adaptive,
     "pndm": pndm,
     "reverse_diffusion": reverse_diffusion,
     "unipc": unipc,
 }
 
+# Steps of an unset number: the process's whole grid but for a rule that needs no more than its two ends.
+DEFAULT_STEPS = {"ode_adaptive": 2}
+
 __all__ = [
+    "DEFAULT_STEPS",
     "MERGES",
     "Merge",
     "PREDICTORS",
@@ -60,6 +67,7 @@ __all__ = [
     "SampleResult",
     "Sampler",
     "Shared",
+    "Solve",
     "State",
     "ancestral",
     "ddim",
@@ -84,6 +92,9 @@ __all__ = [
     "nearest_point",
     "ode_heun",
     "pc",
+    "ode_adaptive",
+    "ode_decode",
+    "ode_encode",
     "pndm",
     "reverse_diffusion",
     "sample_loop",

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Bool, Int32, UInt8
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import pictures
-from diffusion_jax.samplers.loop import SampleResult, moments
+from diffusion_jax.samplers.loop import SampleResult, Solve, moments
 from diffusion_jax.samplers.shared import Shared
 
 COLUMNS = 11  # Moments of the reverse process in a picture.
@@ -41,6 +41,14 @@ class Samples(NamedTuple):
     frames_x_t: UInt8[np.ndarray, "f n h w c"] | None
     frames_x0: UInt8[np.ndarray, "f n h w c"] | None
     labels: Int32[np.ndarray, " n"] | None
+    solve: Solve | None = None
+
+    @property
+    def finished(self) -> Bool[np.ndarray, " n"]:
+        """Whether each is an image: not one whose adaptive solution was cut short."""
+        if self.solve is None:
+            return np.ones(len(self.images), bool)
+        return np.asarray(self.solve.finished)
 
     def grid(self) -> UInt8[np.ndarray, "gh gw c"]:
         """Pictures all images, magnified if they are tiny; a row a class if they have classes."""
@@ -88,7 +96,7 @@ def make_batch_sampler(
       num_classes: Number of classes of the model; 0 if it is unconditional.
       with_frames: Whether `draw` keeps frames.
     """
-    out_axes = (0, 1, 1) if with_frames else (0, None, None)
+    out_axes = (0, 1, 1, 0) if with_frames else (0, None, None, 0)
     run = make_program(draw, mesh, batch_size, out_axes=out_axes)
 
     def draw_batch(
@@ -96,8 +104,8 @@ def make_batch_sampler(
     ) -> Samples:
         indices = np.asarray(indices, np.int32)
         classes = class_of_images(indices, num_classes, labels)
-        images, x_t, x0_hat = run((params, settings), (indices, classes))
-        return Samples(images, x_t, x0_hat, classes)
+        images, x_t, x0_hat, solve = run((params, settings), (indices, classes))
+        return Samples(images, x_t, x0_hat, classes, solve)
 
     return draw_batch
 
@@ -140,7 +148,7 @@ def make_program(
       draw: (*whole, *rows) -> outputs, to be compiled.
       mesh: Devices; each gets all of `whole`, and its part of `rows`, trees of arrays whose first axis is the batch.
       batch_size: Most rows at once.
-      out_axes: Which axis of each output is the batch; None: there is no such output.
+      out_axes: Which axis of each output, a tree of arrays, is the batch; None: there is no such output.
     """
     size = -(-batch_size // mesh.size) * mesh.size
 
@@ -164,8 +172,8 @@ def make_program(
         padded = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:]))[local], rows)
         outputs = sharding.fetch(compiled(whole, *sharding.put(batched, padded)))
         return tuple(
-            None if x is None else np.take(x, range(count), axis)
-            for x, axis in zip(outputs, (axis or 0 for axis in out_axes), strict=True)
+            jax.tree.map(lambda x, axis=axis: np.take(x, range(count), axis), output)
+            for output, axis in zip(outputs, (axis or 0 for axis in out_axes), strict=True)
         )
 
     return run

@@ -157,13 +157,16 @@ def inpaint(
     return jax.lax.fori_loop(0, -(-(num_steps - start) // jump), stretch, x)
 
 
-def inpaint_nfe(sampler: Sampler, *, start: int = 0, resamplings: int = 1, jump: int = 10) -> int:
-    """Returns the network evaluations an image of `inpaint` with these numbers."""
+def inpaint_nfe(
+    sampler: Sampler, *, start: int = 0, resamplings: int = 1, jump: int = 10
+) -> int | None:
+    """Returns the network evaluations an image of `inpaint` with these numbers; None of an adaptive sampler."""
     num_steps = sampler.grid.num_steps
     if resamplings == 1:
         return sampler.cost(start, num_steps)
     firsts = range(start, num_steps, jump)
-    return resamplings * sum(sampler.cost(i, min(i + jump, num_steps)) for i in firsts)
+    costs = [sampler.cost(i, min(i + jump, num_steps)) for i in firsts]
+    return None if None in costs else resamplings * sum(filter(None, costs))
 
 
 def renoise(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int64, Key
+from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
@@ -47,6 +47,20 @@ def one_a_step(start: int, stop: int) -> int:
     return stop - start
 
 
+class Solve(NamedTuple):
+    """What an adaptive sampler says of each image: it remembers this in `State.memory`.
+
+    Attributes:
+      evaluations: Network evaluations.
+      reached: Time of the process that the image has come to.
+      finished: Whether it has come as far as it should; else it is NaN.
+    """
+
+    evaluations: Int[Array, " b"]
+    reached: Float[Array, " b"]
+    finished: Bool[Array, " b"]
+
+
 class Sampler(NamedTuple):
     """An update rule on a grid.
 
@@ -55,17 +69,18 @@ class Sampler(NamedTuple):
       step: (denoise, state, i, keys) -> state; i has shape (b,), and there is one key an image, fresh at each
         step.
       init: x -> the state before the first step.
-      cost: (start, stop) -> network evaluations an image of a run from one point to another.
+      cost: (start, stop) -> network evaluations an image of a run from one point to another; None where only the run
+        can tell (`SampleResult.solve`).
     """
 
     grid: Grid
     step: Callable[[Denoise, State, Array, Array], State]
     init: Callable[[Array], State] = no_memory
-    cost: Callable[[int, int], int] = one_a_step
+    cost: Callable[[int, int], int | None] = one_a_step
 
     @property
-    def nfe(self) -> int:
-        """Network evaluations an image of the whole run."""
+    def nfe(self) -> int | None:
+        """Network evaluations an image of the whole run; None where only the run can tell."""
         return self.cost(0, self.grid.num_steps)
 
 
@@ -78,11 +93,13 @@ class SampleResult(NamedTuple):
       frames_x_t: x_t at num_frames moments, the first x_T and the last the images; None if
         num_frames is 0.
       frames_x0: The clean image predicted from each of those; the last is the images.
+      solve: How far an adaptive sampler came, and at what cost; None for a rule whose steps are given.
     """
 
     images: Float[Array, " b *dims"]
     frames_x_t: Float[Array, " f b *dims"] | None
     frames_x0: Float[Array, " f b *dims"] | None
+    solve: Solve | None = None
 
 
 def image_keys(seed: int | Array, indices: Int[Array, " b"]) -> Key[Array, " b"]:
@@ -182,10 +199,11 @@ def sample_loop(
     state = sampler.init(x_init)
     frames = jnp.stack([jnp.stack([x_init, x_init])] * num_frames) if num_frames else None
     state, frames = jax.lax.fori_loop(start, stop, body, (state, frames))
+    solve = state.memory if isinstance(state.memory, Solve) else None
     if frames is None:
-        return SampleResult(state.x, None, None)
+        return SampleResult(state.x, None, None, solve)
     frames = frames.at[-1].set(jnp.stack([state.x, state.x]))
-    return SampleResult(state.x, frames[:, 0], frames[:, 1])
+    return SampleResult(state.x, frames[:, 0], frames[:, 1], solve)
 
 
 def _check(

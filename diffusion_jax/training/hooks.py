@@ -1,5 +1,6 @@
 """What a run does every n steps besides its steps: figures of held-out images, pictures, checkpoints."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,13 @@ def draw_pictures(
     """Draws a grid of samples, and how the first of them came about; every process calls this."""
     result = draw(params)
     if jax.process_index() != 0:
+        return
+    if not result.finished.all():
+        warnings.warn(
+            f"no samples at step {step}: {(~result.finished).sum()} of {len(result.finished)} reached "
+            "sampler.max_steps; allow more, or larger sampler.rtol and sampler.atol",
+            stacklevel=1,
+        )
         return
     drawn = {"grid": result.grid(), "strip": result.strip()}
     for name, picture in drawn.items():

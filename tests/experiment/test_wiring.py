@@ -49,6 +49,7 @@ from diffusion_jax.samplers import (
     heun,
     image_keys,
     langevin,
+    ode_adaptive,
     pc,
     sample_loop,
     unipc,
@@ -221,6 +222,12 @@ def langevin_of_ve(**options: Any) -> dict[str, Any]:
     }
 
 
+def adaptive_with(**options: Any) -> Callable[..., Sampler]:
+    """The adaptive solution, whose grid has two steps unless told otherwise."""
+    process = DDPM(make_schedule("linear", T))
+    return lambda grid, variance: ode_adaptive(process.grid(2), process, **options)
+
+
 @pytest.fixture(autouse=True)
 def other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
@@ -283,6 +290,9 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "sampler.snr": ("0.3", {"make_sampler": pc_with(snr=0.3)}, {"images"}),
     "sampler.langevin_steps": ("2", langevin_of_ve(langevin_steps=2), {"images"}),
     "sampler.langevin_step_size": ("0.1", langevin_of_ve(langevin_step_size=0.1), {"images"}),
+    "sampler.rtol": ("0.1", {"make_sampler": adaptive_with(rtol=0.1)}, {"images"}),
+    "sampler.atol": ("0.1", {"make_sampler": adaptive_with(atol=0.1)}, {"images"}),
+    "sampler.max_steps": ("2", {"make_sampler": adaptive_with(max_steps=2)}, {"images"}),
     "sampler.clip": ("false", {"limit": lambda denoise: denoise}, {"images"}),
     "sampler.dynamic_threshold": (
         "0.6",
@@ -319,6 +329,10 @@ NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             langevin_of_ve(),
         )
         for field in ("langevin_steps", "langevin_step_size")
+    },
+    **{
+        f"sampler.{name}": ({"sampler.name": "ode_adaptive"}, {"make_sampler": adaptive_with()})
+        for name in ("rtol", "atol", "max_steps")
     },
     "sampler.order": (
         # With this network's eps, images of both orders are black or white.
@@ -461,7 +475,7 @@ def test_fields_of_guidance_change_what_their_arguments_do(
     expected = sample_loop(guided, sampler, keys, SHAPE).images
     got = sampling.make_draw(exp)(params, sampling.settings(exp.config), jnp.arange(4), labels)
     np.testing.assert_array_equal(got.images, to_uint8(expected))
-    assert sampling.make_sampler(exp).nfe * sampling.evaluations(exp.config) == 8
+    assert sampling.make_sampler(exp).nfe == 4 and sampling.evaluations(exp.config) == 2
     alone = exp.denoiser(params, labels)  # The class alone: none of the cases.
     unguided = sample_loop(clip_denoised(alone), sampler, keys, SHAPE).images
     assert not np.array_equal(to_uint8(unguided), got.images)

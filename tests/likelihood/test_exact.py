@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import mixture_data
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from samplers import normal_data
 
 from diffusion_jax.errors import InputError
@@ -20,6 +21,7 @@ from diffusion_jax.likelihood.exact import (
     flow_likelihood,
     hutchinson,
 )
+from diffusion_jax.parallel.sharding import BATCH_AXIS, over_batch
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.schedules import make_schedule
@@ -71,12 +73,16 @@ def test_the_likelihood_of_normal_data_is_the_normal_density_with_any_probes(rng
     x = noised(grid, rng.normal(normal_data.MEAN, normal_data.STD, (8, *shape)), rng)
     drawn = draw_probes(keys_of(8), shape)
 
-    def score(x):
+    def score(x, drawn):
         exact = exact_likelihood(normal_data.optimal, grid, process, x)
-        signs = exact_likelihood(normal_data.optimal, grid, process, x, hutchinson(drawn))
+        probes = hutchinson(jnp.moveaxis(drawn, 1, 0))
+        signs = exact_likelihood(normal_data.optimal, grid, process, x, probes)
         return exact, signs
 
-    exact, signs = jax.jit(score)(x)
+    mesh = Mesh(np.array(jax.devices()[:2]), (BATCH_AXIS,))
+    exact, signs = jax.jit(over_batch(lambda _, x, e: score(x, e), mesh, (0, 0)))(
+        (), x, jnp.moveaxis(drawn, 1, 0)
+    )
     width = normal_data.width(grid, grid.num_steps - 1)
     unit = (np.asarray(x, np.float64) - np.exp(grid.log_signal[-2]) * normal_data.MEAN) / width
     log_p = (-(unit**2) / 2 - np.log(width) - np.log(2 * np.pi) / 2).sum((1, 2, 3))

@@ -1,0 +1,126 @@
+"""The probability-flow ODE with steps as short as a tolerance asks for (Song et al., 2021, Section 4.3).
+
+Each image has step sizes of its own, so it depends on no other; see `processes/ode.py` and `flow.py`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.denoiser import Denoise
+from diffusion_jax.flow import carried
+from diffusion_jax.processes.gaussian import per_image
+from diffusion_jax.processes.ode import Solution
+from diffusion_jax.processes.process import Grid, Process
+from diffusion_jax.samplers.loop import Sampler, Solve, State
+
+
+def ode_adaptive(
+    grid: Grid,
+    process: Process,
+    *,
+    rtol: float | Float[Array, ""] = 1e-5,
+    atol: float | Float[Array, ""] = 1e-5,
+    max_steps: int = 1000,
+) -> Sampler:
+    """Returns the adaptive solution of the probability-flow ODE, between one point of the grid and the next.
+
+    The last step, to the data, is x0_hat. A grid of two steps is all that a sample needs: `process.grid(2)`; more give
+    more frames, and points to edit at. `SampleResult.solve` says what an image has cost. Where a solution between two
+    points takes more than max_steps, the image is NaN from there on.
+
+    Args:
+      grid: Points from noise to data.
+      process: The process that the grid is of.
+      rtol: Relative tolerance of a solver's step, positive; float32 has none below 1e-7. It may be traced.
+      atol: Absolute tolerance likewise, of x_t over (signal^2 + std^2)^(1/2).
+      max_steps: Most steps of the solver between two points, rejected ones included, each of six evaluations.
+    """
+    num_steps = grid.num_steps
+    last = max(num_steps - 1, 0)
+
+    def init(x: Float[Array, " b *dims"]) -> State:
+        first = x.reshape(len(x), -1)[:, 0]
+        start = jnp.full_like(first, grid.time[0])
+        return State(x, x, Solve(jnp.zeros_like(first, jnp.int32), start, jnp.isfinite(first)))
+
+    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Array) -> State:
+        del keys
+        first, before = denoise(state.x, grid.at(i)), state.memory
+        to_data = i == num_steps - 1
+
+        def solved() -> tuple[Array, Solve]:
+            stop = grid.at(jnp.minimum(i + 1, last))
+            options = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
+            there = carried(denoise, process, state.x, grid.at(i), stop, **options)
+            # Images on their way to the data, among others that are not, have gone nowhere.
+            x = jnp.where(per_image(to_data, state.x), first.x0, there.y)
+            cost = jnp.where(to_data, 0, there.evaluations)
+            return x, Solve(before.evaluations + cost, there.reached, there.finished)
+
+        new, after = jax.lax.cond(jnp.all(to_data), lambda: (first.x0, before), solved)
+        reached = jnp.where(to_data, grid.at(i + 1).time, after.reached)
+        going = before.finished  # The others cost nothing more, and get no further.
+        memory = Solve(
+            jnp.where(going, after.evaluations + 1, before.evaluations),
+            jnp.where(going, reached, before.reached),
+            going & after.finished,
+        )
+        return State(new, first.x0, memory)
+
+    return Sampler(grid, step, init, cost=lambda start, stop: None)
+
+
+def ode_encode(
+    denoise: Denoise,
+    grid: Grid,
+    process: Process,
+    x0: Float[Array, " b *dims"],
+    *,
+    rtol: float | Float[Array, ""] = 1e-5,
+    atol: float | Float[Array, ""] = 1e-5,
+    max_steps: int = 1000,
+) -> Solution:
+    """Returns the x_T that the flow makes x0 of, which `ode_decode` takes back there. To be called inside `jit`.
+
+    x0 is taken to be at the grid's last point before the data, without noise being added: so both are exact but for
+    the tolerances, and nothing is lost to a denoising step. NaN where max_steps was the limit.
+
+    Args:
+      denoise: (x_t, point) -> Prediction; without clipping, whose kinks are hard to solve.
+      grid: Points from noise to data, of which the first and the last but one count.
+      process: The process that the grid is of.
+      x0: Clean images.
+      rtol: See `ode_adaptive`.
+      atol: See `ode_adaptive`.
+      max_steps: See `ode_adaptive`.
+    """
+    ends = (grid.at(jnp.full(len(x0), i)) for i in (grid.num_steps - 1, 0))
+    return carried(denoise, process, x0, *ends, rtol=rtol, atol=atol, max_steps=max_steps)
+
+
+def ode_decode(
+    denoise: Denoise,
+    grid: Grid,
+    process: Process,
+    x_init: Float[Array, " b *dims"],
+    *,
+    rtol: float | Float[Array, ""] = 1e-5,
+    atol: float | Float[Array, ""] = 1e-5,
+    max_steps: int = 1000,
+) -> Solution:
+    """Returns the images that the flow makes of x_T, without a denoising step: the inverse of `ode_encode`.
+
+    Scaled before, x_T gives images of another temperature.
+
+    Args:
+      denoise: (x_t, point) -> Prediction.
+      grid: Points from noise to data, of which the first and the last but one count.
+      process: The process that the grid is of.
+      x_init: x_T.
+      rtol: See `ode_adaptive`.
+      atol: See `ode_adaptive`.
+      max_steps: See `ode_adaptive`.
+    """
+    ends = (grid.at(jnp.full(len(x_init), i)) for i in (0, grid.num_steps - 1))
+    return carried(denoise, process, x_init, *ends, rtol=rtol, atol=atol, max_steps=max_steps)
