@@ -9,7 +9,8 @@ import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.errors import InputError
-from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, make_bound_measure, not_finite_terms
+from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, bound_figure, not_finite_terms
+from diffusion_jax.evaluation.parts import make_measure
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.keys import stream
@@ -48,7 +49,7 @@ def bound_measure(
     *,
     progress: Callable[[int], object] | None = None,
 ) -> Callable[..., BitsPerDim]:
-    """Returns what `make_bound_measure` makes, for an experiment and its `eval` group.
+    """Returns what `make_measure` makes of the bound, for an experiment and its `eval` group.
 
     Args:
       exp: Process, network and config.
@@ -58,12 +59,11 @@ def bound_measure(
       progress: Host function, called with the number of terms done of each batch.
     """
     fields = exp.config.eval
-    return make_bound_measure(
-        exp.bound(grid, progress=progress),
-        grid.num_steps,
+    bound = exp.bound(grid, progress=progress)
+    return make_measure(
+        bound_figure(bound, grid.num_steps, stream(fields.seed, "bound")),
         split,
         mesh,
-        stream(fields.seed, "bound"),
         conditional=exp.conditional,
         num_images=fields.num_images,
         batch_size=fields.batch_size,

@@ -1,9 +1,9 @@
-"""What jobs have in common: the run; of those that draw images, a name, batches that survive a kill, and the record."""
+"""What jobs have in common: the run, a name, the record; of those that draw images, batches that survive a kill."""
 
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from ml_collections import ConfigDict
 
+import diffusion_jax
 from diffusion_jax import config as config_lib
+from diffusion_jax import data
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
@@ -65,6 +67,39 @@ def job_name(config: ConfigDict, step: int, checkpoint: str, **more: Any) -> str
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
     return f"step{step:08}-{config.sampler.name}-seed{config.sample.seed}-{digest}"
+
+
+def measurement_name(
+    run: TrainedRun, split: data.Split, decisive: Sequence[str], **more: Any
+) -> str:
+    """Names what is measured by all that decides the figures of an image; not by how many images there are.
+
+    Args:
+      run: What is measured.
+      split: Its images.
+      decisive: Fields of the eval group, besides those of all metrics.
+      more: What else decides them.
+    """
+    fields = run.config.eval
+    decided = {
+        "checkpoint": run.digest,
+        "version": diffusion_jax.__version__,
+        "trained": config_lib.config_hash(run.config),
+        "data": data.fingerprint(split),
+        **{name: fields[name] for name in ("split", "ema", "seed", *decisive)},
+        **more,
+    }
+    digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:10]
+    return f"step{run.step:08}-{fields.split}-{digest}"
+
+
+def measured(run: TrainedRun) -> dict[str, Any]:
+    """Returns what every metric says of the parameters that it measured."""
+    return {
+        "config_hash": config_lib.config_hash(run.config),
+        "step": run.step,
+        "ema": run.config.eval.ema,
+    }
 
 
 def draw_missing(

@@ -29,6 +29,11 @@ USES = {
     ),
     "evaluate": ("eval", "mesh"),
 }
+# Fields of the eval group that are for one metric.
+OF_METRIC = {
+    "bpd": ("num_steps", "spacing", "num_terms", "variance", "clip", "approximate_cdf"),
+    "ode_bpd": ("num_dequantizations", "num_probes", "probes", "rtol", "atol", "max_steps"),
+}
 
 
 def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: str) -> ConfigDict:
@@ -60,7 +65,20 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: str
             raise InputError(
                 f"config field {name} decides nothing in --mode={mode}; it is for {others}"
             )
+    if mode == "evaluate":
+        _check_metrics(config, {name for name, _ in assignments})
     return config
+
+
+def _check_metrics(config: ConfigDict, assigned: set[str]) -> None:
+    """Refuses a field of the command line that is for a metric that is not measured."""
+    for metric, names in OF_METRIC.items():
+        for name in names:
+            if f"eval.{name}" in assigned and metric not in config.eval.metrics:
+                raise InputError(
+                    f"config field eval.{name} decides nothing of eval.metrics={tuple(config.eval.metrics)}; "
+                    f"it is for {metric}"
+                )
 
 
 def _uses(mode: str, name: str) -> bool:

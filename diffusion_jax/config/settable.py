@@ -219,8 +219,8 @@ SETTABLE = {
     ),
     "eval.metrics": Field(
         ("bpd",),
-        Tuple(Choice(("bpd",)), empty=False),
-        "what --mode=evaluate measures; bpd: bits/dim by the variational bound",
+        Tuple(Choice(("bpd", "ode_bpd")), empty=False),
+        "what --mode=evaluate measures; bpd, ode_bpd: bits/dim by the variational bound, or exact, by the ODE",
         "always",
     ),
     "eval.seed": Field(
@@ -243,7 +243,7 @@ SETTABLE = {
     "eval.u_min": Field(
         None,
         Float(0, 1, open=True),
-        "vp, subvp, ve: u of the last point before the data; unset: bpd: as sampler.u_min",
+        "vp, subvp, ve: u of the last point before the data; unset: bpd: as sampler.u_min, ode_bpd: 1e-5",
         "always",
     ),
     "eval.num_terms": Field(
@@ -261,6 +261,30 @@ SETTABLE = {
     "eval.clip": Field(True, Bool(), "bound: limit each prediction of x_0 to [-1, 1]", "always"),
     "eval.approximate_cdf": Field(
         False, Bool(), "bound: the decoder's tanh approximation of older codes", "always"
+    ),
+    "eval.num_dequantizations": Field(
+        1, Int(1), "ode_bpd: dequantisations of each image, with probes of their own", "always"
+    ),
+    "eval.num_probes": Field(
+        1, Int(1), "ode_bpd: probes of the divergence of each dequantisation", "always"
+    ),
+    "eval.probes": Field(
+        "rademacher",
+        Choice(("rademacher", "gaussian")),
+        "ode_bpd: distribution of the probes: signs, or normal",
+        "always",
+    ),
+    "eval.rtol": Field(
+        1e-5, Float(1e-7, 1), "ode_bpd: relative tolerance of a step of the ODE", "always"
+    ),
+    "eval.atol": Field(
+        1e-5, Float(1e-9, 1), "ode_bpd: absolute tolerance of a step of the ODE", "always"
+    ),
+    "eval.max_steps": Field(
+        1000,
+        Int(1),
+        "ode_bpd: most steps of the ODE, those that were tried again included",
+        "always",
     ),
     # ---- mesh
     "mesh.data": Field(

@@ -1,38 +1,25 @@
-"""The variational bound of the images of a split: totals with standard errors, and the terms step by step.
+"""The variational bound of the images of a split: totals with standard errors, and the terms step by step."""
 
-Sums are kept by part, a batch of images each, on the host in float64. A part that has been measured is written to a
-file, so that a killed job goes on where it was, and a larger one of the same kind starts from a smaller one.
-"""
-
-import contextlib
 import dataclasses
-import os
-import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import data
-from diffusion_jax.data.transforms import to_model_range
-from diffusion_jax.errors import InputError
+from diffusion_jax.evaluation.parts import Estimate, Figure, Part, estimate
 from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound
 from diffusion_jax.likelihood.progressive import GREY_LEVELS
-from diffusion_jax.parallel import sharding
 
 NAMED_STEPS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class BoundPart(Part):
     """What some images contribute; float64. Sums over the images are by step of the grid, noise first.
 
     Attributes:
-      indices: Which images.
       prior: L_T of each image, in bits per dimension.
       rate: L_T + ... + L_1 of each image.
       distortion: L_0 of each image.
@@ -46,7 +33,6 @@ class Part:
       scale: Number of steps that each term but L_0 stands for, as in `Bound`.
     """
 
-    indices: Int[np.ndarray, " b"]
     prior: Float[np.ndarray, " b"]
     rate: Float[np.ndarray, " b"]
     distortion: Float[np.ndarray, " b"]
@@ -58,13 +44,6 @@ class Part:
     eps_errors: Float[np.ndarray, " n"]
     not_finite: Int[np.ndarray, " n"]
     scale: Float[np.ndarray, ""] | np.float64
-
-
-class Estimate(NamedTuple):
-    """A mean over images and its standard error, NaN for one image; both NaN if that of any image is not finite."""
-
-    value: float
-    stderr: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +83,7 @@ class BitsPerDim:
     not_finite: Int[np.ndarray, " n"]
 
 
-def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> Part:
+def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> BoundPart:
     """Returns what these images contribute.
 
     Args:
@@ -122,7 +101,7 @@ def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> Par
     def by_step(values: np.ndarray, where: np.ndarray) -> np.ndarray:
         return np.bincount(steps[where], weights=values[where], minlength=num_steps)
 
-    return Part(
+    return BoundPart(
         indices=np.asarray(indices),
         prior=prior,
         rate=prior + float(bound.scale) * terms[:-1].sum(0),
@@ -138,7 +117,7 @@ def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> Par
     )
 
 
-def combine(parts: list[Part]) -> BitsPerDim:
+def combine(parts: list[BoundPart]) -> BitsPerDim:
     """Returns the means over all images of some parts."""
     prior, rate, distortion, x0_mse = (
         np.concatenate([getattr(part, name) for part in parts])
@@ -150,17 +129,17 @@ def combine(parts: list[Part]) -> BitsPerDim:
     )
     # L_0 is among the terms of every image.
     scales = np.append(np.full(len(terms) - 1, parts[0].scale), 1.0)
-    mse = _estimate(x0_mse)
+    mse = estimate(x0_mse)
     rmse = np.sqrt(mse.value)
     with np.errstate(divide="ignore", invalid="ignore"):
         known = np.where((count > 0) & (not_finite == 0), count, np.nan)
         mean = terms / known
         variance = np.maximum(squares / known - np.square(mean), 0) * known / (known - 1)
         return BitsPerDim(
-            total=_estimate(rate + distortion),
-            rate=_estimate(rate),
-            prior=_estimate(prior),
-            distortion=_estimate(distortion),
+            total=estimate(rate + distortion),
+            rate=estimate(rate),
+            prior=estimate(prior),
+            distortion=estimate(distortion),
             # The root's slope at the mean: d sqrt(m) = dm / (2 sqrt(m)).
             rmse=Estimate(
                 float(GREY_LEVELS * rmse), float(GREY_LEVELS * mse.stderr / np.float64(2 * rmse))
@@ -176,12 +155,6 @@ def combine(parts: list[Part]) -> BitsPerDim:
         )
 
 
-def _estimate(values: Float[np.ndarray, " n"]) -> Estimate:
-    stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    value = float(values.mean())
-    return Estimate(value, float(stderr)) if np.isfinite(value) else Estimate(np.nan, np.nan)
-
-
 def not_finite_terms(result: BitsPerDim, time: Float[np.ndarray, " points"]) -> str | None:
     """Says how many terms are not finite and at which times, those of the grid's points; None if all are."""
     wrong = np.flatnonzero(result.not_finite)
@@ -192,107 +165,25 @@ def not_finite_terms(result: BitsPerDim, time: Float[np.ndarray, " points"]) -> 
     return f"{result.not_finite.sum()} terms of the bound are not finite, at t = {named}: its mean is not either"
 
 
-def make_bound_measure(
-    bound: Callable[..., Bound],
-    num_steps: int,
-    split: data.Split,
-    mesh: jax.sharding.Mesh,
-    key: Key[Array, ""],
-    *,
-    conditional: bool,
-    num_images: int,
-    batch_size: int,
-) -> Callable[..., BitsPerDim]:
-    """Returns (params, folder=None, done=None) -> the bound of the first `num_images` of a split, the same every time.
-
-    Neither the devices nor `batch_size` change it beyond float rounding. With a folder, each part is written there, and
-    what is there already is not measured again. `done` is called with the number of images of each part.
+def bound_figure(
+    bound: Callable[..., Bound], num_steps: int, key: Key[Array, ""]
+) -> Figure[BoundPart, BitsPerDim]:
+    """Returns the bound of a split's images as what `parts.make_measure` measures.
 
     Args:
       bound: (params, x0, labels, keys) -> Bound, to be compiled; x0 in [-1, 1], labels may be None.
       num_steps: Number of steps of its grid.
-      split: Images, uint8: the 256 levels that a discretised decoder knows.
-      mesh: Devices.
       key: Decides noise and times.
-      conditional: Whether `bound` is given labels.
-      num_images: Number of images, at most; fewer if the split is smaller.
-      batch_size: Images at once, rounded up to a multiple of the devices.
-
-    Raises:
-      InputError: The split has no images.
     """
-    total = min(num_images, split.num_images)
-    if total == 0:
-        raise InputError("this split of the data has no images")
-    size = -(-min(batch_size, total) // mesh.size) * mesh.size
-    batched = sharding.batch_sharding(mesh)
-    rows = sharding.local_rows(batched, size)
 
-    def of_rows(params: Any, batch: dict[str, Any], indices: Any) -> tuple:
-        x0 = to_model_range(batch["image"])
-        labels = batch["label"] if conditional else None
+    def compute(params: Any, x0: Any, labels: Any, indices: Any) -> tuple[Array, ...]:
         return tuple(bound(params, x0, labels, indexed(key, indices)))
 
-    # Of prior, terms, steps, x0_mse, eps_mse and scale.
-    out_axes = (0, 1, 1, 1, 1, None)
-    compiled = jax.jit(sharding.over_batch(of_rows, mesh, out_axes=out_axes))
-
-    def measure(
-        params: Any, folder: Path | None = None, done: Callable[[int], object] | None = None
-    ) -> BitsPerDim:
-        parts = [] if folder is None else list(_read_parts(folder, total, num_steps))
-        missing = np.setdiff1d(np.arange(total), [i for part in parts for i in part.indices])
-        for part in parts:
-            _tell(done, part)
-        for first in range(0, len(missing), size):
-            indices = missing[first : first + size]
-            padded = np.resize(indices, size)[rows]
-            inputs = sharding.put(batched, (split.read(padded), padded.astype(np.int32)))
-            whole = Bound(*sharding.fetch(compiled(params, *inputs)))
-            count = len(indices)
-            kept = jax.tree.map(lambda a, n=count: a[..., :n] if np.ndim(a) else a, whole)
-            part = part_of(indices, kept, num_steps)
-            parts.append(part)
-            if folder is not None and jax.process_index() == 0:
-                _write_part(folder, part)
-            _tell(done, part)
-        return combine(parts)
-
-    return measure
-
-
-def _tell(done: Callable[[int], object] | None, part: Part) -> None:
-    if done is not None:
-        done(len(part.indices))
-
-
-def _write_part(folder: Path, part: Part) -> None:
-    """Writes one part; a kill leaves either the whole file or none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{part.indices[0]:08}-{part.indices[-1]:08}.npz"
-    unfinished = path.with_suffix(f".{os.getpid()}.part")  # Another command may measure the same.
-    with unfinished.open("wb") as file:
-        np.savez(file, **vars(part))
-    unfinished.replace(path)
-
-
-def _read_parts(folder: Path, total: int, num_steps: int) -> Iterator[Part]:
-    """Yields the parts that an earlier start has left, of the first `total` images, none of which twice."""
-    if jax.process_count() > 1:
-        return  # Each process must measure the same batches.
-    seen: set[int] = set()
-    for path in sorted(folder.glob("*.npz")):
-        part = _read_part(path)
-        indices = set(part.indices.tolist()) if part else set()
-        if part and len(part.count) == num_steps and max(indices) < total and not indices & seen:
-            seen |= indices
-            yield part
-
-
-def _read_part(path: Path) -> Part | None:
-    """Returns what `_write_part` wrote, or None if the file is damaged or of another version."""
-    # Of an empty file NumPy says EOFError.
-    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        with np.load(path, allow_pickle=False) as arrays:
-            return Part(**{f.name: arrays[f.name] for f in dataclasses.fields(Part)})
-    return None
+    return Figure(
+        compute=compute,
+        axes=(0, 1, 1, 1, 1, None),  # Of prior, terms, steps, x0_mse, eps_mse and scale.
+        part=BoundPart,
+        part_of=lambda indices, *values: part_of(indices, Bound(*values), num_steps),
+        fits=lambda part: len(part.count) == num_steps,
+        combine=combine,
+    )

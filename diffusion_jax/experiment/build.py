@@ -34,6 +34,7 @@ from diffusion_jax.experiment.checks import (
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.likelihood.bound import Bound, check_num_terms, variational_bound
 from diffusion_jax.likelihood.decoder import discretized_gaussian
+from diffusion_jax.likelihood.exact import Likelihood, dequantised_likelihood
 from diffusion_jax.losses import (
     OBJECTIVES,
     TIMES,
@@ -52,6 +53,7 @@ from diffusion_jax.processes.sde import VE, VP, SubVP
 from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+LIKELIHOOD_U_MIN = 1e-5  # Where the flow begins, in Song et al. (2021), if the config says nothing.
 AVERAGE = "default"  # Name of the parameters' average that is sampled from.
 
 
@@ -140,6 +142,27 @@ class Experiment:
             )
 
         return bound
+
+    def exact_likelihood(self) -> Callable[..., Likelihood]:
+        """Returns (params, x0, labels, keys) -> Likelihood of one dequantisation of each image, to be compiled."""
+        fields = self.config.eval
+        process = make_process(self.config, fields.u_min or LIKELIHOOD_U_MIN)
+
+        def likelihood(params: Any, x0: Array, labels: Array | None, keys: Array) -> Likelihood:
+            return dequantised_likelihood(
+                self.denoiser(params, labels),
+                process.grid(2),
+                process,
+                x0,
+                keys,
+                num_probes=fields.num_probes,
+                probes=fields.probes,
+                rtol=fields.rtol,
+                atol=fields.atol,
+                max_steps=fields.max_steps,
+            )
+
+        return likelihood
 
     def denoiser(self, params: Any, labels: Array | None) -> Denoise:
         """Returns the network as a denoiser, neither limited nor guided."""

@@ -43,11 +43,13 @@ class Likelihood(NamedTuple):
       log_likelihood: log p(x) in nats, of all dimensions together.
       evaluations: Evaluations of the field, each with as many derivatives as there are probes.
       finished: Whether the solution reached the prior: False where max_steps was the limit.
+      reached: The time that it reached; of a Gaussian process, log(std / signal).
     """
 
     log_likelihood: Float[Array, " b"]
     evaluations: Int[Array, " b"]
     finished: Bool[Array, " b"]
+    reached: Float[Array, " b"]
 
 
 # (f, y) -> f(y) and its divergence, where row i of f(y) depends on row i of y alone.
@@ -147,7 +149,7 @@ def flow_likelihood(
     end, integral = solution.y
     log_p = log_prior(end) + dims * integral
     log_p = jnp.where(solution.finished, log_p, jnp.nan)
-    return Likelihood(log_p, solution.evaluations, solution.finished)
+    return Likelihood(log_p, solution.evaluations, solution.finished, solution.reached)
 
 
 def exact_likelihood(

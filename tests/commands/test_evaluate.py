@@ -21,6 +21,7 @@ from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import indexed, stream
 from diffusion_jax.likelihood.bound import variational_bound
+from diffusion_jax.likelihood.exact import bits_per_dim, dequantised_likelihood
 
 SAVEFIG = Figure.savefig
 T = 20
@@ -137,6 +138,71 @@ def test_options_reach_the_bound_and_the_figures_before_them_stay(copied: Path) 
     assert len(record["earlier"]) == 10
 
 
+ODE = ["--config.eval.metrics=ode_bpd", "--config.eval.num_images=5", "--config.eval.rtol=1e-3"]
+
+
+def test_exact_bits_are_those_of_the_library_whatever_the_batch_size(copied: Path) -> None:
+    flags = ["--mode=evaluate", f"--workdir={copied}", *ODE, "--config.eval.num_dequantizations=2"]
+    outcome = run(*flags, "--config.eval.batch_size=4", "--config.eval.num_probes=2")
+    assert outcome.status == 0, outcome.err
+    filed = results(copied, "evaluate")["ode_bpd"]
+    loaded = diffusion_jax.load_run(copied)
+    batch = load("digits", "test").read(np.arange(5))
+    labels = jnp.asarray(batch["label"])
+    parts = loaded.process, "eps", loaded.model.apply, loaded.params
+    denoise, grid = make_denoiser(*parts, labels=labels), loaded.process.grid(2)
+    key = stream(0, "exact likelihood")
+
+    @jax.jit
+    def likelihood(k):
+        keys = indexed(jax.random.fold_in(key, k), jnp.arange(5))
+        images = to_model_range(jnp.asarray(batch["image"]))
+        options = {"num_probes": 2, "rtol": 1e-3, "atol": 1e-5}
+        return dequantised_likelihood(denoise, grid, loaded.process, images, keys, **options)
+
+    runs = [likelihood(jnp.uint32(k)) for k in range(2)]
+    bits = np.array([bits_per_dim(run.log_likelihood, 64) for run in runs])
+    # Float rounding of other batch shapes can change a step of the solver, whose error is up to rtol.
+    np.testing.assert_allclose(filed["total"]["value"], bits.mean(), rtol=1e-3)
+    stderr = bits.mean(0).std(ddof=1) / np.sqrt(5)
+    np.testing.assert_allclose(filed["total"]["stderr"], stderr, rtol=1e-2)
+    of_estimator = np.sqrt((bits[0] - bits[1]) ** 2 / 4).sum()
+    assert 0 < filed["stderr_of_estimator"] < of_estimator
+    assert filed["num_images"] == 5 and filed["nfe"] >= 7 and filed["num_probes"] == 2
+    with np.load(copied / "results" / filed["files"][0], allow_pickle=False) as arrays:
+        np.testing.assert_allclose(arrays["bits"], bits.mean(0), rtol=1e-3)
+
+
+def test_an_ode_that_reaches_its_limit_is_refused_with_where_it_was(copied: Path) -> None:
+    outcome = run(
+        "--mode=evaluate",
+        f"--workdir={copied}",
+        *ODE,
+        "--config.eval.max_steps=2",
+        "--config.eval.u_min=none",
+    )
+    assert outcome.status == 2
+    message = "eval.max_steps is 2: 5 of 5 solutions of the ODE had not reached the prior by then, the slowest std / "
+    assert message in outcome.err and "eval.rtol=0.001 and eval.atol=1e-05" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("field", "metrics"),
+    [
+        ("num_probes=2", "bpd"),
+        ("max_steps=9", "bpd"),
+        ("num_terms=5", "ode_bpd"),
+        ("clip=false", "ode_bpd"),
+    ],
+)
+def test_a_field_of_another_metric_is_refused(copied: Path, field: str, metrics: str) -> None:
+    flags = [f"--config.eval.metrics={metrics}", f"--config.eval.{field}"]
+    outcome = run("--mode=evaluate", f"--workdir={copied}", *flags)
+    assert outcome.status == 2
+    name = field.partition("=")[0]
+    assert f"config field eval.{name} decides nothing of eval.metrics=('{metrics}',)" in outcome.err
+
+
 def test_a_killed_evaluation_goes_on_where_it_was_whatever_the_batch_size(
     trained: Path, copied: Path
 ) -> None:
@@ -145,7 +211,7 @@ def test_a_killed_evaluation_goes_on_where_it_was_whatever_the_batch_size(
     # Killed as it writes the second part.
     trap = """
 import os, signal
-import diffusion_jax.evaluation.bits_per_dim as module
+import diffusion_jax.evaluation.parts as module
 write, parts = module._write_part, []
 def trapped(folder, part):
     parts.append(part)
@@ -167,7 +233,7 @@ module._write_part = trapped
 def test_terms_that_are_not_finite_are_filed_and_named_and_end_with_status_1(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make: Callable[..., Any] = held_out.make_bound_measure
+    make: Callable[..., Any] = held_out.bound_figure
 
     def with_nan(bound: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         def broken(*inputs: Any) -> Any:
@@ -177,7 +243,7 @@ def test_terms_that_are_not_finite_are_filed_and_named_and_end_with_status_1(
 
         return make(broken, *arguments, **options)
 
-    monkeypatch.setattr(held_out, "make_bound_measure", with_nan)
+    monkeypatch.setattr(held_out, "bound_figure", with_nan)
     outcome = run("--mode=evaluate", f"--workdir={copied}", *FEW, "--config.eval.seed=5")
     assert outcome.status == 1
     assert "error: 80 terms of the bound are not finite, at t = 3, 7:" in outcome.err

@@ -117,20 +117,20 @@ def test_a_resumed_run_measures_what_is_missing_and_ends_with_the_parameters_of_
 
 def count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     counts: list[Any] = []
-    make: Callable[..., Any] = held_out.make_bound_measure
+    make: Callable[..., Any] = held_out.make_measure
 
     def counting(*arguments: Any, **options: Any) -> Any:
         measure = make(*arguments, **options)
         return lambda params: (counts.append(1), measure(params))[1]
 
-    monkeypatch.setattr(held_out, "make_bound_measure", counting)
+    monkeypatch.setattr(held_out, "make_measure", counting)
     return counts
 
 
 def test_a_bound_that_is_not_finite_is_null_and_warned_of_once_and_training_goes_on(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make: Callable[..., Any] = held_out.make_bound_measure
+    make: Callable[..., Any] = held_out.bound_figure
 
     def with_nan(bound: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         def broken(*inputs: Any) -> Any:
@@ -140,7 +140,7 @@ def test_a_bound_that_is_not_finite_is_null_and_warned_of_once_and_training_goes
 
         return make(broken, *arguments, **options)
 
-    monkeypatch.setattr(held_out, "make_bound_measure", with_nan)
+    monkeypatch.setattr(held_out, "bound_figure", with_nan)
     outcome = run(*flags_of(tiny, tmp_path / "run", "train.bpd_every=4"))
     assert outcome.status == 0, outcome.err
     assert outcome.err.count("warning: ") == 1

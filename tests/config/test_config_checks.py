@@ -99,7 +99,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "edit.iterations": COUNT_OR_NONE,
     "eval.num_images": COUNT,
     "eval.batch_size": COUNT,
-    "eval.metrics": ([("bpd",), ("bpd", "bpd")], [(), ("fid",)]),
+    "eval.metrics": ([("bpd",), ("ode_bpd", "bpd")], [(), ("fid",)]),
     "eval.seed": SEED,
     "eval.step": COUNT_OR_NONE,
     "eval.num_steps": COUNT,
@@ -108,6 +108,11 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
         ["unifrom", "0", "", (), (math.nan,), ("uniform",)],
     ),
     "eval.num_terms": COUNT,
+    "eval.num_dequantizations": COUNT,
+    "eval.num_probes": COUNT,
+    "eval.rtol": ([1e-7, 1.0], [0.0, 1.1, math.nan]),
+    "eval.atol": ([1e-9, 1.0], [0.0, 1.1, math.nan]),
+    "eval.max_steps": COUNT,
     "mesh.data": ([-1, 1], [-2]),
 }
 

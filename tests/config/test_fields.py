@@ -15,6 +15,7 @@ from diffusion_jax.config.table import group_of
 from diffusion_jax.data.loading import TFDS_PREFIX
 from diffusion_jax.denoiser import PARAMETERIZATIONS
 from diffusion_jax.experiment import build
+from diffusion_jax.likelihood.exact import PROBES
 from diffusion_jax.models import MODELS
 from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import SCHEDULES
@@ -40,6 +41,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "sampler.spacing": SPACINGS,
     "sampler.variance": VARIANCES,
     "edit.keep": MERGES,
+    "eval.probes": PROBES,
     "eval.split": ("test", "train"),
     "eval.spacing": SPACINGS,
     "eval.variance": VARIANCES,

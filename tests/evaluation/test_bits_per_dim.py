@@ -13,7 +13,8 @@ from diffusion_jax.data.split import Split, from_arrays
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.denoiser import complete
 from diffusion_jax.errors import InputError
-from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, make_bound_measure
+from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, bound_figure
+from diffusion_jax.evaluation.parts import make_measure
 from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound, variational_bound
 from diffusion_jax.parallel.sharding import make_mesh
@@ -50,12 +51,10 @@ def measure(
     conditional: bool = True,
     done: Any = None,
 ) -> BitsPerDim:
-    run = make_bound_measure(
-        function,
-        N,
+    run = make_measure(
+        bound_figure(function, N, KEY),
         split,
         make_mesh(devices),
-        KEY,
         conditional=conditional,
         num_images=num_images,
         batch_size=batch_size,
