@@ -1,9 +1,12 @@
 """Adaptive solution of ordinary differential equations, each image of a batch with steps of its own.
 
-The rule is that of Tsitouras (2011), of order 5 with an error estimate of order 4; its coefficients and the control of
-the steps are diffrax's (Kidger, 2021). The loop is ours: diffrax's takes one step size for a batch or asks the network
-for a batching rule, and its loops do not pass the checks of `jax.shard_map`. Here the network is called on whole
-batches, and no image depends on the others.
+The rule is that of Dormand & Prince (1980), of order 5 with an error estimate of order 4, which Song et al. (2021) take
+too; its coefficients and the control of the steps are diffrax's (Kidger, 2021). The rule of Tsitouras (2011) costs the
+same for the same error on a mixture of normal distributions, but on a U-Net of digits, at a tolerance of 1e-5, it takes
+587 evaluations in place of 365, for likelihoods that differ by 1.5e-4 bits/dim.
+
+The loop is ours: diffrax's takes one step size for a batch or asks the network for a batching rule, and its loops do
+not pass the checks of `jax.shard_map`. Here the network is called on whole batches, and no image depends on the others.
 """
 
 from collections.abc import Callable
@@ -22,7 +25,7 @@ from diffusion_jax.processes.gaussian import per_image
 Field = Callable[[Any, Float[Array, " b"]], Any]
 
 FIRST = 0.01  # The first step, as a part of the whole way; a step may be ten times the one before.
-TABLEAU = diffrax.Tsit5.tableau
+TABLEAU = diffrax.Dopri5.tableau
 ORDER = 5  # Of the error of one step of the lower rule.
 STAGES = (
     TABLEAU.num_stages
