@@ -19,4 +19,6 @@ def get_config() -> ConfigDict:
     config = load_file(str(Path(__file__).with_name("digits.py")))
     config.process.schedule = "linear"  # Which has no use here.
     config.process.name = "subvp"
+
+    config.sampler.name = "euler_maruyama"
     return config

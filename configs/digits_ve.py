@@ -21,4 +21,6 @@ def get_config() -> ConfigDict:
     config.process.name = "ve"
     config.process.sigma_min = 0.02
     config.process.sigma_max = 10.0  # The largest distance between two digits is 9.6.
+
+    config.sampler.name = "pc"
     return config

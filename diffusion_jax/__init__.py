@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
         x0_from_eps,
         x0_from_v,
     )
+    from diffusion_jax.processes.ncsn import NCSN, ladder_ratio, largest_distance, num_levels
     from diffusion_jax.processes.process import Grid, Point, Process, Rates
     from diffusion_jax.processes.reverse import p_posterior, posterior_kl
     from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
@@ -110,6 +111,7 @@ __all__ = [
     "Likelihood",
     "MLP",
     "Model",
+    "NCSN",
     "Point",
     "Prediction",
     "Process",
@@ -165,7 +167,9 @@ __all__ = [
     "known_grey",
     "known_nothing",
     "known_pixels",
+    "ladder_ratio",
     "langevin",
+    "largest_distance",
     "load",
     "load_run",
     "loss_function",
@@ -174,6 +178,7 @@ __all__ = [
     "make_schedule",
     "make_train_step",
     "nearest_point",
+    "num_levels",
     "ode_adaptive",
     "ode_decode",
     "ode_encode",
@@ -215,6 +220,7 @@ _MODULES = {
     "Likelihood": "likelihood.exact",
     "MLP": "models",
     "Model": "models",
+    "NCSN": "processes.ncsn",
     "Point": "processes.process",
     "Prediction": "denoiser",
     "Process": "processes.process",
@@ -270,7 +276,9 @@ _MODULES = {
     "known_grey": "samplers",
     "known_nothing": "samplers",
     "known_pixels": "samplers",
+    "ladder_ratio": "processes.ncsn",
     "langevin": "samplers",
+    "largest_distance": "processes.ncsn",
     "load": "data",
     "load_run": "commands.trained",
     "loss_function": "losses",
@@ -279,6 +287,7 @@ _MODULES = {
     "make_schedule": "processes.schedules",
     "make_train_step": "training.step",
     "nearest_point": "samplers",
+    "num_levels": "processes.ncsn",
     "ode_adaptive": "samplers",
     "ode_decode": "samplers",
     "ode_encode": "samplers",

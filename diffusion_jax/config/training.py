@@ -64,8 +64,8 @@ TRAINING = {
     # ---- process
     "process.name": Field(
         "ddpm",
-        Choice(("ddpm", "vp", "subvp", "ve")),
-        "the discrete chain, or an SDE in continuous time: variance-preserving, sub-VP, variance-exploding",
+        Choice(("ddpm", "vp", "subvp", "ve", "ncsn")),
+        "the discrete chain; SDEs: variance-preserving, sub-VP, variance-exploding; ncsn: a ladder of noise levels",
     ),
     "process.schedule": Field(
         "linear",
@@ -73,7 +73,9 @@ TRAINING = {
         "ddpm: variance schedule beta_t",
     ),
     "process.num_timesteps": Field(
-        1000, Int(1), "T, the number of steps; of an SDE: steps of a sampler that sets none"
+        1000,
+        Int(1),
+        "T, the number of steps; of an SDE: steps of a sampler that sets none; ncsn: L, of levels",
     ),
     "process.beta_start": Field(
         None, Float(0, 1, open=True), "ddpm: first beta, if the schedule has one; unset: 0.1 / T"
@@ -86,12 +88,12 @@ TRAINING = {
     ),
     "process.beta_max": Field(None, Float(1e-6, 1e6), "vp, subvp: beta at u = 1; unset: 20"),
     "process.sigma_min": Field(
-        None, Float(1e-6, 1e6), "ve: noise at u = 0, of pixels in [-1, 1]; unset: 0.02"
+        None, Float(1e-6, 1e6), "ve, ncsn: noise at u = 0, of pixels in [-1, 1]; unset: 0.02"
     ),
     "process.sigma_max": Field(
         None,
         Float(1e-6, 1e6),
-        "ve: noise at u = 1, about the largest distance between two images; unset: 100",
+        "ve, ncsn: noise at u = 1, about the largest distance between two images; unset: 100",
     ),
     "process.prediction": Field(
         "eps",
@@ -113,12 +115,12 @@ TRAINING = {
     "loss.vlb_weight": Field(0.001, Float(0), "hybrid: how much vlb counts, in bits/dim"),
     "loss.times": Field(
         "uniform",
-        Choice(("uniform", "stratified", "importance")),
-        "how times are drawn: one by one, evenly spread over a batch, or as often as their loss is large",
+        Choice(("uniform", "stratified", "importance", "likelihood")),
+        "how times are drawn: one by one, evenly over a batch, or more where their loss, or that weighting, is large",
     ),
     "loss.weighting": Field(
         None,
-        Choice(("snr", "truncated_snr", "min_snr", "p2", "sigmoid")),
+        Choice(("snr", "truncated_snr", "min_snr", "p2", "sigmoid", "likelihood")),
         "weight of each noise level's eps error; unset: all errors of what is predicted weigh the same",
     ),
     "loss.min_snr_gamma": Field(5.0, Float(1e-3, 1e6), "min_snr: largest weight of an x0 error"),

@@ -47,6 +47,7 @@ from diffusion_jax.losses import (
 from diffusion_jax.losses.times import NUM_BINS
 from diffusion_jax.models import MODELS, Model, as_functions
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
@@ -68,7 +69,13 @@ def ddpm(
 
 
 # (those fields of the process group that it takes, and the smallest u of grids and of training) -> Process
-PROCESSES: dict[str, Callable[..., Process]] = {"ddpm": ddpm, "vp": VP, "subvp": SubVP, "ve": VE}
+PROCESSES: dict[str, Callable[..., Process]] = {
+    "ddpm": ddpm,
+    "vp": VP,
+    "subvp": SubVP,
+    "ve": VE,
+    "ncsn": NCSN,
+}
 
 
 def make_process(config: ConfigDict, u_min: float | None = None) -> Process:
@@ -110,7 +117,7 @@ class Experiment:
         own = {"variance": fields.variance, "vlb_weight": self.config.loss.vlb_weight}
         return loss_function(
             *(name, self.process, fields.prediction, self.model.apply),
-            weighting=_weighting(self.config),
+            weighting=_weighting(self.config, self.process),
             times=_times(self.config, self.process),
             **accepted(OBJECTIVES[name], own),
         )
@@ -176,16 +183,16 @@ class Experiment:
         return self.config.model.num_classes > 0
 
 
-def _weighting(config: ConfigDict) -> Weighting | None:
-    options = config.loss.to_dict()
+def _weighting(config: ConfigDict, process: Process) -> Weighting | None:
+    options = {**config.loss.to_dict(), "process": process}
     make = WEIGHTINGS.get(options["weighting"])
     return make and make(**accepted(make, options))
 
 
 def _times(config: ConfigDict, process: Process) -> Times:
     make = TIMES[config.loss.times]
-    num_bins = process.num_timesteps if isinstance(process, DDPM) else NUM_BINS
-    return make(**accepted(make, {"num_bins": num_bins}))
+    num_bins = process.num_timesteps if isinstance(process, (DDPM, NCSN)) else NUM_BINS
+    return make(**accepted(make, {"num_bins": num_bins, "process": process}))
 
 
 def bound_variance(config: ConfigDict) -> str:

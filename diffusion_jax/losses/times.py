@@ -14,11 +14,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.keys import standard_normal
 from diffusion_jax.losses.objective import Draws, Loss, Objective
+from diffusion_jax.processes.process import Process
 
 GRID = 2**24  # u is a multiple of 1 / GRID: all that a float32 below 1 can hold.
 KEPT = 10  # Losses of each bin that count.
 EVEN_SHARE = 0.001  # Of the times are drawn evenly, so no weight exceeds 1 / EVEN_SHARE.
 NUM_BINS = 1000
+SHORTEST_CELL = 1e-6  # Of u, below which nothing is trained at.
 
 
 class Times(NamedTuple):
@@ -147,9 +149,42 @@ def importance(*, num_bins: int = NUM_BINS) -> Times:
     return Times(init, draw, update)
 
 
-# (options of its own) -> Times
+def likelihood(process: Process, *, num_cells: int = 4096) -> Times:
+    """Returns times as dense in u as the likelihood weighting is large, g^2 / std^2 (Song et al., 2021b).
+
+    That is, logsnr is uniform. The density is constant on cells that are short near the data, and an image's weight is
+    1 / density: so the expectation of weight * loss is that of even times, whatever the process.
+
+    Args:
+      process: The process that is trained on.
+      num_cells: Number of cells.
+    """
+    edges = np.append(0.0, np.geomspace(SHORTEST_CELL, 1, num_cells))
+    length = np.diff(edges)
+    middle = jnp.asarray((edges[:-1] + edges[1:]) / 2, jnp.float32)
+    time = np.asarray(process.training_time(middle), np.float64)
+    density = process.rates(time).diffusion2 / process.points(time).std ** 2
+    probability = density * length / (density * length).sum()
+    below = np.append(0.0, np.cumsum(probability)[:-1])
+
+    def draw(
+        aux: Any, key: Key[Array, ""], n: int
+    ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        of_cell, within = jax.random.uniform(key, (2, n))
+        cell = jnp.searchsorted(jnp.asarray(below, jnp.float32), of_cell, side="right") - 1
+        first, size, weight = (
+            jnp.asarray(values, jnp.float32)[cell]
+            for values in (edges[:-1], length, length / probability)
+        )
+        return jnp.minimum(first + within * size, 1 - 1 / GRID), weight
+
+    return Times(init=lambda: (), draw=draw, update=lambda aux, u, losses: aux)
+
+
+# (options of its own, the process if it takes it) -> Times
 TIMES: dict[str, Callable[..., Times]] = {
     "uniform": uniform,
     "stratified": stratified,
     "importance": importance,
+    "likelihood": likelihood,
 }

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.processes.process import Point
+from diffusion_jax.processes.process import Point, Process
 
 # point -> weight of each image's eps-MSE
 Weighting = Callable[[Point], Float[Array, " b"]]
@@ -63,11 +63,30 @@ def sigmoid(*, sigmoid_bias: float = 2.0) -> Weighting:
     return lambda point: jax.nn.sigmoid(sigmoid_bias - 2 * jnp.log(point.signal / point.std))
 
 
-# (options of its own) -> Weighting
+def likelihood(process: Process) -> Weighting:
+    """Returns g^2 / (2 std^2) by u, with which the loss bounds the negative log-likelihood (Song et al., 2021b).
+
+    The loss is then that bound in nats per dimension, but for a constant. As g^2 / std^2 = -d logsnr / du, it is the
+    largest near the data; draw times by the same (`TIMES["likelihood"]`), or few of them decide all.
+
+    Args:
+      process: The process that the points are of.
+    """
+    last, *_, data = process.grid().time
+
+    def weight(point: Point) -> Float[Array, " b"]:
+        in_u = (last - data) * process.rates(point.time).diffusion2
+        return in_u / (2 * jnp.square(point.std))
+
+    return weight
+
+
+# (options of its own, the process if it takes it) -> Weighting
 WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "snr": snr,
     "truncated_snr": truncated_snr,
     "min_snr": min_snr,
     "p2": p2,
     "sigmoid": sigmoid,
+    "likelihood": likelihood,
 }

@@ -37,6 +37,7 @@ from diffusion_jax.losses.times import importance
 from diffusion_jax.losses.weightings import min_snr, p2, sigmoid
 from diffusion_jax.models import MLP, Model, UNet, as_functions
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
@@ -424,7 +425,9 @@ def test_the_samplers_variance_counts_before_the_processs() -> None:
     chex.assert_trees_all_equal(built(config_with(BASE | fields)), by_hand())
 
 
-@pytest.mark.parametrize(("name", "make"), [("vp", VP), ("subvp", SubVP), ("ve", VE)])
+@pytest.mark.parametrize(
+    ("name", "make"), [("vp", VP), ("subvp", SubVP), ("ve", VE), ("ncsn", NCSN)]
+)
 def test_a_process_is_chosen_by_its_name(name: str, make: Any, usual: dict) -> None:
     expected = by_hand(make_process=sde(make))
     assert differing(expected, usual) == {"losses", "images"}

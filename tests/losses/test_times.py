@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.losses import weightings
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.times import (
     EVEN_SHARE,
@@ -15,13 +16,18 @@ from diffusion_jax.losses.times import (
     TIMES,
     History,
     importance,
+    likelihood,
     objective_of,
     probabilities,
     remember,
     stratified,
+    uniform,
 )
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.ncsn import NCSN
+from diffusion_jax.processes.process import Process
 from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.sde import VE, VP, SubVP
 
 
 def loss(params: Any, x0: Any, labels: Any, draws: Draws, keys: Any) -> Any:
@@ -48,6 +54,42 @@ def test_stratified_times_are_uniform_and_one_lies_in_each_stratum(n: int) -> No
 def test_two_batches_of_strata_differ() -> None:
     one, other = (stratified().draw((), jax.random.key(k), 4)[0] for k in (0, 1))
     assert not np.array_equal(one, other)
+
+
+# ---- as the likelihood weighting ---------------------------------------------------------------------
+
+
+PROCESS = DDPM(make_schedule("linear", 100))
+
+
+@pytest.mark.parametrize(
+    "process", [PROCESS, VP(), SubVP(), VE(), NCSN(sigma_min=0.1, sigma_max=9.0, num_timesteps=7)]
+)
+def test_times_as_the_likelihood_weighting_estimate_its_integral_with_less_spread(
+    process: Process,
+) -> None:
+    """The integrand is the weighting times a smooth function of time; its integral over u is by fine sums."""
+    weighting, n = weightings.likelihood(process), 100_000
+
+    def integrand(u: jax.Array) -> jax.Array:
+        point = process.at(process.training_time(u))
+        return weighting(point) * (2 + jnp.cos(3 * u))
+
+    # Even in log u below 0.1, where the weighting of VP is as 1 / u; above in u.
+    edges = np.append(np.geomspace(1e-9, 0.1, 40_001), np.linspace(0.1, 1, 40_001)[1:])
+    middle = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)
+    exact = float(np.asarray(integrand(middle), np.float64) @ np.diff(edges))
+    spread = {}
+    for times in (likelihood(process), uniform()):
+        u, weight = jax.jit(lambda key, times=times: times.draw((), key, n))(jax.random.key(1))
+        assert u.min() >= 0 and u.max() < 1
+        values = np.asarray(weight * integrand(u), np.float64)
+        spread[len(spread)] = values.std()
+        # Five standard errors, and the sums' own error.
+        error = 5 * values.std() / np.sqrt(n) + 1e-3 * exact
+        np.testing.assert_allclose(values.mean(), exact, atol=error)
+    # That of the cosine alone is left. (Of VE and NCSN the weighting is constant.)
+    assert spread[0] < 0.4 * exact and spread[0] < 1.01 * spread[1]
 
 
 # ---- a history of losses -----------------------------------------------------------------------------
@@ -176,7 +218,7 @@ def test_a_bin_is_a_timestep_and_gets_its_losses(num_bins: int) -> None:
 
 @pytest.mark.parametrize("name", TIMES)
 def test_an_objective_draws_its_times_so_and_gives_them_its_losses(name: str) -> None:
-    times = TIMES[name]()
+    times = TIMES[name](PROCESS) if name == "likelihood" else TIMES[name]()
     objective = objective_of(loss, times)
     aux = objective.init()
     draws = objective.draw(aux, jax.random.key(3), (6, 2, 2, 1))

@@ -1,6 +1,7 @@
 """Each weighting times the squared error of eps, computed in float64 from the papers' definitions."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import jax
@@ -15,14 +16,16 @@ from diffusion_jax.losses import (
     WEIGHTINGS,
     Draws,
     Objective,
+    Weighting,
     loss_function,
     simple,
     simple_loss,
 )
 from diffusion_jax.losses.weightings import min_snr, p2
 from diffusion_jax.processes.ddpm import DDPM
-from diffusion_jax.processes.process import SMALLEST, Point
+from diffusion_jax.processes.process import SMALLEST, Point, Process
 from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.sde import VE, VP, SubVP
 
 T = 100
 SCHEDULE = make_schedule("linear", T)
@@ -37,6 +40,8 @@ BY_HAND: dict[str, Callable[[Any], Any]] = {
     "truncated_snr": lambda a: np.maximum(a, 1 - a) / a,
     "min_snr": lambda a: np.minimum(a, 5 * (1 - a)) / a,
     "p2": lambda a: 1 - a,
+    # The SDE with log alpha_bar linear in t has g^2 = -log(1 - beta_t) in a step, of which there are T in u.
+    "likelihood": lambda a: -T / 2 * np.log(1 - BETA[TIMES]) / (1 - a),
     "sigmoid": lambda a: (1 - a) / (1 - a + np.exp(-2) * a),
 }
 # Of the mean, Ho et al. (2020), Eq. 7: the coefficients of x_0 and x_t.
@@ -66,6 +71,12 @@ EPS: dict[str, Callable[..., Any]] = {
 }
 
 
+def weighting_of(name: str, process: Process = PROCESS) -> Weighting:
+    """The weighting of that name, given the process if it takes one."""
+    make = WEIGHTINGS[name]
+    return make(process=process) if "process" in signature(make).parameters else make()
+
+
 def losses(prediction: str, output: Any, x0: Any, eps: Any, **options: Any) -> np.ndarray:
     """Returns the losses at TIMES of a network with this output."""
     x0, eps, output = (jnp.asarray(x, jnp.float32) for x in (x0, eps, output))
@@ -91,7 +102,7 @@ def test_the_loss_is_the_weight_times_the_squared_error_of_eps(
     output = TARGETS[prediction](a, s, x0, eps) + error
     eps_hat = EPS[prediction](a, s, a * x0 + s * eps, output)
     expected = BY_HAND[name](ALPHA_BAR[TIMES]) * np.mean((eps - eps_hat) ** 2, (1, 2, 3))
-    actual = losses(prediction, output, x0, eps, weighting=WEIGHTINGS[name]())
+    actual = losses(prediction, output, x0, eps, weighting=weighting_of(name))
     # Inputs rounded to float32, where outputs are up to ten times their errors.
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
@@ -99,6 +110,32 @@ def test_the_loss_is_the_weight_times_the_squared_error_of_eps(
 def test_every_weighting_and_every_prediction_is_compared() -> None:
     assert BY_HAND.keys() == WEIGHTINGS.keys()
     assert TARGETS.keys() == EPS.keys() == PARAMETERIZATIONS.keys()
+
+
+@pytest.mark.parametrize("process", [VP(), SubVP(), VE(sigma_min=0.05, sigma_max=5.0)])
+def test_the_likelihood_weighting_is_the_rate_at_which_the_kl_of_two_noised_normals_falls(
+    process: Process,
+) -> None:
+    """d KL(p_u || q_u) / du = -g^2 / 2 E_p |score_p - score_q|^2 (Song et al., 2021b, Theorem 1), by differences."""
+
+    def kl(time: np.ndarray) -> np.ndarray:
+        points = process.points(time)
+        a2, s2 = points.signal**2, points.std**2
+        p, q = (
+            a2 * 0.4**2 + s2,
+            a2 * 0.7**2 + s2,
+        )  # Variances of the noised N(0, 0.4^2) and N(0, 0.7^2).
+        return (p / q - 1 - np.log(p / q)) / 2
+
+    last, *_, data = process.grid().time
+    u = np.array([0.02, 0.1, 0.4, 0.8])
+    time, h = data + (last - data) * u, 1e-5
+    fall = -(kl(time + h) - kl(time - h)) / (2 * h) * (last - data)
+    points = process.points(time)
+    p, q = (points.signal**2 * width**2 + points.std**2 for width in (0.4, 0.7))
+    eps_error = points.std**2 * (1 / p - 1 / q) ** 2 * p  # E of (std x / p - std x / q)^2.
+    weight = WEIGHTINGS["likelihood"](process=process)(process.at(jnp.asarray(time, jnp.float32)))
+    np.testing.assert_allclose(weight * eps_error, fall, rtol=1e-4)  # Of times rounded to float32.
 
 
 def test_min_snr_of_x0_is_the_papers_weight_of_the_x0_error(images: tuple) -> None:
@@ -143,7 +180,7 @@ def test_weights_are_finite_from_an_erased_image_to_an_untouched_one(
     assert end.signal.min() == np.float32(SMALLEST)
     for point in (end, EXTREME):
         factor = PARAMETERIZATIONS[prediction](process).eps_error(point)
-        weight = WEIGHTINGS[name]()(point) * jnp.square(factor)
+        weight = weighting_of(name, process)(point) * jnp.square(factor)
         assert np.isfinite(weight).all() and (np.asarray(weight) >= 0).all()
 
 
@@ -180,7 +217,7 @@ def perceptron(params: Any, x: Any, time: Any, labels: Any, dropout_keys: Any) -
 def test_gradients_are_those_of_finite_differences(
     name: str | None, rng: np.random.Generator
 ) -> None:
-    weighting = WEIGHTINGS[name]() if name else None
+    weighting = weighting_of(name) if name else None
     objective = loss_function("simple", PROCESS, "v", perceptron, weighting=weighting)
     with jax.enable_x64(True):
         params, x0, eps = (jnp.asarray(rng.normal(size=n)) for n in (15, (6, 2), (6, 2)))

@@ -1,0 +1,89 @@
+"""Noise-conditional score networks (Song & Ermon, 2019, 2020): a ladder of geometric noise levels, and its rules.
+
+x_i = x_0 + sigma_i eps with sigma_1 > ... > sigma_L is the variance-exploding process at L of its times. So NCSN is a
+`VE` that is trained at the levels of the ladder alone, whose whole grid they are. Its loss, the mean over the levels of
+sigma^2 times the squared error of the score, is that of `simple`.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.optimize import brentq
+from scipy.special import ndtr
+
+from diffusion_jax.processes.sde import VE
+
+CHUNK = 1000  # Images whose distances from all others are in memory at once.
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class NCSN(VE):
+    """A `Process` with `num_timesteps` noise levels, geometric from sigma_max to sigma_min, the last included.
+
+    Time is log sigma, as of VE, so that networks of the two can be exchanged. A grid with other steps than all visits
+    times between the levels too.
+
+    Attributes:
+      num_timesteps: Number L of levels.
+      sigma_min: sigma_L.
+      sigma_max: sigma_1.
+    """
+
+    u_min: float = dataclasses.field(default=1e-9, init=False)  # 0, but for rounding.
+    train_u_min: float = dataclasses.field(default=1e-9, init=False)
+    num_timesteps: int = 100
+
+    def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
+        """Returns log sigma of level floor(u L), counted from the least noise: each level is as likely."""
+        last = self.num_timesteps - 1
+        level = jnp.minimum(jnp.floor(u * self.num_timesteps), last)
+        return self._time(level / max(last, 1))
+
+
+def largest_distance(images: Float[np.ndarray, " n *dims"]) -> float:
+    """Returns the largest distance between two images, for sigma_1 (Song & Ermon, 2020, Technique 1).
+
+    Args:
+      images: All images of the data, in [-1, 1].
+    """
+    rows = np.asarray(images, np.float64).reshape(len(images), -1)
+    rows = rows - rows.mean(0)  # Distances stay, and the sum below loses fewer digits.
+    squares = np.square(rows).sum(1)
+    largest = 0.0
+    for first in range(0, len(rows), CHUNK):
+        part = slice(first, first + CHUNK)
+        distances = squares[part, None] + squares[None, :] - 2 * rows[part] @ rows.T
+        largest = max(largest, float(distances.max()))
+    return float(np.sqrt(largest))
+
+
+def ladder_ratio(dims: int, overlap: float = 0.5) -> float:
+    """Returns gamma = sigma_{i-1} / sigma_i such that noise of neighbouring levels overlaps (Technique 2).
+
+    Phi((2 D)^(1/2) (gamma - 1) + 3 gamma) - Phi((2 D)^(1/2) (gamma - 1) - 3 gamma) = C: the length of the noise of
+    level i lies within three standard deviations of that of level i - 1 with probability C.
+
+    Args:
+      dims: Number D of dimensions of an image.
+      overlap: C; the paper says about 0.5, and its numbers of levels are those of 0.567.
+    """
+
+    def excess(gamma: float) -> float:
+        away = np.sqrt(2 * dims) * (gamma - 1)
+        return float(ndtr(away + 3 * gamma) - ndtr(away - 3 * gamma)) - overlap
+
+    # For gamma = 1 nearly all overlaps. In few dimensions ((2 D)^(1/2) < 3) levels overlap however far apart they are.
+    highest = 1e6
+    if excess(highest) >= 0:
+        return np.inf
+    gamma: Any = brentq(excess, 1.0, highest)
+    return float(gamma)
+
+
+def num_levels(sigma_min: float, sigma_max: float, dims: int, overlap: float = 0.5) -> int:
+    """Returns the number L of levels whose neighbours' ratio is `ladder_ratio`, rounded; at least 2."""
+    steps = np.log(sigma_max / sigma_min) / np.log(ladder_ratio(dims, overlap))
+    return max(2, round(float(steps)) + 1)
