@@ -5,9 +5,9 @@ Data: CIFAR-10, 50,000 training images 32x32x3, mirrored at random; cifar-10-pyt
 Parameters: 35,746,307.
 Steps: 950,000 of batch 128.
 Expected: of the paper's NCSN++ (cont.), FID 2.38 (PC).
-Source: Song et al. (2021), Tables 2 and 3, and Appendices C, D and H. Not yet reproduced by this project.
-Differs: our U-Net is that of Ho et al. (2020), not NCSN++; networks are given x_t / (signal^2 + std^2)^(1/2), and sigma is twice
-  the paper's, as pixels are in [-1, 1].
+Source: Song et al. (2021), Table 3, and Appendices C, D and H. Not yet reproduced by this project.
+Differs: our U-Net is that of Ho et al. (2020), not NCSN++; networks are given x_t / (signal^2 + std^2)^(1/2), and
+  sigma is twice the paper's, as pixels are in [-1, 1].
 Device-hours: the paper states none.
 """
 
