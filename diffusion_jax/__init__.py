@@ -40,9 +40,10 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
         flow_likelihood,
     )
     from diffusion_jax.likelihood.progressive import rate_distortion
-    from diffusion_jax.losses import loss_function, simple_loss
+    from diffusion_jax.losses import loss_function, simple_loss, sliced_objective
     from diffusion_jax.models import MLP, Model, UNet, as_functions, count_parameters
     from diffusion_jax.processes.ddpm import DDPM
+    from diffusion_jax.processes.dynamics import SDE
     from diffusion_jax.processes.gaussian import (
         clip_x0,
         eps_from_v,
@@ -117,6 +118,7 @@ __all__ = [
     "Process",
     "Rates",
     "RunError",
+    "SDE",
     "Sampler",
     "Schedule",
     "Split",
@@ -198,6 +200,7 @@ __all__ = [
     "shared_structure",
     "simple_loss",
     "slerp",
+    "sliced_objective",
     "strip",
     "to_model_range",
     "to_uint8",
@@ -226,6 +229,7 @@ _MODULES = {
     "Process": "processes.process",
     "Rates": "processes.process",
     "RunError": "errors",
+    "SDE": "processes.dynamics",
     "Sampler": "samplers",
     "Schedule": "processes.schedules",
     "Split": "data",
@@ -307,6 +311,7 @@ _MODULES = {
     "shared_structure": "samplers",
     "simple_loss": "losses",
     "slerp": "samplers",
+    "sliced_objective": "losses",
     "strip": "reporting.pictures",
     "to_model_range": "data",
     "to_uint8": "data",

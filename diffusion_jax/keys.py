@@ -18,6 +18,11 @@ def indexed(key: Key[Array, ""], indices: Int[Array, " b"]) -> Key[Array, " b"]:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
 
 
+def folded(keys: Key[Array, " b"], data: int | Int[Array, ""]) -> Key[Array, " b"]:
+    """Returns the keys of stream number `data` of each key: fold_in(key, data)."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
+
+
 def at_time(keys: Key[Array, " b"], time: Float[Array, " b"]) -> Key[Array, " b"]:
     """Returns a key for each key and the time that goes with it, by the bits of the time as a float32."""
     bits = jax.lax.bitcast_convert_type(jnp.asarray(time, jnp.float32), jnp.uint32)

@@ -22,7 +22,8 @@ def deciding(config: ConfigDict) -> list[str]:
     """
     reasons = {
         "train.num_steps": config.optimizer.decay != "constant",
-        "process.variance": config.process.variance == "learned" or config.loss.name != "simple",
+        "process.variance": config.process.variance == "learned"
+        or config.loss.name not in ("simple", "sliced"),
     }
     return [name for name in FIELDS if not is_free(name) or reasons.get(name, False)]
 

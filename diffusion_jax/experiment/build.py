@@ -114,7 +114,8 @@ class Experiment:
     def objective(self) -> Objective:
         """Returns what training minimises."""
         name, fields = self.config.loss.name, self.config.process
-        own = {"variance": fields.variance, "vlb_weight": self.config.loss.vlb_weight}
+        own = {"variance": fields.variance, **self.config.loss.to_dict()}
+        own = {option: own[option] for option in ("variance", "vlb_weight", "num_probes")}
         return loss_function(
             *(name, self.process, fields.prediction, self.model.apply),
             weighting=_weighting(self.config, self.process),

@@ -91,6 +91,9 @@ def check_churn(config: ConfigDict) -> None:
         )
 
 
+OF_A_LOSS = {"weighting", "vlb_weight", "num_probes"}
+
+
 def check_loss_takes(config: ConfigDict) -> None:
     """Refuses what the chosen loss or weighting has no use for."""
     fields = config.loss
@@ -98,10 +101,10 @@ def check_loss_takes(config: ConfigDict) -> None:
     _refuse_unused(
         config,
         "loss",
-        set(fields) - {"weighting", "vlb_weight"} | of_loss,
+        set(fields) - OF_A_LOSS | of_loss,
         f"the loss {fields.name!r}",
     )
-    taken = {"name", "times", "weighting", "vlb_weight", "u_min"}
+    taken = {"name", "times", "u_min"} | OF_A_LOSS
     if fields.weighting:
         taken |= inspect.signature(WEIGHTINGS[fields.weighting]).parameters.keys()
     owner = f"the weighting {fields.weighting!r}" if fields.weighting else "an unset loss.weighting"
@@ -122,9 +125,9 @@ def _refuse_unused(config: ConfigDict, group: str, taken: Container[str], owner:
 def check_variance(config: ConfigDict) -> None:
     """Refuses learned variances that the network does not have or the loss does not train."""
     trained, loss = config.process.variance, config.loss.name
-    if trained == "learned" and loss == "simple":
+    if trained == "learned" and loss in ("simple", "sliced"):
         raise InputError(
-            "process.variance is 'learned', but the loss 'simple' does not train it; set loss.name to hybrid or vlb"
+            f"process.variance is 'learned', but the loss {loss!r} does not train it; set loss.name to hybrid or vlb"
         )
     if loss == "hybrid" and trained != "learned":
         raise InputError(

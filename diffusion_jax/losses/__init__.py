@@ -7,6 +7,7 @@ from diffusion_jax.denoiser import Network, parameterization
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.simple import simple, simple_loss
+from diffusion_jax.losses.sliced import sliced, sliced_objective
 from diffusion_jax.losses.times import TIMES, Times, objective_of, uniform
 from diffusion_jax.losses.variational import hybrid, vlb
 from diffusion_jax.losses.weightings import WEIGHTINGS, Weighting
@@ -25,12 +26,19 @@ __all__ = [
     "objective_of",
     "simple",
     "simple_loss",
+    "sliced",
+    "sliced_objective",
     "uniform",
     "vlb",
 ]
 
 # (process, prediction, network, those options of `loss_function` that it has) -> Objective
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"simple": simple, "vlb": vlb, "hybrid": hybrid}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "simple": simple,
+    "vlb": vlb,
+    "hybrid": hybrid,
+    "sliced": sliced,
+}
 
 
 def loss_function(
@@ -43,6 +51,7 @@ def loss_function(
     times: Times | None = None,
     variance: str | None = None,
     vlb_weight: float | None = None,
+    num_probes: int | None = None,
 ) -> Objective:
     """Returns the objective of that name.
 
@@ -55,6 +64,7 @@ def loss_function(
       times: How times are drawn, such as `TIMES["stratified"]()`; None: independently of one another.
       variance: vlb, hybrid: a key of `VARIANCES`; None: the objective's default.
       vlb_weight: hybrid: how much L_vlb counts; None: 0.001.
+      num_probes: sliced: random directions of each image; None: 1.
 
     Raises:
       InputError: Unknown name or prediction; an option that the objective does not have.
@@ -66,6 +76,7 @@ def loss_function(
         "times": times,
         "variance": variance,
         "vlb_weight": vlb_weight,
+        "num_probes": num_probes,
     }
     given = {option: value for option, value in options.items() if value is not None}
     for option in sorted(given.keys() - inspect.signature(make).parameters.keys()):

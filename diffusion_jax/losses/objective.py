@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 
 class Draws(NamedTuple):
@@ -14,11 +14,13 @@ class Draws(NamedTuple):
       eps: Standard normal noise.
       weight: By which the image's loss counts in the mean over the batch, 1 on average; 1 unless some times are
         drawn more often than others.
+      keys: A key of each image, independent of its u and eps, for what else a loss draws; None where it draws nothing.
     """
 
     u: Float[Array, " b"]
     eps: Float[Array, " b *dims"]
     weight: Float[Array, " b"]
+    keys: Key[Array, " b"] | None = None
 
 
 # (params, x0, labels, draws, dropout_keys) -> loss of each image, not weighted

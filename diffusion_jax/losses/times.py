@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.keys import standard_normal
+from diffusion_jax.keys import indexed, standard_normal
 from diffusion_jax.losses.objective import Draws, Loss, Objective
 from diffusion_jax.processes.process import Process
 
@@ -41,9 +41,10 @@ def objective_of(loss: Loss, times: Times) -> Objective:
     """Returns the objective with this loss, whose times are drawn so, and whose noise is normal."""
 
     def draw(aux: Any, key: Key[Array, ""], shape: tuple[int, ...]) -> Draws:
-        u_key, eps_key = jax.random.split(key)
+        u_key, eps_key, own_key = jax.random.split(key, 3)
         u, weight = times.draw(aux, u_key, shape[0])
-        return Draws(u, standard_normal(eps_key, shape), weight)
+        keys = indexed(own_key, jnp.arange(shape[0]))
+        return Draws(u, standard_normal(eps_key, shape), weight, keys)
 
     def update(aux: Any, draws: Draws, losses: Float[Array, " b"]) -> Any:
         return times.update(aux, draws.u, losses)

@@ -21,7 +21,7 @@ GOLDEN_RATIO = 2654435769  # (sqrt(5) - 1) / 2 in units of 2^-32.
 def held_out_draws(
     key: Key[Array, ""], indices: Int[Array, " b"], image_shape: tuple[int, ...]
 ) -> Draws:
-    """Returns the time and noise of each held-out image, which depend on the key and its index alone.
+    """Returns time, noise and key of each held-out image, which depend on the key and its index alone.
 
     The times are spread evenly over the process instead of drawn, which removes most of the noise that
     makes losses of few images incomparable: u_i = i times the golden ratio + one random offset, modulo 1.
@@ -32,11 +32,12 @@ def held_out_draws(
       indices: Indices of the images in their split.
       image_shape: Shape of one image.
     """
-    u_key, eps_key = jax.random.split(key)
+    u_key, eps_key, own_key = jax.random.split(key, 3)
     # Integers of 32 bits take the sum modulo 1 without rounding, however large the index.
     spread = indices.astype(jnp.uint32) * jnp.uint32(GOLDEN_RATIO) + jax.random.bits(u_key)
     u = (spread >> 8) * jnp.float32(2**-24)  # 24 bits: all that a float32 below 1 can hold.
-    return Draws(u, image_normal(indexed(eps_key, indices), image_shape), jnp.ones_like(u))
+    eps = image_normal(indexed(eps_key, indices), image_shape)
+    return Draws(u, eps, jnp.ones_like(u), indexed(own_key, indices))
 
 
 def make_held_out_loss(

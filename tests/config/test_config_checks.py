@@ -38,6 +38,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "loss.u_min": SHARE,
     "sampler.u_min": SHARE,
     "eval.u_min": SHARE,
+    "loss.num_probes": COUNT,
     "loss.vlb_weight": ([0.0, 1.0], [-0.1, math.inf]),
     "loss.min_snr_gamma": ([1e-3, 1e6], [0.0, -1.0, math.inf]),
     "loss.p2_k": ([1e-3, 1e3], [0.0, 1001.0, math.nan]),

@@ -117,6 +117,7 @@ def test_differing_names_the_fields_that_differ_in_the_order_of_the_table() -> N
     [
         ("simple", "fixed_large", "fixed_small", False),
         ("simple", "fixed_large", "learned", True),  # Other parameters.
+        ("sliced", "fixed_large", "fixed_small", False),
         ("vlb", "fixed_large", "fixed_small", True),  # Another loss.
     ],
 )

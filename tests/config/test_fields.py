@@ -15,7 +15,7 @@ from diffusion_jax.config.table import group_of
 from diffusion_jax.data.loading import TFDS_PREFIX
 from diffusion_jax.denoiser import PARAMETERIZATIONS
 from diffusion_jax.experiment import build
-from diffusion_jax.likelihood.exact import PROBES
+from diffusion_jax.likelihood.divergence import PROBES
 from diffusion_jax.models import MODELS
 from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import SCHEDULES

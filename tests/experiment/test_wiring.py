@@ -3,6 +3,7 @@
 What a config builds is compared with the same made by hand from the library's functions and plain arguments.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
+from diffusion_jax.keys import indexed
 from diffusion_jax.losses import (
     OBJECTIVES,
     Draws,
@@ -33,6 +35,7 @@ from diffusion_jax.losses import (
     uniform,
     vlb,
 )
+from diffusion_jax.losses.sliced import sliced
 from diffusion_jax.losses.times import importance
 from diffusion_jax.losses.weightings import min_snr, p2, sigmoid
 from diffusion_jax.models import MLP, Model, UNet, as_functions
@@ -78,15 +81,19 @@ PARAMS = params_of_a_trained_network(MODEL)
 # ---- what a config decides, seen from outside --------------------------------------------------------
 
 
+KEYS = indexed(jax.random.key(5), jnp.arange(8))
+
+
 def losses(objective: Objective) -> jax.Array:
     x0, eps = jax.random.normal(jax.random.key(2), (2, 8, *SHAPE))
     return objective.loss(
-        PARAMS, x0, None, Draws((jnp.arange(8) + 0.5) / 8, eps, jnp.ones(8)), None
+        PARAMS, x0, None, Draws((jnp.arange(8) + 0.5) / 8, eps, jnp.ones(8), KEYS), None
     )
 
 
-def draws(objective: Objective) -> Draws:
-    return objective.draw(objective.init(), jax.random.key(4), (8, *SHAPE))
+def draws(objective: Objective) -> Any:
+    drawn = objective.draw(objective.init(), jax.random.key(4), (8, *SHAPE))
+    return drawn._replace(keys=jax.random.key_data(drawn.keys))  # Keys cannot be compared.
 
 
 def updates(optimizer: optax.GradientTransformation) -> list[Any]:
@@ -254,6 +261,11 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "process.prediction": ("v", {"prediction": "v"}, {"losses", "images"}),
     "process.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
     "loss.name": ("other", {"make_objective": doubled}, {"losses"}),
+    "loss.num_probes": (
+        "3",
+        {"make_objective": functools.partial(sliced, num_probes=3)},
+        {"losses"},
+    ),
     "loss.times": ("importance", {"times": importance(num_bins=T)}, {"draws"}),
     "loss.weighting": ("min_snr", {"weighting": min_snr()}, {"losses"}),
     "loss.min_snr_gamma": ("2", {"weighting": min_snr(min_snr_gamma=2.0)}, {"losses"}),
@@ -308,6 +320,7 @@ OF_VE = ({"process.name": "ve"}, {"make_process": sde(VE)})
 NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(("process.beta_min", "process.beta_max", "loss.u_min", "sampler.u_min"), OF_VP),
     **dict.fromkeys(("process.sigma_min", "process.sigma_max"), OF_VE),
+    "loss.num_probes": ({"loss.name": "sliced"}, {"make_objective": sliced}),
     "loss.min_snr_gamma": ({"loss.weighting": "min_snr"}, {"weighting": min_snr()}),
     "loss.p2_k": ({"loss.weighting": "p2"}, {"weighting": p2()}),
     "loss.p2_gamma": ({"loss.weighting": "p2"}, {"weighting": p2()}),

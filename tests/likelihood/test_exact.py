@@ -10,16 +10,18 @@ from samplers import normal_data
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import indexed
-from diffusion_jax.likelihood.exact import (
+from diffusion_jax.likelihood.divergence import (
     PROBES,
+    draw_probes,
+    exact_divergence,
+    hutchinson,
+)
+from diffusion_jax.likelihood.exact import (
     bits_per_dim,
     dequantise,
     dequantised_likelihood,
-    draw_probes,
-    exact_divergence,
     exact_likelihood,
     flow_likelihood,
-    hutchinson,
 )
 from diffusion_jax.parallel.sharding import BATCH_AXIS, over_batch
 from diffusion_jax.processes.ddpm import DDPM

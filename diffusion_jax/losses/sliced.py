@@ -1,0 +1,133 @@
+"""Sliced score matching (Song et al., 2019): it needs no noise to compare with, only a derivative of the network.
+
+For a score model s of a density p, with random v of covariance I,
+
+    E[v' (grad s) v + |s|^2 / 2] = E |s - grad log p|^2 / 2 - E |grad log p|^2 / 2,
+
+the variance-reduced objective (Eq. 8), where the second term of the right side does not depend on s. `sliced` is for a
+Gaussian process, `sliced_objective` for any SDE that can be simulated: its density given x_0 need not be known. Both
+count twice this, per dimension, so they differ from the mean squared error of s by what does not depend on s.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.denoiser import Network, network_output, parameterization
+from diffusion_jax.keys import folded
+from diffusion_jax.likelihood.divergence import draw_probes, hutchinson
+from diffusion_jax.losses.objective import Draws, Objective
+from diffusion_jax.losses.times import Times, objective_of, uniform
+from diffusion_jax.losses.weightings import Weighting
+from diffusion_jax.processes.dynamics import SDE, simulate
+from diffusion_jax.processes.gaussian import q_sample
+from diffusion_jax.processes.process import Process
+
+OF_PROBES, OF_PATH = 0, 1  # Streams of an image's key.
+
+
+def sliced(
+    process: Process,
+    prediction: str,
+    network: Network,
+    *,
+    num_probes: int = 1,
+    weighting: Weighting | None = None,
+    times: Times | None = None,
+) -> Objective:
+    """Returns sliced score matching with the weight std^2: it estimates the squared error of eps without eps.
+
+    With std s = -eps_hat it is 1 + mean (std s)^2 + 2 std^2 v' (grad s) v / D for images of D dimensions. Its
+    expectation, and so its expected gradient, are those of the mean squared error of eps, whatever is predicted; it
+    varies more, and one image's may be negative.
+
+    Args:
+      process: The forward process.
+      prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
+      network: (params, x_t, time, labels, dropout_keys) -> output, differentiable forwards.
+      num_probes: Random directions v of each image, of signs.
+      weighting: Weight of the squared error of eps; None: 1.
+      times: How times are drawn; None: independently of one another.
+
+    Raises:
+      InputError: Unknown prediction.
+    """
+    meaning = parameterization(prediction, process)
+
+    def loss(
+        params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None
+    ) -> Float[Array, " b"]:
+        point = process.at(process.training_time(draws.u))
+        x_t = q_sample(point, x0, draws.eps)
+
+        def std_score(x_t: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
+            output = network_output(network, params, x_t, point, labels, dropout_keys)
+            return -meaning.predict(point, x_t, output.mean)[1]
+
+        square, divergence = _terms(std_score, x_t, draws.keys, num_probes)
+        losses = 1 + square + 2 * point.std * divergence
+        return losses if weighting is None else weighting(point) * losses
+
+    return objective_of(loss, times or uniform())
+
+
+def sliced_objective(
+    sde: SDE,
+    network: Network,
+    *,
+    num_steps: int = 100,
+    num_probes: int = 1,
+    weighting: Callable[[Float[Array, " b"]], Float[Array, " b"]] | None = None,
+    times: Times | None = None,
+) -> Objective:
+    """Returns sliced score matching along an SDE of one's own: weight (mean s^2 + 2 v' (grad s) v / D).
+
+    x_t is simulated from x_0 to a time of each image, uniform between `start` and `end`. The expectation is the mean
+    squared error of the network less the mean square of the true score.
+
+    Args:
+      sde: From the data, at `start`, on. Its drift need not be affine.
+      network: (params, x_t, t, labels, dropout_keys) -> score, for t from `start` to `end`, differentiable forwards.
+      num_steps: Steps of the Euler-Maruyama rule to each image's time.
+      num_probes: Random directions v of each image, of signs.
+      weighting: t -> weight of each image's loss; None: 1. Of data that have no density, such as images, the loss
+        has no minimum at `start`: a weight that is 0 there keeps it finite.
+      times: How times are drawn; None: independently of one another.
+    """
+
+    def loss(
+        params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None
+    ) -> Float[Array, " b"]:
+        t = sde.start + (sde.end - sde.start) * draws.u
+        x_t = simulate(sde, folded(_given(draws.keys), OF_PATH), x0, sde.start, t, num_steps)
+
+        def score(x_t: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
+            return network(params, x_t, t, labels, dropout_keys)
+
+        square, divergence = _terms(score, x_t, draws.keys, num_probes)
+        losses = square + 2 * divergence
+        return losses if weighting is None else weighting(t) * losses
+
+    return objective_of(loss, times or uniform())
+
+
+def _terms(
+    field: Callable[[Array], Array],
+    x: Float[Array, " b *dims"],
+    keys: Key[Array, " b"] | None,
+    num_probes: int,
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Returns the mean square of the field and an estimate of its divergence per dimension."""
+    probes = draw_probes(folded(_given(keys), OF_PROBES), x.shape[1:], num_probes)
+    value, divergence = hutchinson(probes)(field, x)
+    square = jnp.mean(jnp.square(value), axis=tuple(range(1, x.ndim)))
+    return square, divergence / math.prod(x.shape[1:])
+
+
+def _given(keys: Key[Array, " b"] | None) -> Key[Array, " b"]:
+    if keys is None:
+        raise ValueError("sliced score matching needs the keys of Draws")
+    return keys
