@@ -7,11 +7,13 @@ import pytest
 from mixture_data import ks_distance, make_sampler, optimal
 
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
 from diffusion_jax.samplers import image_keys, sample_loop
 
 PROCESSES = {"ddpm": DDPM(make_schedule("linear", 1000)), "vp": VP(), "subvp": SubVP(), "ve": VE()}
+PROCESSES["ncsn"] = NCSN()
 # Steps, evenly spaced in log SNR, and what their error adds to that of sampling. That of the rules of order 1 halves
 # in twice as many steps; of Langevin moves it is their own, too.
 STEPS = {
@@ -23,13 +25,18 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("name", STEPS)
-def test_20_000_samples_are_distributed_as_the_mixture_with_the_noise_left_at_the_last_point(
-    name, process
-):
-    if name == "langevin" and process != "ve":
-        return
+# NCSN has VE's marginals: of the solvers, those that its papers take are enough.
+OF_NCSN = ("langevin", "pc")
+RUNS = [
+    (name, process)
+    for name in STEPS
+    for process in PROCESSES
+    if (process in ("ve", "ncsn") or name != "langevin") and (process != "ncsn" or name in OF_NCSN)
+]
+
+
+@pytest.mark.parametrize(("name", "process"), RUNS)
+def test_20_000_samples_are_the_mixture_with_the_noise_left_at_the_last_point(name, process):
     num_steps, error = STEPS[name]
     made = PROCESSES[process]
     grid = made.grid(num_steps, "logsnr")
