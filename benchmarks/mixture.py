@@ -24,6 +24,7 @@ import report
 from jaxtyping import Float
 from mixture_data import COVARIANCE, MEAN, flow, ks_distance, make_sampler, optimal
 
+from diffusion_jax.experiment.checks import FITTING
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.schedules import make_schedule
@@ -45,7 +46,7 @@ class Run(NamedTuple):
     Attributes:
       options: Its options.
       spacing: Spacing of its times.
-      order: Its order of convergence in theory.
+      order: Its order of convergence in theory; None: moves of one size leave an error, however many steps there are.
       noisy: Whether it solves the SDE.
     """
 
@@ -55,16 +56,24 @@ class Run(NamedTuple):
     noisy: bool = False
 
 
-# Those that choose their steps themselves have no error by the number of steps.
-GIVEN_STEPS = [name for name in SAMPLERS if name not in DEFAULT_STEPS]
+# Those that fit the chain; those that choose their steps themselves have no error by the number of steps.
+GIVEN_STEPS = [
+    name
+    for name in SAMPLERS
+    if name not in DEFAULT_STEPS and "ddpm" in FITTING.get(name, ("ddpm",))
+]
 RUNS = {
     "ancestral": Run({"variance": "fixed_small"}, "quadratic", 1, noisy=True),
     "ddim": Run({}, "quadratic", 1),
     "dpmpp_2m": Run(order=2),
     "dpmpp_2m_sde": Run(order=2, noisy=True),
     "dpmpp_3m": Run(order=3),
+    "euler_maruyama": Run(order=1, noisy=True),
     "heun": Run({}, "karras", 2),
+    "ode_heun": Run(order=2),
+    "pc": Run(noisy=True),
     "pndm": Run({}, "leading", 2),
+    "reverse_diffusion": Run(order=1, noisy=True),
     "unipc": Run(order=4),
 }
 
@@ -140,12 +149,18 @@ def order(errors: dict[str, Any]) -> float:
 
 def draw_picture(path: Path, figures: dict[str, Any]) -> None:
     """Writes a picture: errors of x of the ODE's solvers, and KS distances of all samplers, against NFE."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for k, (name, of_name) in enumerate(figures.items()):
-        style: dict[str, Any] = {"label": name, "color": f"C{k}", "marker": "o", "ms": 4}
+        style: dict[str, Any] = {
+            "label": name,
+            "color": colormaps["tab20"](k),
+            "marker": "o",
+            "ms": 4,
+        }
         style["ls"] = "--" if RUNS.get(name, Run()).noisy else "-"
         if not RUNS.get(name, Run()).noisy:
             rows = list(of_name["errors"].values())
@@ -203,7 +218,7 @@ def print_tables(figures: dict[str, Any]) -> None:
     for name, of_name in figures.items():
         errors = {n: f"{row['error']:.1e}" for n, row in of_name["errors"].items()}
         cells = [errors.get(str(n), "") for n in ORDER_STEPS]
-        rows.append([name, of_name["theory"], f"{of_name['order']:.2f}", *cells])
+        rows.append([name, of_name["theory"] or "none", f"{of_name['order']:.2f}", *cells])
     steps = [f"error, {n} steps" for n in ORDER_STEPS]
     report.print_table(["sampler", "order in theory", "measured", *steps], rows)
 
