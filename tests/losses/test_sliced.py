@@ -33,12 +33,12 @@ PARAMS = tuple(jax.random.normal(jax.random.key(1), (2, 2, 3))[i] for i in range
 PARAMS = PARAMS[0], PARAMS[1].T
 
 
-def estimates(objective, draw_x0, params):
-    """Loss and gradient of each of the batches, a row each."""
+def estimates(objective, draw_x0, params, n=N):
+    """Loss and gradient of each of the batches of n, a row each."""
 
     def one(key):
         x0_key, key = jax.random.split(key)
-        x0, draws = draw_x0(x0_key), objective.draw(objective.init(), key, (N, 2))
+        x0, draws = draw_x0(x0_key), objective.draw(objective.init(), key, (n, 2))
 
         def mean_loss(params):
             return objective.loss(params, x0, None, draws, None).mean()
@@ -109,7 +109,7 @@ def test_a_batch_divided_over_devices_has_the_loss_of_the_whole(key):
 
     mesh = Mesh(np.array(jax.devices()[:4]), (BATCH_AXIS,))
     parts = jax.jit(over_batch(loss, mesh))(PARAMS, x0, draws)
-    np.testing.assert_allclose(parts, loss(PARAMS, x0, draws), rtol=1e-5)
+    np.testing.assert_allclose(parts, jax.jit(loss)(PARAMS, x0, draws), rtol=1e-5)
 
 
 def off_by(theta, x, t, labels=None, dropout_keys=None):
@@ -119,13 +119,14 @@ def off_by(theta, x, t, labels=None, dropout_keys=None):
 def test_along_an_sde_that_is_not_affine_the_loss_is_least_at_the_true_score_by_the_known_amount():
     """E loss(s + theta x) - E loss(s) = theta^2 E x^2, with E x^2 / 2 = tau + tau^2 / 2 in two dimensions."""
     objective = sliced_objective(benes.BENES, off_by, num_steps=40)
+    n = 500
 
     def draw_x0(key):
         sign_key, key = jax.random.split(key)
-        sign = jax.random.rademacher(sign_key, (N, 1), jnp.float32)
-        return sign * benes.S * 2**-0.5 + benes.S**0.5 * jax.random.normal(key, (N, 2))
+        sign = jax.random.rademacher(sign_key, (n, 1), jnp.float32)
+        return sign * benes.S * 2**-0.5 + benes.S**0.5 * jax.random.normal(key, (n, 2))
 
-    at, away = (estimates(objective, draw_x0, theta) for theta in (0.0, 0.5))
+    at, away = (estimates(objective, draw_x0, theta, n) for theta in (0.0, 0.5))
     first, last = benes.S, benes.S + benes.END
     square = ((last**2 - first**2) / 2 + (last**3 - first**3) / 6) / (last - first)
     for got, expected in ((at[:, 1], 0), (away[:, 0] - at[:, 0], 0.25 * square)):
@@ -152,9 +153,9 @@ def test_a_train_step_finds_the_score_of_a_stationary_density(rng):
     grid = np.linspace(-2.5, 2.5, 20_001)
     cdf = np.cumsum(np.exp(-((grid**2 - 1) ** 2)))
     first = np.interp(
-        rng.random(4000), cdf / cdf[-1], grid
+        rng.random(1500), cdf / cdf[-1], grid
     )  # exp(-U) in x_1; x_2 is normal about it.
-    x0 = jnp.asarray(np.stack([first, first + rng.normal(size=4000)], -1), jnp.float32)
+    x0 = jnp.asarray(np.stack([first, first + rng.normal(size=1500)], -1), jnp.float32)
 
     def model(params, x, t, labels=None, dropout_keys=None):
         x = x.reshape(-1, 2)
@@ -172,7 +173,7 @@ def test_a_train_step_finds_the_score_of_a_stationary_density(rng):
         state, _ = step(state, batch)
     # x_1: 4 x_1 - 4 x_1^3 + x_2 - x_1; x_2: x_1 - x_2.
     expected = np.array([[3, 1], [1, -1], [-4, 0]])
-    # 4,000 images, moved anew in each step by steps of 0.0025 on average, whose bias is 2% of these.
+    # 1,500 images, moved anew in each step by steps of 0.0025 on average, whose bias is 2% of these.
     np.testing.assert_allclose(state.params, expected, atol=0.3)
 
 
