@@ -61,8 +61,8 @@ def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: 
     fields = (f"--config={tiny}", "--config.train.eval_every=3", "--config.eval.num_images=8")
     fields = (*fields, "--config.train.bpd_every=6", "--config.eval.num_terms=3")
     fields = (*fields, "--config.sampler.num_steps=5")  # Which is warned of.
-    # Kernels of 512 x 512, so that the optimiser's state and the average are split over the devices.
-    fields = (*fields, "--config.model.channels=512")
+    # Kernels of 384 x 384, so that the optimiser's state and the average are split over the devices.
+    fields = (*fields, "--config.model.channels=384")
     flags = (*fields, f"--workdir={workdir}")
     processes = pair(*flags, "--config.train.num_steps=6", prologue=IN_TURN)
     outcome = run(*fields, f"--workdir={alone}", "--config.train.num_steps=9")
