@@ -17,7 +17,7 @@ from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
-from diffusion_jax.experiment.checks import warn_of_times
+from diffusion_jax.experiment.checks import check_temperature, warn_of_times
 from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers import Merge
 from diffusion_jax.samplers.batches import make_program
@@ -52,6 +52,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     sampler, settings = sampling.make_sampler(run), sampling.settings(config)
     options = editing.inpaint_options(config, sampler)
     if fields.start_t is not None:
+        check_temperature(config, options["start"] == 0, f"edit.start_t={fields.start_t:g}")
         warn_of_times(sampler.grid, [fields.start_t], [options["start"]], "edit.start_t")
     num_images = len(inputs.images)
     batch_size = min(config.sample.batch_size, num_images)

@@ -1,4 +1,4 @@
-"""`--mode=interpolate`: images between two, mixed at several times (Ho et al., 2020, Figure 8) or as DDIM latents."""
+"""`--mode=interpolate`: images between two, mixed at several times (Ho et al., 2020, Figure 8) or as latents."""
 
 import time
 import warnings
@@ -17,9 +17,9 @@ from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
-from diffusion_jax.experiment.checks import check_invertible, warn_of_times
+from diffusion_jax.experiment.checks import check_invertible, check_temperature, warn_of_times
 from diffusion_jax.reporting import pictures, results
-from diffusion_jax.samplers import Sampler, nearest_point
+from diffusion_jax.samplers import Sampler, Solve, nearest_point
 from diffusion_jax.samplers.batches import make_program
 
 SHOWN = 4  # Pairs.
@@ -44,6 +44,20 @@ class _Rows(NamedTuple):
     fraction: Float32[np.ndarray, " n"]
 
 
+class _Latents(NamedTuple):
+    """Images between latents, and what an adaptive sampler has spent on each.
+
+    Attributes:
+      images: The images, row by row.
+      encodings: Evaluations of each encoding; none of DDIM.
+      decodings: Evaluations of each decoding; none of DDIM.
+    """
+
+    images: UInt8[np.ndarray, "n h w c"]
+    encodings: list[int]
+    decodings: list[int]
+
+
 def interpolate(config: ConfigDict, workdir: Path) -> int:
     """Draws what lies between the images of `edit.images`, or test images, taken in pairs; returns the exit status.
 
@@ -57,12 +71,15 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     """
     started = time.monotonic()
     check_invertible(config)
+    check_temperature(config, config.edit.latents, "edit.latents=false")
     run, mesh = job.open_run(config, workdir)
     fields = run.config.edit
     inputs = load_inputs(run)
     if len(inputs.images) < 2:
         raise InputError("edit.images holds one image; interpolation needs two or more, in pairs")
     sampler = sampling.make_sampler(run)
+    if fields.latents and sampler.grid.num_steps < 2:
+        raise InputError("edit.latents needs two steps or more; the sampler has one")
     points = _points(run, sampler)
     inputs = _labelled(run, inputs)
     rows, fraction = _between(inputs, fields.num_between + 2)
@@ -72,9 +89,13 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     num_rows = len(points) + fields.latents
     batch_size = min(run.config.sample.batch_size, len(rows.pair))
     with ImagesBar(num_rows * len(rows.pair), 1, batch_size) as bar:
+        # First, since an adaptive sampler that is cut short here can say how far it came.
+        latents = _latents(run, mesh, inputs, rows, batch_size, bar) if fields.latents else None
         drawn = [_mixed_at(run, mesh, inputs, rows, points, batch_size, bar)]
-        if fields.latents:
-            drawn.append(_latents(run, mesh, inputs, rows, batch_size, bar))
+    nfe = _nfe(run, sampler, points, names)
+    if latents is not None:
+        drawn.append(latents.images)
+        nfe["latents"] = editing.latents_nfe(run, sampler, *latents[1:])
     if jax.process_index() != 0:
         return 0
     between = np.concatenate(drawn).reshape(num_rows, -1, len(fraction), *run.image_shape)
@@ -82,7 +103,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     _save(folder, inputs, between, names, fraction)
     result = {
         "num_pairs": len(between),
-        **job.record(run.config, run.step, _nfe(run, sampler, points, names)),
+        **job.record(run.config, run.step, nfe),
         "edit": fields.to_dict(),
         "seconds_this_start": round(time.monotonic() - started, 1),
     }
@@ -108,17 +129,14 @@ def _save(
 
 def _nfe(
     run: TrainedRun, sampler: Sampler, points: list[int], names: list[str]
-) -> dict[str, int | None]:
-    """Returns the network evaluations of an image in each row; None of an adaptive sampler."""
+) -> dict[str, int | float | None]:
+    """Returns the network evaluations of an image mixed at each point; None of an adaptive sampler."""
     evaluations, last = sampling.evaluations(run.config), sampler.grid.num_steps
     costs = (sampler.cost(point, last) for point in points)
-    nfe = {
+    return {
         name: None if cost is None else cost * evaluations
         for name, cost in zip(names, costs, strict=False)
     }
-    if run.config.edit.latents:
-        nfe["latents"] = editing.latents_nfe(run, sampler)
-    return nfe
 
 
 def _points(run: TrainedRun, sampler: Sampler) -> list[int]:
@@ -192,23 +210,35 @@ def _latents(
     rows: _Rows,
     batch_size: int,
     bar: ImagesBar,
-) -> UInt8[np.ndarray, "n h w c"]:
+) -> _Latents:
     """Returns the images of all rows on the arcs between the x_T of the pairs."""
     whole = run.params, sampling.settings(run.config)
-    encode = make_program(editing.make_encode(run), mesh, batch_size)
-    latents = []
+    encode = make_program(editing.make_encode(run), mesh, batch_size, out_axes=(0, 0))
+    latents, encodings, decodings = [], [], []
     for first in range(0, len(inputs.images), batch_size):
         indices = np.arange(first, min(first + batch_size, len(inputs.images)), dtype=np.int32)
         labels = None if inputs.labels is None else inputs.labels[indices]
-        latents += encode(whole, (indices, labels, inputs.images[indices]))
+        encoded, solve = encode(whole, (indices, labels, inputs.images[indices]))
+        encodings += _costs(run, solve)
+        latents.append(encoded)
     encoded = np.concatenate(latents)
-    decode = make_program(editing.make_decode(run), mesh, batch_size)
+    decode = make_program(editing.make_decode(run), mesh, batch_size, out_axes=(0, 0))
     drawn = []
     for part in _parts(rows, batch_size):
         ends = encoded[part.first], encoded[part.second]
-        drawn += decode(whole, (part.pair, part.labels, *ends, part.fraction))
+        images, solve = decode(whole, (part.pair, part.labels, *ends, part.fraction))
+        decodings += _costs(run, solve)
+        drawn.append(images)
         bar.done(len(part.pair))
-    return np.concatenate(drawn)
+    return _Latents(np.concatenate(drawn), encodings, decodings)
+
+
+def _costs(run: TrainedRun, solve: Solve | None) -> list[int]:
+    """Returns the evaluations of each image by an adaptive sampler, none by another; refuses unfinished ones."""
+    if solve is None:
+        return []
+    sampling.check_finished(run.config, np.asarray(solve.finished), np.asarray(solve.reached))
+    return np.asarray(solve.evaluations).tolist()
 
 
 def _parts(rows: _Rows, batch_size: int) -> list[_Rows]:

@@ -35,6 +35,12 @@ SETTABLE = {
         "vp, subvp, ve: u where the step to the data begins; unset: 1e-3, ve: 1e-5",
         "always",
     ),
+    "sampler.temperature": Field(
+        1.0,
+        Float(0, 10),
+        "standard deviation of x_T over the prior's, of edit.latents x_T over what was found; 1: as trained",
+        "always",
+    ),
     "sampler.variance": Field(
         None,
         VARIANCE,
@@ -200,13 +206,13 @@ SETTABLE = {
     "edit.latents": Field(
         False,
         Bool(),
-        "interpolate: also along the arc between the x_T that ddim makes the images of",
+        "interpolate: also along the arc between the x_T that ddim or ode_adaptive makes the images of",
         "always",
     ),
     "edit.iterations": Field(
         0,
         Int(0),
-        "interpolate, latents: fixed-point iterations a step in finding x_T; 0: plain inversion",
+        "interpolate, latents of ddim: fixed-point iterations a step in finding x_T; 0: plain inversion",
         "always",
     ),
     # ---- eval

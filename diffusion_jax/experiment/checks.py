@@ -19,9 +19,11 @@ LONG_STEP = 30  # Factor of std / signal in a step of Heun's method; digits draw
 UNEVEN = 2  # The longest step over the shortest: rounding to timesteps alone makes it no more.
 TINY_SIGNAL = 1e-3
 LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
+INVERTIBLE = ("ddim", "ode_adaptive")
 FITTING = {"langevin": ("ve", "ncsn")}  # Processes of the solvers that are not for all.
-# Fields of the sampler group that no update rule takes: which one, its grid, limits and guidance of its denoiser.
-OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "u_min", "clip", "dynamic_threshold"}
+# Fields of the sampler group that no update rule takes: its name, grid and x_T, limits and guidance of its denoiser.
+OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "u_min", "temperature"}
+OF_ALL_SAMPLERS |= {"clip", "dynamic_threshold"}
 OF_GUIDANCE = {"guidance_scale", "guidance_interval", "guidance_rescale"}
 
 
@@ -220,11 +222,23 @@ def check_edit(config: ConfigDict) -> None:
 
 def check_invertible(config: ConfigDict) -> None:
     """Refuses latents of a sampler that leads to them by no way back."""
-    if config.edit.latents and (config.sampler.name != "ddim" or config.sampler.eta > 0):
+    name, eta = config.sampler.name, config.sampler.eta
+    if not config.edit.latents:
+        return
+    if name not in INVERTIBLE or eta > 0:
         raise InputError(
-            f"edit.latents needs a sampler that can be inverted, sampler.name=ddim with sampler.eta=0; "
-            f"it is {config.sampler.name!r} with eta {config.sampler.eta}"
+            "edit.latents needs a sampler that can be inverted, sampler.name=ddim with sampler.eta=0 or ode_adaptive; "
+            f"it is {name!r} with eta {eta}"
         )
+    if name == "ode_adaptive":
+        owner = f"the sampler {name!r}"
+        _refuse_unused(config, "edit", set(config.edit) - {"iterations"}, owner)
+
+
+def check_temperature(config: ConfigDict, has_noise: bool, owner: str) -> None:
+    """Refuses a temperature where no x_T is drawn or decoded that it could be of."""
+    taken = set(config.sampler) - (set() if has_noise else {"temperature"})
+    _refuse_unused(config, "sampler", taken, owner)
 
 
 def warn_of_times(grid: Grid, times: Iterable[float | int], points: list[int], field: str) -> None:

@@ -13,16 +13,20 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.experiment.checks import accepted
 from diffusion_jax.experiment.sampling import Settings, drawing, evaluations
+from diffusion_jax.processes.ode import Solution
 from diffusion_jax.samplers import (
     MERGES,
     Merge,
     Sampler,
+    Solve,
     encode,
     encoding_nfe,
     inpaint,
     inpaint_nfe,
     interpolate,
     nearest_point,
+    ode_decode,
+    ode_encode,
     sample_loop,
     slerp,
 )
@@ -116,37 +120,69 @@ def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array, Array
     return draw
 
 
-def make_encode(experiment: Experiment) -> Callable[..., tuple[Array]]:
-    """Returns (params, settings, indices, labels, images) -> (the x_T that DDIM makes these uint8 images of,)."""
+def _flow(experiment: Experiment, numbers: Settings) -> dict[str, Any]:
+    """Returns what the solver of the flow is asked for."""
+    max_steps = experiment.config.sampler.max_steps
+    return {"rtol": numbers.rtol, "atol": numbers.atol, "max_steps": max_steps}
+
+
+def _solved(solution: Solution) -> tuple[Array, Solve]:
+    return solution.y, Solve(solution.evaluations, solution.reached, solution.finished)
+
+
+def make_encode(experiment: Experiment) -> Callable[..., tuple[Array, Solve | None]]:
+    """Returns (params, settings, indices, labels, images) -> (x_T, solve).
+
+    x_T is what the sampler, DDIM or the solver of the flow, makes these uint8 images of.
+    """
 
     def draw(
         params: Any, numbers: Settings, indices: Array, labels: Array | None, images: Array
-    ) -> tuple[Array]:
+    ) -> tuple[Array, Solve | None]:
         denoise, sampler, _ = drawing(experiment, params, numbers, indices, labels)
         x0, iterations = data.to_model_range(images), experiment.config.edit.iterations
-        return (encode(denoise, sampler.grid, x0, iterations=iterations),)
+        if experiment.config.sampler.name == "ode_adaptive":
+            options = _flow(experiment, numbers)
+            return _solved(ode_encode(denoise, sampler.grid, experiment.process, x0, **options))
+        return encode(denoise, sampler.grid, x0, iterations=iterations), None
 
     return draw
 
 
-def make_decode(experiment: Experiment) -> Callable[..., tuple[Array]]:
-    """Returns (params, settings, indices, labels, latents, others, fraction) -> (uint8 images on the arc between,)."""
+def make_decode(experiment: Experiment) -> Callable[..., tuple[Array, Solve | None]]:
+    """Returns (params, settings, indices, labels, latents, others, fraction) -> (images, solve).
+
+    The images, uint8, are those of the x_T on the arc between, times the temperature.
+    """
 
     def draw(
         params: Any, numbers: Settings, indices: Array, labels: Array | None, *rows: Array
-    ) -> tuple[Array]:
-        result = sample_loop(
-            *drawing(experiment, params, numbers, indices, labels),
-            experiment.image_shape,
-            x_init=slerp(*rows),
-        )
-        return (data.to_uint8(result.images),)
+    ) -> tuple[Array, Solve | None]:
+        parts = drawing(experiment, params, numbers, indices, labels)
+        x_init = numbers.temperature * slerp(*rows)
+        if experiment.config.sampler.name == "ode_adaptive":
+            ends = parts.denoise, parts.sampler.grid, experiment.process
+            images, solve = _solved(ode_decode(*ends, x_init, **_flow(experiment, numbers)))
+            return data.to_uint8(images), solve
+        images = sample_loop(*parts, experiment.image_shape, x_init=x_init).images
+        return data.to_uint8(images), None
 
     return draw
 
 
-def latents_nfe(experiment: Experiment, sampler: Sampler) -> int:
-    """Returns the network evaluations of one encoding and one decoding."""
+def latents_nfe(
+    experiment: Experiment, sampler: Sampler, encodings: list[int], decodings: list[int]
+) -> int | float:
+    """Returns the network evaluations of one encoding and one decoding; of an adaptive sampler, their mean.
+
+    Args:
+      experiment: The run.
+      sampler: Its sampler.
+      encodings: Evaluations of each encoding by an adaptive sampler.
+      decodings: Evaluations of each decoding likewise.
+    """
+    if sampler.nfe is None:
+        mean = float(np.mean(encodings) + np.mean(decodings))
+        return round(mean * evaluations(experiment.config), 1)
     encoding = encoding_nfe(sampler.grid, experiment.config.edit.iterations)
-    assert sampler.nfe is not None  # It is DDIM's.
     return (encoding + sampler.nfe) * evaluations(experiment.config)

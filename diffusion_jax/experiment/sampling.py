@@ -27,7 +27,7 @@ from diffusion_jax.samplers import (
 )
 
 # Fields that a compiled program takes as arguments.
-TRACED = ("eta", "rtol", "atol", "guidance_scale", "guidance_rescale")
+TRACED = ("eta", "temperature", "rtol", "atol", "guidance_scale", "guidance_rescale")
 
 
 class Settings(NamedTuple):
@@ -36,6 +36,7 @@ class Settings(NamedTuple):
     Attributes:
       seed: `sample.seed`.
       eta: `sampler.eta`.
+      temperature: `sampler.temperature`.
       rtol: `sampler.rtol`.
       atol: `sampler.atol`.
       guidance_scale: `sampler.guidance_scale`; without guidance it has no meaning.
@@ -44,6 +45,7 @@ class Settings(NamedTuple):
 
     seed: Any
     eta: Any
+    temperature: Any
     rtol: Any
     atol: Any
     guidance_scale: Any
@@ -86,7 +88,8 @@ def sampler_of(experiment: Experiment, numbers: Settings | None = None) -> Sampl
     make = SAMPLERS[options["name"]]
     if numbers is not None:
         options |= {name: getattr(numbers, name) for name in TRACED}
-    return make(grid, **accepted(make, {"process": experiment.process, **options}))
+    sampler = make(grid, **accepted(make, {"process": experiment.process, **options}))
+    return sampler._replace(temperature=options["temperature"])
 
 
 def evaluations(config: ConfigDict) -> int:

@@ -138,7 +138,7 @@ def inpaint(
     rule, shape = replaced(sampler, merge, x0), x0.shape[1:]
     noise = first_noise(keys, shape)
     at_start = sampler.grid.at(jnp.full(keys.shape, start))
-    x = sampler.grid.prior_std * noise if start == 0 else q_sample(at_start, x0, noise)
+    x = sampler.prior_std * noise if start == 0 else q_sample(at_start, x0, noise)
     if resamplings == 1:
         return sample_loop(denoise, rule, keys, shape, x_init=x, start=start).images
 

@@ -71,12 +71,19 @@ class Sampler(NamedTuple):
       init: x -> the state before the first step.
       cost: (start, stop) -> network evaluations an image of a run from one point to another; None where only the run
         can tell (`SampleResult.solve`).
+      temperature: Standard deviation of x_T over that of the grid's prior, 0 or more. It may be traced.
     """
 
     grid: Grid
     step: Callable[[Denoise, State, Array, Array], State]
     init: Callable[[Array], State] = no_memory
     cost: Callable[[int, int], int | None] = one_a_step
+    temperature: float | Float[Array, ""] = 1.0
+
+    @property
+    def prior_std(self) -> float | Float[Array, ""]:
+        """Standard deviation that x_T is drawn with."""
+        return self.temperature * self.grid.prior_std
 
     @property
     def nfe(self) -> int | None:
@@ -156,7 +163,7 @@ def sample_loop(
       sampler: Update rule, such as `ancestral(process.grid())`.
       keys: One key an image, as from `image_keys`.
       shape: Shape of one image, (H, W, C).
-      x_init: Images at point `start` of the grid; by default noise of the grid's prior.
+      x_init: Images at point `start` of the grid; by default noise of `sampler.prior_std`.
       start: Index of the first step, in {0, ..., num_steps}: the tail of a full run, whose memory is fresh. A
         traced integer is not checked; neither is one of `stop`.
       stop: Index of the point to stop at, in {start, ..., num_steps}; None: num_steps, the data.
@@ -176,7 +183,7 @@ def sample_loop(
     stop = grid_steps if stop is None else stop
     _check(grid_steps, start, stop, num_frames, x_init)
     if x_init is None:
-        x_init = sampler.grid.prior_std * first_noise(keys, shape)
+        x_init = sampler.prior_std * first_noise(keys, shape)
     every = progress_every or max(1, grid_steps // 100)
     # Until a frame's moment has come, each step writes to its slot: the last write stays, no branch
     # is needed.

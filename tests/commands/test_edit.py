@@ -195,6 +195,26 @@ def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_ima
         assert picture.size == (64 + 7 * side + 2, 2 * (4 * side + 2 + 18))
 
 
+def test_the_ends_of_an_arc_between_latents_of_the_flow_are_the_given_images(
+    edit: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    fields = ("sampler.name=ode_adaptive", "edit.latents=true", "edit.times=0")
+    outcome = edit("interpolate", *fields, "edit.num_between=1")
+    assert outcome.status == 0, outcome.err
+    result, folder = job(tmp_path / "run", "interpolate")
+    # Each way is one evaluation and six a try, and there are several tries.
+    assert result["nfe"]["latents"] > 2 * (1 + 6)
+    with np.load(folder / "interpolation.npz") as arrays:
+        images, given = arrays["images"][:, -1].astype(int), arrays["given"].astype(int)
+        assert arrays["rows"][-1] == "latents"
+    # A tolerance of 1e-5 is far below a grey level: only rounding is left.
+    np.testing.assert_allclose(images[:, [0, 2]], given, atol=1)
+    cooler = edit("interpolate", *fields, "edit.num_between=1", "sampler.temperature=0.5")
+    assert cooler.status == 0, cooler.err
+    with np.load(job(tmp_path / "run", "interpolate")[1] / "interpolation.npz") as arrays:
+        assert np.abs(arrays["images"][:, -1].astype(int) - images).max() > 20
+
+
 @pytest.mark.parametrize(
     ("mode", "fields", "message"),
     [
@@ -236,6 +256,27 @@ def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_ima
             "interpolate",
             ["edit.latents=true", "sampler.name=ddim", "sampler.eta=0.5"],
             "it is 'ddim' with eta 0.5",
+        ),
+        (
+            "interpolate",
+            ["edit.latents=true", "sampler.name=ode_adaptive", "edit.iterations=2"],
+            "edit.iterations is 2, but the sampler 'ode_adaptive' has none",
+        ),
+        (
+            "interpolate",
+            ["edit.latents=true", "sampler.name=ode_adaptive", "sampler.num_steps=1"],
+            "edit.latents needs two steps or more",
+        ),
+        (
+            "interpolate",
+            ["edit.latents=true", "sampler.name=ode_adaptive", "sampler.max_steps=2"],
+            "4 of 4 images were not finished: the solver stopped at t = ",
+        ),
+        ("interpolate", ["sampler.temperature=0.5"], "temperature is 0.5, but edit.latents=false"),
+        (
+            "inpaint",
+            ["edit.keep=nothing", "edit.start_t=9", "sampler.temperature=0.5"],
+            "temperature is 0.5, but edit.start_t=9 has none",
         ),
         ("interpolate", ["edit.iterations=2"], "edit.latents=false has none"),
         ("interpolate", ["sample.labels=10"], "labels must be from 0 to 9"),

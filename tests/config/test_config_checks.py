@@ -67,6 +67,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
         ["unifrom", "0", "", (), (math.nan,), ("uniform",)],
     ),
     "sampler.eta": ([0.0, 0.5, 1.0], [-0.1, 1.1, math.nan]),
+    "sampler.temperature": ([0.0, 0.7, 10.0], [-0.1, 10.1, math.nan]),
     "sampler.churn": ([0.0, 80.0], [-0.1, math.inf]),
     "sampler.churn_min": ([0.0, 1e9], [-0.1, math.inf]),
     "sampler.churn_max": ([0.0, 1e9], [-0.1, math.inf]),

@@ -58,6 +58,7 @@ from diffusion_jax.samplers import (
     sample_loop,
     unipc,
 )
+from diffusion_jax.samplers.loop import first_noise
 from diffusion_jax.training.optimizer import ema_decay, make_optimizer
 
 SHAPE = (2, 2, 1)
@@ -142,6 +143,7 @@ def by_hand(
     num_steps: int | None = None,
     spacing: Any = "uniform",
     variance: str = "fixed_large",
+    temperature: float = 1.0,
     limit: Callable[[Denoise], Denoise] = clip_denoised,
     learning_rate: float = 2e-4,
     warmup_steps: int = 5000,
@@ -160,7 +162,8 @@ def by_hand(
     objective = make_objective(
         process, prediction, MODEL.apply, weighting=weighting, times=times or uniform()
     )
-    drawn = sample_loop(limit(denoise), sampler, keys, SHAPE)
+    x_init = temperature * (sampler.grid.prior_std * first_noise(keys, SHAPE))
+    drawn = sample_loop(limit(denoise), sampler, keys, SHAPE, x_init=x_init)
     return {
         "losses": losses(objective),
         "draws": draws(objective),
@@ -285,6 +288,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "sampler.u_min": ("0.3", {"make_process": sde(VP, u_min=0.3)}, {"images"}),
     "sampler.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
     "sampler.eta": ("0.5", {"make_sampler": ddim_with(0.5)}, {"images"}),
+    "sampler.temperature": ("0.5", {"temperature": 0.5}, {"images"}),
     "sampler.order": (
         "2",
         {"make_sampler": unipc_of(2), "prediction": "x0"},
@@ -497,7 +501,7 @@ def test_fields_of_guidance_change_what_their_arguments_do(
     assert not np.array_equal(to_uint8(unguided), got.images)
 
 
-def test_another_seed_eta_or_guidance_is_drawn_by_the_same_program() -> None:
+def test_another_seed_eta_temperature_or_guidance_is_drawn_by_the_same_program() -> None:
     def of(*changes: tuple[str, str]) -> tuple[Experiment, sampling.Settings]:
         config = config_with(BASE | GUIDED | dict(changes))
         return build.build(config, SHAPE, 2), sampling.settings(config)
@@ -507,6 +511,7 @@ def test_another_seed_eta_or_guidance_is_drawn_by_the_same_program() -> None:
     chex.clear_trace_counter()
     counted: Any = jax.jit(chex.assert_max_traces(sampling.make_draw(exp), n=1))
     changed = ("sample.seed", "4"), ("sampler.eta", "1"), ("sampler.guidance_scale", "1.5")
+    changed = (*changed, ("sampler.temperature", "0.5"))
     numbers = [first, *(of(change)[1] for change in (*changed, ("sampler.guidance_rescale", "1")))]
     images = [counted(params, n, jnp.arange(4), jnp.arange(4) % 2).images for n in numbers]
     assert all(np.abs(images[0].astype(int) - other).max() > 3 for other in images[1:])
