@@ -24,6 +24,9 @@ from scipy.special import log_ndtr, ndtr
 
 import diffusion_jax as dj
 from diffusion_jax.keys import indexed, stream
+from diffusion_jax.likelihood.divergence import exact_divergence
+from diffusion_jax.losses import TIMES, WEIGHTINGS
+from diffusion_jax.samplers import pc
 from diffusion_jax.training.step import make_multi_step
 
 Points = Float[np.ndarray, "n 2"]
@@ -109,14 +112,20 @@ PROCESSES: dict[str, dj.Process] = {
 # ## Training: the same step as for images, on points of shape (1, 1, 2)
 
 # %%
+TOLERANCE = 1e-4  # Of a step of the ODE.
 CHUNK = 100  # Steps in one program.
 
 
 def train(
     process: dj.Process, data: Data, model: dj.Model, *, num_steps: int, batch_size: int, seed: int
 ) -> Any:
-    """Returns the averaged parameters of a network that predicts v."""
-    objective = dj.loss_function("simple", process, "v", model.apply)
+    """Returns the averaged parameters of a network that predicts v, trained for likelihood."""
+    # The weights that bound the likelihood, and times drawn as often as they are large (Song et al., 2021b).
+    weights = {
+        "weighting": WEIGHTINGS["likelihood"](process=process),
+        "times": TIMES["likelihood"](process),
+    }
+    objective = dj.loss_function("simple", process, "v", model.apply, **weights)
     optimizer = dj.make_optimizer(2e-3, 200, decay="cosine", num_steps=num_steps)
     step = dj.make_train_step(
         objective, optimizer, stream(seed, "train"), averages={"ema": dj.ema_decay(0.999)}
@@ -146,7 +155,7 @@ def draw(process: dj.Process, model: dj.Model, params: Any, num_points: int, see
     @jax.jit
     def points(params: Any, keys: jax.Array) -> jax.Array:
         denoise = dj.make_denoiser(process, "v", model.apply, params)
-        sampler = dj.ddim(process.grid(200))
+        sampler = pc(process.grid(200), process)
         return dj.sample_loop(denoise, sampler, keys, (1, 1, 2)).images
 
     keys = indexed(stream(seed, "sample"), jnp.arange(num_points))
@@ -161,7 +170,10 @@ def log_likelihood(
     @jax.jit
     def of(params: Any, x: jax.Array) -> dj.Likelihood:
         denoise = dj.make_denoiser(process, "v", model.apply, params)
-        return dj.exact_likelihood(denoise, process.grid(2), process, x)
+        grid, exact = process.grid(2), exact_divergence
+        return dj.exact_likelihood(
+            denoise, grid, process, x, exact, rtol=TOLERANCE, atol=TOLERANCE
+        )
 
     result = of(params, jnp.asarray(points.reshape(-1, 1, 1, 2), jnp.float32))
     return np.asarray(result.log_likelihood, np.float64), float(result.evaluations.mean())
@@ -172,14 +184,17 @@ def log_likelihood(
 
 
 # %%
+SIDE = 60  # Points of the picture along each axis.
+
+
 def picture(path: Path, data: Data, drawn: Points, density: Callable[[Points], Any], s: float):
     """Writes drawn points beside the density of the model and the true one."""
     from matplotlib.figure import Figure
 
-    axis = np.linspace(-1.3, 1.3, 120)
+    axis = np.linspace(-1.3, 1.3, SIDE)
     plane = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     truth, learned = (
-        np.exp(f).reshape(120, 120) for f in (data.log_density(plane, s), density(plane))
+        np.exp(f).reshape(SIDE, SIDE) for f in (data.log_density(plane, s), density(plane))
     )
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     of_points, *of_densities = figure.subplots(1, 3)
@@ -202,7 +217,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     sizes = {"num_steps": arguments.steps, "batch_size": arguments.batch_size}
     params = train(process, data, model, **sizes, seed=arguments.seed)
     seconds = time.monotonic() - started
-    drawn = draw(process, model, params, 10_000, arguments.seed)
+    drawn = draw(process, model, params, arguments.drawn, arguments.seed)
     s = float(process.grid(2).std[1])  # The noise of the points that the flow begins with.
     rng = np.random.default_rng(arguments.seed + 1)
     held_out = data.draw(rng, arguments.held_out) + s * rng.normal(size=(arguments.held_out, 2))
@@ -221,7 +236,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     print(f"log-likelihood of {len(gap):,} held-out points: {figures['model']:.3f} nats; ", end="")
     print(f"of the true density {figures['true']:.3f}; {evaluations:.0f} evaluations a point")
     print(f"KL divergence {figures['divergence']:.4f} ± {figures['stderr']:.4f} nats")
-    if arguments.picture:
+    if not arguments.no_picture:
         density = lambda plane: log_likelihood(process, model, params, plane)[0]  # noqa: E731
         picture(arguments.picture, data, drawn, density, s)
     return figures
@@ -235,7 +250,9 @@ def parse(flags: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6000, help="of training, in hundreds")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--held_out", type=int, default=2000, help="points to score")
+    parser.add_argument("--drawn", type=int, default=10_000, help="points to draw")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no_picture", action="store_true")
     parser.add_argument("--picture", type=Path, default=Path("plane.png"), help="PNG to write")
     return parser.parse_args(flags)
 

@@ -110,8 +110,7 @@ TRAINING = {
     "loss.name": Field(
         "simple",
         Choice(("simple", "vlb", "hybrid", "sliced")),
-        "simple: mean square error, Eq. 14; vlb: the variational bound; hybrid: simple, and vlb for the variance; sliced: "
-        "sliced score matching",
+        "simple: mean square error, Eq. 14; vlb: the variational bound; hybrid: both; sliced: sliced score matching",
     ),
     "loss.vlb_weight": Field(0.001, Float(0), "hybrid: how much vlb counts, in bits/dim"),
     "loss.num_probes": Field(1, Int(1), "sliced: random directions an image and step"),

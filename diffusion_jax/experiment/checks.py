@@ -201,10 +201,11 @@ def check_times(config: ConfigDict, process: Process) -> None:
         if times is None:
             continue
         if min(times) < first or max(times) > last or len(set(times)) < len(times):
-            raise InputError(f"{name} is {times}; it must hold distinct times {allowed}")
+            named = ", ".join(f"{t:g}" for t in times)
+            raise InputError(f"{name} is ({named}); it must hold distinct times {allowed}")
     start = config.edit.start_t
     if start is not None and not first <= start <= last:
-        raise InputError(f"edit.start_t is {start}; it must be {allowed}")
+        raise InputError(f"edit.start_t is {start:g}; it must be {allowed}")
 
 
 def check_edit(config: ConfigDict) -> None:

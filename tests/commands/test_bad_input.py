@@ -185,7 +185,7 @@ def test_a_config_file_that_sets_a_field_wrongly_is_named(
         ("sampler.spacing=unifrom", ["sampler.spacing", "'unifrom'", "Did you mean 'uniform'?"]),
         ("sampler.spacing=0,20", ["sampler.spacing is (0, 20)", "distinct times from 0 to 19"]),
         ("sampler.spacing=3,7,3", ["sampler.spacing is (3, 7, 3)", "distinct"]),
-        ("sample.shared_t=20", ["sample.shared_t is (20,)", "distinct timesteps from 0 to 19"]),
+        ("sample.shared_t=20", ["sample.shared_t is (20)", "distinct times from 0 to 19"]),
         ("sample.shared_t=t", ["sample.shared_t", "'t'", "separated by commas"]),
         ("model.num_classes=7", ["model.num_classes", "7", "digits has 10"]),
         ("sample.labels=3", ["sample.labels", "(3,)", "unconditional"]),

@@ -116,11 +116,11 @@ def test_langevin_dynamics_are_refused_for_a_process_that_changes_the_signal(pro
         ),
         (
             (("process.name", "vp"), ("edit.times", "5,1200")),
-            r"edit.times is \(5.0, 1200.0\); it must hold distinct times from 0.999 to 999$",
+            r"edit.times is \(5, 1200\); it must hold distinct times from 0.999 to 999$",
         ),
         (
             (("process.name", "ve"), ("edit.start_t", "-4")),
-            "edit.start_t is -4.0; it must be from -3.91194 to 4.60517$",
+            "edit.start_t is -4; it must be from -3.91194 to 4.60517$",
         ),
         ((("edit.times", "0,1000"),), r"edit.times is .* from 0 to 999 \(T - 1\)$"),
     ],

@@ -94,6 +94,7 @@ def losses(objective: Objective) -> jax.Array:
 
 def draws(objective: Objective) -> Any:
     drawn = objective.draw(objective.init(), jax.random.key(4), (8, *SHAPE))
+    assert drawn.keys is not None
     return drawn._replace(keys=jax.random.key_data(drawn.keys))  # Keys cannot be compared.
 
 
