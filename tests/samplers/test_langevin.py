@@ -113,6 +113,24 @@ def test_the_noises_of_one_step_are_independent():
     assert float(moved.var()) == pytest.approx(expected, rel=5 * np.sqrt(2 / moved.size))
 
 
+def test_the_corrector_adds_the_noise_that_the_signal_to_noise_ratio_asks_for():
+    """Of VP from u = 0.4 to 0.3: epsilon = 2 alpha (r std_s)^2, where log alpha is minus beta's integral between them."""
+
+    def still(x_t, point):
+        return optimal(x_t, point)._replace(score=jnp.zeros_like(x_t))
+
+    process, n = VP(), 4000
+    grid = process.grid(None, [999 * 0.3, 999 * 0.4])
+    integrals = [0.1 * u + 9.95 * u**2 for u in (0.3, 0.4)]
+    alpha, std2 = np.exp(integrals[0] - integrals[1]), 1 - np.exp(-integrals[0])
+    sampler = pc(grid, process, corrector_steps=3, snr=0.5)
+    state = sampler.init(jnp.zeros((n, *SHAPE)))
+    moved = sampler.step(still, state, jnp.zeros(n, jnp.int32), image_keys(0, jnp.arange(n))).x
+    # The predictor's own noise, and that of three moves.
+    expected = 1 - alpha + 3 * 2 * (2 * alpha * 0.5**2 * std2)
+    assert float(moved.var()) == pytest.approx(expected, rel=5 * np.sqrt(2 / moved.size))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -91,6 +91,20 @@ def test_euler_and_maruyamas_rule_has_strong_order_1_along_one_brownian_path(pro
     assert slopes(errors)[-1] == pytest.approx(1, abs=0.15)
 
 
+def test_a_step_of_reverse_diffusion_is_that_of_appendix_e():
+    """Of VP from u = 0.8 to 0.5: beta integrates to 0.1 u + 9.95 u^2, and x has score -(x - m) / w^2."""
+    process = PROCESSES["vp"]
+    grid = process.grid(None, [999 * 0.5, 999 * 0.8])
+    integrals = [0.1 * u + 9.95 * u**2 for u in (0.5, 0.8)]
+    kept = np.exp((integrals[0] - integrals[1]) / 2)
+    width2 = np.exp(-integrals[1]) * STD**2 + 1 - np.exp(-integrals[1])
+    variance = 1 - kept**2
+    a, b, c = affine(PREDICTORS["reverse_diffusion"](grid, process))[:, 0]
+    expected = np.array([2 - kept - variance / width2, np.sqrt(variance)])
+    np.testing.assert_allclose([a, c], expected, rtol=1e-4)  # Of float32 numbers.
+    assert b == pytest.approx(variance / width2 * np.exp(-integrals[1] / 2) * MEAN, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_the_step_to_the_data_ends_at_x0_hat_without_noise(name):
     process = PROCESSES["subvp"]
