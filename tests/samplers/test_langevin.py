@@ -114,7 +114,7 @@ def test_the_noises_of_one_step_are_independent():
 
 
 def test_the_corrector_adds_the_noise_that_the_signal_to_noise_ratio_asks_for():
-    """Of VP from u = 0.4 to 0.3: epsilon = 2 alpha (r std_s)^2, where log alpha is minus beta's integral between them."""
+    """Of VP from u = 0.4 to 0.3: epsilon = 2 alpha (r std_s)^2, where log alpha is minus the integral of beta."""
 
     def still(x_t, point):
         return optimal(x_t, point)._replace(score=jnp.zeros_like(x_t))
