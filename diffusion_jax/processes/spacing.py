@@ -15,6 +15,7 @@ from diffusion_jax.processes.process import Numbers, namespace
 
 Times = Float[np.ndarray, " n"]
 LARGEST_SIGMA = 80.0  # Of karras.
+ROUNDING = 1e-9
 
 
 class Timesteps(NamedTuple):
@@ -174,7 +175,11 @@ def _listed(
     num_steps: int | None, listed: Sequence[float | int], first: float | int, last: float | int
 ) -> Times:
     times = np.sort(np.asarray(listed, np.float64))
-    inside = len(times) > 0 and times[0] >= first and times[-1] <= last
+    slack = ROUNDING * (
+        last - first
+    )  # A logarithm of an end, say, is not that end to the last digit.
+    inside = len(times) > 0 and times[0] >= first - slack and times[-1] <= last + slack
+    times = np.clip(times, first, last)
     if not (inside and (np.diff(times) > 0).all()):  # A NaN, too, is not inside.
         named = f"{last} (T - 1)" if first == 0 else f"{last:g}"
         raise InputError(

@@ -139,6 +139,8 @@ def test_even_steps_are_even_in_u_for_any_number_of_them():
 def test_listed_times_are_the_processes_own():
     grid = CONTINUOUS["ve"].grid(None, (-1.5, 0.0, 3))
     np.testing.assert_allclose(grid.std[:-1], np.exp([3, 0, -1.5]))
+    last = float(np.log(50.0))  # Which the process has in another way, with other rounding.
+    np.testing.assert_allclose(CONTINUOUS["ve"].grid(None, (0.0, last)).std[:-1], [50, 1])
     with pytest.raises(InputError, match="distinct times from -3.91"):
         CONTINUOUS["ve"].grid(None, (-5.0, 1.0))
 
