@@ -65,7 +65,7 @@ def inpaint_options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:
     start = 0 if fields.start_t is None else nearest_point(sampler.grid, fields.start_t)
     if start == 0 and fields.keep == "nothing":
         raise InputError(
-            f"edit.start_t is {fields.start_t}, and the nearest of the sampler's times is its first, "
+            f"edit.start_t is {fields.start_t:g}, and the nearest of the sampler's times is its first, "
             f"{sampler.grid.time[0]:g}, where all is noise: edit.keep=nothing needs an earlier start"
         )
     return {"start": start, "resamplings": fields.resamplings, "jump": fields.jump}
