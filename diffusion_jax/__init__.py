@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
     from diffusion_jax.likelihood.progressive import rate_distortion
     from diffusion_jax.losses import loss_function, simple_loss, sliced_objective
     from diffusion_jax.models import MLP, Model, UNet, as_functions, count_parameters
+    from diffusion_jax.processes.affine import Affine
     from diffusion_jax.processes.ddpm import DDPM
     from diffusion_jax.processes.dynamics import SDE
     from diffusion_jax.processes.gaussian import (
@@ -102,6 +103,7 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
 __version__ = "0.1.0"
 
 __all__ = [
+    "Affine",
     "Bound",
     "Checkpoint",
     "CheckpointStore",
@@ -213,6 +215,7 @@ __all__ = [
 
 # Module of each public name, imported when the name is first used: none costs those who use another.
 _MODULES = {
+    "Affine": "processes.affine",
     "Bound": "likelihood.bound",
     "Checkpoint": "checkpoints.store",
     "CheckpointStore": "checkpoints.store",
