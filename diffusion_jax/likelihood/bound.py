@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise, Prediction
 from diffusion_jax.errors import InputError
-from diffusion_jax.keys import at_time, image_normal
+from diffusion_jax.keys import at_time, folded, image_normal
 from diffusion_jax.likelihood.decoder import Decoder, check_levels, discretized_gaussian
 from diffusion_jax.processes.gaussian import per_image, q_sample
 from diffusion_jax.processes.process import Grid
@@ -173,7 +173,7 @@ def variational_bound(
         k, step = xs
         point = grid.at(step)
         # Two parts of a sample may draw the same step: not with the same noise.
-        own = keys if whole else jax.vmap(jax.random.fold_in, (0, None))(keys, OF_TIMES + 1 + k)
+        own = keys if whole else folded(keys, OF_TIMES + 1 + k)
         eps = image_normal(at_time(own, point.time), x0.shape[1:])
         x_t = q_sample(point, x0, eps)
         prediction = denoise(x_t, point)
@@ -214,7 +214,7 @@ def _strata(keys: Key[Array, " b"], count: int, last: int) -> Int[Array, " k b"]
         steps = jnp.broadcast_to(first, (count, len(keys)))
     else:
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (count,)), out_axes=1)
-        offsets = uniform(jax.vmap(lambda key: jax.random.fold_in(key, OF_TIMES))(keys))
+        offsets = uniform(folded(keys, OF_TIMES))
         part = (jnp.broadcast_to(first, offsets.shape) + offsets) * (last / count)
         steps = jnp.minimum(part.astype(jnp.int32), last - 1)
     return jnp.concatenate([steps, jnp.full((1, len(keys)), last)]).astype(jnp.int32)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
-from diffusion_jax.keys import image_normal
+from diffusion_jax.keys import folded, image_normal
 from diffusion_jax.processes.gaussian import per_image, q_sample
 from diffusion_jax.processes.process import Grid, take
 from diffusion_jax.samplers.loop import (
@@ -22,7 +22,6 @@ from diffusion_jax.samplers.loop import (
     State,
     continuation_keys,
     first_noise,
-    fold_in,
     sample_loop,
     step_keys,
 )
@@ -95,7 +94,7 @@ def replaced(sampler: Sampler, merge: Merge, x0: Float[Array, "b h w c"]) -> Sam
 
     def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
         after = sampler.step(denoise, state, i, keys)
-        eps = image_normal(fold_in(keys, KNOWN), x0.shape[1:])
+        eps = image_normal(folded(keys, KNOWN), x0.shape[1:])
         given = q_sample(sampler.grid.at(i + 1), x0, eps)
         return after._replace(x=merge(after.x, given))
 
@@ -186,7 +185,7 @@ def renoise(
         log_snr = 2 * (grid.log_signal - np.log(grid.std))  # Infinite at the data.
     signal = jnp.exp(take(grid.log_signal, i) - take(grid.log_signal, j))
     std = take(grid.std, i) * jnp.sqrt(-jnp.expm1(take(log_snr, i) - take(log_snr, j)))
-    noise = image_normal(fold_in(step_keys(keys, take(grid.time, j)[0]), AGAIN), x.shape[1:])
+    noise = image_normal(folded(step_keys(keys, take(grid.time, j)[0]), AGAIN), x.shape[1:])
     return per_image(signal, x) * x + per_image(std, x) * noise
 
 

@@ -15,10 +15,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
-from diffusion_jax.keys import image_normal
+from diffusion_jax.keys import folded, image_normal
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.process import Grid, Point, take
-from diffusion_jax.samplers.loop import Sampler, State, fold_in
+from diffusion_jax.samplers.loop import Sampler, State
 
 MOVES = 2  # Stream of a step's key; `editing` has 0 and 1.
 
@@ -96,11 +96,11 @@ def moves(
       count: Number of moves, 1 or more.
     """
     drift, std = (per_image(values, state.x) for values in (size, jnp.sqrt(2 * size)))
-    own = fold_in(keys, MOVES)
+    own = folded(keys, MOVES)
 
     def move(k: Int[Array, ""], state: State) -> State:
         prediction = denoise(state.x, point)
-        noise = std * image_normal(fold_in(own, k), state.x.shape[1:])
+        noise = std * image_normal(folded(own, k), state.x.shape[1:])
         return State(state.x + drift * prediction.score + noise, prediction.x0)
 
     return jax.lax.fori_loop(0, count, move, state)

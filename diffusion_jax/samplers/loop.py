@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
-from diffusion_jax.keys import at_time, image_normal, indexed, stream
+from diffusion_jax.keys import at_time, folded, image_normal, indexed, stream
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.reporting.progress import report
 
@@ -116,27 +116,22 @@ def image_keys(seed: int | Array, indices: Int[Array, " b"]) -> Key[Array, " b"]
 
 def first_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, " b ..."]:
     """Returns the standard normal noise that x_T of each image is made of, whatever the sampler."""
-    return image_normal(fold_in(keys, FIRST), shape)
+    return image_normal(folded(keys, FIRST), shape)
 
 
 def step_keys(keys: Key[Array, " b"], time: Float[Array, ""]) -> Key[Array, " b"]:
     """Returns each image's key for the step that begins at a time, as the network is given it."""
-    return at_time(fold_in(keys, OF_A_STEP), jnp.full(keys.shape, time, jnp.float32))
+    return at_time(folded(keys, OF_A_STEP), jnp.full(keys.shape, time, jnp.float32))
 
 
 def continuation_keys(keys: Key[Array, " b"], k: int | Int[Array, ""]) -> Key[Array, " b"]:
     """Returns, in place of each image's key, that of its k-th continuation: other noise in every step."""
-    return fold_in(fold_in(keys, CONTINUED), k)
+    return folded(folded(keys, CONTINUED), k)
 
 
 def moments(num_steps: int, num_frames: int) -> Int64[np.ndarray, " f"]:
     """Returns the numbers of steps done at each of `num_frames` moments: evenly spaced from 0 to `num_steps`."""
     return np.rint(np.linspace(0, num_steps, num_frames)).astype(np.int64)
-
-
-def fold_in(keys: Key[Array, " b"], data: int | Int[Array, ""]) -> Key[Array, " b"]:
-    """Returns each image's key of another stream."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
 def sample_loop(
