@@ -274,8 +274,7 @@ def warn_of_grid(grid: Grid, whole: Grid, variance: str | None, group: str) -> N
 def warn_of_solver(name: str, grid: Grid) -> None:
     """Warns of a grid whose steps are too long or too uneven for the solver: its images would be noise."""
     if name == "heun" and grid.num_steps > 1:
-        log_sigma = np.log(grid.std[:-1]) - grid.log_signal[:-1]
-        most = np.exp(-np.diff(log_sigma)).max()
+        most = np.exp(np.diff(grid.logsnr[:-1]) / 2).max()
         if most > LONG_STEP:
             warnings.warn(
                 f"heun: std / signal falls by a factor of {most:,.0f} in a step; take more, and sampler.spacing=karras",

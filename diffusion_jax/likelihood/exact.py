@@ -24,14 +24,14 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.flow import field_of, level, size
 from diffusion_jax.keys import folded
-from diffusion_jax.likelihood.decoder import LOG_SQRT_2PI, check_levels
+from diffusion_jax.likelihood.decoder import check_levels
 from diffusion_jax.likelihood.divergence import (
     Divergence,
     draw_probes,
     exact_divergence,
     hutchinson,
-    inner,
 )
+from diffusion_jax.processes.dynamics import normal_prior
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.ode import Field, solve
 from diffusion_jax.processes.process import Grid, Process
@@ -113,13 +113,13 @@ def exact_likelihood(
       divergence: `exact_divergence` for a few dimensions, `hutchinson(draw_probes(...))` for images.
       **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
     """
-    dims = math.prod(x.shape[1:])
+    dims, prior = math.prod(x.shape[1:]), normal_prior(grid.prior_std)
     first, last = (grid.at(jnp.full(len(x), i)) for i in (grid.num_steps - 1, 0))
 
     def log_prior(z: Float[Array, " b *dims"]) -> Float[Array, " b"]:
-        unit = per_image(size(last) / grid.prior_std, z) * z
-        log_scale = jnp.log(size(last)) - math.log(grid.prior_std) - jnp.log(size(first))
-        return dims * (log_scale - LOG_SQRT_2PI) - inner(unit, unit) / 2
+        # x = r z, at the prior and where x is.
+        log_scale = jnp.log(size(last)) - jnp.log(size(first))
+        return prior.log_density(per_image(size(last), z) * z) + dims * log_scale
 
     z = x / per_image(size(first), x)
     field = field_of(denoise, process)

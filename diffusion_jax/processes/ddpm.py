@@ -122,8 +122,7 @@ class DDPM:
     @property
     def _logsnr(self) -> Float[np.ndarray, " T"]:
         """2 log(signal / std) at each timestep."""
-        chain = self._chain
-        return 2 * (chain.log_signal[1:] - np.log(chain.std[1:]))
+        return self._chain.logsnr[1:]
 
     @property
     def _chain(self) -> Grid:

@@ -181,10 +181,8 @@ def renoise(
     too where the signals are smaller than a `Point` says.
     """
     i, j = (jnp.full(keys.shape, k) for k in (first, last))
-    with np.errstate(divide="ignore"):
-        log_snr = 2 * (grid.log_signal - np.log(grid.std))  # Infinite at the data.
     signal = jnp.exp(take(grid.log_signal, i) - take(grid.log_signal, j))
-    std = take(grid.std, i) * jnp.sqrt(-jnp.expm1(take(log_snr, i) - take(log_snr, j)))
+    std = take(grid.std, i) * jnp.sqrt(-jnp.expm1(take(grid.logsnr, i) - take(grid.logsnr, j)))
     noise = image_normal(folded(step_keys(keys, take(grid.time, j)[0]), AGAIN), x.shape[1:])
     return per_image(signal, x) * x + per_image(std, x) * noise
 

@@ -91,7 +91,7 @@ def _churned(
     grid: Grid, process: Process, gamma: float, smallest: float, largest: float
 ) -> tuple[Points, Float[np.ndarray, " n"]]:
     """Returns the points that the steps take off from, and the standard deviation of the noise that leads there."""
-    log_sigma = np.log(grid.std[:-1]) - grid.log_signal[:-1]
+    log_sigma = -grid.logsnr[:-1] / 2
     low, high = np.log(np.maximum([smallest, largest], np.finfo(float).tiny))
     churns = (low <= log_sigma) & (log_sigma <= high) & (gamma > 0)
     raised = process.times_of(-2 * (log_sigma + np.log1p(gamma)))

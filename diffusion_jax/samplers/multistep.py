@@ -33,7 +33,7 @@ def ode(grid: Grid) -> tuple[PerStep, PerStep]:
 
 def sizes(grid: Grid, back: int) -> PerStep:
     """Returns h of the step this far before each step; 1 where it is infinite, or there is none."""
-    h = np.diff(grid.log_signal[:-1] - np.log(grid.std[:-1]))
+    h = np.diff(grid.logsnr[:-1]) / 2
     return np.concatenate([np.ones(back), h, np.ones(1)])[: grid.num_steps]
 
 
