@@ -13,13 +13,12 @@ from diffusion_jax.errors import InputError, choose
 from diffusion_jax.losses import OBJECTIVES, WEIGHTINGS
 from diffusion_jax.models import MODELS
 from diffusion_jax.processes.process import Grid, Process
-from diffusion_jax.samplers import MERGES, SAMPLERS
+from diffusion_jax.samplers import INVERSES, MERGES, SAMPLERS
 
 LONG_STEP = 30  # Factor of std / signal in a step of Heun's method; digits drawn with longer ones are poor, or noise.
 UNEVEN = 2  # The longest step over the shortest: rounding to timesteps alone makes it no more.
 TINY_SIGNAL = 1e-3
 LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
-INVERTIBLE = ("ddim", "ode_adaptive")
 FITTING = {"langevin": ("ve", "ncsn")}  # Processes of the solvers that are not for all.
 # Fields of the sampler group that no update rule takes: its name, grid and x_T, limits and guidance of its denoiser.
 OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "u_min", "temperature"}
@@ -226,14 +225,13 @@ def check_invertible(config: ConfigDict) -> None:
     name, eta = config.sampler.name, config.sampler.eta
     if not config.edit.latents:
         return
-    if name not in INVERTIBLE or eta > 0:
+    if name not in INVERSES or eta > 0:
         raise InputError(
-            "edit.latents needs a sampler that can be inverted, sampler.name=ddim with sampler.eta=0 or ode_adaptive; "
-            f"it is {name!r} with eta {eta}"
+            f"edit.latents needs a sampler that can be inverted, {' or '.join(INVERSES)}, with sampler.eta=0; "
+            f"sampler.name is {name!r}, with eta {eta}"
         )
-    if name == "ode_adaptive":
-        owner = f"the sampler {name!r}"
-        _refuse_unused(config, "edit", set(config.edit) - {"iterations"}, owner)
+    taken = set(config.edit) - {"iterations"} | inspect.signature(INVERSES[name]).parameters.keys()
+    _refuse_unused(config, "edit", taken, f"the sampler {name!r}")
 
 
 def check_temperature(config: ConfigDict, has_noise: bool, owner: str) -> None:

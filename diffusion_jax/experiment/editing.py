@@ -15,18 +15,17 @@ from diffusion_jax.experiment.checks import accepted
 from diffusion_jax.experiment.sampling import Settings, drawing, evaluations
 from diffusion_jax.processes.ode import Solution
 from diffusion_jax.samplers import (
+    INVERSES,
     MERGES,
     Merge,
     Sampler,
     Solve,
-    encode,
     encoding_nfe,
     inpaint,
     inpaint_nfe,
     interpolate,
     nearest_point,
     ode_decode,
-    ode_encode,
     sample_loop,
     slerp,
 )
@@ -120,7 +119,7 @@ def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array, Array
     return draw
 
 
-def _flow(experiment: Experiment, numbers: Settings) -> dict[str, Any]:
+def _tolerances(experiment: Experiment, numbers: Settings) -> dict[str, Any]:
     """Returns what the solver of the flow is asked for."""
     max_steps = experiment.config.sampler.max_steps
     return {"rtol": numbers.rtol, "atol": numbers.atol, "max_steps": max_steps}
@@ -140,11 +139,12 @@ def make_encode(experiment: Experiment) -> Callable[..., tuple[Array, Solve | No
         params: Any, numbers: Settings, indices: Array, labels: Array | None, images: Array
     ) -> tuple[Array, Solve | None]:
         denoise, sampler, _ = drawing(experiment, params, numbers, indices, labels)
-        x0, iterations = data.to_model_range(images), experiment.config.edit.iterations
-        if experiment.config.sampler.name == "ode_adaptive":
-            options = _flow(experiment, numbers)
-            return _solved(ode_encode(denoise, sampler.grid, experiment.process, x0, **options))
-        return encode(denoise, sampler.grid, x0, iterations=iterations), None
+        config, x0 = experiment.config, data.to_model_range(images)
+        inverse = INVERSES[config.sampler.name]
+        options = {"process": experiment.process, "iterations": config.edit.iterations}
+        options |= _tolerances(experiment, numbers)
+        x_T = inverse(denoise, sampler.grid, x0=x0, **accepted(inverse, options))
+        return _solved(x_T) if isinstance(x_T, Solution) else (x_T, None)
 
     return draw
 
@@ -160,9 +160,12 @@ def make_decode(experiment: Experiment) -> Callable[..., tuple[Array, Solve | No
     ) -> tuple[Array, Solve | None]:
         parts = drawing(experiment, params, numbers, indices, labels)
         x_init = numbers.temperature * slerp(*rows)
-        if experiment.config.sampler.name == "ode_adaptive":
+        if (
+            parts.sampler.nfe is None
+        ):  # Adaptive: all the way back, without the sampler's denoising step.
             ends = parts.denoise, parts.sampler.grid, experiment.process
-            images, solve = _solved(ode_decode(*ends, x_init, **_flow(experiment, numbers)))
+            solution = ode_decode(*ends, x_init, **_tolerances(experiment, numbers))
+            images, solve = _solved(solution)
             return data.to_uint8(images), solve
         images = sample_loop(*parts, experiment.image_shape, x_init=x_init).images
         return data.to_uint8(images), None

@@ -88,7 +88,7 @@ def sampler_of(experiment: Experiment, numbers: Settings | None = None) -> Sampl
     make = SAMPLERS[options["name"]]
     if numbers is not None:
         options |= {name: getattr(numbers, name) for name in TRACED}
-    sampler = make(grid, **accepted(make, {"process": experiment.process, **options}))
+    sampler = make(grid, **accepted(make, {"process": process, **options}))
     return sampler._replace(temperature=options["temperature"])
 
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+from jaxtyping import Array
+
+from diffusion_jax.processes.ode import Solution
 from diffusion_jax.samplers.adaptive import ode_adaptive, ode_decode, ode_encode
 from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.ddim import ddim
@@ -55,11 +58,15 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "unipc": unipc,
 }
 
+# Sampler that can be inverted -> (denoise, grid, process if it takes it, x0, the options of its own) -> x_T
+INVERSES: dict[str, Callable[..., Array | Solution]] = {"ddim": encode, "ode_adaptive": ode_encode}
+
 # Steps of an unset number: the process's whole grid but for a rule that needs no more than its two ends.
 DEFAULT_STEPS = {"ode_adaptive": 2}
 
 __all__ = [
     "DEFAULT_STEPS",
+    "INVERSES",
     "MERGES",
     "Merge",
     "PREDICTORS",

@@ -18,9 +18,8 @@ from diffusion_jax.training.state import TrainState
 
 QUARTILES = 4
 
-DeviceBatch = dict[
-    str, Any
-]  # image: uint8 (b, h, w, c), or float32 for data that are no pixels; label: int32 (b,)
+# image: uint8 (b, h, w, c), or float32 for data that are no pixels; label: int32 (b,)
+DeviceBatch = dict[str, Any]
 
 
 class StepMetrics(NamedTuple):

@@ -255,7 +255,7 @@ def test_the_ends_of_an_arc_between_latents_of_the_flow_are_the_given_images(
         (
             "interpolate",
             ["edit.latents=true", "sampler.name=ddim", "sampler.eta=0.5"],
-            "it is 'ddim' with eta 0.5",
+            "sampler.name is 'ddim', with eta 0.5",
         ),
         (
             "interpolate",
