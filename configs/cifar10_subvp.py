@@ -19,14 +19,6 @@ from diffusion_jax.config import load_file
 
 
 def get_config() -> ConfigDict:
-    config = load_file(str(Path(__file__).with_name("cifar10.py")))
+    config = load_file(str(Path(__file__).with_name("cifar10_vp.py")))
     config.process.name = "subvp"
-    config.process.beta_min = 0.1
-    config.process.beta_max = 20.0
-
-    config.sampler.name = "euler_maruyama"
-    config.sampler.num_steps = 1000
-    config.sampler.u_min = 1e-3
-
-    config.train.num_steps = 950_000
     return config

@@ -16,9 +16,6 @@ from diffusion_jax.config import load_file
 
 
 def get_config() -> ConfigDict:
-    config = load_file(str(Path(__file__).with_name("digits.py")))
-    config.process.schedule = "linear"  # Which has no use here.
+    config = load_file(str(Path(__file__).with_name("digits_vp.py")))
     config.process.name = "subvp"
-
-    config.sampler.name = "euler_maruyama"
     return config
