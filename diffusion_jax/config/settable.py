@@ -94,12 +94,12 @@ SETTABLE = {
     ),
     "sampler.rtol": Field(
         1e-5,
-        Float(0, 1, open=True),
+        Float(1e-7, 1),
         "ode_adaptive: relative tolerance of a solver's step; float32 has none below 1e-7",
         "always",
     ),
     "sampler.atol": Field(
-        1e-5, Float(0, 1, open=True), "ode_adaptive: absolute tolerance, likewise", "always"
+        1e-5, Float(1e-9, 1), "ode_adaptive: absolute tolerance, likewise", "always"
     ),
     "sampler.max_steps": Field(
         1000,
@@ -249,7 +249,7 @@ SETTABLE = {
     "eval.u_min": Field(
         None,
         Float(0, 1, open=True),
-        "vp, subvp, ve: u of the last point before the data; unset: bpd: as sampler.u_min, ode_bpd: 1e-5",
+        "vp, subvp, ve: u of the last point before the data; unset: bpd: 1e-3, ve: 1e-5; ode_bpd: 1e-5",
         "always",
     ),
     "eval.num_terms": Field(

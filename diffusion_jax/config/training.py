@@ -110,7 +110,7 @@ TRAINING = {
     "loss.name": Field(
         "simple",
         Choice(("simple", "vlb", "hybrid", "sliced")),
-        "simple: mean square error, Eq. 14; vlb: the variational bound; hybrid: both; sliced: sliced score matching",
+        "simple: square error, Eq. 14; vlb: the bound; hybrid: simple, vlb for the variance; sliced: sliced score match",
     ),
     "loss.vlb_weight": Field(0.001, Float(0), "hybrid: how much vlb counts, in bits/dim"),
     "loss.num_probes": Field(1, Int(1), "sliced: random directions an image and step"),
