@@ -110,7 +110,7 @@ TRAINING = {
     "loss.name": Field(
         "simple",
         Choice(("simple", "vlb", "hybrid", "sliced")),
-        "simple: square error, Eq. 14; vlb: the bound; hybrid: simple, vlb for the variance; sliced: sliced score match",
+        "simple: square error, Eq. 14; vlb: the bound; hybrid: simple, vlb for the variance; sliced: sliced scores",
     ),
     "loss.vlb_weight": Field(0.001, Float(0), "hybrid: how much vlb counts, in bits/dim"),
     "loss.num_probes": Field(1, Int(1), "sliced: random directions an image and step"),
