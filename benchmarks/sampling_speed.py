@@ -37,7 +37,7 @@ def measure(arguments: argparse.Namespace, changes: list[tuple[str, str]], dtype
     build.validate(config)
     shape = tuple(arguments.image)
     run = build.build(config, shape, config.model.num_classes)
-    mesh = sharding.make_mesh(config.mesh.data)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     place = sharding.replicated(mesh)
     params = jax.jit(run.model.init, out_shardings=place)(jax.random.key(0))
     draw = make_batch_sampler(

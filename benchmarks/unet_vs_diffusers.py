@@ -141,7 +141,7 @@ def our_forward(size: Size, dtype: Any = jnp.float32) -> Callable[[], Any]:
 def our_step(size: Size, dtype: Any = jnp.float32) -> Callable[[], Any]:
     """Returns a function that starts one compiled training step."""
     distributed.initialize()
-    mesh = sharding.make_mesh(-1, size.batch_size)
+    mesh = sharding.make_mesh(batch_size=size.batch_size)
     model, optimizer = size.model(dtype), make_optimizer()
     objective = loss_function("simple", DDPM(make_schedule()), "eps", model.apply)
     averages = {"ema": ema_decay(0.9999)}

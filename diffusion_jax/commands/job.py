@@ -34,7 +34,7 @@ def open_run(
       RunError: No sound checkpoint.
     """
     check_writable(workdir)
-    mesh = sharding.make_mesh(config.mesh.data)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     run = load_run(
         workdir,
         step=config[group].step,

@@ -74,7 +74,9 @@ def train(
     """
     fields = config.train
     micro_batch, rest = divmod(fields.batch_size, fields.accumulate)
-    mesh = sharding.make_mesh(config.mesh.data, 1 if rest else micro_batch)
+    mesh = sharding.make_mesh(
+        config.mesh.data, config.mesh.fsdp, batch_size=1 if rest else micro_batch
+    )
     _check_batch_size(config, mesh.size)
     check_writable(workdir)
     store = CheckpointStore(

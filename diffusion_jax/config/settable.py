@@ -296,7 +296,14 @@ SETTABLE = {
     "mesh.data": Field(
         -1,
         Int(-1),
-        "devices along the batch; -1: all; of a CPU's cores the most that share the batch, 32 images or more each",
+        "devices along the batch alone; -1: all that are left; of a CPU's cores the most that share the batch, "
+        "32 images or more each",
+        "always",
+    ),
+    "mesh.fsdp": Field(
+        1,
+        Int(1),
+        "devices along the batch over which parameters, averages and the optimiser's state are divided too",
         "always",
     ),
 }

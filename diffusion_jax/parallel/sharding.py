@@ -1,50 +1,79 @@
-"""The device mesh and how arrays lie on it: batches split along `data`, everything else on each device."""
+"""The device mesh and how arrays lie on it: batches along both of its axes, the state's large arrays along `fsdp`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
 from diffusion_jax.errors import InputError
 
-BATCH_AXIS = "data"
+DATA_AXIS, FSDP_AXIS = "data", "fsdp"
+BATCH_AXES = (DATA_AXIS, FSDP_AXIS)
+# In `over_batch`: an output that is averaged over the devices, and of which each keeps its part as of `whole`.
+LIKE_WHOLE = "like whole"
 # A CPU device with fewer images spends its time on starting operations and on the sums over devices: on two cores a
 # step on two devices took 1.1 times as long as on one with 4 images of CIFAR-10 each, 1.3 times with 16 digits, and
 # 0.77 times with 32 images of 28x28.
 WORTH_A_DEVICE = 32
-# Arrays of fewer numbers stay whole. Divided from 2^14 on, those of a U-Net of 0.7 M parameters took two busy cores
-# 0.06 s a step in place of 0.04: each array is gathered by itself.
-WORTH_DIVIDING = 2**17
+# Arrays of fewer numbers stay whole: gathering one costs a message, however small. Of the CIFAR-10 U-Net these are
+# 0.6% of the parameters.
+WORTH_DIVIDING = 2**14
 
 
-def make_mesh(data: int = -1, batch_size: int | None = None) -> Mesh:
-    """Returns a mesh of devices along the batch.
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    *,
+    batch_size: int | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
+    """Returns a mesh of data x fsdp devices; neighbours along `fsdp` are close to each other.
 
     Args:
-      data: Number of devices. -1: all; of one process's CPU devices, the most that divide `batch_size` and get
-        `WORTH_A_DEVICE` rows each.
+      data: Devices along `data`. -1: all that are left; of one process's CPU devices, the most that divide
+        `batch_size` and get `WORTH_A_DEVICE` rows each.
+      fsdp: Devices along `fsdp`, over which parameters, optimiser and averages are divided too.
       batch_size: Size of the batches that will be divided; None: any.
+      devices: What there is; None: this run's devices.
 
     Raises:
-      InputError: More devices than there are, or, with several processes, not all of them.
+      InputError: Not the devices that there are: more, a number that `fsdp` does not divide, or, with several
+        processes, not all of them.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if data == -1:
-        data = len(devices)
-        if batch_size and jax.default_backend() == "cpu" and jax.process_count() == 1:
+        data, rest = divmod(len(devices), fsdp)
+        if rest:
+            raise InputError(f"mesh.fsdp is {fsdp}; it must divide the {len(devices)} devices")
+        if batch_size and jax.default_backend() == "cpu" and jax.process_count() == 1 and fsdp == 1:
             most = min(data, max(1, batch_size // WORTH_A_DEVICE))
             data = next(n for n in range(most, 0, -1) if batch_size % n == 0)
-    if not 1 <= data <= len(devices):
+    if data < 1:
+        raise InputError(f"mesh.data is {data}; it must be -1 (all that are left) or at least 1")
+    size = data * fsdp
+    if size > len(devices):
         raise InputError(
-            f"mesh.data is {data}; it must be -1 or from 1 to {len(devices)} (devices)"
+            f"mesh.data is {data} and mesh.fsdp {fsdp}: {size} devices; there are {len(devices)}"
         )
-    if data < len(devices) and jax.process_count() > 1:
-        raise InputError(f"mesh.data is {data}; several processes need all {len(devices)} devices")
-    return Mesh(np.array(devices[:data]), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+    if size < len(devices) and jax.process_count() > 1:
+        raise InputError(
+            f"mesh.data is {data} and mesh.fsdp {fsdp}: {size} devices; several processes need all "
+            f"{len(devices)}"
+        )
+    return Mesh(_placed(devices, data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _placed(devices: Sequence[Any], data: int, fsdp: int) -> np.ndarray:
+    """Lays the devices out; a TPU's by how they are wired, if all of one slice take part."""
+    if devices[0].platform == "tpu" and data * fsdp == len(devices):
+        if len({getattr(device, "slice_index", 0) for device in devices}) == 1:
+            return mesh_utils.create_device_mesh((data, fsdp), devices)
+    return np.array(devices[: data * fsdp]).reshape(data, fsdp)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -53,32 +82,55 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The given axis is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
+    """The given axis is split over all devices."""
+    return NamedSharding(mesh, _rows(axis))
 
 
-def replicated_like(tree: Any, mesh: Mesh) -> Any:
-    """Returns a sharding for each array: every device holds all of it."""
-    return jax.tree.map(lambda _: replicated(mesh), tree)
+def _rows(axis: int) -> PartitionSpec:
+    return PartitionSpec(*[None] * axis, BATCH_AXES)
 
 
 def divided_like(tree: Any, mesh: Mesh) -> Any:
-    """Returns a sharding for each array: its largest axis that the devices divide is split over them.
+    """Returns a sharding for each array: its largest axis that `fsdp` divides is split over it.
 
     Small arrays, and those without such an axis, are on each device.
     """
+    parts = mesh.shape[FSDP_AXIS]
 
     def place(x: Any) -> NamedSharding:
-        axes = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
-        if mesh.size == 1 or x.size < WORTH_DIVIDING or not axes:
+        axes = [axis for axis, size in enumerate(x.shape) if size % parts == 0]
+        if parts == 1 or x.size < WORTH_DIVIDING or not axes:
             return replicated(mesh)
-        return batch_sharding(mesh, max(axes, key=lambda axis: x.shape[axis]))
+        axis = max(axes, key=lambda axis: x.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP_AXIS))
 
     return jax.tree.map(place, tree)
 
 
+def _divided_axis(place: NamedSharding) -> int | None:
+    """The axis that `fsdp` divides, or None."""
+    return place.spec.index(FSDP_AXIS) if FSDP_AXIS in place.spec else None
+
+
+def gathered(tree: Any, places: Any) -> Any:
+    """Returns the whole arrays of which this device has its parts, inside `over_batch`.
+
+    Differentiated, it sums the gradients over `fsdp` and leaves each device those of its part (a reduce-scatter).
+
+    Args:
+      tree: This device's parts.
+      places: Tree of shardings, as from `divided_like`.
+    """
+
+    def gather(place: NamedSharding, x: Any) -> Any:
+        axis = _divided_axis(place)
+        return x if axis is None else lax.all_gather(x, FSDP_AXIS, axis=axis, tiled=True)
+
+    return jax.tree.map(gather, places, tree)
+
+
 def over_batch(
-    function: Callable[..., Any], mesh: Mesh | None, out_axes: Any = 0
+    function: Callable[..., Any], mesh: Mesh | None, out_axes: Any = 0, places: Any = None
 ) -> Callable[..., Any]:
     """Returns the function, of which each device computes its own rows of the batch (`jax.shard_map`).
 
@@ -90,28 +142,50 @@ def over_batch(
         of arrays whose first axis is the batch.
       mesh: Devices, of which the batch is a multiple. One, or None: the function itself is returned.
       out_axes: Which axis of each output is the batch, a tree as in `jax.vmap`. None: it has none, and its
-        mean over the devices is returned.
+        mean over the devices is returned. LIKE_WHOLE: a tree like `whole`, such as the gradients of its parts.
+      places: Where the arrays of `whole` lie, a tree of shardings as from `divided_like`: the function gets this
+        device's parts, and may put them together by `gathered`. None: it gets all of `whole`.
     """
     if mesh is None or mesh.size == 1:
         return function
 
-    def spec(axis: int | None) -> PartitionSpec:
-        return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, BATCH_AXIS)
-
-    def finish(axis: int | None, output: Any) -> Any:
-        return lax.pmean(output, BATCH_AXIS) if axis is None else output
-
-    def local(whole: Any, *rows: Any) -> Any:
-        # Else gradients of `whole` would be summed over the devices at its every use, not once at the end.
-        whole = jax.tree.map(lambda x: lax.pcast(x, BATCH_AXIS, to="varying"), whole)
-        return jax.tree.map(finish, out_axes, function(whole, *rows), is_leaf=_is_none)
-
     def by_rows(whole: Any, *rows: Any) -> Any:
-        in_specs = PartitionSpec(), *[PartitionSpec(BATCH_AXIS)] * len(rows)
+        where = places or jax.tree.map(lambda _: replicated(mesh), whole)
+        specs = jax.tree.map(lambda place: place.spec, where)
+
+        def finish(axis: int | str | None, output: Any) -> Any:
+            if axis == LIKE_WHOLE:
+                return jax.tree.map(_mean, where, output)
+            return lax.pmean(output, BATCH_AXES) if axis is None else output
+
+        def spec(axis: int | str | None) -> Any:
+            if axis == LIKE_WHOLE:
+                return specs
+            return _rows(axis) if isinstance(axis, int) else PartitionSpec()
+
+        def local(whole: Any, *rows: Any) -> Any:
+            # Else gradients of `whole` would be summed over the devices at its every use, not once at the end.
+            whole = jax.tree.map(_varying, where, whole)
+            return jax.tree.map(finish, out_axes, function(whole, *rows), is_leaf=_is_none)
+
+        in_specs = specs, *[_rows(0)] * len(rows)
         out_specs = jax.tree.map(spec, out_axes, is_leaf=_is_none)
         return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(whole, *rows)
 
     return by_rows
+
+
+def _varying(place: NamedSharding, part: Any) -> Any:
+    """Says that an array may differ between all devices: along `fsdp` a part of one does already."""
+    axes = BATCH_AXES if _divided_axis(place) is None else DATA_AXIS
+    return lax.pcast(part, axes, to="varying")
+
+
+def _mean(place: NamedSharding, gradient: Any) -> Any:
+    """Returns a gradient's mean over the devices; that of a part was summed along `fsdp` by `gathered`."""
+    if _divided_axis(place) is None:
+        return lax.pmean(gradient, BATCH_AXES)
+    return lax.pmean(gradient, DATA_AXIS) / place.mesh.shape[FSDP_AXIS]
 
 
 def _is_none(leaf: Any) -> bool:

@@ -89,11 +89,17 @@ def compile_steps(
       mesh: Devices.
       state_shardings: Where the state lies: tree of shardings, or one for all arrays.
     """
-    places = state_shardings, sharding.replicated(mesh)
-    return {
-        size: jax.jit(make_multi_step(train_step, size), donate_argnums=0, out_shardings=places)
-        for size in {1, per_dispatch}
-    }
+
+    def compiled(size: int) -> Any:
+        rows = sharding.batch_sharding(mesh, axis=0 if size == 1 else 1)
+        return jax.jit(
+            make_multi_step(train_step, size),
+            donate_argnums=0,
+            in_shardings=(state_shardings, rows),
+            out_shardings=(state_shardings, sharding.replicated(mesh)),
+        )
+
+    return {size: compiled(size) for size in {1, per_dispatch}}
 
 
 def run_loop(

@@ -84,17 +84,16 @@ def from_parts(parts: dict[str, Any]) -> TrainState:
 
 
 def state_shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
-    """Returns where a state's arrays lie: of the optimiser's and of the averages, each device has and updates a part.
+    """Returns where a state's arrays lie: of the large ones, each device along `fsdp` has and updates a part.
 
-    This is the first stage of ZeRO (Rajbhandari et al., 2020). The parameters, which each device needs whole,
-    are gathered once a step.
+    So are parameters, moments and averages divided (Rajbhandari et al., 2020: ZeRO, third stage); along `data`
+    they are repeated. The rule knows shapes and mesh alone, so a checkpoint is read on any mesh.
 
     Args:
       mesh: Devices.
       state: A state, or its shapes.
     """
-    whole, divided = sharding.replicated_like(state, mesh), sharding.divided_like(state, mesh)
-    return dataclasses.replace(whole, ema=divided.ema, opt_state=divided.opt_state)
+    return sharding.divided_like(state, mesh)
 
 
 def abstract_like(create: Any, shardings: Any) -> Any:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32, Key, UInt8
 from diffusion_jax.data.transforms import drop_labels, random_flip, to_model_range
 from diffusion_jax.keys import indexed
 from diffusion_jax.losses import Draws, Objective
-from diffusion_jax.parallel.sharding import divided_like, over_batch
+from diffusion_jax.parallel.sharding import LIKE_WHOLE, divided_like, gathered, over_batch
 from diffusion_jax.training.optimizer import Decay
 from diffusion_jax.training.state import TrainState
 
@@ -72,12 +72,15 @@ def make_train_step(
         (Ho & Salimans, 2022).
       no_label: The label that stands for no class: the number of classes.
       accumulate: Number of equal micro-batches, one after the other, whose gradients are averaged.
-      mesh: Devices, each of which computes loss and gradients of its own rows of every micro-batch; None: one.
+      mesh: Devices, each of which computes loss and gradients of its own rows of every micro-batch, and along `fsdp`
+        updates its part of the state (`state_shardings`); None: one.
     """
     decays = dict(averages or {})
-    gradients = over_batch(
-        partial(_gradients, objective, accumulate), mesh, out_axes=((0, 0), None)
-    )
+
+    def gradients(params: Any, inputs: tuple) -> tuple[tuple[Array, Array], Any]:
+        places = mesh and divided_like(params, mesh)
+        local = partial(_gradients, objective, accumulate, places)
+        return over_batch(local, mesh, ((0, 0), LIKE_WHOLE), places)(params, inputs)
 
     def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
@@ -90,8 +93,6 @@ def make_train_step(
             labels = drop_labels(label_key, labels, label_dropout, no_label)
         inputs = x0, labels, draws, indexed(dropout_key, jnp.arange(len(x0)))
         (losses, weighted), grads = gradients(state.params, inputs)
-        if mesh is not None and mesh.size > 1:  # To where the optimiser's state lies.
-            grads = jax.lax.with_sharding_constraint(grads, divided_like(grads, mesh))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {
@@ -119,14 +120,19 @@ def _follow(average: Any, params: Any, decay: Float[Array, ""]) -> Any:
 def _gradients(
     objective: Objective,
     accumulate: int,
+    places: Any,
     params: Any,
     inputs: tuple[Array, Array | None, Draws, Key[Array, " b"]],
 ) -> tuple[tuple[Float[Array, " b"], Float[Array, " b"]], Any]:
-    """Returns each image's loss, these weighted, and the gradients of the latters' mean, over all micro-batches."""
+    """Returns each image's loss, these weighted, and the gradients of the latters' mean, over all micro-batches.
+
+    The parameters may be this device's parts of them (`places`), and then so are the gradients.
+    """
 
     def mean_loss(params: Any, micro: tuple) -> tuple[Array, tuple[Array, Array]]:
         _, _, draws, _ = micro
-        losses = objective.loss(params, *micro)
+        whole = params if places is None else gathered(params, places)
+        losses = objective.loss(whole, *micro)
         weighted = draws.weight * losses
         return weighted.mean(), (losses, weighted)
 

@@ -36,9 +36,9 @@ IN_TURN = """
 from jax.sharding import Mesh
 from diffusion_jax.parallel import sharding
 by_process = sharding.make_mesh
-def in_turn(*arguments):
-    mesh = by_process(*arguments)
-    assert [device.process_index for device in mesh.devices] == [0, 0, 1, 1]
+def in_turn(*arguments, **named):
+    mesh = by_process(*arguments, **named)
+    assert [device.process_index for device in mesh.devices.flat] == [0, 0, 1, 1]
     return Mesh(mesh.devices[[0, 2, 1, 3]], mesh.axis_names, axis_types=mesh.axis_types)
 sharding.make_mesh = in_turn
 """

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import mixture_data
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from samplers import normal_data
 
 from diffusion_jax.errors import InputError
@@ -23,7 +22,7 @@ from diffusion_jax.likelihood.exact import (
     exact_likelihood,
     flow_likelihood,
 )
-from diffusion_jax.parallel.sharding import BATCH_AXIS, over_batch
+from diffusion_jax.parallel.sharding import make_mesh, over_batch
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.schedules import make_schedule
@@ -81,7 +80,7 @@ def test_the_likelihood_of_normal_data_is_the_normal_density_with_any_probes(rng
         signs = exact_likelihood(normal_data.optimal, grid, process, x, probes)
         return exact, signs
 
-    mesh = Mesh(np.array(jax.devices()[:2]), (BATCH_AXIS,))
+    mesh = make_mesh(2)
     exact, signs = jax.jit(over_batch(lambda _, x, e: score(x, e), mesh, (0, 0)))(
         (), x, jnp.moveaxis(drawn, 1, 0)
     )

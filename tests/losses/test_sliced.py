@@ -6,14 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
 
 from diffusion_jax.keys import folded, indexed
 from diffusion_jax.likelihood.divergence import draw_probes
 from diffusion_jax.losses import loss_function, sliced_objective
 from diffusion_jax.losses.sliced import OF_PROBES
 from diffusion_jax.losses.weightings import snr
-from diffusion_jax.parallel.sharding import BATCH_AXIS, over_batch
+from diffusion_jax.parallel.sharding import make_mesh, over_batch
 from diffusion_jax.processes.dynamics import SDE, normal_prior
 from diffusion_jax.processes.sde import VE, VP
 from diffusion_jax.training.state import TrainState
@@ -107,7 +106,7 @@ def test_a_batch_divided_over_devices_has_the_loss_of_the_whole(key):
     def loss(params, x0, draws):
         return objective.loss(params, x0, None, draws, None)
 
-    mesh = Mesh(np.array(jax.devices()[:4]), (BATCH_AXIS,))
+    mesh = make_mesh(4)
     parts = jax.jit(over_batch(loss, mesh))(PARAMS, x0, draws)
     np.testing.assert_allclose(parts, jax.jit(loss)(PARAMS, x0, draws), rtol=1e-5)
 

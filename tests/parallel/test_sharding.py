@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.parallel.sharding import (
@@ -24,18 +24,35 @@ from diffusion_jax.parallel.sharding import (
 
 @pytest.mark.parametrize(("data", "size"), [(-1, 8), (1, 1), (4, 4), (8, 8)])
 def test_a_mesh_has_the_devices_asked_for(data, size):
-    assert make_mesh(data).shape == {"data": size}
+    assert make_mesh(data).shape == {"data": size, "fsdp": 1}
 
 
-@pytest.mark.parametrize("data", [0, -2, 9])
-def test_a_mesh_of_devices_that_are_not_there_says_how_many_there_are(data):
-    with pytest.raises(InputError, match=f"mesh.data is {data}; it must be -1 or from 1 to 8"):
-        make_mesh(data)
+@pytest.mark.parametrize(
+    ("data", "fsdp", "problem"),
+    [
+        (0, 1, r"mesh.data is 0; it must be -1 \(all that are left\) or at least 1"),
+        (-2, 1, "mesh.data is -2; it must be -1"),
+        (9, 1, "mesh.data is 9 and mesh.fsdp 1: 9 devices; there are 8"),
+        (3, 4, "mesh.data is 3 and mesh.fsdp 4: 12 devices; there are 8"),
+        (-1, 3, "mesh.fsdp is 3; it must divide the 8 devices"),
+        (-1, 16, "mesh.fsdp is 16; it must divide the 8 devices"),
+    ],
+)
+def test_a_mesh_of_devices_that_are_not_there_says_how_many_there_are(data, fsdp, problem):
+    with pytest.raises(InputError, match=problem):
+        make_mesh(data, fsdp)
+
+
+@pytest.mark.parametrize(("data", "fsdp", "size"), [(-1, 4, 2), (2, 2, 2), (1, 8, 1), (-1, 8, 1)])
+def test_fsdp_takes_its_devices_first_and_neighbours_share_an_array(data, fsdp, size):
+    mesh = make_mesh(data, fsdp)
+    assert mesh.shape == {"data": size, "fsdp": fsdp}
+    assert [d.id for d in mesh.devices[0]] == list(range(fsdp))
 
 
 def test_all_devices_are_needed_where_there_are_several_processes(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(InputError, match="mesh.data is 4; several processes need all 8 devices"):
+    with pytest.raises(InputError, match="4 devices; several processes need all 8"):
         make_mesh(4)
 
 
@@ -86,8 +103,7 @@ ORDERS = {
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_process_has_the_rows_of_its_devices_whatever_their_order(order):
     places, expected = ORDERS[order]
-    devices = np.array(jax.devices())[list(places)]
-    mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    mesh = make_mesh(devices=[jax.devices()[place] for place in places])
     sharding = SeenFromProcess(mesh, batch_sharding(mesh).spec)
     for process, rows in enumerate(expected):
         sharding.process = process
@@ -106,35 +122,33 @@ def test_rows_that_several_devices_hold_count_once():
     ],
 )
 def test_on_the_cpu_as_many_devices_as_divide_the_batch_into_32_or_more(data, batch_size, size):
-    assert make_mesh(data, batch_size).size == size
+    assert make_mesh(data, batch_size=batch_size).size == size
 
 
 def test_accelerators_and_several_processes_are_all_taken(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "gpu")
-        assert make_mesh(-1, 12).size == 8
+        assert make_mesh(batch_size=12).size == 8
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert make_mesh(-1, 12).size == 8
+    assert make_mesh(batch_size=12).size == 8
 
 
 @pytest.mark.parametrize(
     ("shape", "devices", "spec"),
     [
-        ((512, 512), 4, ("data",)),
-        ((3, 3, 128, 256), 8, (None, None, None, "data")),
-        ((512, 1001), 2, ("data",)),  # The larger axis has no two equal parts.
-        ((512, 1002), 2, (None, "data")),
+        ((512, 512), 4, ("fsdp",)),
+        ((3, 3, 128, 256), 8, (None, None, None, "fsdp")),
+        ((512, 1001), 2, ("fsdp",)),  # The larger axis has no two equal parts.
+        ((512, 1002), 2, (None, "fsdp")),
         ((363, 363), 2, ()),
-        ((2**17,), 8, ("data",)),
-        ((2**17 - 8,), 8, ()),  # Small.
+        ((2**14,), 8, ("fsdp",)),
+        ((2**14 - 8,), 8, ()),  # Small.
         ((), 8, ()),
         ((512, 512), 1, ()),
     ],
 )
-def test_large_arrays_are_divided_along_the_largest_axis_that_the_devices_divide(
-    shape, devices, spec
-):
-    mesh = make_mesh(devices)
+def test_large_arrays_are_divided_along_the_largest_axis_that_fsdp_divides(shape, devices, spec):
+    mesh = make_mesh(1, devices)
     places = divided_like({"a": jax.ShapeDtypeStruct(shape, np.float32)}, mesh)
     assert places == {"a": NamedSharding(mesh, PartitionSpec(*spec))}
 

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.parallel.sharding import BATCH_AXIS, over_batch
+from diffusion_jax.parallel.sharding import make_mesh, over_batch
 from diffusion_jax.processes.ode import solve
 
 
@@ -56,7 +55,7 @@ def test_an_image_does_not_depend_on_the_others_nor_on_the_devices():
     np.testing.assert_array_equal(whole.evaluations, np.concatenate([a.evaluations for a in alone]))
     np.testing.assert_allclose(whole.y, np.concatenate([a.y for a in alone]), rtol=1e-6)
     assert len(set(np.asarray(whole.evaluations).tolist())) > 4
-    mesh = Mesh(np.array(jax.devices()[:4]), (BATCH_AXIS,))
+    mesh = make_mesh(4)
     rows = (jnp.asarray(a, jnp.float32) for a in (Y, START, STOP))
     parts = jax.jit(over_batch(lambda _, *rows: tuple(solve(rotation, *rows)), mesh, (0, 0, 0, 0)))(
         (), *rows

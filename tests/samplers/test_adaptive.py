@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import mixture_data
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from samplers import normal_data
 
-from diffusion_jax.parallel.sharding import BATCH_AXIS, over_batch
+from diffusion_jax.parallel.sharding import make_mesh, over_batch
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
@@ -77,7 +76,7 @@ def test_an_image_depends_neither_on_its_batch_nor_on_the_devices():
     np.testing.assert_array_equal(whole.solve.evaluations[5:6], few.solve.evaluations)
     # Vectorised otherwise, sums may be rounded otherwise.
     np.testing.assert_allclose(whole.images[5:6], few.images, atol=1e-5)
-    mesh = Mesh(np.array(jax.devices()[:2]), (BATCH_AXIS,))
+    mesh = make_mesh(2)
 
     def draw(_: tuple, keys: jax.Array) -> tuple:
         result = sample_loop(mixture_data.optimal, sampler, keys, (2,))

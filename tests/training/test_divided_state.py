@@ -1,6 +1,7 @@
 """The state over several devices: what lies where, who computes what, and checkpoints for other numbers of devices."""
 
 import contextlib
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -69,8 +70,8 @@ def compiled_step(mesh: Mesh) -> Any:
 
 
 def batch(k: int, mesh: Mesh) -> Any:
-    images = np.random.default_rng(k).integers(0, 256, (8, 1, SIZE, 1), np.uint8)
-    return put(batch_sharding(mesh), {"image": images, "label": np.zeros(8, np.int32)})
+    images = np.random.default_rng(k).integers(0, 256, (16, 1, SIZE, 1), np.uint8)
+    return put(batch_sharding(mesh), {"image": images, "label": np.zeros(16, np.int32)})
 
 
 def moments(state: TrainState) -> dict[str, Any]:
@@ -83,20 +84,42 @@ def moments(state: TrainState) -> dict[str, Any]:
     return {"mu": adam.mu, "nu": adam.nu}
 
 
+def collectives(text: str) -> dict[str, int]:
+    """Returns the bytes of the results of each kind of collective in a compiled program."""
+    found: dict[str, int] = {}
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    for line in text.splitlines():
+        match = re.search(rf"= (.*?) ({kinds})(?:-start)?\(", line)
+        alone = re.search(r"replica_groups=(\{\{\d+\},|\[\d+,1\])", line)  # Nothing is sent.
+        if match and not alone:
+            arrays = re.findall(r"(?:f32|s32|u32)\[([\d,]*)\]", match[1])
+            numbers = sum(math.prod(map(int, a.split(","))) if a else 1 for a in arrays)
+            found[match[2]] = found.get(match[2], 0) + 4 * numbers
+    return found
+
+
+def program(mesh: Mesh) -> str:
+    state = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        jax.eval_shape(create, jax.random.key(0)),
+        places(mesh),
+    )
+    return str(compiled_step(mesh).lower(state, batch(0, mesh)).compile().as_text())
+
+
 @pytest.mark.parametrize("devices", [2, 4])
-def test_each_device_keeps_and_updates_its_part_and_has_all_parameters(devices: int) -> None:
-    mesh = make_mesh(devices)
+def test_each_device_along_fsdp_keeps_and_updates_its_part(devices: int) -> None:
+    mesh = make_mesh(8 // devices, devices)
     compiled, state = compiled_step(mesh), new_state(mesh)
     for k in range(2):
         before = state
         state, _ = compiled(state, batch(k, mesh))
-        assert all(x.is_deleted() for x in jax.tree.leaves((before.ema, before.opt_state)))
-        assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params))
-        for tree in (*moments(state).values(), state.ema["slow"]):
-            assert tree["w"].sharding.spec == PartitionSpec("data")
+        assert all(x.is_deleted() for x in jax.tree.leaves(before))
+        for tree in (state.params, *moments(state).values(), state.ema["slow"]):
+            assert tree["w"].sharding.spec == PartitionSpec("fsdp")
             assert tree["b"].sharding.is_fully_replicated
     # Of Adam's square roots and of the squares in norms and moments, a device computes those of its part.
-    text = str(compiled.lower(state, batch(0, mesh)).compile().as_text())
+    text = program(mesh)
     part = str(SIZE // devices)
     roots = re.findall(rf"f32\[(\d+),{SIZE}\]\S* sqrt\(", text)
     squares = re.findall(rf"f32\[(\d+),{SIZE}\]\S* multiply\((%\S+), \2\)", text)
@@ -104,25 +127,54 @@ def test_each_device_keeps_and_updates_its_part_and_has_all_parameters(devices: 
     assert part in {rows for rows, _ in squares} and str(SIZE) not in {rows for rows, _ in squares}
 
 
-def test_two_devices_update_as_one() -> None:
+def test_along_data_only_the_gradients_are_summed_and_once() -> None:
+    found = collectives(program(make_mesh(8)))
+    numbers = SIZE * SIZE + SIZE
+    # Besides the gradients: the batch's losses, and sums of them by quarter of the times.
+    assert 4 * numbers <= found.pop("all-reduce") <= 1.01 * 4 * numbers
+    assert sum(found.values()) <= 0.01 * 4 * numbers
+
+
+def test_along_fsdp_parameters_are_gathered_and_gradients_are_summed_where_they_are_kept() -> None:
+    found = collectives(program(make_mesh(1, 8)))
+    large = 4 * SIZE * SIZE  # For each of two micro-batches; a loop's body is counted once.
+    assert large <= found.pop("all-gather") <= 1.01 * large
+    assert large / 8 <= found.pop("reduce-scatter") <= 1.01 * large / 8
+    assert sum(found.values()) <= 0.01 * large
+
+
+def test_a_device_of_eight_along_fsdp_keeps_an_eighth() -> None:
+    kept = [
+        sum(
+            x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(new_state(make_mesh(1, n)))
+        )
+        for n in (1, 8)
+    ]
+    assert kept[1] <= (1 / 8 + 0.02) * kept[0]
+
+
+@pytest.mark.parametrize("mesh", [(2, 1), (1, 2), (2, 4)])
+def test_a_mesh_updates_as_one_device(mesh: tuple[int, int]) -> None:
     states = []
-    for devices in (1, 2):
-        mesh = make_mesh(devices)
-        compiled, state = compiled_step(mesh), new_state(mesh)
+    for shape in ((1, 1), mesh):
+        devices = make_mesh(*shape)
+        compiled, state = compiled_step(devices), new_state(devices)
         for k in range(4):
-            state, _ = compiled(state, batch(k, mesh))
+            state, _ = compiled(state, batch(k, devices))
         states.append(jax.device_get(state))
     # Adam divides by the size of a gradient, so the rounding of small ones counts: a hundredth of a step.
     chex.assert_trees_all_close(states[1], states[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
-def test_a_checkpoint_is_read_by_another_number_of_devices(
-    before: int, after: int, tmp_path: Path
+@pytest.mark.parametrize(
+    ("before", "after"), [((1, 1), (1, 8)), ((1, 8), (2, 1)), ((2, 2), (1, 4))]
+)
+def test_a_checkpoint_is_read_on_another_mesh(
+    before: tuple[int, int], after: tuple[int, int], tmp_path: Path
 ) -> None:
-    mesh = make_mesh(before)
+    mesh = make_mesh(*before)
     saved, _ = compiled_step(mesh)(new_state(mesh), batch(0, mesh))
-    template = partial(abstract_like, create, places(make_mesh(after)))
+    template = partial(abstract_like, create, places(make_mesh(*after)))
     with contextlib.closing(CheckpointStore(tmp_path)) as store:
         store.save(1, to_parts(saved), {})
         store.wait()
@@ -130,4 +182,4 @@ def test_a_checkpoint_is_read_by_another_number_of_devices(
     assert checkpoint is not None
     read = from_parts(checkpoint.parts)
     chex.assert_trees_all_equal(jax.device_get(read), jax.device_get(saved))
-    assert jax.tree.map(lambda x: x.sharding, read) == places(make_mesh(after))
+    assert jax.tree.map(lambda x: x.sharding, read) == places(make_mesh(*after))
