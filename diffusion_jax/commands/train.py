@@ -24,7 +24,7 @@ from diffusion_jax.commands.train_report import write_report
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import AVERAGE, Experiment
-from diffusion_jax.keys import stream
+from diffusion_jax.experiment.training import Training, make_training, make_training_mesh
 from diffusion_jax.models import count_parameters
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import results
@@ -35,18 +35,10 @@ from diffusion_jax.training.hooks import (
     held_out_hook,
     pictures_hook,
 )
-from diffusion_jax.training.loop import Hook, Plan, compile_steps, run_loop
+from diffusion_jax.training.loop import Hook, Plan, run_loop
 from diffusion_jax.training.meter import Meter, NotFinite
 from diffusion_jax.training.run_log import RunLog
-from diffusion_jax.training.state import (
-    TrainState,
-    abstract_like,
-    create_state,
-    from_parts,
-    state_shardings,
-    to_parts,
-)
-from diffusion_jax.training.step import make_train_step
+from diffusion_jax.training.state import TrainState, from_parts, to_parts
 
 ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
 
@@ -73,11 +65,7 @@ def train(
       RunError: Loss or gradients not finite; checkpoints damaged; disk full.
     """
     fields = config.train
-    micro_batch, rest = divmod(fields.batch_size, fields.accumulate)
-    mesh = sharding.make_mesh(
-        config.mesh.data, config.mesh.fsdp, batch_size=1 if rest else micro_batch
-    )
-    _check_batch_size(config, mesh.size)
+    mesh = make_training_mesh(config)
     check_writable(workdir)
     store = CheckpointStore(
         workdir / "checkpoints", keep_last=fields.keep_last, keep_every=fields.keep_every
@@ -86,11 +74,12 @@ def train(
     _check_resume(saved, config, allow_config_change)
     split = build.load_split(config, "train")
     exp = build.build(config, split.image_shape, split.num_classes)
+    training = make_training(exp, mesh)
     measures = held_out_measures(exp, mesh)
     if saved is None:
-        state, meta = _create(exp, mesh), {}
+        state, meta = training.create(), {}
     else:
-        state, meta = _restore(exp, store, mesh, split, allow_config_change)
+        state, meta = _restore(training, store, split, config.data.name, allow_config_change)
     if jax.process_index() == 0:
         results.write_text(workdir / "config.json", config_lib.to_json(config))
     start = int(state.step)
@@ -128,7 +117,9 @@ def train(
     ]
     try:
         with contextlib.closing(store), contextlib.closing(log):
-            state, step, stopped = _run(exp, mesh, split, state, start, meter, hooks, signals)
+            state, step, stopped = _run(
+                config, training, split, state, start, meter, hooks, signals
+            )
             store.wait()
             if stopped:
                 log.say(
@@ -151,15 +142,6 @@ def train(
     return 0
 
 
-def _check_batch_size(config: ConfigDict, devices: int) -> None:
-    batch, accumulate = config.train.batch_size, config.train.accumulate
-    if batch % (devices * accumulate):
-        raise InputError(
-            f"train.batch_size is {batch}; it must be divisible by {devices * accumulate} "
-            f"({devices} devices x train.accumulate {accumulate})"
-        )
-
-
 def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) -> None:
     """Refuses to continue a run under a config that would give another result."""
     if meta is None or allow:
@@ -172,39 +154,17 @@ def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) 
         )
 
 
-def _create_fn(exp: Experiment) -> Callable[[Any], TrainState]:
-    """Returns key -> the state at step 0, compiled, so that it is traced once for its shapes and its arrays."""
-    return jax.jit(
-        functools.partial(
-            create_state,
-            model=exp.model,
-            optimizer=build.make_optimizer_of(exp.config),
-            averages=build.make_averages_of(exp.config),
-            objective=exp.objective(),
-        )
-    )
-
-
-def _create(exp: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
-    """Returns the state to start with."""
-    create, key = _create_fn(exp), stream(exp.config.seed, "init")
-    places = state_shardings(mesh, jax.eval_shape(create, key))
-    return jax.jit(create, out_shardings=places)(key)
-
-
 def _restore(
-    exp: Experiment,
+    training: Training,
     store: CheckpointStore,
-    mesh: jax.sharding.Mesh,
     split: data.Split,
+    name: str,
     allow_change: bool,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to go on from, and the JSON that was saved with it."""
-    create = _create_fn(exp)
-    places = state_shardings(mesh, jax.eval_shape(create, jax.random.key(0)))
-    checkpoint = store.restore(to_parts(abstract_like(create, places)))
+    checkpoint = store.restore(to_parts(training.template))
     assert checkpoint is not None
-    before, name = checkpoint.meta["data"], exp.config.data.name
+    before = checkpoint.meta["data"]
     if before["num_images"] != split.num_images and not allow_change:
         raise InputError(
             f"this run was trained on {before['num_images']} images; {name} now has {split.num_images}. {ADVICE}"
@@ -250,8 +210,8 @@ def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any]
 
 
 def _run(
-    exp: Experiment,
-    mesh: jax.sharding.Mesh,
+    config: ConfigDict,
+    training: Training,
     split: data.Split,
     state: TrainState,
     start: int,
@@ -259,23 +219,8 @@ def _run(
     hooks: list[Hook],
     signals: StopSignals,
 ) -> tuple[TrainState, int, bool]:
-    """Compiles the step and runs the loop; returns the state, its step and whether a signal stopped it."""
-    config, fields = exp.config, exp.config.train
-    per_dispatch = fields.steps_per_dispatch
-    if per_dispatch is None:
-        per_dispatch = 1 if jax.default_backend() == "cpu" else 10
-    train_step = make_train_step(
-        exp.objective(),
-        build.make_optimizer_of(config),
-        stream(config.seed, "train"),
-        averages=build.make_averages_of(config),
-        flip=config.data.random_flip,
-        conditional=exp.conditional,
-        label_dropout=fields.label_dropout,
-        no_label=config.model.num_classes,
-        accumulate=fields.accumulate,
-        mesh=mesh,
-    )
+    """Runs the loop; returns the state, its step and whether a signal stopped it."""
+    fields, mesh = config.train, training.mesh
     batches = data.batches(
         split,
         seed=config.seed,
@@ -289,11 +234,9 @@ def _run(
     with deferred:
         return run_loop(
             state,
-            compile_steps(
-                train_step, per_dispatch, mesh, jax.tree.map(lambda x: x.sharding, state)
-            ),
+            training.steps,
             batches,
-            Plan(start, fields.num_steps, per_dispatch, fields.log_every),
+            Plan(start, fields.num_steps, training.per_dispatch, fields.log_every),
             mesh=mesh,
             meter=meter,
             hooks=hooks,

@@ -124,11 +124,19 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
         if name not in FIELDS:
             raise InputError(f"saved config: unknown field {name!r}.{nearest(name, FIELDS)}")
         group, leaf = locate(config, name)
+        value = _FORMERLY.get((name, value), value) if isinstance(value, bool) else value
         try:
             group[leaf] = tuple(value) if isinstance(value, list) else value
         except (TypeError, OverflowError) as error:
             raise InputError(f"saved config: {name} {FIELDS[name].refusal(value)}") from error
     return config
+
+
+# What older versions saved: (field, value) -> what it is called now.
+_FORMERLY: dict[tuple[str, bool], str] = {
+    ("model.remat", False): "none",
+    ("model.remat", True): "blocks",
+}
 
 
 def _one_line(error: Exception) -> str:

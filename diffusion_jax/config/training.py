@@ -1,7 +1,7 @@
 """Fields that decide what is trained, and how: the run's own, in every other mode."""
 
 from diffusion_jax.config.field import SEEDS, VARIANCE, Field
-from diffusion_jax.config.kinds import Bool, Choice, Float, Int, Text, Tuple
+from diffusion_jax.config.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
 
 TRAINING = {
     "seed": Field(0, SEEDS, "seed of initialisation, order of the images, noise and dropout"),
@@ -59,7 +59,10 @@ TRAINING = {
         "float32", Choice(("float32", "bfloat16")), "of the computation; parameters are float32"
     ),
     "model.remat": Field(
-        False, Bool(), "U-Net: recompute activations in the backward pass, to save memory"
+        "none",
+        Either(Choice(("none", "blocks")), Tuple(Choice(("conv", "attention")), empty=False)),
+        "U-Net: what the backward pass recomputes, to save memory: blocks, or all of them but the results named",
+        "resume",
     ),
     # ---- process
     "process.name": Field(

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.keys import standard_normal
@@ -15,6 +16,9 @@ from diffusion_jax.models.conv import conv, conv_of_doubled, matmul
 from diffusion_jax.models.norm import group_norm
 
 Dtype = Any
+# What a recomputed block may keep (`jax.checkpoint_policies`): results of the 3x3 convolutions, and of the attention's
+# products. What is left, norms and swish, costs little to compute again.
+SAVEABLE = CONV, ATTENTION = ("conv", "attention")
 
 
 # Ho et al. initialise every kernel with variance 1 / fan_avg; the last layer of a residual path is zero,
@@ -149,6 +153,7 @@ class Conv(nn.Module):
             y = conv_of_doubled(x, kernel)  # Which sums the kernel's weights before it rounds them.
         else:
             y = conv(x, kernel.astype(self.dtype), self.stride)
+        y = checkpoint_name(y, CONV)
         return y + bias.astype(self.dtype)[None, None, None, :]
 
 
@@ -221,7 +226,8 @@ class SelfAttention(nn.Module):
         q, k, v = dense("query")(normed), dense("key")(normed), dense("value")(normed)
         logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * c**-0.5, axis=-1).astype(self.dtype)
-        out = dense("out", zero_init)(jnp.einsum("bqk,bkc->bqc", weights, v))
+        attended = checkpoint_name(jnp.einsum("bqk,bkc->bqc", weights, v), ATTENTION)
+        out = dense("out", zero_init)(attended)
         return x + out.reshape(b, h, w, c)
 
 

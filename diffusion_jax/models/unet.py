@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
@@ -20,6 +22,9 @@ from diffusion_jax.models.layers import (
     time_embedding,
     zero_init,
 )
+
+REMATS = ("none", "blocks")  # Or names of what is kept.
+Block = TypeVar("Block", bound=nn.Module)
 
 
 class UNet(nn.Module):
@@ -39,7 +44,8 @@ class UNet(nn.Module):
       norm_eps: Added to the variances in the norms.
       out_channels: Channels of the output; None: those of the input.
       dtype: Type of the computation. Parameters, norms, softmax and output stay float32.
-      remat: Recompute each block in the backward pass instead of keeping its activations.
+      remat: What the backward pass computes again: "none"; "blocks", all of each block but its input; or
+        names of `SAVEABLE`: all of each block but these results.
     """
 
     channels: int = 128
@@ -52,7 +58,7 @@ class UNet(nn.Module):
     norm_eps: float = 1e-6
     out_channels: int | None = None
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    remat: str | Sequence[str] = "none"
 
     @nn.compact
     def __call__(
@@ -112,11 +118,17 @@ class UNet(nn.Module):
         if attention is None:
             attention = h.shape[1] in self.attention_resolutions
         norm = partial(GroupNorm, self.norm_groups, self.norm_eps)
-        res_block = nn.remat(ResBlock) if self.remat else ResBlock
+        res_block = self._recomputed(ResBlock)
         h = res_block(self.channels * mult, self.dropout, self.dtype, norm, name=f"{name}_res")(
             h, emb, dropout_keys
         )
         if attention:
-            attend = nn.remat(SelfAttention) if self.remat else SelfAttention
-            h = attend(self.dtype, norm, name=f"{name}_attention")(h)
+            h = self._recomputed(SelfAttention)(self.dtype, norm, name=f"{name}_attention")(h)
         return h
+
+    def _recomputed(self, block: type[Block]) -> type[Block]:
+        """The block, of which the backward pass recomputes what `remat` says."""
+        if self.remat == "none":
+            return block
+        kept = () if self.remat == "blocks" else self.remat
+        return nn.remat(block, policy=jax.checkpoint_policies.save_only_these_names(*kept))

@@ -237,7 +237,7 @@ def test_an_image_size_that_the_unet_cannot_halve_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("remat", True), ("channel_mult", (1, 2)), ("norm_groups", 4)]
+    ("field", "value"), [("remat", "blocks"), ("channel_mult", (1, 2)), ("norm_groups", 4)]
 )
 def test_a_field_of_another_model_is_refused_rather_than_ignored(field: str, value: object) -> None:
     config = default_config()

@@ -109,6 +109,10 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
         ["uniform", "leading", "trailing", "quadratic", "logsnr", "karras", (0,), (999, 0.5, -12)],
         ["unifrom", "0", "", (), (math.nan,), ("uniform",)],
     ),
+    "model.remat": (
+        ["none", "blocks", ("conv",), ("conv", "attention")],
+        ["conv", "all", "", (), ("norm",), True],
+    ),
     "eval.num_terms": COUNT,
     "eval.num_dequantizations": COUNT,
     "eval.num_probes": COUNT,
@@ -116,6 +120,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "eval.atol": ([1e-9, 1.0], [0.0, 1.1, math.nan]),
     "eval.max_steps": COUNT,
     "mesh.data": ([-1, 1], [-2]),
+    "mesh.fsdp": ([1, 8], [0, -1]),
 }
 
 

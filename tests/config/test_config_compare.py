@@ -26,6 +26,7 @@ SETTABLE_GROUPS = {"sampler", "sample", "edit", "eval", "mesh"}
 RESUMABLE = {
     "data.source_dir",
     "data.cache_dir",
+    "model.remat",
     "process.variance",
     "train.num_steps",
     "train.steps_per_dispatch",

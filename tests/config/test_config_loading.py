@@ -45,9 +45,11 @@ def overridden(*assignments: tuple[str, str]) -> ConfigDict:
         ("train.sample_every", "0", 0),
         ("optimizer.learning_rate", "3e-4", 3e-4),
         ("optimizer.grad_clip", "2", 2.0),
-        ("model.remat", "True", True),
-        ("model.remat", "1", True),
+        ("data.random_flip", "True", True),
+        ("data.random_flip", "1", True),
         ("data.random_flip", "false", False),
+        ("model.remat", "blocks", "blocks"),
+        ("model.remat", "attention", ("attention",)),
         ("data.name", "tfds:my set", "tfds:my set"),
         ("data.source_dir", "/tmp/x=1,2", "/tmp/x=1,2"),
         ("model.channel_mult", "1,2,2", (1, 2, 2)),
@@ -77,7 +79,12 @@ def test_a_value_on_the_command_line_gets_the_type_of_its_field(name, text, valu
         ("data.image_size", "large", "an integer of at least 1, or none"),
         ("optimizer.learning_rate", "fast", "a finite number of at least 0"),
         ("process.beta_end", "1e", "a number in (0, 1), or none"),
-        ("model.remat", "yes", "true or false"),
+        ("data.random_flip", "yes", "true or false"),
+        (
+            "model.remat",
+            "true",
+            "one of none, blocks; or values separated by commas, each one of conv, attention",
+        ),
         ("model.channel_mult", "1,two", f"{SEVERAL} 1"),
         ("model.channel_mult", "1,2.5", f"{SEVERAL} 1"),
         ("model.channel_mult", "(1,2", f"{SEVERAL} 1"),
@@ -183,6 +190,13 @@ def test_a_config_saved_before_a_field_existed_gets_its_default():
     saved = json.loads(to_json(default_config()))
     del saved["train"]["accumulate"], saved["mesh"]
     assert dict(fields(from_dict(saved))) == dict(fields(default_config()))
+
+
+@pytest.mark.parametrize(("saved", "now"), [(True, "blocks"), (False, "none")])
+def test_a_config_saved_when_recomputing_was_a_flag_is_read(saved, now):
+    config = default_config().to_dict()
+    config["model"]["remat"] = saved
+    assert from_dict(config).model.remat == now
 
 
 def test_a_saved_config_with_a_wrong_field_is_refused():

@@ -17,6 +17,8 @@ from diffusion_jax.denoiser import PARAMETERIZATIONS
 from diffusion_jax.experiment import build
 from diffusion_jax.likelihood.divergence import PROBES
 from diffusion_jax.models import MODELS
+from diffusion_jax.models.layers import SAVEABLE
+from diffusion_jax.models.unet import REMATS
 from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import SCHEDULES
 from diffusion_jax.processes.spacing import SPACINGS
@@ -28,6 +30,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "data.name": data.SOURCES,
     "model.name": MODELS,
     "model.dtype": build.DTYPES,
+    "model.remat": REMATS,
     "process.name": build.PROCESSES,
     "process.schedule": SCHEDULES,
     "process.prediction": PARAMETERIZATIONS,
@@ -58,6 +61,8 @@ def test_the_choices_are_what_is_registered() -> None:
     }
     kind = FIELDS["data.name"].kind
     assert isinstance(kind, Choice) and kind.prefix == TFDS_PREFIX
+    assert FIELDS["model.remat"].kind.accepts(SAVEABLE)
+    assert not FIELDS["model.remat"].kind.accepts((*SAVEABLE, "other"))
 
 
 def test_the_default_config_is_valid_and_has_the_fields_of_the_table_alone() -> None:

@@ -560,7 +560,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "model.norm_groups": ("4", {"norm_groups": 4}),
     "model.norm_eps": ("0.01", {"norm_eps": 0.01}),
     "model.dtype": ("bfloat16", {"dtype": jnp.bfloat16}),
-    "model.remat": ("true", {"remat": True}),
+    "model.remat": ("conv,attention", {"remat": ("conv", "attention")}),
 }
 
 

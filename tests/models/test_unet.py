@@ -281,7 +281,7 @@ def doubles(tree: Any) -> Any:
 @pytest.mark.parametrize("mode", ["eager", "jit", "scan", "linearize", "remat"])
 def test_tangents_are_differences_of_the_float64_network(params, inputs, tangents, mode):
     x, t, labels = inputs
-    apply = tiny(remat=mode == "remat").apply
+    apply = tiny(remat="blocks" if mode == "remat" else "none").apply
 
     def jvp(params: Any, x: Any) -> Any:
         return jax.jvp(lambda params, x: apply(params, x, t, labels), (params, x), tangents)[1]
@@ -369,17 +369,38 @@ def test_every_parameter_has_a_gradient_but_the_key_biases_of_attention(gradient
     assert without == expected
 
 
-def test_remat_changes_neither_outputs_nor_gradients(inputs):
-    models = [tiny(channel_mult=(1,), num_res_blocks=0, remat=remat) for remat in (False, True)]
-    plain, remat = (parameter_shapes(model) for model in models)
-    assert plain == remat
+REMATS: list[Any] = ["none", "blocks", ("conv", "attention")]
+
+
+def test_recomputing_changes_neither_outputs_nor_gradients(inputs):
+    models = [tiny(channel_mult=(1,), num_res_blocks=0, remat=remat) for remat in REMATS]
+    plain, *others = (parameter_shapes(model) for model in models)
+    assert others == [plain, plain]
     params = random_parameters(plain)
-    programs = [str(jax.make_jaxpr(model.apply)(params, *inputs)) for model in models]
-    assert ["remat" in program or "checkpoint" in program for program in programs] == [False, True]
-    expected, value = (loss_and_gradients(model, params, inputs) for model in models)
-    for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
-        # The compiler fuses the two programs differently: float32 rounding.
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    expected, *values = (loss_and_gradients(model, params, inputs) for model in models)
+    for value in values:
+        for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
+            # The compiler fuses the programs differently: float32 rounding.
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("remat", "convolutions", "products"),
+    [("blocks", 8, 8), (("attention",), 8, 4), (("conv", "attention"), 0, 4)],
+)
+def test_the_backward_pass_computes_again_what_is_not_kept(
+    params, inputs, remat, convolutions, products
+):
+    """Of each of 8 blocks the first convolution; of each of 4 attentions the logits, and what they weigh."""
+
+    def count(remat: Any) -> dict[str, int]:
+        loss = lambda params: tiny(remat=remat).apply(params, *inputs).sum()  # noqa: E731
+        program = str(jax.make_jaxpr(jax.grad(loss))(params))
+        return {kind: program.count(f"= {kind}[") for kind in ("convolution", "dot_general")}
+
+    plain, value = count("none"), count(remat)
+    more = {kind: value[kind] - plain[kind] for kind in plain}
+    assert more == {"convolution": convolutions, "dot_general": products}
 
 
 @pytest.mark.parametrize("of_parameters", [False, True], ids=["batches", "networks"])
@@ -475,7 +496,7 @@ def test_dropout_of_an_image_depends_neither_on_the_others_nor_on_recomputation(
 ):
     keys = jax.random.split(jax.random.key(0), 2)
     expected = forward(params, *inputs, keys)
-    alone = jax.jit(tiny(remat=True).apply)(params, *(a[1:] for a in inputs), keys[1:])
+    alone = jax.jit(tiny(remat="blocks").apply)(params, *(a[1:] for a in inputs), keys[1:])
     # Other batches and fusions, in float32; another mask would change the output as a whole.
     np.testing.assert_allclose(alone[0], expected[1], rtol=1e-4, atol=1e-4)
 
@@ -496,7 +517,7 @@ def test_every_norm_has_the_groups_and_the_epsilon_of_the_network(params, inputs
 
     assert called() == {(None, 1e-6)}
     assert called(norm_groups=8, norm_eps=0.25) == {(8, 0.25)}
-    assert called(norm_groups=8, norm_eps=0.25, remat=True) == {(8, 0.25)}
+    assert called(norm_groups=8, norm_eps=0.25, remat="blocks") == {(8, 0.25)}
 
 
 def test_groups_that_do_not_divide_the_channels_are_refused(params, inputs):

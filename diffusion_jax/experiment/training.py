@@ -1,0 +1,116 @@
+"""From a config to what trains it on a mesh: the state, where its arrays lie, and the compiled steps."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.build import Experiment
+from diffusion_jax.keys import stream
+from diffusion_jax.parallel import sharding
+from diffusion_jax.training.loop import compile_steps
+from diffusion_jax.training.state import TrainState, abstract_like, create_state, state_shardings
+from diffusion_jax.training.step import DeviceBatch, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The training of an experiment on a mesh; nothing is computed or compiled before it is called.
+
+    Attributes:
+      mesh: Devices.
+      template: Shapes, types and places of the state's arrays.
+      create: () -> the state at step 0.
+      per_dispatch: Steps of one dispatch.
+      steps: Number of steps of a dispatch (1, `per_dispatch`) -> jitted (state, batch) -> (state, metrics).
+    """
+
+    mesh: jax.sharding.Mesh
+    template: TrainState
+    create: Callable[[], TrainState]
+    per_dispatch: int
+    steps: Mapping[int, Any]
+
+
+def make_training_mesh(
+    config: ConfigDict, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
+    """Returns the mesh that the config's batches are divided over.
+
+    Args:
+      config: A valid config.
+      devices: What there is; None: this run's devices.
+
+    Raises:
+      InputError: The devices are not those of the mesh, or the batch cannot be divided over them.
+    """
+    batch, accumulate = config.train.batch_size, config.train.accumulate
+    micro_batch, rest = divmod(batch, accumulate)
+    mesh = sharding.make_mesh(
+        config.mesh.data,
+        config.mesh.fsdp,
+        batch_size=1 if rest else micro_batch,
+        devices=devices,
+    )
+    if batch % (mesh.size * accumulate):
+        raise InputError(
+            f"train.batch_size is {batch}; it must be divisible by {mesh.size * accumulate} "
+            f"({mesh.size} devices x train.accumulate {accumulate})"
+        )
+    return mesh
+
+
+def make_training(exp: Experiment, mesh: jax.sharding.Mesh) -> Training:
+    """Returns what trains the experiment on this mesh, as its config says."""
+    config = exp.config
+    objective, optimizer = exp.objective(), build.make_optimizer_of(config)
+    averages = build.make_averages_of(config)
+    # Compiled, so that it is traced once for its shapes and its arrays.
+    create = jax.jit(
+        partial(
+            create_state,
+            model=exp.model,
+            optimizer=optimizer,
+            averages=averages,
+            objective=objective,
+        )
+    )
+    key = stream(config.seed, "init")
+    places = state_shardings(mesh, jax.eval_shape(create, key))
+    step = make_train_step(
+        objective,
+        optimizer,
+        stream(config.seed, "train"),
+        averages=averages,
+        flip=config.data.random_flip,
+        conditional=exp.conditional,
+        label_dropout=config.train.label_dropout,
+        no_label=config.model.num_classes,
+        accumulate=config.train.accumulate,
+        mesh=mesh,
+    )
+    per_dispatch = config.train.steps_per_dispatch
+    if per_dispatch is None:
+        per_dispatch = 1 if mesh.devices.flat[0].platform == "cpu" else 10
+    return Training(
+        mesh,
+        abstract_like(create, places),
+        lambda: jax.jit(create, out_shardings=places)(key),
+        per_dispatch,
+        compile_steps(step, per_dispatch, mesh, places),
+    )
+
+
+def batch_template(exp: Experiment, mesh: jax.sharding.Mesh) -> DeviceBatch:
+    """Returns shapes, types and places of one batch of pixels."""
+    rows, size = sharding.batch_sharding(mesh), exp.config.train.batch_size
+    return {
+        "image": jax.ShapeDtypeStruct((size, *exp.image_shape), jnp.uint8, sharding=rows),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows),
+    }
