@@ -19,7 +19,7 @@ import report
 from diffusion_jax import config as config_lib
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.main import parse
-from diffusion_jax.parallel import distributed, sharding
+from diffusion_jax.parallel import join, sharding
 from diffusion_jax.samplers.batches import make_batch_sampler
 
 DEFAULTS = [
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file to write the figures to, as JSON")
     arguments, overrides = parser.parse_known_args()
     _, changes = parse([f"--config={arguments.config}", *overrides])
-    distributed.initialize()
+    join.initialize()
     figures = {dtype: measure(arguments, changes, dtype) for dtype in arguments.dtypes}
     rows = []
     for dtype, of in figures.items():

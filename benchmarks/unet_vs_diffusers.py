@@ -42,7 +42,7 @@ import report
 
 from diffusion_jax.losses import loss_function
 from diffusion_jax.models import Model, UNet, as_functions, count_parameters
-from diffusion_jax.parallel import distributed, sharding
+from diffusion_jax.parallel import join, sharding
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.training.loop import compile_steps
@@ -126,7 +126,7 @@ class Peer:
 
 def our_forward(size: Size, dtype: Any = jnp.float32) -> Callable[[], Any]:
     """Returns a function that starts one compiled forward pass, as sampling does it."""
-    distributed.initialize()
+    join.initialize()
     devices = jax.device_count()
     mesh = sharding.make_mesh(next(n for n in range(devices, 0, -1) if size.batch_size % n == 0))
     model = size.model(dtype)
@@ -140,7 +140,7 @@ def our_forward(size: Size, dtype: Any = jnp.float32) -> Callable[[], Any]:
 
 def our_step(size: Size, dtype: Any = jnp.float32) -> Callable[[], Any]:
     """Returns a function that starts one compiled training step."""
-    distributed.initialize()
+    join.initialize()
     mesh = sharding.make_mesh(batch_size=size.batch_size)
     model, optimizer = size.model(dtype), make_optimizer()
     objective = loss_function("simple", DDPM(make_schedule()), "eps", model.apply)
@@ -169,7 +169,7 @@ class Ours:
     """Our two compiled functions, timed, with the CPU time used between two turns."""
 
     def __init__(self, size: Size) -> None:
-        distributed.initialize()
+        join.initialize()
         makers = {"forward": our_forward, "step": our_step}
         self._make = {
             (what, bfloat16): functools.partial(

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from diffusion_jax.commands.signals import EXIT_STOPPED, Stopped, StopSignals
 from diffusion_jax.config import reference
-from diffusion_jax.errors import DISK_FULL, InputError, RunError, nearest
+from diffusion_jax.errors import DISK_FULL, InputError, RunError, nearest, reason
 
 MODES = {
     "train": "train the config's model; continue the run if the workdir holds one",
@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="resume even if the data or config fields that alter the trained result have changed",
     )
+    several = parser.add_argument_group(
+        "several processes (not needed on TPU pods, nor under srun, mpirun or launch/)"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is reached")
+    several.add_argument("--num_processes", metavar="N", type=int, help="how many there are")
+    several.add_argument("--process_id", metavar="I", type=int, help="number of this one, from 0")
     parser.add_argument(
         "--config.GROUP.FIELD",
         dest="field",
@@ -120,6 +126,28 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     return flags, assignments
 
 
+def _place(flags: argparse.Namespace) -> Any:
+    """Returns this process's place among several, if the flags say it."""
+    from diffusion_jax.parallel.join import Place
+
+    given = flags.coordinator, flags.num_processes, flags.process_id
+    if given == (None, None, None):
+        return None
+    if None in given:
+        raise InputError("--coordinator, --num_processes and --process_id are needed together")
+    return Place(*given)
+
+
+def _check_alike(flags: argparse.Namespace, config: Any) -> None:
+    """Refuses processes of one run that were started with different commands; paths may be each one's own."""
+    from diffusion_jax import config as config_lib
+    from diffusion_jax.parallel import distributed
+
+    own = ("data.source_dir", "data.cache_dir")
+    fields = {name: value for name, value in config_lib.fields(config) if name not in own}
+    distributed.check_alike("command", {"--mode": flags.mode, "--workdir": flags.workdir, **fields})
+
+
 def run(argv: list[str], signals: StopSignals, started: float) -> int:
     """Runs one command; returns the exit status.
 
@@ -139,7 +167,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     from diffusion_jax.commands import evaluate, inpaint, interpolate, run_config, sample
     from diffusion_jax.commands.environment import keep_compiled_programs
     from diffusion_jax.experiment import build
-    from diffusion_jax.parallel import distributed
+    from diffusion_jax.parallel import join
 
     file = None if flags.config is None else config_lib.load_file(flags.config)
     note = None
@@ -154,7 +182,8 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     else:
         raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
     build.validate(config)
-    distributed.initialize()
+    join.initialize(_place(flags))
+    _check_alike(flags, config)
     if note and jax.process_index() == 0:
         print(note, file=sys.stderr)
     keep_compiled_programs(config.data.cache_dir)
@@ -185,13 +214,13 @@ def main(argv: list[str] | None = None) -> int:
     signals = StopSignals()
     signals.install()
     try:
-        return run(sys.argv[1:] if argv is None else argv, signals, started)
-    except (Exception, Stopped) as error:
-        status = _tell(error)
+        status, error = run(sys.argv[1:] if argv is None else argv, signals, started), None
+    except (Exception, Stopped) as raised:
+        status, error = _tell(raised), raised
     if "jax" in sys.modules:
-        from diffusion_jax.parallel import distributed
+        from diffusion_jax.parallel import peers
 
-        distributed.leave(status)
+        peers.finish() if error is None else peers.fail(status, reason(error))
     return status
 
 
@@ -216,6 +245,12 @@ def _tell(error: BaseException) -> int:
     elif isinstance(error, (InputError, RunError)):
         print(f"error: {error}", file=sys.stderr)
     else:
+        if (
+            "jax" in sys.modules
+        ):  # A collective operation fails like this where another process is gone.
+            from diffusion_jax.parallel import peers
+
+            peers.name_the_missing()
         traceback.print_exception(error)
     return 2 if isinstance(error, InputError) else 1
 

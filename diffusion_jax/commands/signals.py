@@ -30,12 +30,16 @@ class StopSignals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, a signal only sets `requested`: the caller looks at it and saves."""
+        """Within, a signal only sets `requested`: the caller looks at it and saves.
+
+        Others may take SIGTERM meanwhile; afterwards it is handled here again.
+        """
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+            self.install()
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         name = signal.Signals(number).name

@@ -27,6 +27,7 @@ from diffusion_jax.experiment.build import AVERAGE, Experiment
 from diffusion_jax.experiment.training import Training, make_training, make_training_mesh
 from diffusion_jax.models import count_parameters
 from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.preemption import stop_point
 from diffusion_jax.reporting import results
 from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
 from diffusion_jax.training.hooks import (
@@ -39,6 +40,7 @@ from diffusion_jax.training.loop import Hook, Plan, run_loop
 from diffusion_jax.training.meter import Meter, NotFinite
 from diffusion_jax.training.run_log import RunLog
 from diffusion_jax.training.state import TrainState, from_parts, to_parts
+from diffusion_jax.training.watchdog import Watchdog
 
 ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
 
@@ -123,7 +125,7 @@ def train(
             store.wait()
             if stopped:
                 log.say(
-                    f"{signals.requested or 'stopped'}: saved step {step}; run the same command to go on"
+                    f"{signals.requested or 'SIGTERM'}: saved step {step}; run the same command to go on"
                 )
                 return EXIT_STOPPED
             log.say(f"trained {step} steps; drawing {fields.sample_images} samples")
@@ -229,9 +231,14 @@ def _run(
         stop=fields.num_steps,
         rows=sharding.local_rows(sharding.batch_sharding(mesh), fields.batch_size),
     )
-    # A finished run has nothing to save: there a signal may end the command at once.
-    deferred = signals.deferred() if start < fields.num_steps else contextlib.nullcontext()
-    with deferred:
+    with contextlib.ExitStack() as stack:
+        requested = lambda: signals.requested is not None  # noqa: E731
+        ask_stop = lambda: False  # noqa: E731
+        # A finished run has nothing to save: there a signal may end the command at once.
+        if start < fields.num_steps:
+            stack.enter_context(signals.deferred())
+            ask_stop = stack.enter_context(stop_point(requested))
+        watchdog = stack.enter_context(contextlib.closing(Watchdog(fields.step_timeout)))
         return run_loop(
             state,
             training.steps,
@@ -240,5 +247,6 @@ def _run(
             mesh=mesh,
             meter=meter,
             hooks=hooks,
-            stop_requested=lambda: signals.requested is not None,
+            ask_stop=ask_stop,
+            watchdog=watchdog,
         )

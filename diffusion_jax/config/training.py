@@ -170,6 +170,12 @@ TRAINING = {
     "train.steps_per_dispatch": Field(
         None, Int(1), "steps in one compiled program; unset: 1 on the CPU, 10 elsewhere", "resume"
     ),
+    "train.step_timeout": Field(
+        3600.0,
+        Float(0),
+        "seconds without a finished step after which a run says where it hangs, and ends; 0: never",
+        "resume",
+    ),
     "train.log_every": Field(100, Int(1), "steps between rows of metrics.jsonl", "resume"),
     "train.checkpoint_every": Field(5000, Int(1), "steps between checkpoints", "resume"),
     "train.keep_last": Field(3, Int(1), "newest checkpoints to keep", "resume"),

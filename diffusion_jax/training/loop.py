@@ -9,15 +9,16 @@ import jax
 import numpy as np
 
 from diffusion_jax import data
-from diffusion_jax.parallel import distributed, sharding
+from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.preemption import AskStop
 from diffusion_jax.training.meter import Meter
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import StepMetrics, TrainStep, make_multi_step
+from diffusion_jax.training.watchdog import Watchdog
 
 # The host reads the metrics of a dispatch only when this many later ones are queued: the device
 # never waits for it, yet a loss that is not finite, or a signal, is noticed soon.
 LAG = 2
-STOP_POLL = 10  # Dispatches between two agreements of several processes on whether to stop.
 
 
 class Hook(NamedTuple):
@@ -111,7 +112,8 @@ def run_loop(
     mesh: jax.sharding.Mesh,
     meter: Meter,
     hooks: Sequence[Hook],
-    stop_requested: Callable[[], bool],
+    ask_stop: AskStop,
+    watchdog: Watchdog,
 ) -> tuple[TrainState, int, bool]:
     """Trains to the end, or to a stop.
 
@@ -123,7 +125,8 @@ def run_loop(
       mesh: Devices.
       meter: Reads and logs the metrics.
       hooks: What else happens.
-      stop_requested: Whether a signal has come to this process.
+      ask_stop: Whether to stop after this dispatch; asked once a dispatch and at the end, alike on every process.
+      watchdog: Told of each dispatch that is known to have ended.
 
     Returns:
       The state, its step, and whether a signal stopped the run.
@@ -132,24 +135,25 @@ def run_loop(
       NotFinite: Loss or gradients were not finite.
     """
     if plan.start > 0:
-        _run_hooks(hooks, state, plan.start, plan, lambda hook: hook.resumed)
+        with watchdog.paused():
+            _run_hooks(hooks, state, plan.start, plan, lambda hook: hook.resumed)
     everys = (plan.log_every, *(hook.every for hook in hooks))
     pending: collections.deque[StepMetrics] = collections.deque()
     done, stop = plan.start, False
     sizes = dispatch_sizes(plan.start, plan.num_steps, plan.per_dispatch, everys)
-    for count, size in enumerate(sizes):
+    for size in sizes:
         with meter.waiting():
             batch = _next_batch(batches, size, mesh)
         state, metrics = steps[size](state, batch)
         done += size
         pending.append(metrics)
-        poll = jax.process_count() == 1 or count % STOP_POLL == 0
-        stop = poll and distributed.any_process(stop_requested())
+        stop = ask_stop()
         event = stop or any(hook.due(done, plan.num_steps) for hook in hooks)
         while len(pending) > (0 if event or done == plan.num_steps else LAG):
             meter.read(pending.popleft())
+            watchdog.done(meter.step)
         if event:
-            with meter.paused():
+            with meter.paused(), watchdog.paused():
                 if stop:
                     for hook in hooks:
                         if hook.stopped:
@@ -157,7 +161,7 @@ def run_loop(
                     break
                 _run_hooks(hooks, state, done, plan, lambda _: True)
     # Once more, since a signal may have come during the last step's checkpoint.
-    return state, done, distributed.any_process(stop or stop_requested())
+    return state, done, stop or ask_stop()
 
 
 def _run_hooks(

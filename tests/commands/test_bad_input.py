@@ -191,7 +191,6 @@ def test_a_config_file_that_sets_a_field_wrongly_is_named(
         ("sample.labels=3", ["sample.labels", "(3,)", "unconditional"]),
         ("mesh.data=9", ["mesh.data is 9", "9 devices", "there are 8"]),
         ("mesh.data=0", ["mesh.data", "0", "-1"]),
-        ("mesh.fsdp=3", ["mesh.fsdp is 3", "divide the 8 devices"]),
         ("seed=-1", ["seed", "-1", "from 0"]),
         ("seed=1e30", ["seed", "from 0"]),
     ],

@@ -30,6 +30,7 @@ RESUMABLE = {
     "process.variance",
     "train.num_steps",
     "train.steps_per_dispatch",
+    "train.step_timeout",
     "train.log_every",
     "train.checkpoint_every",
     "train.sample_every",

@@ -1,6 +1,7 @@
 """Processes of a cluster join with our time-outs, and one that fails does not leave the others waiting."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import pytest
 from tiny_run import Outcome, finish_all
 
 from diffusion_jax.errors import RunError
-from diffusion_jax.parallel import distributed
+from diffusion_jax.parallel import join, peers
 
-VARIABLES = (distributed.ADDRESS, distributed.COUNT, distributed.INDEX)
+VARIABLES = (join.ADDRESS, join.COUNT, join.INDEX)
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[
         jax.distributed, "initialize", lambda *args, **named: calls.append((args, named))
     )
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    for name in (*VARIABLES, "DIFFUSION_JAX_DISTRIBUTED"):
+    for name in (*VARIABLES, join.SWITCH, *join._LAUNCHERS, "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
     return calls
 
@@ -35,14 +36,14 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[
 def test_a_pod_and_named_processes_join_with_the_same_time_outs(
     joined: list[Any], monkeypatch: pytest.MonkeyPatch
 ):
-    distributed.initialize()
+    join.initialize()
     assert not joined, "one process by itself joins nothing"
     monkeypatch.setenv("DIFFUSION_JAX_DISTRIBUTED", "1")
-    distributed.initialize()
+    join.initialize()
     for name, value in zip(VARIABLES, ("localhost:1", "2", "0"), strict=True):
         monkeypatch.setenv(name, value)
-    distributed.initialize()
-    time_outs = {"initialization_timeout": 300, "heartbeat_timeout_seconds": 60}
+    join.initialize()
+    time_outs = {"initialization_timeout": 300, "heartbeat_timeout_seconds": 100}
     assert joined == [((None,) * 3, time_outs), (("localhost:1", 2, 0), time_outs)]
 
 
@@ -56,24 +57,26 @@ def test_what_jax_refuses_is_one_line(
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     monkeypatch.setenv("DIFFUSION_JAX_DISTRIBUTED", "1")
     with pytest.raises(RunError) as error:
-        distributed.initialize()
+        join.initialize()
     assert str(error.value) == "cannot join the other processes: no coordinator"
 
 
 def test_a_process_by_itself_leaves_in_the_ordinary_way():
-    distributed.leave(3)
+    peers.fail(3, "mine")
+    peers.finish()
+    peers.name_the_missing()
 
 
 START = """
 import os, jax
 os.sched_getaffinity = lambda _: {1, 4, 6}
-from diffusion_jax.parallel import distributed
+from diffusion_jax.parallel import join
 """
 
 
 def test_the_command_makes_a_cpu_device_of_each_core_unless_the_user_says_how_many():
     forced = "--xla_force_host_platform_device_count=5"
-    begin, show = "distributed.initialize()\n", "print(jax.device_count())\n"
+    begin, show = "join.initialize()\n", "print(jax.device_count())\n"
     cases = [
         (begin + show, {}, "3"),
         (begin + show, {"XLA_FLAGS": forced}, "5"),
@@ -101,8 +104,11 @@ def start_two(script: str) -> "list[subprocess.Popen[str]]":
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    head = "import sys, time, jax\nfrom diffusion_jax.parallel import distributed\ndistributed.initialize()\n"
+    head = "import os, signal, sys, time, jax\n"
+    head += "from diffusion_jax.parallel import distributed, join, peers\njoin.initialize()\n"
+    head += "from jax.experimental.multihost_utils import process_allgather\n"
     head += "index = jax.process_index()\n"
+    head += "gather = lambda x: process_allgather(jax.numpy.float32(x)).tolist()\n"
     environment = {
         **{name: value for name, value in os.environ.items() if name not in VARIABLES},
         "JAX_PLATFORMS": "cpu",
@@ -136,7 +142,7 @@ def in_two_processes(script: str) -> tuple[list[Outcome], float]:
 LATE = """
 if index == 1:
     time.sleep(35)  # The connections of gloo itself give up after 30 s.
-print(distributed.any_process(index == 1))
+print(gather(index + 0.5))
 mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 sharding = jax.NamedSharding(mesh, jax.P("data"))
 local = jax.numpy.full((1,), index + 1.0)
@@ -157,7 +163,7 @@ def test_processes_that_leave_alike_keep_their_own_status():
     outcomes, _ = in_two_processes(
         """
         time.sleep(index)
-        distributed.leave(2)
+        peers.fail(2, "alike")
         sys.exit(2)
         """
     )
@@ -165,24 +171,50 @@ def test_processes_that_leave_alike_keep_their_own_status():
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_when_one_process_leaves_the_other_fails_soon(failing: int):
+def test_when_one_process_fails_the_other_ends_soon_and_says_which_and_why(failing: int):
     outcomes, seconds = in_two_processes(
         f"""
-        distributed.LEAVE_TIMEOUT = 1
-        distributed.any_process(False)
+        peers.LEAVE_TIMEOUT, peers.INTERVAL = 3, 0.2
+        gather(0)
         if index == {failing}:
-            print("error: mine", file=sys.stderr, end="")
-            distributed.leave(3)
-        try:
-            distributed.any_process(False)
-        except Exception:
-            distributed.leave(4)
+            print("error: mine", file=sys.stderr)
+            peers.fail(3, "the disk is full")
+            sys.exit(3)
+        time.sleep(200)
         """
     )
-    assert outcomes[failing].status == 3 and "error: mine" in outcomes[failing].err, outcomes
-    assert outcomes[1 - failing].status not in (0, 3), outcomes
-    # JAX's own shutdown would wait for 5 minutes.
-    assert seconds < 240, outcomes
+    failed, other = outcomes[failing], outcomes[1 - failing]
+    assert failed.status == 3 and "error: mine" in failed.err, outcomes
+    assert other.status == 1 and f"error: process {failing} (" in other.err, outcomes
+    assert "has stopped: the disk is full; run the same command again" in other.err
+    assert seconds < 60, outcomes
+
+
+@pytest.mark.parametrize("doing", ["time.sleep(200)", "gather(1)"])
+@pytest.mark.parametrize("dead", [0, 1])
+def test_when_one_process_dies_the_other_ends_soon_and_names_it(dead: int, doing: str):
+    outcomes, seconds = in_two_processes(
+        f"""
+        peers.SILENCE = 4
+        gather(0)
+        if index == {dead}:
+            print(os.getpid(), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            {doing}
+        except Exception:
+            peers.name_the_missing()
+        """
+    )
+    died, other = outcomes[dead], outcomes[1 - dead]
+    pid = died.out.split()[-1]
+    assert died.status == -signal.SIGKILL and other.status == 1, outcomes
+    assert (
+        f"error: process {dead} (" in other.err
+        and f", pid {pid}) is gone" in other.err
+        or (f", pid {pid}) for " in other.err and "it died or hangs" in other.err)
+    ), outcomes
+    assert seconds < 60, outcomes
 
 
 def test_process_0_decides_and_tells_the_others():
@@ -223,4 +255,4 @@ def test_a_process_that_comes_late_to_the_first_computation_is_waited_for(
     outcomes = finish_all(late)
     assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
     for outcome in outcomes:
-        assert "True" in outcome.out and "3.0" in outcome.out, outcomes
+        assert "[0.5, 1.5]" in outcome.out and "3.0" in outcome.out, outcomes

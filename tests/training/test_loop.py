@@ -18,6 +18,7 @@ from diffusion_jax.training.meter import Meter, NotFinite
 from diffusion_jax.training.run_log import RunLog
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import StepMetrics
+from diffusion_jax.training.watchdog import Watchdog
 
 PER_DISPATCH = 3
 NO_EVENT = 1000
@@ -109,7 +110,8 @@ class Run:
             mesh=mesh,
             meter=self.meter,
             hooks=hooks,
-            stop_requested=lambda: self.signalled,
+            ask_stop=lambda: self.signalled,
+            watchdog=Watchdog(0.0),
         )
         return self
 

@@ -1,0 +1,169 @@
+"""Whether the other processes of a run still live: each tells of itself, and names the one that does not any more.
+
+A collective operation waits for ever for a process that is gone, and JAX's own watch aborts without its name. So each
+process writes a counter to the coordination service every few seconds, and reads those of the others.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+
+from diffusion_jax.parallel import distributed
+
+INTERVAL = 2.0
+SILENCE = 20.0  # After as long without a sign, a process is taken to be gone.
+# A process that has failed leaves time to the others: they may have failed alike, and say it themselves.
+LEAVE_TIMEOUT = 10.0
+_FOLDER = "diffusion_jax/alive"
+
+_watch: "_Watch | None" = None
+
+
+def watch() -> None:
+    """Begins to tell the others of this process and to look after them; every process calls this once."""
+    global _watch
+    mine = f"{socket.gethostname()}, pid {os.getpid()}"
+    names = [
+        f"process {i} ({where})" for i, where in enumerate(distributed.exchange("hosts", mine))
+    ]
+    _watch = _Watch(names)
+    _watch.start()
+
+
+def name_the_missing(timeout: float = SILENCE + 3 * INTERVAL) -> None:
+    """Call it when something that all processes do has failed: ends this one if another is gone.
+
+    Returns only if all others live, or if this process is alone.
+
+    Args:
+      timeout: Seconds to look for one.
+    """
+    if _watch is not None:
+        _watch.join(timeout)  # It ends the process if it finds one.
+
+
+def finish() -> None:
+    """Call it when this process has done its part: the others do not wait for signs of it any more."""
+    if _watch is not None:
+        _watch.end("")
+
+
+def fail(status: int, why: str) -> None:
+    """Call it before an exit after an error: ends this process at once unless all end alike.
+
+    An ordinary exit would wait for the other processes, which wait for this one. So they are told, and end
+    too. Processes that all fail soon exit in the ordinary way.
+
+    Args:
+      status: Exit status.
+      why: One line for the others.
+    """
+    if _watch is None:
+        return
+    _watch.end(why or f"status {status}")
+    try:
+        distributed.client().wait_at_barrier("fail", int(LEAVE_TIMEOUT * 1000))
+    except Exception:  # Whatever it is: the others are not there.
+        _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+class _Watch(threading.Thread):
+    """The thread that does it."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(name="peers", daemon=True)
+        self._ended: str | None = None  # Why, or "" if all is well; None: not yet.
+        self._names = names
+        self._me = jax.process_index()
+        self._count = 0
+        self._seen = {i: ("", time.monotonic()) for i in range(len(names)) if i != self._me}
+        self._abort = _on_abort(self._explain_abort)
+
+    def run(self) -> None:
+        while self._ended is None:
+            with contextlib.suppress(Exception):  # Then no sign of anybody is seen.
+                self._tell()
+                self._look()
+            for process, (said, when) in self._seen.items():
+                self._judge(process, said, time.monotonic() - when)
+            time.sleep(INTERVAL)
+
+    def end(self, why: str) -> None:
+        """Ends the watch and tells the others, with an error's reason."""
+        self._ended = why
+        with contextlib.suppress(Exception):  # Process 0 may be gone.
+            self._tell()
+
+    def _tell(self) -> None:
+        self._count += 1
+        said = json.dumps({"count": self._count, "ended": self._ended})
+        distributed.client().key_value_set(f"{_FOLDER}/{self._me}", said, allow_overwrite=True)
+
+    def _look(self) -> None:
+        for key, said in distributed.client().key_value_dir_get(_FOLDER):
+            process = int(key.rpartition("/")[2])
+            if process != self._me and said != self._seen[process][0]:
+                self._seen[process] = said, time.monotonic()
+
+    def _judge(self, process: int, said: str, silent: float) -> None:
+        """Ends this process if another has failed or is gone."""
+        ended = _reason(said)
+        if ended is None and silent > SILENCE:
+            self._give_up(f"no sign of {self._names[process]} for {silent:.0f} s: it died or hangs")
+        elif ended and silent > LEAVE_TIMEOUT / 2:
+            self._give_up(f"{self._names[process]} has stopped: {ended}")
+
+    def _give_up(self, what: str) -> None:
+        if self._ended is None:  # Else this process is about to end by itself.
+            line = f"error: {what}; run the same command again to go on from the last checkpoint"
+            print(line, file=sys.stderr)
+            _exit(1)
+
+    def _explain_abort(self) -> None:
+        """JAX aborts this process as soon as the one with the coordination service, process 0, is gone."""
+        problem = unreachable(distributed.coordinator())
+        if self._me != 0 and problem:
+            ended = _reason(self._seen[0][0])
+            how = f"has stopped: {ended}" if ended else f"is gone: {problem}"
+            self._give_up(f"{self._names[0]} {how}")
+
+
+def _reason(said: str) -> str | None:
+    """Returns why a process that said this has ended, "" if all was well; None: it lives."""
+    return json.loads(said)["ended"] if said else None
+
+
+def unreachable(address: str) -> str:
+    """Returns why nobody answers at host:port, or "" if somebody does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _on_abort(explain: Callable[[], None]) -> Any:
+    """Has a function called when C++ code aborts this process, on the thread that does; returns what must be kept.
+
+    Python's own handlers would never run then: they wait for the interpreter's main loop.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: explain())
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+    return handler
