@@ -44,15 +44,20 @@ sharding.make_mesh = in_turn
 """
 
 
-def pair(*flags: str, prologue: str = "") -> list:
-    """Starts the command in two processes of two devices each."""
+def pair(*flags: str, prologue: str = "", second: tuple[str, ...] = ()) -> list:
+    """Starts the command in two processes of two devices each; the second one may get more flags."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
     flags = (*flags, "--config.mesh.data=-1")
     return [
-        start(flags, environment(2, **joined, JAX_PROCESS_ID=str(i)), prologue) for i in range(2)
+        start(
+            (*flags, *second[: i * len(second)]),
+            environment(2, **joined, JAX_PROCESS_ID=str(i)),
+            prologue,
+        )
+        for i in range(2)
     ]
 
 
@@ -120,11 +125,17 @@ def test_two_processes_keep_what_is_drawn_and_image_i_is_the_same_whoever_draws_
             np.testing.assert_allclose(values, expected[key], atol=1)
 
 
-def test_sigterm_to_one_process_stops_both_after_a_checkpoint(tmp_path: Path) -> None:
+IMPATIENT = "from diffusion_jax.parallel import peers\npeers.SILENCE = 5\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_one_process_stops_both_after_a_checkpoint_if_there_is_time(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     workdir = tmp_path / "run"
     fields = ("--config.train.log_every=20", "--config.train.checkpoint_every=1000000")
     flags = (f"--config={write_config(tmp_path)}", f"--workdir={workdir}", *fields)
-    processes = pair(*flags, "--config.train.num_steps=1000000")
+    processes = pair(*flags, "--config.train.num_steps=1000000", prologue=IMPATIENT)
     try:
         deadline = time.monotonic() + 600
         metrics = workdir / "metrics.jsonl"
@@ -132,14 +143,53 @@ def test_sigterm_to_one_process_stops_both_after_a_checkpoint(tmp_path: Path) ->
             if time.monotonic() > deadline or processes[0].poll() is not None:
                 break  # Below it fails, with the output of both.
             time.sleep(0.1)
-        processes[1].send_signal(signal.SIGTERM)
+        processes[1].send_signal(number)
+        signalled = time.monotonic()
         outcomes = finish_all(processes)
     finally:
         for process in processes:
             process.kill()
-    assert [o.status for o in outcomes] == [75, 75], outcomes
-    (step,) = checkpoint_steps(workdir)
-    assert f"saved step {step}" in outcomes[0].err
+    if number == signal.SIGTERM:
+        assert [o.status for o in outcomes] == [75, 75], outcomes
+        (step,) = checkpoint_steps(workdir)
+        assert f"saved step {step}" in outcomes[0].err
+    else:
+        assert [o.status for o in outcomes] == [1, -signal.SIGKILL], outcomes
+        assert f", pid {processes[1].pid}) for " in outcomes[0].err, outcomes
+        assert "Traceback" not in outcomes[0].err and time.monotonic() - signalled < 60
+
+
+def test_processes_that_were_started_differently_both_stop_and_name_the_field(
+    tmp_path: Path,
+) -> None:
+    flags = (f"--config={write_config(tmp_path)}", f"--workdir={tmp_path / 'run'}")
+    processes = pair(*flags, second=("--config.train.batch_size=8", "--config.data.cache_dir=own"))
+    outcomes = finish_all(processes)
+    assert [o.status for o in outcomes] == [2, 2], outcomes
+    for outcome in outcomes:
+        error = outcome.err.splitlines()[-1]
+        assert error.startswith(
+            "error: the processes were started differently: train.batch_size is "
+        )
+        assert error.endswith(" on process 0 and 8 on process 1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_coordinator_that_cannot_be_reached_is_named_with_how_long_it_was_tried(
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = (f"--config={write_config(tmp_path)}", f"--coordinator={address}")
+    flags = (*flags, "--num_processes=2", "--process_id=1")
+    hasty = "from diffusion_jax.parallel import join\njoin.JOIN_TIMEOUT = 1\n"
+    (outcome,) = finish_all([start(flags, environment(2), hasty)])
+    assert outcome.status == 2, outcome
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"error: no coordinator at {address}") and "tried for 1 s" in line
+    (outcome,) = finish_all([start(flags[:3], environment(2), hasty)])
+    assert outcome.status == 2 and "are needed together" in outcome.err
 
 
 def test_two_processes_measure_what_one_does_and_file_it_once(tmp_path: Path) -> None:
