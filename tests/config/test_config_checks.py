@@ -119,6 +119,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "eval.rtol": ([1e-7, 1.0], [0.0, 1.1, math.nan]),
     "eval.atol": ([1e-9, 1.0], [0.0, 1.1, math.nan]),
     "eval.max_steps": COUNT,
+    "train.step_timeout": ([0.0, 3600.0], [-1.0, math.inf, math.nan]),
     "mesh.data": ([-1, 1], [-2]),
     "mesh.fsdp": ([1, 8], [0, -1]),
 }
