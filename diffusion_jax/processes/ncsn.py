@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
+from diffusion_jax.errors import InputError
 from diffusion_jax.processes.sde import VE
 
 CHUNK = 1000  # Images whose distances from all others are in memory at once.
@@ -27,20 +28,30 @@ class NCSN(VE):
     times between the levels too.
 
     Attributes:
-      num_timesteps: Number L of levels.
+      num_timesteps: Number L of levels, 2 or more.
       sigma_min: sigma_L.
       sigma_max: sigma_1.
+
+    Raises:
+      InputError: A number out of its range.
     """
 
     u_min: float = dataclasses.field(default=1e-9, init=False)  # 0, but for rounding.
     train_u_min: float = dataclasses.field(default=1e-9, init=False)
     num_timesteps: int = 100
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_timesteps < 2:  # The first and the last level are two.
+            raise InputError(
+                f"num_timesteps is {self.num_timesteps!r}; of ncsn it must be at least 2"
+            )
+
     def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
         """Returns log sigma of level floor(u L), counted from the least noise: each level is as likely."""
         last = self.num_timesteps - 1
         level = jnp.minimum(jnp.floor(u * self.num_timesteps), last)
-        return self._time(level / max(last, 1))
+        return self._time(level / last)
 
 
 def largest_distance(images: Float[np.ndarray, " n *dims"]) -> float:

@@ -103,9 +103,12 @@ class ContinuousProcess(abc.ABC):
         Raises:
           InputError: num_steps below 1, an unknown spacing, or a wrong list.
         """
-        u = np.linspace(self.u_min, 1, self.num_timesteps)
-        even = Points(self._time(u), self.log_signal(u), self.std(u))
-        visited = times_between(num_steps, spacing, even.time, even.logsnr)
+        ends = self.points(self._time(np.array([self.u_min, 1.0])))
+        if num_steps is None and isinstance(spacing, str):
+            num_steps = self.num_timesteps
+        first, last = ends.time.tolist()
+        clean, noisy = ends.logsnr.tolist()
+        visited = times_between(num_steps, spacing, (first, last), (clean, noisy), self.times_of)
         points = self.points(visited[::-1])
         return Grid(
             np.append(points.time, self.ends[0]),

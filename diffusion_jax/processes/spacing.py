@@ -19,20 +19,19 @@ ROUNDING = 1e-9
 
 
 class Timesteps(NamedTuple):
-    """The T timesteps that a rule places times along.
+    """What a rule places times along: T timesteps, or all the times of a process in continuous time.
 
     Attributes:
-      logsnr: log(signal^2 / std^2) at each of them, descending.
-      whole: Whether times must be timesteps, but where a rule says that they are not.
+      last: The noisiest, T - 1 or 1; the least noisy is 0.
+      ends: log(signal^2 / std^2) at 0 and at `last`.
+      times_of: Such values -> times.
+      whole: Whether times must be integers, but where a rule says that they are not.
     """
 
-    logsnr: Float[np.ndarray, " T"]
+    last: int
+    ends: tuple[float, float]
+    times_of: Callable[[Times], Times]
     whole: bool
-
-    @property
-    def last(self) -> int:
-        """T - 1."""
-        return len(self.logsnr) - 1
 
     def rounded(self, times: Times) -> Times:
         """Returns the nearest timesteps, if times must be some."""
@@ -77,10 +76,10 @@ def _quadratic(num_steps: int, steps: Timesteps) -> Times:
 def _logsnr(num_steps: int, steps: Timesteps) -> Times:
     """Evenly spaced in log(signal^2 / std^2), the first and the last included (Lu et al., 2022).
 
-    The times are not integers: between two timesteps, log alpha_bar is linear.
+    The times are not integers: between two timesteps of a chain, log alpha_bar is linear.
     """
-    logsnr = steps.logsnr
-    return times_of(np.linspace(logsnr[-1], logsnr[0], num_steps), logsnr)[::-1]
+    clean, noisy = steps.ends
+    return steps.times_of(np.linspace(noisy, clean, num_steps))[::-1]
 
 
 def _karras(num_steps: int, steps: Timesteps) -> Times:
@@ -90,10 +89,9 @@ def _karras(num_steps: int, steps: Timesteps) -> Times:
     an eightieth of the noise, and some schedules go far beyond (cosine: to 20,000), where half of the steps would be
     spent. As with `_logsnr`, the times are not integers.
     """
-    logsnr = steps.logsnr
-    largest = min(np.exp(-logsnr[-1] / 2), LARGEST_SIGMA)
-    first, last = np.array([largest, np.exp(-logsnr[0] / 2)]) ** (1 / 7)
-    return times_of(-2 * 7 * np.log(np.linspace(first, last, num_steps)), logsnr)[::-1]
+    smallest, largest = np.exp(-np.array(steps.ends) / 2)
+    first, last = np.array([min(largest, LARGEST_SIGMA), smallest]) ** (1 / 7)
+    return steps.times_of(-2 * 7 * np.log(np.linspace(first, last, num_steps)))[::-1]
 
 
 def times_of(wanted: Numbers, logsnr: Float[np.ndarray, " T"]) -> Numbers:
@@ -129,7 +127,12 @@ def timesteps(
     Raises:
       InputError: num_steps outside {1, ..., T}, an unknown spacing, or a list that is not as above.
     """
-    steps = Timesteps(logsnr, whole=True)
+    steps = Timesteps(
+        last=len(logsnr) - 1,
+        ends=(logsnr[0], logsnr[-1]),
+        times_of=lambda wanted: times_of(wanted, logsnr),
+        whole=True,
+    )
     if not isinstance(spacing, str):
         return _listed(num_steps, spacing, 0, steps.last)
     place = choose("spacing", spacing, SPACINGS)
@@ -145,30 +148,34 @@ def timesteps(
 def times_between(
     num_steps: int | None,
     spacing: str | Sequence[float | int],
-    times: Float[np.ndarray, " T"],
-    logsnr: Float[np.ndarray, " T"],
+    ends: tuple[float, float],
+    ends_logsnr: tuple[float, float],
+    times_of: Callable[[Times], Times],
 ) -> Times:
     """Returns the times that a sampler of a process in continuous time visits, ascending.
 
     Args:
-      num_steps: Number N of times, 1 or more; None: T, or as many as are listed.
+      num_steps: Number N of times, 1 or more; None: as many as are listed.
       spacing: A key of `SPACINGS`, or the times themselves, within the process's and none twice.
-      times: T even times of the process, ascending, least noisy first.
-      logsnr: log(signal^2 / std^2) at each of them.
+      ends: The least noisy of the process's times, and the noisiest, which is larger.
+      ends_logsnr: log(signal^2 / std^2) at both.
+      times_of: Such values -> the process's times.
 
     Raises:
       InputError: num_steps below 1, an unknown spacing, or a list that is not as above.
     """
-    first, last = times[0], times[-1]
+    first, last = ends
     if not isinstance(spacing, str):
         return _listed(num_steps, spacing, first, last)
     place = choose("spacing", spacing, SPACINGS)
-    if num_steps is None:
-        num_steps = len(times)
-    if num_steps < 1:
+    if num_steps is None or num_steps < 1:
         raise InputError(f"num_steps is {num_steps!r}; it must be at least 1")
-    steps = Timesteps(logsnr, whole=False)
-    return first + place(num_steps, steps) / max(steps.last, 1) * (last - first)
+
+    def parts_of(logsnr: Times) -> Times:
+        return np.clip((times_of(logsnr) - first) / (last - first), 0, 1)
+
+    steps = Timesteps(last=1, ends=ends_logsnr, times_of=parts_of, whole=False)
+    return first + place(num_steps, steps) * (last - first)
 
 
 def _listed(

@@ -7,6 +7,7 @@ from scipy.integrate import solve_ivp
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
 from diffusion_jax.processes.spacing import SPACINGS
@@ -134,6 +135,26 @@ def test_even_steps_are_even_in_u_for_any_number_of_them():
     for process in CONTINUOUS.values():
         np.testing.assert_allclose(np.diff(process.grid(37).time[:-1], 2), 0, atol=1e-9)
         assert process.grid(2000).num_steps == 2000
+
+
+@pytest.mark.parametrize("spacing", ["logsnr", "karras"])
+@pytest.mark.parametrize(
+    "process", [VP(num_timesteps=4, u_min=1e-5), SubVP(num_timesteps=4), NCSN(num_timesteps=4)]
+)
+def test_levels_are_even_in_log_sigma_and_in_its_7th_root_however_few_the_steps_of_a_whole_grid(
+    process, spacing
+):
+    grid = process.grid(18, spacing)
+    log_sigma = -grid.logsnr[:-1] / 2
+    levels = log_sigma if spacing == "logsnr" else np.exp(log_sigma / 7)
+    np.testing.assert_allclose(np.diff(levels, 2), 0, atol=1e-6 * np.ptp(levels))
+
+
+@pytest.mark.parametrize("make", [VP, SubVP, VE])
+def test_a_whole_grid_of_one_step_begins_at_the_prior(make):
+    process = make(num_timesteps=1)
+    np.testing.assert_allclose(process.grid().time, process.ends[::-1])
+    np.testing.assert_allclose(process.grid(9).time, make().grid(9).time)
 
 
 def test_listed_times_are_the_processes_own():
