@@ -25,6 +25,7 @@ from diffusion_jax.processes.gaussian import per_image
 Field = Callable[[Any, Float[Array, " b"]], Any]
 
 FIRST = 0.01  # The first step, as a part of the whole way; a step may be ten times the one before.
+SHORTER = 0.2  # What a step is shortened to at most, after one whose error is not a number too.
 TABLEAU = diffrax.Dopri5.tableau
 ORDER = 5  # Of the error of one step of the lower rule.
 STAGES = (
@@ -109,6 +110,8 @@ def solve(
             lambda y, part: field(y, start + part * way), carry, to - carry.done, way
         )
         keep, step = jax.vmap(adapt)(carry.done, to, carry.y, candidate, error)
+        # A try that is not finite says nothing of the next length but that it is shorter.
+        step = jnp.where(jnp.isfinite(step), step, SHORTER * (to - carry.done))
         tried = active(carry)
         taken = tried & keep
         return _Carry(

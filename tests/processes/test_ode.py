@@ -99,6 +99,17 @@ def test_a_field_that_is_not_finite_ends_its_own_image_alone():
     assert int(solution.evaluations[1]) == 1
 
 
+def test_a_try_that_leaves_where_the_field_is_defined_is_made_again_shorter():
+    """y' = 400 (1 - y), defined below 2 alone: of the first step, 0.01, some stages lie beyond."""
+
+    def field(y, t):
+        return jnp.where(y > 2, jnp.nan, 400 * (1 - y))
+
+    solution = jax.jit(lambda: solve(field, jnp.full((1, 1), 0.5), jnp.zeros(1), jnp.ones(1)))()
+    assert solution.finished.all()
+    np.testing.assert_allclose(solution.y, 1, atol=1e-4)
+
+
 def test_a_tree_of_arrays_is_solved_to_the_tolerance_of_each():
     def field(y, t):
         return {"slow": -y["slow"], "fast": -30 * y["fast"] * jnp.sin(30 * t)}
