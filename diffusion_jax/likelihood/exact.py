@@ -102,7 +102,7 @@ def exact_likelihood(
     """Returns log p(x) of the model, in nats. Inside the caller's `jit`, or eagerly.
 
     As Song et al. do, x is taken to be where the flow begins, at the grid's last point before the data, whose noise is
-    so little (of VP and sub-VP with u_min = 1e-5: a standard deviation of 0.001) that images are not noised first.
+    so little (with u_min = 1e-5 a standard deviation of 1e-3 of VP, 1e-6 of sub-VP) that images are not noised first.
 
     Args:
       denoise: (x_t, point) -> Prediction. Clipping would give the flow of another model, which has kinks.

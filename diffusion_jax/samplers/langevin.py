@@ -35,7 +35,8 @@ def langevin(
     Args:
       grid: Points from noise to data of a process that keeps the signal: VE or NCSN.
       langevin_steps: T, moves at each noise level, 1 or more.
-      langevin_step_size: eta, in (0, 2); the papers' epsilon / sigma_L^2. None: that of `step_sizes` for each step.
+      langevin_step_size: eta, in (0, 2); epsilon / sigma_L^2 of the paper of 2020, half of that of 2019. None: that
+        of `step_sizes` for each step.
 
     Raises:
       InputError: A grid whose signal changes, or an option out of its range.
