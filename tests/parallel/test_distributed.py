@@ -14,7 +14,7 @@ import jax
 import pytest
 from tiny_run import Outcome, finish_all
 
-from diffusion_jax.errors import RunError
+from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.parallel import join, peers
 
 VARIABLES = (join.ADDRESS, join.COUNT, join.INDEX)
@@ -45,6 +45,42 @@ def test_a_pod_and_named_processes_join_with_the_same_time_outs(
     join.initialize()
     time_outs = {"initialization_timeout": 300, "heartbeat_timeout_seconds": 100}
     assert joined == [((None,) * 3, time_outs), (("localhost:1", 2, 0), time_outs)]
+
+
+@pytest.mark.parametrize(
+    ("variables", "joins"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),  # An interactive job.
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "DIFFUSION_JAX_DISTRIBUTED": "0"}, False),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "DIFFUSION_JAX_DISTRIBUTED": "0"}, False),
+    ],
+)
+def test_what_starts_several_processes_is_recognised(
+    joined: list[Any], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], joins: bool
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    join.initialize()
+    assert len(joined) == joins
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        (("a", 2, 0), "address is 'a'; it must be host:port"),
+        (("a:b", 2, 0), "address is 'a:b'"),
+        (("a:1", 2, 2), "this process is number 2 of 2; numbers go from 0 to 1"),
+        (("a:1", 2, -1), "number -1 of 2"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(joined: list[Any], place: tuple, problem: str):
+    with pytest.raises(InputError, match=problem):
+        join.initialize(join.Place(*place))
+    assert not joined
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError])
