@@ -57,7 +57,7 @@ class Training:
     def is_saving(self, checkpoints: Path) -> bool:
         """Whether this process, not one before it, has begun a checkpoint and not finished it."""
         with contextlib.suppress(FileNotFoundError):
-            unfinished = checkpoints.glob(".tmp-[0-9]*")
+            unfinished = checkpoints.glob("[0-9]*.orbax-checkpoint-tmp*")
             return any(path.stat().st_mtime >= self._started for path in unfinished)
         return False
 
@@ -164,7 +164,7 @@ def measure(arguments: argparse.Namespace, overrides: list[str], folder: Path) -
     for i in range(arguments.kills):
         moment = MOMENTS[i % len(MOMENTS)]
         kill = kill_at_random(moment, start("killed"), checkpoints, rng, startup, window)
-        steps = sorted(int(p.name) for p in checkpoints.glob("[0-9]*"))
+        steps = sorted(int(p.name) for p in checkpoints.glob("*") if p.name.isdecimal())
         kills.append({**kill, "newest": steps[-1] if steps else 0})
         print(f"  {len(kills)}: {kills[-1]}", flush=True)
     status = start("killed").status()

@@ -1,1 +1,1 @@
-"""Checkpoints: written by Orbax, sealed by our manifest, committed by one rename."""
+"""Checkpoints: written, committed and deleted by Orbax, verified by a manifest of our own."""

@@ -5,14 +5,13 @@ Each part has a folder of its own, so that one can be verified and read without 
 Orbax takes half a second to import, so it is imported when first used.
 """
 
-import asyncio
+import concurrent.futures
 import functools
-import logging
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
 
 # Bounded data files let several threads hash a large checkpoint.
 DATA_FILE_BYTES = 64 << 20
@@ -21,35 +20,18 @@ DATA_FILE_BYTES = 64 << 20
 Parts = Mapping[str, Any]
 
 
-def start_writing(directory: Path, parts: Parts) -> list[Any]:
-    """Copies the parts to host memory and returns futures of their writes.
-
-    They may be donated at once. On the CPU the copies are views of the arrays' memory, which
-    XLA does not reuse for a donation while a view exists.
-
-    Args:
-      directory: Holds an empty folder for each part; every process calls this.
-      parts: Pytrees of `jax.Array`s, by name.
-    """
+def save_args(parts: Parts) -> Any:
+    """Returns what tells Orbax to save the parts."""
     import orbax.checkpoint as ocp
 
-    async def start() -> list[Any]:
-        writes = []
-        for name, tree in parts.items():
-            args = ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=DATA_FILE_BYTES)
-            writes += await _handler().async_save(_orbax_path(directory / name), args=args) or []
-        return writes
-
-    return asyncio.run(start())
+    trees = {
+        name: ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=DATA_FILE_BYTES)
+        for name, tree in parts.items()
+    }
+    return ocp.args.Composite(**trees)
 
 
-def finish_writing(directory: Path, names: Iterable[str]) -> None:
-    """Joins what the processes wrote; one process calls this when all writes are done."""
-    for name in names:
-        _handler().finalize(_orbax_path(directory / name))
-
-
-def read(directory: Path, template: Parts) -> dict[str, Any]:
+def read(directory: epath.Path, template: Parts) -> dict[str, Any]:
     """Returns the parts as the template says: structure, shapes, dtypes and shardings.
 
     A template leaf without a sharding goes to the first local device.
@@ -67,7 +49,7 @@ def read(directory: Path, template: Parts) -> dict[str, Any]:
         )
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
-        parts[name] = _handler().restore(_orbax_path(directory / name), args=args)
+        parts[name] = handler().restore(directory / name, args=args)
     return parts
 
 
@@ -106,25 +88,26 @@ def misfit(saved: dict[str, dict[str, str]], template: Parts) -> str:
 
 
 @functools.cache
-def _handler() -> Any:
+def handler() -> Any:
+    """Returns what writes and reads one part."""
     import orbax.checkpoint as ocp
 
-    # What Orbax's threads log as an error with a traceback, they also raise to us.
-    logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in str(record.msg))
-    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in str(record.msg))
+    class Handler(ocp.PyTreeCheckpointHandler):
+        """If it cannot begin, its writes fail instead: there the other processes are told."""
+
+        async def async_save(self, *arguments: Any, **named: Any) -> list[Any]:
+            try:
+                return await super().async_save(*arguments, **named) or []
+            except Exception as error:
+                failed = concurrent.futures.Future()
+                failed.set_exception(error)
+                return [failed]
+
     # Slicing replicated arrays so that every replica writes a part compiles a program per shape:
     # on 8 devices the first save of 36 M parameters blocked for 35 s instead of 0.3 s.
-    arrays = ocp.type_handlers.ArrayHandler(
+    array_handler = ocp.type_handlers.ArrayHandler(
         use_replica_parallel=False, enable_write_sharding_file=False
     )
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, array_handler))
     # Trained weights hardly compress, and zstd takes the processor from the training.
-    return ocp.PyTreeCheckpointHandler(
-        use_compression=False, use_zarr3=True, type_handler_registry=registry
-    )
-
-
-def _orbax_path(directory: Path) -> Any:
-    from etils import epath
-
-    return epath.Path(directory)
+    return Handler(use_compression=False, use_zarr3=True, type_handler_registry=registry)

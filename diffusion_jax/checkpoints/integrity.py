@@ -1,9 +1,9 @@
 """The integrity manifest of a checkpoint: size and SHA-256 of every file, checked before use.
 
 Orbax returns wrong arrays without an error after a flipped bit in a data file, so each checkpoint
-directory holds a `manifest.json` of our own. Its text is canonical: the one `json.dumps` form of
-its content. A checkpoint is sound if the manifest rebuilt from the files equals the stored one
-byte for byte, which covers damage to the manifest itself as well.
+directory, on a file system or in a bucket, holds a `manifest.json` of our own. Its text is canonical:
+the one `json.dumps` form of its content. A checkpoint is sound if what its files are equals what the
+manifest says, and its text is canonical, which covers damage to the manifest itself as well.
 """
 
 import hashlib
@@ -11,30 +11,40 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+
+from etils import epath
+
+from diffusion_jax.checkpoints.places import is_local
 
 MANIFEST = "manifest.json"
+TIMES = "_CHECKPOINT_METADATA"
 
 Entry = dict[str, int | str]
 
 
-def write_manifest(directory: Path) -> None:
+def write_manifest(directory: epath.Path) -> None:
     """Writes the manifest of all files under `directory`, and syncs everything to the disk.
+
+    Orbax's record of the step's times, which it changes when it commits the step, is not in it.
 
     Raises:
       OSError: A file cannot be read or written, for example because the disk is full.
     """
-    names = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()]
-    content = _render(_entries(directory, names, sync=True))
-    with open(directory / MANIFEST, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    for folder in [p for p in directory.rglob("*") if p.is_dir()] + [directory]:
-        sync_directory(folder)
+    files, folders = [], [directory]
+    for folder, subfolders, names in directory.walk():
+        files += [(epath.Path(folder) / name) for name in names]
+        folders += [(epath.Path(folder) / name) for name in subfolders]
+    named = [file for file in files if file != directory / TIMES]
+    names = [file.relative_to(directory).as_posix() for file in named]
+    with _pool() as pool:
+        entries = dict(zip(names, pool.map(_entry, named), strict=True))
+    (directory / MANIFEST).write_bytes(_render(entries))
+    if is_local(directory):
+        for path in [*files, directory / MANIFEST, *folders]:
+            sync(path)
 
 
-def find_damage(directory: Path, only: Sequence[str] | None = None) -> str | None:
+def find_damage(directory: epath.Path, only: Sequence[str] | None = None) -> str | None:
     """Returns what is wrong with a checkpoint directory in a few words, or None if it is sound.
 
     Args:
@@ -48,34 +58,24 @@ def find_damage(directory: Path, only: Sequence[str] | None = None) -> str | Non
     try:
         files = json.loads(stored)["files"]
         intact = _render(files) == stored
-        sizes = {name: int(entry["size"]) for name, entry in files.items()}
+        intact &= all(set(entry) == {"sha256", "size"} for entry in files.values())
     except (ValueError, TypeError, KeyError, AttributeError):
-        intact, files, sizes = False, {}, {}
+        intact, files = False, {}
     if not intact:
         return f"{MANIFEST}: damaged"
     names = [name for name in sorted(files) if only is None or _is_in(name, only)]
-    for name in names:
-        try:
-            size = (directory / name).stat().st_size
-        except (OSError, ValueError) as error:
-            return f"{name}: {getattr(error, 'strerror', 'not a file name')}"
-        if size != sizes[name]:
-            return f"{name}: {size} bytes instead of {sizes[name]}"
-    try:
-        found = _entries(directory, names)
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    wrong = [name for name in names if found[name] != files[name]]
-    return f"{wrong[0]}: wrong checksum" if wrong else None
+    with _pool() as pool:
+        wrong = pool.map(lambda name: _damage(directory / name, files[name]), names)
+        return next((f"{n}: {what}" for n, what in zip(names, wrong, strict=True) if what), None)
 
 
 def _is_in(name: str, places: Sequence[str]) -> bool:
     return any(name == place or name.startswith(f"{place}/") for place in places)
 
 
-def sync_directory(directory: Path) -> None:
-    """Makes the names in a directory, so also a rename into it, survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: epath.Path) -> None:
+    """Makes a file, or the names in a folder, so also a rename into it, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -86,15 +86,22 @@ def _render(files: dict[str, Entry]) -> bytes:
     return (json.dumps({"files": files}, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _entries(directory: Path, names: Sequence[str], *, sync: bool = False) -> dict[str, Entry]:
-    """Returns size and SHA-256 of each named file; `hashlib` releases the GIL meanwhile."""
+def _pool() -> ThreadPoolExecutor:
+    """`hashlib` releases the GIL, and so does a bucket's answer that is waited for."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
-    def entry(name: str) -> Entry:
-        with open(directory / name, "rb") as file:
-            if sync:
-                os.fsync(file.fileno())
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            return {"sha256": sha256, "size": file.tell()}
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(entry, names), strict=True))
+def _entry(path: epath.Path) -> Entry:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+        return {"sha256": sha256, "size": file.tell()}
+
+
+def _damage(path: epath.Path, expected: Entry) -> str | None:
+    try:
+        found = _entry(path)
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    if found["size"] != expected["size"]:
+        return f"{found['size']} bytes instead of {expected['size']}"
+    return None if found == expected else "wrong checksum"

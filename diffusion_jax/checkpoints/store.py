@@ -1,4 +1,4 @@
-"""Checkpoints: written by Orbax in the background, committed by one rename, verified before use.
+"""Checkpoints: written and committed by Orbax in the background, verified before use.
 
 A checkpoint is a directory named by its step:
 
@@ -6,45 +6,33 @@ A checkpoint is a directory named by its step:
     <directory>/<step>/meta.json      step, the caller's JSON, shape and dtype of every leaf
     <directory>/<step>/manifest.json  size and SHA-256 of every file
     <directory>/damaged/<step>-<n>/   what failed the check, moved aside
-    <directory>/.tmp-*                being written or deleted; leftovers go with the next save
 
 A process that is killed at any moment leaves a whole checkpoint or none.
 """
 
 import contextlib
 import hashlib
-import itertools
 import json
 import logging
 import os
-import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for_futures
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict
 
 import jax
+from etils import epath
 
-from diffusion_jax.checkpoints import arrays
+from diffusion_jax.checkpoints import arrays, manager, places
 from diffusion_jax.checkpoints.arrays import Parts
-from diffusion_jax.checkpoints.commit import (
-    META,
-    TEMPORARY,
-    commit,
-    failure_named,
-    prepare,
-)
-from diffusion_jax.checkpoints.integrity import MANIFEST, find_damage
-from diffusion_jax.errors import InputError, RunError, reason
+from diffusion_jax.checkpoints.integrity import MANIFEST, find_damage, sync, write_manifest
+from diffusion_jax.errors import DISK_FULL, InputError, RunError, reason
 from diffusion_jax.parallel.distributed import all_do, first_decides
 
+META = "meta.json"
 DAMAGED = "damaged"
+SPARE_BYTES = 16 << 20
 
 logger = logging.getLogger(__name__)
-# Numbers the attempts to save, alike in all processes: a write that outlives a failed attempt must
-# not reach into the next one's directory.
-_attempts = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -90,7 +78,7 @@ class CheckpointStore:
         """Names a directory; it is made by the first save.
 
         Args:
-          directory: Where the checkpoints are, on a local or network file system.
+          directory: Where the checkpoints are: a folder, or the address of one in a bucket.
           keep_last: Number of newest checkpoints to keep, at least 1.
           keep_every: Checkpoints whose step is a multiple of it are never deleted; None: no such ones.
 
@@ -100,22 +88,17 @@ class CheckpointStore:
         for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        self.directory = Path(directory).absolute()
+        self.directory = places.place(directory)
         self._keep_last = keep_last
         self._keep_every = keep_every
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._manager: Any = None
+        self._pending: int | None = None  # The step whose save is not known to have ended.
+        self._meta = ""  # Of that step.
         self._damaged: set[int] = set()  # Those that could not be moved aside.
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, ascending."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return sorted(
-                int(path.name)
-                for path in self.directory.iterdir()
-                if path.name.isdecimal() and path.name == str(int(path.name)) and path.is_dir()
-            )
-        return []
+        return sorted(int(p.name) for p in self._entries() if _is_step(p) and self._is_committed(p))
 
     def save(self, step: int, parts: Parts, meta: dict[str, Any]) -> None:
         """Starts to save; waits only for an earlier save and for the copy to host memory.
@@ -135,23 +118,22 @@ class CheckpointStore:
         """
         self.wait()
         leaves = arrays.describe(parts)
-        payload = json.dumps({"step": step, "meta": meta, "leaves": leaves}, indent=1)
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(parts)))
-        final = self._path(step)
-        temporary = self.directory / f"{TEMPORARY}{next(_attempts)}-{step}"
-        with failure_named(final, temporary):
-            if not first_decides(
-                "prepare a checkpoint",
-                lambda: self._begin(final, temporary, list(parts), num_bytes),
-            ):
-                logger.info("checkpoint %s exists already", final)
+        with self._failure_named(step):
+            if not first_decides("prepare a checkpoint", lambda: self._prepare(step, num_bytes)):
+                logger.info("checkpoint %s exists already", self._path(step))
                 return
-            start = self._pool.submit(arrays.start_writing, temporary, parts)
-            # Also after a failure, so that this process tells the others, who wait for it.
-            self._pending = self._pool.submit(
-                self._finish, final, temporary, list(parts), payload, start
-            )
-            wait_for_futures([start])
+            if self._manager is None:
+                self._manager = manager.open_manager(
+                    self.directory,
+                    list(parts),
+                    keep_last=self._keep_last,
+                    keep_every=self._keep_every,
+                    seal=self._seal,
+                )
+            self._meta = json.dumps({"step": step, "meta": meta, "leaves": leaves}, indent=1)
+            self._pending = step
+            self._manager.save(step, args=arrays.save_args(parts), force=True)
 
     def wait(self) -> None:
         """Waits until the last save is committed.
@@ -160,17 +142,17 @@ class CheckpointStore:
           RunError: It failed. Earlier checkpoints are intact; the next save may be tried.
         """
         if self._pending is not None:
-            error = self._pending.exception()
+            step = self._pending
+            with self._failure_named(step):
+                all_do("finish a checkpoint", lambda: self._finish(step))
             self._pending = None
-            if error is not None:
-                raise error
 
     def close(self) -> None:
-        """Waits like `wait`, and ends the background thread."""
-        try:
-            self.wait()
-        finally:
-            self._pool.shutdown()
+        """Waits like `wait`, and ends the background threads."""
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
 
     def restore(self, template: Parts, step: int | None = None) -> Checkpoint | None:
         """Returns the newest sound checkpoint, bit for bit as saved, or None if there is none.
@@ -209,45 +191,79 @@ class CheckpointStore:
         chosen = self._choose(step, [META])
         return None if chosen is None else chosen["content"]["meta"]
 
-    def _path(self, step: int) -> Path:
+    def _path(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
-    def _begin(self, final: Path, temporary: Path, names: list[str], num_bytes: int) -> bool:
-        """Makes the temporary directory; False if the checkpoint exists already."""
-        if int(final.name) in self._damaged and final.is_dir():
-            raise RunError("a damaged one is there that cannot be moved aside")
-        return prepare(final, temporary, names, num_bytes)
+    def _entries(self) -> list[epath.Path]:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return list(self.directory.iterdir())
+        return []
 
-    def _finish(
-        self,
-        final: Path,
-        temporary: Path,
-        names: list[str],
-        payload: str,
-        start: Future[list[Any]],
-    ) -> None:
-        """Waits for the arrays, commits, deletes old ones; runs in the background thread."""
+    def _is_committed(self, path: epath.Path) -> bool:
+        return path.is_dir() and (places.is_local(path) or manager.is_committed(path))
 
-        def write() -> None:
-            for pending in start.result():
-                pending.result()
+    def _prepare(self, step: int, num_bytes: int) -> bool:
+        """Removes what stands in the way of a save; False if its checkpoint exists already.
 
-        with failure_named(final, temporary):
-            all_do("write a checkpoint", write)
-            first_decides("commit a checkpoint", lambda: commit(final, temporary, names, payload))
+        Raises:
+          OSError: The folder cannot be made, or the disk has not clearly more than `num_bytes` free.
+        """
+        self._sweep()
+        if self._path(step).exists():
+            if step in self._damaged:
+                raise RunError("a damaged one is there that cannot be moved aside")
+            return False
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # A disk that fills up later is an error too, but TensorStore's threads then print tracebacks.
+        if places.free_bytes(self.directory) < num_bytes + num_bytes // 8 + SPARE_BYTES:
+            raise OSError(DISK_FULL[0], os.strerror(DISK_FULL[0]))
+        return True
+
+    def _seal(self) -> None:
+        """Completes a step before Orbax commits it; a thread of Orbax's calls this in process 0."""
+        assert self._pending is not None
+        folder = manager.unfinished(self.directory, self._pending)
+        (folder / META).write_text(self._meta)
+        write_manifest(folder)
+
+    def _finish(self, step: int) -> None:
+        """Waits for the end of a save."""
+        try:
+            self._manager.wait_until_finished()
+        except manager.FailedElsewhere:
+            return
+        except Exception as error:
+            if jax.process_index() != 0 or step not in self.steps():
+                raise
+            logger.warning("cannot delete what is older than %s: %s", step, reason(error))
+            self._manager = None
         if jax.process_index() == 0:
-            self._delete_old(int(final.name))
+            self._sweep(only=manager.DELETED)
+            if places.is_local(self.directory):
+                sync(self.directory)
 
-    def _delete_old(self, saved: int) -> None:
-        steps = self.steps()
-        kept = {saved, *steps[-self._keep_last :]}
-        kept |= {s for s in steps if self._keep_every and s % self._keep_every == 0}
-        for step in sorted(set(steps) - kept):
-            try:
-                # By rename, so that a reader finds a whole checkpoint or none.
-                shutil.rmtree(self._path(step).rename(self.directory / f"{TEMPORARY}old-{step}"))
-            except OSError as error:
-                logger.warning("cannot delete %s: %s", self._path(step), reason(error))
+    def _sweep(self, only: str = "") -> None:
+        """Removes what was deleted and what was never committed."""
+        for path in self._entries():
+            unfinished = manager.UNFINISHED in path.name or path.name.startswith(".tmp-")
+            unfinished |= _is_step(path) and not self._is_committed(path)
+            if path.name == manager.DELETED or (unfinished and not only):
+                with contextlib.suppress(OSError):
+                    path.rmtree()
+
+    @contextlib.contextmanager
+    def _failure_named(self, step: int) -> Iterator[None]:
+        """Says which save it was that failed, and removes what it wrote."""
+        try:
+            yield
+        except Exception as error:
+            self._pending = self._manager = None  # Orbax's manager would raise it again.
+            if jax.process_index() == 0:
+                self._sweep()
+            raise RunError(
+                f"cannot save checkpoint {self._path(step)}: {reason(error)}; "
+                "earlier checkpoints are intact"
+            ) from error
 
     def _choose(self, step: int | None, only: list[str]) -> _Chosen | None:
         """Returns the newest sound checkpoint, the same in every process."""
@@ -255,25 +271,29 @@ class CheckpointStore:
         return first_decides("choose a checkpoint", lambda: self._newest_sound(step, only))
 
     def _newest_sound(self, step: int | None, only: list[str]) -> _Chosen | None:
-        steps = self.steps()
-        if step is not None and step not in steps:
-            listed = ", ".join(map(str, steps)) or "none"
-            raise InputError(f"no checkpoint {step} in {self.directory}; available: {listed}")
-        for candidate in reversed(steps) if step is None else [step]:
-            path = self._path(candidate)
+        while True:
+            # Anew each time: a run that is training may just have deleted one.
+            steps = self.steps()
+            if step is not None and step not in steps:
+                listed = ", ".join(map(str, steps)) or "none"
+                raise InputError(f"no checkpoint {step} in {self.directory}; available: {listed}")
+            candidates = [s for s in steps if s not in self._damaged and step in (None, s)]
+            if not candidates:
+                break
+            path = self._path(candidates[-1])
             damage = find_damage(path, only)
             with contextlib.suppress(FileNotFoundError):
                 if damage is None:
                     digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
                     content = json.loads((path / META).read_bytes())
-                    return {"step": candidate, "content": content, "digest": digest}
-            if not path.is_dir():
-                # A run that is training has just deleted it.
-                return self._newest_sound(step, only)
-            self._move_aside(candidate, damage or f"{META}: not there")
+                    return {"step": candidates[-1], "content": content, "digest": digest}
+            if self._is_committed(path):
+                self._move_aside(candidates[-1], damage or f"{META}: not there")
+                if step is not None:
+                    break
         if step is not None:
             raise RunError(f"checkpoint {self._path(step)} is damaged")
-        if steps or any(self.directory.glob(f"{DAMAGED}/*")):
+        if steps or any(path.name == DAMAGED for path in self._entries()):
             raise RunError(
                 f"every checkpoint in {self.directory} is damaged; to start anew, "
                 "use another directory or remove this one"
@@ -294,3 +314,7 @@ class CheckpointStore:
             self._damaged.add(step)
             outcome = f"ignored, as it cannot be moved aside: {reason(error)}"
         logger.warning("checkpoint %s is damaged (%s); %s", self._path(step), damage, outcome)
+
+
+def _is_step(path: epath.Path) -> bool:
+    return path.name.isdecimal() and path.name == str(int(path.name))

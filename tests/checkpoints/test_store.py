@@ -1,6 +1,7 @@
 """Checkpoints survive kills, damage, full disks and other device counts, bit for bit."""
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -17,11 +18,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from tiny_run import finish_all
 
-from diffusion_jax.checkpoints import commit, integrity
+from diffusion_jax.checkpoints import integrity
+from diffusion_jax.checkpoints import store as store_module
 from diffusion_jax.checkpoints.integrity import find_damage
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError
@@ -77,11 +81,17 @@ def saved(store: CheckpointStore, *steps: int) -> None:
     store.wait()
 
 
-def files_of(directory: Path) -> list[Path]:
-    return sorted(p for p in directory.rglob("*") if p.is_file())
+# Written by Orbax when it commits a step, after the manifest; nothing of ours reads them.
+ORBAX_OWN = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
-def flip_bit(path: Path, bit: int) -> None:
+def files_of(step: Any) -> list[Path]:
+    """The files of a step that are of use, so that damage to them matters."""
+    own = {Path(step) / name for name in ORBAX_OWN}
+    return sorted(p for p in Path(step).rglob("*") if p.is_file() and p not in own)
+
+
+def flip_bit(path: Any, bit: int) -> None:
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
@@ -181,7 +191,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_the_older_checkpoint_used(
     cases = [(name, at) for name in names for at in (0.0, *rng.random(2), 1.0)]
     for number, (name, at) in enumerate(cases, start=1):
         path = store.directory / "2" / name
-        flip_bit(path, int(at * (8 * path.stat().st_size - 1)))
+        flip_bit(path, int(at * (8 * len(path.read_bytes()) - 1)))
         caplog.clear()
         restored = store.restore(template(make_state()))
         assert restored is not None and restored.step == 1, name
@@ -191,19 +201,19 @@ def test_a_flipped_bit_in_any_file_is_found_and_the_older_checkpoint_used(
         assert str(aside) in caplog.text and len(files_of(aside)) == len(names)
         if number < len(cases):
             shutil.copytree(aside, store.directory / "2")
-            flip_bit(path, int(at * (8 * path.stat().st_size - 1)))
+            flip_bit(path, int(at * (8 * len(path.read_bytes()) - 1)))
     assert store.steps() == [1]
 
 
 def test_every_bit_of_manifest_and_meta_counts(open_store: Open) -> None:
     store = open_store()
     saved(store, 1)
-    for name in ("manifest.json", "meta.json"):
+    for name, only in (("manifest.json", None), ("meta.json", ["meta.json"])):
         path = store.directory / "1" / name
         # Odd, so that each of a byte's bits has its turn: digits, names, quotes and white space.
-        for bit in range(0, 8 * path.stat().st_size, 29):
+        for bit in range(0, 8 * len(path.read_bytes()), 61):
             flip_bit(path, bit)
-            assert find_damage(store.directory / "1") is not None, (name, bit)
+            assert find_damage(store.directory / "1", only) is not None, (name, bit)
             flip_bit(path, bit)
     assert find_damage(store.directory / "1") is None
 
@@ -224,7 +234,7 @@ def test_a_truncated_longer_or_missing_file_is_found(
         restored = store.restore(template(make_state()))
         assert restored is not None and restored.step == 1
         assert path.name in caplog.text
-        newest = max((store.directory / "damaged").iterdir(), key=lambda p: int(p.name[2:]))
+        newest = max(Path(store.directory / "damaged").iterdir(), key=lambda p: int(p.name[2:]))
         shutil.move(newest, store.directory / "2")
         path.write_bytes(content)
 
@@ -326,10 +336,56 @@ def test_keeping_nothing_is_refused(tmp_path: Path, options: dict[str, int]) -> 
         CheckpointStore(tmp_path, **options)
 
 
+def write_as_before(folder: Path, state: Any, meta: Any) -> None:
+    """A checkpoint as it was before Orbax's manager wrote them: parts, JSON and manifest, and nothing else."""
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, use_zarr3=True)
+    for name, tree in state.items():
+        handler.save(epath.Path(folder) / name, args=ocp.args.PyTreeSave(tree))
+        handler.finalize(epath.Path(folder) / name)
+    leaves = {
+        name: {
+            jax.tree_util.keystr(path, simple=True, separator="/"): (
+                f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+            )
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for name, tree in state.items()
+    }
+    (folder / "meta.json").write_text(json.dumps({"step": 1, "meta": meta, "leaves": leaves}))
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "size": path.stat().st_size,
+        }
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    manifest = json.dumps({"files": files}, indent=1, sort_keys=True) + "\n"
+    (folder / "manifest.json").write_text(manifest)
+
+
+def test_checkpoints_of_the_time_before_are_read_kept_and_deleted_like_others(
+    open_store: Open,
+) -> None:
+    store = open_store(keep_last=2)
+    folder = Path(store.directory / "1")
+    folder.mkdir(parents=True)
+    write_as_before(folder, make_state(1), {"position": 1})
+    Path(store.directory / ".tmp-0-9").mkdir()  # What a kill left at that time.
+    restored = store.restore(template(make_state()))
+    assert restored is not None and (restored.step, restored.meta) == (1, {"position": 1})
+    assert raw(restored.parts) == raw(make_state(1))
+    saved(store, 2)
+    assert sorted(os.listdir(store.directory)) == ["1", "2"]
+    flip_bit(folder / "params" / "manifest.ocdbt", 99)
+    saved(store, 3)
+    assert sorted(os.listdir(store.directory)) == ["2", "3"]
+
+
 def test_other_names_in_the_directory_are_not_checkpoints(open_store: Open) -> None:
     store = open_store()
     saved(store, 10)
-    for name in ("007", "5.orbax", ".tmp-0-11", "٣"):
+    for name in ("007", "5.orbax-checkpoint-tmp", ".tmp-0-11", "٣"):
         (store.directory / name).mkdir()
     (store.directory / "12").write_text("a file")
     assert store.steps() == [10]
@@ -346,7 +402,7 @@ def test_a_full_disk_in_the_background_is_one_clear_line_and_harms_nothing(
     store = open_store(keep_last=1)
     saved(store, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "write_manifest", fail_with_full_disk)
+        patch.setattr(store_module, "write_manifest", fail_with_full_disk)
         store.save(2, make_state(2), {})
         with pytest.raises(RunError) as error:
             store.wait() if then == "wait" else store.save(3, make_state(3), {})
@@ -374,10 +430,10 @@ def test_too_little_free_space_is_found_before_anything_is_written(
 
 
 COMMON = """
-import os, resource, signal, sys
+import os, resource, shutil, signal, sys
 import jax
 import jax.numpy as jnp
-from diffusion_jax.checkpoints import arrays, commit
+from diffusion_jax.checkpoints import arrays, store as store_module
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import RunError
 
@@ -398,10 +454,10 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 def test_a_kill_at_any_stage_leaves_whole_checkpoints_only(tmp_path: Path) -> None:
     stages = {
-        "before the arrays are joined": "arrays.finish_writing = die",
-        "between data and manifest": "commit.write_manifest = die",
-        "between manifest and rename": "commit.Path.rename = die",
-        "after the rename": "commit.sync_directory = die",
+        "before the arrays are joined": "type(arrays.handler()).finalize = die",
+        "between data and manifest": "store_module.write_manifest = die",
+        "between manifest and rename": "os.rename = die",
+        "after the rename": "store_module.sync = die",
     }
     processes = [
         start(
@@ -429,7 +485,7 @@ def test_a_kill_at_any_stage_leaves_whole_checkpoints_only(tmp_path: Path) -> No
         assert (np.asarray(restored.parts["a"]) == expected).all()
         store.save(3, restored.parts, {})
         store.close()
-        assert not list(store.directory.glob(".tmp-*")), "leftovers go with the next save"
+        assert all(p.name.isdecimal() for p in store.directory.iterdir()), "leftovers go"
         assert not (store.directory / "damaged").exists()
 
 
@@ -487,14 +543,17 @@ def test_two_processes_save_and_restore_together(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(shard.data, host[shard.index])
         print(restored.step, store.meta(), store.steps())
         # A process that cannot write its part: all are told, none commits.
-        def fail(*_):
+        def fail(*_, **__):
             raise OSError(28, "No space left on device")
-        write = arrays.start_writing
-        if jax.process_index() == 1:
+        import orbax.checkpoint as ocp
+        write = ocp.PyTreeCheckpointHandler.async_save
+        async def late(*args, **options):
             import concurrent.futures
             failed = concurrent.futures.Future()
             failed.set_exception(OSError(28, "No space left on device"))
-            arrays.start_writing = lambda *args: [*write(*args), failed]
+            return [*await write(*args, **options), failed]
+        if jax.process_index() == 1:
+            ocp.PyTreeCheckpointHandler.async_save = late
         store.save(4, state, {})
         try:
             store.wait()
@@ -503,15 +562,24 @@ def test_two_processes_save_and_restore_together(tmp_path: Path) -> None:
         print(store.steps(), flush=True)
         # A process that cannot even begin to write: likewise.
         if jax.process_index() == 1:
-            arrays.start_writing = fail
+            ocp.PyTreeCheckpointHandler.async_save = fail
         store.save(5, state, {})
         try:
             store.wait()
         except RunError as error:
             print(error)
+        # Process 0 cannot complete what both have written.
+        ocp.PyTreeCheckpointHandler.async_save = write
+        whole, store_module.write_manifest = store_module.write_manifest, fail
+        store.save(7, state, {})
+        try:
+            store.wait()
+        except RunError as error:
+            print(error)
+        store_module.write_manifest = whole
         # No space: process 0 finds it, and the other must not begin alone.
         if jax.process_index() == 0:
-            commit.shutil.disk_usage = fail
+            shutil.disk_usage = fail
         try:
             store.save(6, state, {})
         except RunError as error:
@@ -529,13 +597,14 @@ def test_two_processes_save_and_restore_together(tmp_path: Path) -> None:
     outputs = [
         [line for line in outcome.out.splitlines() if "Gloo" not in line] for outcome in finished
     ]
-    for rank, (restored, error, steps, not_begun, no_space, still) in enumerate(outputs):
+    for rank, (restored, error, steps, not_begun, unsealed, no_space, still) in enumerate(outputs):
         assert restored == "2 {'step': 2} [2]"
         why = ("process 1: no space left on device", "no space left on device")[rank]
         assert error.startswith(f"cannot save checkpoint {tmp_path}/4: {why};")
         assert steps == still == "[2]"
         assert not_begun.startswith(f"cannot save checkpoint {tmp_path}/5: {why};")
         why = ("no space left on device", "process 0: no space left on device")[rank]
+        assert unsealed.startswith(f"cannot save checkpoint {tmp_path}/7: {why};")
         assert no_space.startswith(f"cannot save checkpoint {tmp_path}/6: {why};")
 
 
@@ -564,7 +633,7 @@ def test_a_damaged_one_that_cannot_be_moved_is_skipped_but_not_taken_for_a_new_o
     def refuse(*_: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(type(store.directory), "rename", refuse)
     with caplog.at_level(logging.WARNING):
         assert store.meta() == {"position": 1}
     assert "cannot be moved aside: permission denied" in caplog.text

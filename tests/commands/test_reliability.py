@@ -27,21 +27,21 @@ from tiny_run import (
     write_config,
 )
 
-from diffusion_jax.checkpoints import commit
+from diffusion_jax.checkpoints import store
 from diffusion_jax.reporting import pictures
 from diffusion_jax.training.meter import Meter
 from diffusion_jax.training.run_log import RunLog
 
-# Ends the process, as a kill would, when the checkpoint of step 8 is whole but not yet renamed.
+# Ends the process, as a kill would, when the checkpoint of step 8 is whole but not yet committed.
 KILLED_BEFORE_COMMIT = """
 import os, signal
-from diffusion_jax.checkpoints import commit
+from diffusion_jax.checkpoints import store
 def trap(directory):
     write_manifest(directory)
-    if directory.name.endswith("-8"):
+    if directory.name.startswith("8."):
         os.kill(os.getpid(), signal.SIGKILL)
-write_manifest = commit.write_manifest
-commit.write_manifest = trap
+write_manifest = store.write_manifest
+store.write_manifest = trap
 """
 
 
@@ -98,11 +98,11 @@ def test_a_run_killed_while_it_saves_ends_bit_for_bit_like_one_that_was_not(
     killed = finish(start(flags, environment(), KILLED_BEFORE_COMMIT))
     assert killed.status == -signal.SIGKILL
     assert checkpoint_steps(tmp_path / "run") == [4]
-    assert list((tmp_path / "run" / "checkpoints").glob(".tmp-*"))
+    assert len(list((tmp_path / "run" / "checkpoints").glob("*-tmp*"))) == 1
     resumed = train()
     assert resumed.status == 0 and "resuming at step 4" in resumed.err, resumed.err
     assert_same_run(tmp_path / "run", uninterrupted)
-    assert not list((tmp_path / "run" / "checkpoints").glob(".tmp-*"))
+    assert not list((tmp_path / "run" / "checkpoints").glob("*-tmp*"))
 
 
 @pytest.fixture
@@ -278,15 +278,15 @@ def test_a_disk_that_fills_up_is_a_clear_error_and_earlier_checkpoints_stay(
     uninterrupted: Path,
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    original = commit.write_manifest
+    original = store.write_manifest
 
-    def write_manifest(directory: Path) -> None:
-        if directory.name.endswith("-8"):
+    def write_manifest(directory: Any) -> None:
+        if directory.name.startswith("8."):
             raise full
         original(directory)
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "write_manifest", write_manifest)
+        patch.setattr(store, "write_manifest", write_manifest)
         outcome = train()
     path = tmp_path / "run" / "checkpoints" / "8"
     assert_failed(outcome, f"cannot save checkpoint {path}: no space left on device")
