@@ -52,6 +52,10 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: str
         config = config_lib.from_dict(saved)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
+    if (
+        config.mesh.fsdp > 1
+    ):  # The devices of the training need not be here, and all have the parameters whole.
+        config.mesh.data, config.mesh.fsdp = -1, 1
     for name, _ in assignments:
         if name in config_lib.FIELDS and not config_lib.is_settable(name):
             raise InputError(

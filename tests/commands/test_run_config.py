@@ -142,3 +142,14 @@ def test_sampling_leaves_the_runs_config_as_it_was(sample: Callable[..., Outcome
     folder = Path(outcome.err.split(" in ")[-1].splitlines()[0])
     saved = json.loads((folder.parents[1] / "config.json").read_text())
     assert (saved["sample"]["seed"], saved["sampler"]["num_steps"]) == (0, 2)
+
+
+def test_a_run_that_was_trained_on_many_devices_is_used_on_those_that_are_here(
+    tmp_path: Path,
+) -> None:
+    config = default_config()
+    config.mesh.data, config.mesh.fsdp = 16, 4
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert load_config(tmp_path, [], "sample").mesh.to_dict() == {"data": -1, "fsdp": 1}
+    asked = load_config(tmp_path, [("mesh.fsdp", "2")], "sample").mesh
+    assert asked.to_dict() == {"data": -1, "fsdp": 2}
