@@ -13,6 +13,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tiny programs cost far more to optimise than to run.
 jax.config.update("jax_disable_most_optimizations", True)
+# So do XLA's newer emitters of fused operations, to compile: half the suite's time. Other versions of XLA may not
+# have the flag, and one that is not known ends the process. Commands that tests start inherit it.
+if jax.__version_info__[:2] == (0, 10):
+    flags = (os.environ.get("XLA_FLAGS"), "--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flag for flag in flags if flag)
 
 
 def pytest_configure(config: pytest.Config) -> None:
