@@ -1,0 +1,80 @@
+"""What a chip can do at most, from its maker's published figures, and the slices of TPUs that the compiler knows.
+
+Peaks are those of dense matrix products of bfloat16, and of float32 as JAX multiplies it by default: on TPUs in one
+pass of bfloat16, on NVIDIA's GPUs as TF32. `interconnect` is what one chip sends in one direction over all its links.
+"""
+
+import dataclasses
+
+TERA, GIGA, GIB = 1e12, 1e9, 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peak figures of one device of JAX.
+
+    Attributes:
+      name: As people call it.
+      flops: Type of the computation -> FLOP/s.
+      memory: Bytes of its memory; on GPUs the allocator has less (`memory_stats`).
+      bandwidth: Bytes/s of its memory.
+      interconnect: Bytes/s that it sends to its neighbours.
+    """
+
+    name: str
+    flops: dict[str, float]
+    memory: float
+    bandwidth: float
+    interconnect: float
+
+
+def _tpu(name: str, peak: float, memory: float, bandwidth: float, gigabits: float) -> Chip:
+    flops = {"bfloat16": peak * TERA, "float32": peak * TERA}
+    return Chip(name, flops, memory * GIB, bandwidth * GIGA, gigabits * GIGA / 8)
+
+
+def _gpu(
+    name: str, peaks: tuple[float, float], memory: float, bandwidth: float, link: float
+) -> Chip:
+    flops = {"bfloat16": peaks[0] * TERA, "float32": peaks[1] * TERA}
+    return Chip(name, flops, memory * GIGA, bandwidth * GIGA, link * GIGA)
+
+
+# Inter-chip interconnect in Gbit/s, of all links of a chip in one direction.
+_V4 = _tpu("TPU v4", 275, 32, 1200, 2400)  # cloud.google.com/tpu/docs/v4
+_V5E = _tpu("TPU v5e", 197, 16, 819, 1600)  # cloud.google.com/tpu/docs/v5e
+_V5P = _tpu("TPU v5p", 459, 95, 2765, 4800)  # cloud.google.com/tpu/docs/v5p
+_V6E = _tpu("TPU v6e", 918, 32, 1640, 3584)  # cloud.google.com/tpu/docs/v6e
+# NVLink in GB/s in one direction: half of what the data sheets give for both.
+# "NVIDIA H100 Tensor Core GPU" data sheet, SXM5, without sparsity.
+_H100 = _gpu("H100 SXM", (989.4, 494.7), 80, 3350, 450)
+# "NVIDIA H200 Tensor Core GPU" data sheet, SXM, without sparsity.
+_H200 = _gpu("H200 SXM", (989.4, 494.7), 141, 4800, 450)
+# "NVIDIA A100 Tensor Core GPU" data sheet, SXM4, without sparsity.
+_A100_40 = _gpu("A100 40GB SXM", (312, 156), 40, 1555, 300)
+_A100_80 = _gpu("A100 80GB SXM", (312, 156), 80, 2039, 300)
+
+# JAX's `device_kind` -> chip. Variants with other clocks or links, such as those for PCIe, are not here.
+CHIPS = {
+    "TPU v4": _V4,
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+    "NVIDIA H100 80GB HBM3": _H100,
+    "NVIDIA H200": _H200,
+    "NVIDIA A100-SXM4-40GB": _A100_40,
+    "NVIDIA A100-SXM4-80GB": _A100_80,
+}
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+# Slices that Google Cloud rents, by generation. The compiler takes other shapes too, such as v4:4x4x12.
+TOPOLOGIES = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Returns the figures of a kind of device; None if they are not known, as for CPUs."""
+    return CHIPS.get(device_kind)

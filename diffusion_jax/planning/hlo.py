@@ -1,0 +1,230 @@
+"""Optimised HLO as text: its computations, their instructions, and how often each is run.
+
+XLA's own cost analysis counts the body of a loop once. Here each computation has the number of times that the entry
+runs it: that of its caller, times the trips of a loop where the compiler knows them.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from typing import NamedTuple
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = ")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
+_REFERENCE = re.compile(r"%([\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+class Instruction(NamedTuple):
+    """One line of HLO, in parts.
+
+    Attributes:
+      name: Its name, without %.
+      shape: Its result, such as "f32[8,3]{1,0}" or a tuple in parentheses.
+      opcode: What it does, such as "all-reduce".
+      operands: What stands in its parentheses.
+      attributes: What follows them.
+    """
+
+    name: str
+    shape: str
+    opcode: str
+    operands: str
+    attributes: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A program.
+
+    Attributes:
+      computations: Name -> instructions.
+      entry: Name of the computation that is run.
+      num_devices: Partitions times replicas.
+    """
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+    num_devices: int
+
+
+class Repeats(NamedTuple):
+    """How often computations run.
+
+    Attributes:
+      times: Name of a computation -> how often it runs in one run of the entry.
+      unknown: Number of loops whose trips are not known; they count as one.
+    """
+
+    times: Counter[str]
+    unknown: int
+
+
+def parse(text: str) -> Module:
+    """Returns the program of an HLO text, as from `compiled.as_text()`."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            current = computations.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif current is not None and (start := _INSTRUCTION.match(line)):
+            current.append(_instruction(start[1], line[start.end() :]))
+    head = text[: text.find("\n")]
+    counts = [re.search(rf"{name}=(\d+)", head) for name in ("num_partitions", "replica_count")]
+    return Module(computations, entry, math.prod(int(found[1]) for found in counts if found))
+
+
+def _instruction(name: str, rest: str) -> Instruction:
+    end = _closing(rest) if rest.startswith("(") else rest.find(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opcode, _, inner = rest.partition("(")
+    end = _closing("(" + inner) - 1
+    return Instruction(name, shape, opcode, inner[: end - 1], inner[end:])
+
+
+def _closing(text: str) -> int:
+    """Returns the place after the parenthesis that closes the first one."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return place + 1
+    return len(text)
+
+
+def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns (type, sizes) of each array of a shape or tuple."""
+    return [
+        (kind, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size))
+        for kind, sizes in _ARRAY.findall(shape)
+    ]
+
+
+def num_bytes(shape: str) -> int:
+    """Returns the bytes of all arrays of a shape or tuple, without padding."""
+    return sum(math.ceil(math.prod(sizes) * _bits(kind) / 8) for kind, sizes in arrays(shape))
+
+
+def _bits(kind: str) -> int:
+    if kind == "pred":
+        return 8
+    width = re.match(r"[a-z]+(\d+)", kind)  # f32, bf16, f8e4m3fn; a token has no width.
+    return int(width[1]) if width else 0
+
+
+def repeats(module: Module) -> Repeats:
+    """Returns how often each computation runs."""
+    times: Counter[str] = Counter()
+    unknown = 0
+
+    def visit(name: str, count: int) -> None:
+        nonlocal unknown
+        times[name] += count
+        for instruction in module.computations[name]:
+            trips = _trips(module, instruction) if instruction.opcode == "while" else 1
+            unknown += trips is None
+            for called in _called(module, instruction):
+                visit(called, count * (trips or 1))
+
+    visit(module.entry, 1)
+    return Repeats(times, unknown)
+
+
+def _called(module: Module, instruction: Instruction) -> list[str]:
+    """Returns the computations that an instruction calls."""
+    attributes = re.sub(r"control-predecessors=\{.*?\}", "", instruction.attributes)
+    return [name for name in _REFERENCE.findall(attributes) if name in module.computations]
+
+
+class LoopFactors(NamedTuple):
+    """By how much XLA's counts, in which a loop's body counts once, are too small; 1 without loops."""
+
+    flops: float
+    bytes: float
+    unknown: int
+
+
+def loop_factors(module: Module) -> LoopFactors:
+    """Returns what to multiply XLA's counts by, from the shares of matrix products and operands that loops have."""
+    times, unknown = repeats(module)
+    inside = _fused(module)
+    sums = {"flops": [0, 0], "bytes": [0, 0]}
+    for name, instructions in module.computations.items():
+        if not times[name]:
+            continue
+        shapes = {instruction.name: instruction.shape for instruction in instructions}
+        counts = {
+            "flops": sum(_products(instruction, shapes) for instruction in instructions),
+            "bytes": 0
+            if name in inside
+            else sum(_moved(instruction, shapes) for instruction in instructions),
+        }
+        for what, count in counts.items():
+            sums[what][0] += count * times[name]
+            sums[what][1] += count
+    of_bytes, of_flops = (often / once if once else 0 for often, once in reversed(sums.values()))
+    return LoopFactors(of_flops or of_bytes or 1, of_bytes or 1, unknown)
+
+
+def _fused(module: Module) -> set[str]:
+    """Returns the computations whose values need no memory: those that fusions and reductions call."""
+    inside: set[str] = set()
+
+    def add(name: str) -> None:
+        if name not in inside:
+            inside.add(name)
+            for instruction in module.computations[name]:
+                for called in _called(module, instruction):
+                    add(called)
+
+    for instructions in module.computations.values():
+        for instruction in instructions:
+            if instruction.opcode not in ("while", "call", "conditional", "async-start"):
+                for called in _called(module, instruction):
+                    add(called)
+    return inside
+
+
+_MOVE_NOTHING = ("while", "call", "conditional", "tuple", "get-tuple-element", "parameter")
+
+
+def _moved(instruction: Instruction, shapes: dict[str, str]) -> int:
+    if instruction.opcode in (*_MOVE_NOTHING, "bitcast", "constant"):
+        return 0
+    operands = _REFERENCE.findall(instruction.operands)
+    return num_bytes(instruction.shape) + sum(num_bytes(shapes.get(name, "")) for name in operands)
+
+
+def _products(instruction: Instruction, shapes: dict[str, str]) -> int:
+    """Returns the multiplications of a matrix product or convolution, those with padding included."""
+    if instruction.opcode not in ("dot", "convolution"):
+        return 0
+    left, right = (
+        arrays(shapes.get(name, ""))[0][1] for name in _REFERENCE.findall(instruction.operands)[:2]
+    )
+    outputs = math.prod(arrays(instruction.shape)[0][1])
+    attributes = instruction.attributes
+    if instruction.opcode == "dot":
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", attributes)
+        return outputs * math.prod(left[int(axis)] for axis in axes[1].split(",")) if axes else 0
+    labels = re.search(r"dim_labels=\w+_(\w+)->", attributes)
+    window = re.search(r"window=\{size=([\dx]+)", attributes)
+    pixels = math.prod(map(int, window[1].split("x"))) if window else 1
+    return outputs * pixels * (right[labels[1].index("i")] if labels else 1)
+
+
+def _trips(module: Module, loop: Instruction) -> int | None:
+    """Returns the trips of a loop, as the compiler says it, or by the one constant of its condition i < n."""
+    if said := _TRIPS.search(loop.attributes):
+        return int(said[1])
+    condition = re.search(r"condition=%?([\w.-]+)", loop.attributes)
+    lines = module.computations.get(condition[1], []) if condition else []
+    limits = [
+        int(line.operands)
+        for line in lines
+        if line.opcode == "constant" and line.operands.isdigit()
+    ]
+    return limits[0] if len(limits) == 1 else None

@@ -1,0 +1,174 @@
+"""The train step of a config, compiled for some devices without data or arrays, and what the compiler says of it."""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.training import batch_template, make_training, make_training_mesh
+from diffusion_jax.planning import hlo
+from diffusion_jax.planning.collectives import Traffic, traffic
+
+# (height, width, channels) and number of classes of the data sets whose images all have one shape.
+KNOWN_IMAGES = {
+    "digits": ((8, 8, 1), 10),
+    "fashion_mnist": ((28, 28, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+}
+
+
+class DoesNotFit(Exception):
+    """The compiler refuses the program: it needs more memory than the devices have."""
+
+    def __init__(self, needed: float | None, limit: float | None):
+        super().__init__(f"needs {needed} of {limit} bytes")
+        self.needed, self.limit = needed, limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled train step. Bytes and operations are those of one device and one step.
+
+    Attributes:
+      mesh: Devices along each axis.
+      state: Name of a part of the state (parameters, optimiser, averages, other) -> bytes.
+      batch: Bytes of a device's rows.
+      arguments: Bytes of all that the program is given, as it lies in memory (on TPUs padded to tiles).
+      unaliased: Bytes of results that do not take the place of an argument.
+      temporaries: Bytes that it needs besides.
+      code: Bytes of the program itself.
+      flops: Operations, as XLA counts them, in loops as often as they run.
+      bytes_accessed: Bytes read and written, likewise.
+      collectives: Kind -> what is sent.
+      unknown_loops: Number of loops that are counted once, since their trips are not known.
+      seconds: Seconds to trace and compile it.
+    """
+
+    mesh: dict[str, int]
+    state: dict[str, int]
+    batch: int
+    arguments: int
+    unaliased: int
+    temporaries: int
+    code: int
+    flops: float
+    bytes_accessed: float
+    collectives: dict[str, Traffic]
+    unknown_loops: int
+    seconds: float
+
+    @property
+    def total(self) -> int:
+        """Bytes on a device; results that take the place of arguments count once."""
+        return self.arguments + self.unaliased + self.temporaries + self.code
+
+    @property
+    def activations(self) -> int:
+        """Temporaries less one float32 copy of a device's part of the parameters, for the gradients.
+
+        The compiler gives only their sum: what is left holds what the backward pass keeps, whole parameters that were
+        gathered, and what single operations need.
+        """
+        return max(0, self.temporaries - self.state["parameters"])
+
+
+def assumed_images(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
+    """Returns (H, W, C) of the config's images and their number of classes, without looking at them.
+
+    Raises:
+      InputError: The config does not say it.
+    """
+    name, size = config.data.name, config.data.image_size
+    shape, classes = KNOWN_IMAGES.get(name, (None, config.model.num_classes))
+    if shape is None and size is None:
+        raise InputError(
+            f"data.image_size is unset; --mode=plan reads no images, and {name} may be of any size"
+        )
+    channels = 3 if shape is None else shape[2]
+    if size is not None:
+        return (size, size, channels), classes
+    assert shape is not None
+    return shape, classes
+
+
+def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
+    """Compiles one train step for the devices.
+
+    Args:
+      config: A valid config.
+      devices: Those that there are, or abstract ones of a topology.
+
+    Raises:
+      InputError: A mesh that these devices do not make, or images that the model does not fit.
+      DoesNotFit: The compiler says so.
+    """
+    started = time.monotonic()
+    exp = build.build(config, *assumed_images(config))
+    mesh = make_training_mesh(_with_all(config, devices), devices)
+    training = make_training(exp, mesh)
+    batch = batch_template(exp, mesh)
+    lowered = training.steps[1].lower(training.template, batch)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(*_said_memory(str(error))) from error
+    seconds = time.monotonic() - started
+    template, memory = training.template, compiled.memory_analysis()
+    costs, module = compiled.cost_analysis() or {}, hlo.parse(compiled.as_text())
+    again = hlo.loop_factors(module)
+    return Compiled(
+        mesh=dict(mesh.shape),
+        state={
+            "parameters": local_bytes(template.params),
+            "optimiser": local_bytes(template.opt_state),
+            "averages": local_bytes(template.ema),
+            "other": local_bytes((template.step, template.aux)),
+        },
+        batch=local_bytes(batch),
+        arguments=memory.argument_size_in_bytes,
+        unaliased=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=costs.get("flops", 0.0) * again.flops,
+        bytes_accessed=costs.get("bytes accessed", 0.0) * again.bytes,
+        collectives=traffic(module),
+        unknown_loops=again.unknown,
+        seconds=seconds,
+    )
+
+
+def _with_all(config: ConfigDict, devices: Sequence[Any]) -> ConfigDict:
+    """Returns the config with a mesh of all devices, where it asks for all that are left.
+
+    The mesh itself would leave out devices if this process computes on its CPU, whatever the devices are.
+    """
+    if devices[0].platform == "cpu" or config.mesh.data != -1 or len(devices) % config.mesh.fsdp:
+        return config
+    config = config.copy_and_resolve_references()
+    config.mesh.data = len(devices) // config.mesh.fsdp
+    return config
+
+
+def local_bytes(tree: Any) -> int:
+    """Returns the bytes on one device of arrays, or of their shapes, types and shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def _said_memory(message: str) -> tuple[float | None, float | None]:
+    """Returns (bytes needed, bytes there are) of XLA's message, as in "Used 20.5G of 15.7G hbm"."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    if not found:
+        return None, None
+    unit = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]]
