@@ -41,18 +41,18 @@ def _gpu(
 
 
 # Inter-chip interconnect in Gbit/s, of all links of a chip in one direction.
-_V4 = _tpu("TPU v4", 275, 32, 1200, 2400)  # cloud.google.com/tpu/docs/v4
-_V5E = _tpu("TPU v5e", 197, 16, 819, 1600)  # cloud.google.com/tpu/docs/v5e
-_V5P = _tpu("TPU v5p", 459, 95, 2765, 4800)  # cloud.google.com/tpu/docs/v5p
-_V6E = _tpu("TPU v6e", 918, 32, 1640, 3584)  # cloud.google.com/tpu/docs/v6e
+_V4 = _tpu("TPU v4", 275.0, 32.0, 1200.0, 2400.0)  # cloud.google.com/tpu/docs/v4
+_V5E = _tpu("TPU v5e", 197.0, 16.0, 819.0, 1600.0)  # cloud.google.com/tpu/docs/v5e
+_V5P = _tpu("TPU v5p", 459.0, 95.0, 2765.0, 4800.0)  # cloud.google.com/tpu/docs/v5p
+_V6E = _tpu("TPU v6e", 918.0, 32.0, 1640.0, 3584.0)  # cloud.google.com/tpu/docs/v6e
 # NVLink in GB/s in one direction: half of what the data sheets give for both.
 # "NVIDIA H100 Tensor Core GPU" data sheet, SXM5, without sparsity.
-_H100 = _gpu("H100 SXM", (989.4, 494.7), 80, 3350, 450)
+_H100 = _gpu("H100 SXM", (989.4, 494.7), 80.0, 3350.0, 450.0)
 # "NVIDIA H200 Tensor Core GPU" data sheet, SXM, without sparsity.
-_H200 = _gpu("H200 SXM", (989.4, 494.7), 141, 4800, 450)
+_H200 = _gpu("H200 SXM", (989.4, 494.7), 141.0, 4800.0, 450.0)
 # "NVIDIA A100 Tensor Core GPU" data sheet, SXM4, without sparsity.
-_A100_40 = _gpu("A100 40GB SXM", (312, 156), 40, 1555, 300)
-_A100_80 = _gpu("A100 80GB SXM", (312, 156), 80, 2039, 300)
+_A100_40 = _gpu("A100 40GB SXM", (312.0, 156.0), 40.0, 1555.0, 300.0)
+_A100_80 = _gpu("A100 80GB SXM", (312.0, 156.0), 80.0, 2039.0, 300.0)
 
 # JAX's `device_kind` -> chip. Variants with other clocks or links, such as those for PCIe, are not here.
 CHIPS = {
