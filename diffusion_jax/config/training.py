@@ -136,7 +136,7 @@ TRAINING = {
     "loss.u_min": Field(
         None,
         Float(0, 1, open=True),
-        "vp, subvp, ve: the smallest u in (0, 1) to train at; unset: 1e-5",
+        "vp, subvp, ve: the smallest u in (0, 1) to train at (not of vlb, hybrid); unset: 1e-5",
     ),
     # ---- optimizer
     "optimizer.learning_rate": Field(2e-4, Float(0), "rate after the warm-up"),

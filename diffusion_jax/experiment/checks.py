@@ -93,18 +93,18 @@ def check_churn(config: ConfigDict) -> None:
 
 
 OF_A_LOSS = {"weighting", "vlb_weight", "num_probes"}
+OF_WHOLE_GRID = {
+    "vlb",
+    "hybrid",
+}  # Losses of the times of the process's grid, whatever the smallest u of training.
 
 
 def check_loss_takes(config: ConfigDict) -> None:
     """Refuses what the chosen loss or weighting has no use for."""
     fields = config.loss
     of_loss = inspect.signature(OBJECTIVES[fields.name]).parameters.keys() & set(fields)
-    _refuse_unused(
-        config,
-        "loss",
-        set(fields) - OF_A_LOSS | of_loss,
-        f"the loss {fields.name!r}",
-    )
+    no_use = OF_A_LOSS | ({"u_min"} if fields.name in OF_WHOLE_GRID else set())
+    _refuse_unused(config, "loss", set(fields) - no_use | of_loss, f"the loss {fields.name!r}")
     taken = {"name", "times", "u_min"} | OF_A_LOSS
     if fields.weighting:
         taken |= inspect.signature(WEIGHTINGS[fields.weighting]).parameters.keys()

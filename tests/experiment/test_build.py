@@ -246,6 +246,10 @@ def test_learned_variances_are_refused_for_a_network_that_was_trained_without() 
             "loss.vlb_weight is 1.0, but the loss 'simple' has none; leave it at its default, 0.001",
         ),
         (
+            {"process.name": "vp", "loss.name": "vlb", "loss.u_min": "0.01"},
+            "loss.u_min is 0.01, but the loss 'vlb' has none; leave it unset",
+        ),
+        (
             {"loss.name": "vlb", "loss.weighting": "p2"},
             "loss.weighting is 'p2', but the loss 'vlb' has none; leave it unset",
         ),
