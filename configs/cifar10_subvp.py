@@ -8,7 +8,7 @@ Expected: of the paper's DDPM (cont.), whose network ours is like: 3.05 bits/dim
 Source: Song et al. (2021), Table 2, and Appendices C, D and H; steps as in their configs for continuous time. Not yet
   reproduced by this project.
 Differs: our U-Net is that of Ho et al. (2020), not that of their code; networks are given
-  x_t / (signal^2 + std^2)^(1/2).
+  x_t / (signal^2 + std^2)^(1/2); samplers limit each prediction of x_0 to [-1, 1] (sampler.clip), theirs do not.
 Device-hours: the paper states none.
 """
 

@@ -7,7 +7,8 @@ Steps: 950,000 of batch 128.
 Expected: of the paper's NCSN++ (cont.), FID 2.38 (PC).
 Source: Song et al. (2021), Table 3, and Appendices C, D and H. Not yet reproduced by this project.
 Differs: our U-Net is that of Ho et al. (2020), not NCSN++; networks are given x_t / (signal^2 + std^2)^(1/2), and
-  sigma is twice the paper's, as pixels are in [-1, 1].
+  sigma is twice the paper's, as pixels are in [-1, 1]; samplers limit each prediction of x_0 to [-1, 1]
+  (sampler.clip), the paper's do not.
 Device-hours: the paper states none.
 """
 
