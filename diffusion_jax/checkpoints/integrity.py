@@ -30,10 +30,7 @@ def write_manifest(directory: epath.Path) -> None:
     Raises:
       OSError: A file cannot be read or written, for example because the disk is full.
     """
-    files, folders = [], [directory]
-    for folder, subfolders, names in directory.walk():
-        files += [(epath.Path(folder) / name) for name in names]
-        folders += [(epath.Path(folder) / name) for name in subfolders]
+    files, folders = _walk(directory)
     named = [file for file in files if file != directory / TIMES]
     names = [file.relative_to(directory).as_posix() for file in named]
     with _pool() as pool:
@@ -67,6 +64,16 @@ def find_damage(directory: epath.Path, only: Sequence[str] | None = None) -> str
     with _pool() as pool:
         wrong = pool.map(lambda name: _damage(directory / name, files[name]), names)
         return next((f"{n}: {what}" for n, what in zip(names, wrong, strict=True) if what), None)
+
+
+def _walk(folder: epath.Path) -> tuple[list[epath.Path], list[epath.Path]]:
+    """Returns all files under a folder, and all folders; `epath`'s own walk names a bucket's wrongly."""
+    files, folders = [], [folder]
+    for path in folder.iterdir():
+        more = _walk(path) if path.is_dir() else ([path], [])
+        files += more[0]
+        folders += more[1]
+    return files, folders
 
 
 def _is_in(name: str, places: Sequence[str]) -> bool:

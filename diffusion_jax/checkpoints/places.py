@@ -1,9 +1,11 @@
-"""Where checkpoints can be: a folder of a file system, or a bucket."""
+"""Where checkpoints can be: a folder of a file system, or of a bucket (gs://)."""
 
+import importlib.util
 import os
 import shutil
 import sys
 
+import fsspec.config
 from etils import epath
 
 from diffusion_jax.errors import InputError, disk_full, reason
@@ -11,14 +13,33 @@ from diffusion_jax.parallel.distributed import first_decides
 
 
 def place(directory: str | os.PathLike[str]) -> epath.Path:
-    """Returns a folder or an address such as gs://bucket/run as an absolute path."""
+    """Returns a folder or an address such as gs://bucket/run as an absolute path.
+
+    Raises:
+      InputError: A bucket of another kind than gs://, or the package for that is missing.
+    """
     path = epath.Path(directory)
-    return epath.Path(os.path.abspath(path)) if is_local(path) else path
+    if is_local(path):
+        return epath.Path(os.path.abspath(path))
+    if not str(path).startswith("gs://"):
+        raise InputError(f"checkpoints are kept in a folder or at gs://BUCKET/PATH, not at {path}")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise InputError(f'{path} needs the package gcsfs: pip install "diffusion_jax[gcs]"')
+    # What Orbax and TensorStore write would not show in the listings that gcsfs keeps.
+    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+    return path
 
 
 def is_local(path: epath.Path) -> bool:
     """Whether the path is on a file system, which can rename and sync; else it is in a bucket."""
     return "://" not in str(path)
+
+
+def make_folder(path: epath.Path) -> None:
+    """Makes a folder; in a bucket, where they are but the names of objects, an object that gives it one."""
+    path.mkdir(exist_ok=True)
+    if not is_local(path):
+        (path / ".folder").write_text("")
 
 
 def free_bytes(path: epath.Path) -> int:
@@ -35,18 +56,16 @@ def check_writable(directory: epath.Path) -> None:
 
     def probe() -> None:
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            if is_local(directory):
+                directory.mkdir(parents=True, exist_ok=True)
             (directory / ".probe").write_text("")
             (directory / ".probe").unlink()
         except Exception as error:  # Each kind of bucket has its own.
             if disk_full(error):
-                return  # A run that is done can still be looked at.
-            raise InputError(f"cannot write checkpoints to {directory}: {_why(error)}") from error
+                return  # Said when a checkpoint is saved: a run that is done has none to save.
+            kind = "" if is_local(directory) else f"{type(error).__name__}: "
+            raise InputError(
+                f"cannot write checkpoints to {directory}: {kind}{reason(error)}"
+            ) from error
 
-    first_decides("probe the checkpoints' folder", probe)
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, ImportError):
-        return 'gs:// needs the package gcsfs: pip install "diffusion_jax[gcs]"'
-    return reason(error)
+    first_decides("probe the folder of checkpoints", probe)

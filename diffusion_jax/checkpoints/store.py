@@ -268,7 +268,14 @@ class CheckpointStore:
     def _choose(self, step: int | None, only: list[str]) -> _Chosen | None:
         """Returns the newest sound checkpoint, the same in every process."""
         self.wait()
-        return first_decides("choose a checkpoint", lambda: self._newest_sound(step, only))
+        try:
+            return first_decides("choose a checkpoint", lambda: self._newest_sound(step, only))
+        except (InputError, RunError):
+            raise
+        except Exception as error:  # Each kind of bucket has its own.
+            raise RunError(
+                f"cannot read checkpoints in {self.directory}: {reason(error)}"
+            ) from error
 
     def _newest_sound(self, step: int | None, only: list[str]) -> _Chosen | None:
         while True:
@@ -307,7 +314,7 @@ class CheckpointStore:
             number += 1
         target = aside / f"{step}-{number}"
         try:
-            aside.mkdir(exist_ok=True)
+            places.make_folder(aside)
             self._path(step).rename(target)
             outcome = f"moved to {target}"
         except OSError as error:

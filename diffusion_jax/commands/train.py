@@ -16,17 +16,19 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
+from diffusion_jax.checkpoints.places import check_writable as check_writable_place
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.held_out import held_out_measures
 from diffusion_jax.commands.signals import EXIT_STOPPED, StopSignals
 from diffusion_jax.commands.train_report import write_report
+from diffusion_jax.commands.trained import checkpoint_folder, saved_checkpoint_dir
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import AVERAGE, Experiment
 from diffusion_jax.experiment.training import Training, make_training, make_training_mesh
 from diffusion_jax.models import count_parameters
-from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.parallel.preemption import stop_point
 from diffusion_jax.reporting import results
 from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
@@ -69,9 +71,7 @@ def train(
     fields = config.train
     mesh = make_training_mesh(config)
     check_writable(workdir)
-    store = CheckpointStore(
-        workdir / "checkpoints", keep_last=fields.keep_last, keep_every=fields.keep_every
-    )
+    store = _open_store(config, workdir)
     saved = store.meta()
     _check_resume(saved, config, allow_config_change)
     split = build.load_split(config, "train")
@@ -142,6 +142,29 @@ def train(
             + "; try a smaller optimizer.learning_rate"
         ) from error
     return 0
+
+
+def _open_store(config: ConfigDict, workdir: Path) -> CheckpointStore:
+    """Opens the run's checkpoints, which are perhaps elsewhere than in its workdir."""
+    fields = config.train
+    store = CheckpointStore(
+        checkpoint_folder(workdir, fields.checkpoint_dir),
+        keep_last=fields.keep_last,
+        keep_every=fields.keep_every,
+    )
+    if fields.checkpoint_dir is not None:
+        check_writable_place(store.directory)
+
+    def check_moved() -> None:
+        before = CheckpointStore(checkpoint_folder(workdir, saved_checkpoint_dir(workdir)))
+        if before.directory != store.directory and before.steps() and not store.steps():
+            raise InputError(
+                f"this run's checkpoints are in {before.directory}, and none in {store.directory}: move them, "
+                "or set train.checkpoint_dir to where they are, or use another --workdir"
+            )
+
+    distributed.first_decides("where the checkpoints are", check_moved)
+    return store
 
 
 def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) -> None:

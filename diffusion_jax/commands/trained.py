@@ -1,6 +1,7 @@
 """A trained run as its checkpoint says: config, process, network and parameters."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,33 @@ class TrainedRun(Experiment):
     trained: ConfigDict
 
 
+def checkpoint_folder(workdir: Path, checkpoint_dir: str | None) -> str | Path:
+    """Returns where the checkpoints of a run are.
+
+    Args:
+      workdir: Folder of the run.
+      checkpoint_dir: The field train.checkpoint_dir of its config.
+
+    Raises:
+      InputError: A path that means another folder wherever the command is started.
+    """
+    if checkpoint_dir is None:
+        return workdir / "checkpoints"
+    if "://" not in checkpoint_dir and not os.path.isabs(checkpoint_dir):
+        raise InputError(
+            f"train.checkpoint_dir is {checkpoint_dir!r}; it must be a full path, or an address such as gs://BUCKET/PATH"
+        )
+    return checkpoint_dir
+
+
+def saved_checkpoint_dir(workdir: Path) -> str | None:
+    """Returns the field train.checkpoint_dir of a run's config.json; None where that does not say it."""
+    try:
+        return json.loads((workdir / "config.json").read_text())["train"]["checkpoint_dir"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def load_run(
     workdir: str | os.PathLike[str],
     *,
@@ -44,7 +72,7 @@ def load_run(
     """Returns a run's newest sound checkpoint; the optimiser's state is not read.
 
     Args:
-      workdir: Folder of the run.
+      workdir: Folder of the run; where its checkpoints are, its config.json says.
       step: Takes this very checkpoint instead of the newest.
       ema: Whether to take the averaged parameters.
       config: Where to take the fields from that any mode may set (`sampler`, `sample`, `eval`, `mesh`); None:
@@ -55,7 +83,8 @@ def load_run(
       InputError: No such checkpoint.
       RunError: No sound checkpoint.
     """
-    store = CheckpointStore(Path(workdir) / "checkpoints")
+    workdir = Path(workdir)
+    store = CheckpointStore(checkpoint_folder(workdir, saved_checkpoint_dir(workdir)))
     try:
         meta = store.meta(step)
         if meta is None:

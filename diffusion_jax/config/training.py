@@ -178,6 +178,12 @@ TRAINING = {
     ),
     "train.log_every": Field(100, Int(1), "steps between rows of metrics.jsonl", "resume"),
     "train.checkpoint_every": Field(5000, Int(1), "steps between checkpoints", "resume"),
+    "train.checkpoint_dir": Field(
+        None,
+        Text("a folder's full path, or an address such as gs://BUCKET/PATH"),
+        "where this run's checkpoints are, and no other's; unset: WORKDIR/checkpoints",
+        "resume",
+    ),
     "train.keep_last": Field(3, Int(1), "newest checkpoints to keep", "resume"),
     "train.keep_every": Field(
         None, Int(1), "besides the newest, keep multiples of this; unset: none", "resume"

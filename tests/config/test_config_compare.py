@@ -36,6 +36,7 @@ RESUMABLE = {
     "train.sample_every",
     "train.eval_every",
     "train.bpd_every",
+    "train.checkpoint_dir",
     "train.keep_last",
     "train.keep_every",
     "train.sample_images",

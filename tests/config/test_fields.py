@@ -90,7 +90,8 @@ def test_only_text_is_without_a_range_or_choices() -> None:
     bare = {name for name, field in FIELDS.items() if field.allowed in ("an integer", "a number")}
     assert not bare
     texts = {name for name, field in FIELDS.items() if isinstance(field.kind, Text)}
-    assert texts == {"data.source_dir", "data.sha256", "data.cache_dir", "edit.mask"}
+    paths = {"data.source_dir", "data.cache_dir", "train.checkpoint_dir", "edit.mask"}
+    assert texts == {*paths, "data.sha256"}
 
 
 def test_the_table_loads_no_jax() -> None:
