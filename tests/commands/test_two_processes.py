@@ -31,6 +31,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one device."""
+    folder = tmp_path_factory.mktemp("trained")
+    outcome = run(f"--config={write_config(folder)}", f"--workdir={folder / 'run'}")
+    assert outcome.status == 0, outcome.err
+    return folder / "run"
+
+
 # A mesh that takes the devices of the two processes in turn, as one made by topology may.
 IN_TURN = """
 from jax.sharding import Mesh
@@ -93,11 +102,9 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def test_two_processes_keep_what_is_drawn_and_image_i_is_the_same_whoever_draws_it(
-    tmp_path: Path,
+    trained: Path, tmp_path: Path
 ) -> None:
-    workdir = tmp_path / "run"
-    outcome = run(f"--config={write_config(tmp_path)}", f"--workdir={workdir}")
-    assert outcome.status == 0
+    workdir = shutil.copytree(trained, tmp_path / "run")
     flags = (f"--workdir={workdir}", "--mode=sample", "--config.sample.num_images=12")
     flags = (*flags, "--config.sample.batch_size=8")  # All batches of 8, the last one padded.
     flags = (*flags, "--config.sample.shared_t=12,4", "--config.sample.progressive=true")
@@ -192,10 +199,10 @@ def test_a_coordinator_that_cannot_be_reached_is_named_with_how_long_it_was_trie
     assert outcome.status == 2 and "are needed together" in outcome.err
 
 
-def test_two_processes_measure_what_one_does_and_file_it_once(tmp_path: Path) -> None:
-    tiny, workdir = write_config(tmp_path), tmp_path / "run"
-    assert run(f"--config={tiny}", f"--workdir={workdir}").status == 0
-    alone = shutil.copytree(workdir, tmp_path / "alone")
+def test_two_processes_measure_what_one_does_and_file_it_once(
+    trained: Path, tmp_path: Path
+) -> None:
+    workdir, alone = (shutil.copytree(trained, tmp_path / name) for name in ("run", "alone"))
     flags = ("--mode=evaluate", "--config.eval.num_images=10", "--config.eval.batch_size=8")
     assert run(*flags, f"--workdir={alone}").status == 0
     outcomes = finish_all(pair(*flags, f"--workdir={workdir}", prologue=IN_TURN))

@@ -139,7 +139,7 @@ def gap_to_the_exact_likelihood(num_timesteps: int, dims: int = 40_000) -> float
 
 
 def test_on_gaussian_data_the_gap_to_the_exact_likelihood_falls_as_one_over_the_steps():
-    steps = np.array([50, 100, 200, 400])
+    steps = np.array([50, 140, 400])
     gaps = np.array([gap_to_the_exact_likelihood(int(n)) for n in steps])
     assert (gaps > 0).all()
     slope = np.polyfit(np.log(steps), np.log(gaps), 1)[0]

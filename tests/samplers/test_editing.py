@@ -1,5 +1,7 @@
 """Editing: against the conditional distributions of correlated normal data, and what is known stays known."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,12 +137,12 @@ def test_known_pixels_are_kept_to_the_last_level(rng):
     known = rng.random((4, 4)) < 0.5
     for sampler in (ancestral(PROCESS.grid(5), variance="fixed_small"), dpmpp_2m(PROCESS.grid(5))):
         for resamplings in (1, 2):
-            images = inpaint(
-                *(optimal, sampler, image_keys(0, jnp.arange(3)), to_model_range(pixels)),
-                known_pixels(known),
-                resamplings=resamplings,
-                jump=2,
+            options = {"resamplings": resamplings, "jump": 2}
+            draw = jax.jit(
+                functools.partial(inpaint, optimal, sampler, **options), static_argnums=2
             )
+            x0, keys = to_model_range(pixels), image_keys(0, jnp.arange(3))
+            images = draw(keys, x0, known_pixels(known))
             np.testing.assert_array_equal(to_uint8(images)[:, known], pixels[:, known])
             assert (to_uint8(images)[:, ~known] != pixels[:, ~known]).any()
 

@@ -17,7 +17,7 @@ PROCESSES["ncsn"] = NCSN()
 # Steps, evenly spaced in log SNR, and what their error adds to that of sampling. That of the rules of order 1 halves
 # in twice as many steps; of Langevin moves it is their own, too.
 STEPS = {
-    "euler_maruyama": (25, 0.035),
+    "euler_maruyama": (30, 0.035),
     "langevin": (20, 0.05),
     "ode_heun": (20, 0.0),
     "pc": (25, 0.05),
@@ -25,13 +25,13 @@ STEPS = {
 }
 
 
-# NCSN has VE's marginals: of the solvers, those that its papers take are enough.
-OF_NCSN = ("langevin", "pc")
+# NCSN has VE's marginals: of the solvers, those that its papers take are enough. The steps of predictor-corrector are
+# those of reverse diffusion, on every process, and of Langevin moves: one of either kind of process is enough.
+ONLY = {"langevin": ("ve", "ncsn"), "pc": ("vp", "ncsn")}
 RUNS = [
     (name, process)
     for name in STEPS
-    for process in PROCESSES
-    if (process in ("ve", "ncsn") or name != "langevin") and (process != "ncsn" or name in OF_NCSN)
+    for process in ONLY.get(name, [process for process in PROCESSES if process != "ncsn"])
 ]
 
 
