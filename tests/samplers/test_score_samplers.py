@@ -26,8 +26,8 @@ STEPS = {
 
 
 # NCSN has VE's marginals: of the solvers, those that its papers take are enough. The steps of predictor-corrector are
-# those of reverse diffusion, on every process, and of Langevin moves: one of either kind of process is enough.
-ONLY = {"langevin": ("ve", "ncsn"), "pc": ("vp", "ncsn")}
+# those of reverse diffusion, on every process, and of Langevin moves: NCSN and sub-VP, which feels errors most, do.
+ONLY = {"langevin": ("ve", "ncsn"), "pc": ("subvp", "ncsn")}
 RUNS = [
     (name, process)
     for name in STEPS
