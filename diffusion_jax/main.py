@@ -28,6 +28,7 @@ MODES = {
     "inpaint": "draw images that keep a part of given ones, or begin with them: config.edit",
     "interpolate": "draw what lies between images: config.edit",
     "evaluate": "measure a checkpoint: config.eval.metrics, such as bits/dim",
+    "plan": "say whether a training fits these devices, or --topology, and how fast it can be",
 }
 DESCRIPTION = """Denoising diffusion models of images in JAX.
 
@@ -79,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="resume even if the data or config fields that alter the trained result have changed",
     )
+    parser.add_argument(
+        "--topology", help="plan for this slice of TPUs, such as v5e:4x4, on any machine"
+    )
     several = parser.add_argument_group(
         "several processes (not needed on TPU pods, nor under srun, mpirun or launch/)"
     )
@@ -119,6 +123,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
         )
     if flags.allow_config_change and flags.mode != "train":
         raise InputError(f"--allow_config_change is for --mode=train, not --mode={flags.mode}")
+    if flags.topology and flags.mode != "plan":
+        raise InputError(f"--topology is for --mode=plan, not --mode={flags.mode}")
     if flags.workdir is None:
         if flags.config is None:
             raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
@@ -171,7 +177,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
 
     file = None if flags.config is None else config_lib.load_file(flags.config)
     note = None
-    if flags.mode != "train":
+    if flags.mode not in ("train", "plan"):
         config = run_config.load_config(workdir, assignments, flags.mode)
         note = None if file is None else run_config.passed_over(file, config, assignments)
         if flags.mode == "evaluate" and file is not None:
@@ -182,11 +188,20 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     else:
         raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
     build.validate(config)
+    if flags.topology:  # None of its processes is here to be joined.
+        from diffusion_jax.commands import plan
+        from diffusion_jax.planning.topology import topology_devices
+
+        return plan.plan(config, workdir, topology_devices(flags.topology), flags.topology)
     join.initialize(_place(flags))
     _check_alike(flags, config)
     if note and jax.process_index() == 0:
         print(note, file=sys.stderr)
     keep_compiled_programs(config.data.cache_dir)
+    if flags.mode == "plan":
+        from diffusion_jax.commands import plan
+
+        return plan.plan(config, workdir, jax.devices(), None)
     if flags.mode == "train":
         from diffusion_jax.commands import train
 

@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = ")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^}]*\})?")
+_ON_CHIP = re.compile(
+    r"S\([1-9]"
+)  # Memory space of a layout: 0 is the device's memory, on TPUs 1 the vector unit's.
 _REFERENCE = re.compile(r"%([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -95,17 +98,19 @@ def _closing(text: str) -> int:
     return len(text)
 
 
-def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Returns (type, sizes) of each array of a shape or tuple."""
+def arrays(shape: str, *, in_memory: bool = False) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns (type, sizes) of each array of a shape or tuple; `in_memory`: without those that stay on the chip."""
     return [
         (kind, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size))
-        for kind, sizes in _ARRAY.findall(shape)
+        for kind, sizes, layout in _ARRAY.findall(shape)
+        if not (in_memory and _ON_CHIP.search(layout))
     ]
 
 
-def num_bytes(shape: str) -> int:
-    """Returns the bytes of all arrays of a shape or tuple, without padding."""
-    return sum(math.ceil(math.prod(sizes) * _bits(kind) / 8) for kind, sizes in arrays(shape))
+def num_bytes(shape: str, *, in_memory: bool = False) -> int:
+    """Returns the bytes of all arrays of a shape or tuple, without padding; `in_memory`: as in `arrays`."""
+    found = arrays(shape, in_memory=in_memory)
+    return sum(math.ceil(math.prod(sizes) * _bits(kind) / 8) for kind, sizes in found)
 
 
 def _bits(kind: str) -> int:
@@ -139,34 +144,38 @@ def _called(module: Module, instruction: Instruction) -> list[str]:
     return [name for name in _REFERENCE.findall(attributes) if name in module.computations]
 
 
-class LoopFactors(NamedTuple):
-    """By how much XLA's counts, in which a loop's body counts once, are too small; 1 without loops."""
+class Factors(NamedTuple):
+    """What to multiply XLA's counts by.
+
+    Attributes:
+      flops: Operations: 1 without loops.
+      bytes: Bytes accessed, of which XLA also counts those that never leave the chip.
+      unknown: Number of loops whose trips are not known; they count as one.
+    """
 
     flops: float
     bytes: float
     unknown: int
 
 
-def loop_factors(module: Module) -> LoopFactors:
-    """Returns what to multiply XLA's counts by, from the shares of matrix products and operands that loops have."""
+def factors(module: Module) -> Factors:
+    """Returns what to multiply XLA's counts by, from the products and the operands of each computation."""
     times, unknown = repeats(module)
     inside = _fused(module)
-    sums = {"flops": [0, 0], "bytes": [0, 0]}
+    products, moved = [0, 0], [0, 0]
     for name, instructions in module.computations.items():
         if not times[name]:
             continue
         shapes = {instruction.name: instruction.shape for instruction in instructions}
-        counts = {
-            "flops": sum(_products(instruction, shapes) for instruction in instructions),
-            "bytes": 0
-            if name in inside
-            else sum(_moved(instruction, shapes) for instruction in instructions),
-        }
-        for what, count in counts.items():
-            sums[what][0] += count * times[name]
-            sums[what][1] += count
-    of_bytes, of_flops = (often / once if once else 0 for often, once in reversed(sums.values()))
-    return LoopFactors(of_flops or of_bytes or 1, of_bytes or 1, unknown)
+        count = sum(_products(instruction, shapes) for instruction in instructions)
+        products[0] += times[name] * count
+        products[1] += count
+        if name not in inside:
+            for instruction in instructions:
+                moved[0] += times[name] * _moved(instruction, shapes, in_memory=True)
+                moved[1] += _moved(instruction, shapes, in_memory=False)
+    of_bytes = moved[0] / moved[1] if moved[1] else 1.0
+    return Factors(products[0] / products[1] if products[1] else of_bytes, of_bytes, unknown)
 
 
 def _fused(module: Module) -> set[str]:
@@ -191,11 +200,11 @@ def _fused(module: Module) -> set[str]:
 _MOVE_NOTHING = ("while", "call", "conditional", "tuple", "get-tuple-element", "parameter")
 
 
-def _moved(instruction: Instruction, shapes: dict[str, str]) -> int:
+def _moved(instruction: Instruction, shapes: dict[str, str], in_memory: bool) -> int:
     if instruction.opcode in (*_MOVE_NOTHING, "bitcast", "constant"):
         return 0
-    operands = _REFERENCE.findall(instruction.operands)
-    return num_bytes(instruction.shape) + sum(num_bytes(shapes.get(name, "")) for name in operands)
+    operands = [shapes.get(name, "") for name in _REFERENCE.findall(instruction.operands)]
+    return sum(num_bytes(shape, in_memory=in_memory) for shape in (instruction.shape, *operands))
 
 
 def _products(instruction: Instruction, shapes: dict[str, str]) -> int:

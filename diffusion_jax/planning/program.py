@@ -27,9 +27,9 @@ KNOWN_IMAGES = {
 class DoesNotFit(Exception):
     """The compiler refuses the program: it needs more memory than the devices have."""
 
-    def __init__(self, needed: float | None, limit: float | None):
+    def __init__(self, needed: int | None, limit: int | None):
         super().__init__(f"needs {needed} of {limit} bytes")
-        self.needed, self.limit = needed, limit
+        self.needed = needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Compiled:
       temporaries: Bytes that it needs besides.
       code: Bytes of the program itself.
       flops: Operations, as XLA counts them, in loops as often as they run.
-      bytes_accessed: Bytes read and written, likewise.
+      bytes_accessed: Bytes read and written, likewise; without those of arrays that stay on the chip.
       collectives: Kind -> what is sent.
       unknown_loops: Number of loops that are counted once, since their trips are not known.
-      seconds: Seconds to trace and compile it.
+      seconds: Seconds to trace and compile it, or to read it where JAX's cache has it.
     """
 
     mesh: dict[str, int]
@@ -98,6 +98,14 @@ def assumed_images(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
     return shape, classes
 
 
+def source_of_shape(config: ConfigDict) -> str:
+    """Says where `assumed_images` has the shape from."""
+    if config.data.image_size is None:
+        return f"those of {config.data.name}"
+    channels = "" if config.data.name in KNOWN_IMAGES else ", assumed to be in colour"
+    return f"data.image_size{channels}"
+
+
 def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
     """Compiles one train step for the devices.
 
@@ -111,7 +119,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
     """
     started = time.monotonic()
     exp = build.build(config, *assumed_images(config))
-    mesh = make_training_mesh(_with_all(config, devices), devices)
+    mesh = plan_mesh(config, devices)
     training = make_training(exp, mesh)
     batch = batch_template(exp, mesh)
     lowered = training.steps[1].lower(training.template, batch)
@@ -124,7 +132,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
     seconds = time.monotonic() - started
     template, memory = training.template, compiled.memory_analysis()
     costs, module = compiled.cost_analysis() or {}, hlo.parse(compiled.as_text())
-    again = hlo.loop_factors(module)
+    again = hlo.factors(module)
     return Compiled(
         mesh=dict(mesh.shape),
         state={
@@ -146,16 +154,14 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
     )
 
 
-def _with_all(config: ConfigDict, devices: Sequence[Any]) -> ConfigDict:
-    """Returns the config with a mesh of all devices, where it asks for all that are left.
-
-    The mesh itself would leave out devices if this process computes on its CPU, whatever the devices are.
-    """
-    if devices[0].platform == "cpu" or config.mesh.data != -1 or len(devices) % config.mesh.fsdp:
-        return config
-    config = config.copy_and_resolve_references()
-    config.mesh.data = len(devices) // config.mesh.fsdp
-    return config
+def plan_mesh(config: ConfigDict, devices: Sequence[Any]) -> jax.sharding.Mesh:
+    """Returns the mesh that a training would have on the devices; see `make_training_mesh`."""
+    every = devices[0].platform != "cpu" and config.mesh.data == -1
+    if every and len(devices) % config.mesh.fsdp == 0:
+        # Else devices would be left out where this process computes on its CPU, whatever they are.
+        config = config.copy_and_resolve_references()
+        config.mesh.data = len(devices) // config.mesh.fsdp
+    return make_training_mesh(config, devices)
 
 
 def local_bytes(tree: Any) -> int:
@@ -165,10 +171,10 @@ def local_bytes(tree: Any) -> int:
     )
 
 
-def _said_memory(message: str) -> tuple[float | None, float | None]:
+def _said_memory(message: str) -> tuple[int | None, int | None]:
     """Returns (bytes needed, bytes there are) of XLA's message, as in "Used 20.5G of 15.7G hbm"."""
     found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
     if not found:
         return None, None
     unit = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    return float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]]
+    return int(float(found[1]) * unit[found[2]]), int(float(found[3]) * unit[found[4]])

@@ -114,7 +114,7 @@ def test_bytes_of_a_shape(shape: str, size: int):
     assert hlo.num_bytes(shape) == size
 
 
-def test_loop_factors_make_a_scans_counts_those_of_the_steps_written_out():
+def test_factors_make_a_scans_counts_those_of_the_steps_written_out():
     """XLA counts a loop's body once; written out, it counts every pass."""
     matrices = jax.ShapeDtypeStruct((6, 64, 64), jnp.float32)
     x = jax.ShapeDtypeStruct((32, 64), jnp.float32)
@@ -127,9 +127,9 @@ def test_loop_factors_make_a_scans_counts_those_of_the_steps_written_out():
             x = x @ w
         return x
 
-    def analysed(function: Callable[..., Any]) -> tuple[float, hlo.LoopFactors]:
+    def analysed(function: Callable[..., Any]) -> tuple[float, hlo.Factors]:
         compiled: Any = jax.jit(function).lower(x, matrices).compile()
-        return compiled.cost_analysis()["flops"], hlo.loop_factors(hlo.parse(compiled.as_text()))
+        return compiled.cost_analysis()["flops"], hlo.factors(hlo.parse(compiled.as_text()))
 
     (once, factors), (flat, none) = analysed(scanned), analysed(written_out)
     assert factors.flops == 6 and factors.unknown == 0

@@ -1,0 +1,178 @@
+"""`--mode=plan`: whether a training fits the devices and how fast it can be, from the compiler alone."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax.commands.environment import check_writable
+from diffusion_jax.planning import fit, program
+from diffusion_jax.planning.bound import Bound, bound, gflop_per_image
+from diffusion_jax.planning.chips import Chip, chip_of
+from diffusion_jax.planning.fit import Attempt
+from diffusion_jax.planning.program import Compiled
+from diffusion_jax.reporting import results
+
+
+def plan(config: ConfigDict, workdir: Path, devices: Sequence[Any], topology: str | None) -> int:
+    """Compiles the config's train step for the devices and says what follows from it; returns the exit status.
+
+    Prints a table and writes results/plan.json in the workdir. No data are read, nothing is trained. Where the
+    training does not fit, `fit.candidates` are compiled one after the other until one does.
+
+    Args:
+      config: A valid config.
+      workdir: Folder of the run.
+      devices: Those that there are, or those of the topology.
+      topology: Its name.
+
+    Raises:
+      InputError: A config that these devices do not take, images of unknown shape, or workdir not writable.
+    """
+    check_writable(workdir)
+    results.check(workdir, "plan")
+    mesh = program.plan_mesh(config, devices)
+    chip, memory = chip_of(devices[0].device_kind), memory_of(devices[0], mesh.size)
+    compile_step = partial(program.compile_step, devices=devices)
+    tried = [fit.attempt(compile_step, config, memory)]
+    shape, _ = program.assumed_images(config)
+    first = jax.process_index() == 0
+    if first:
+        where = f" ({topology})" if topology else ""
+        print(
+            f"{mesh.size} x {devices[0].device_kind}{where}, mesh data {mesh.shape['data']} x fsdp "
+            f"{mesh.shape['fsdp']}; batch {config.train.batch_size} of {'x'.join(map(str, shape))} images "
+            f"({program.source_of_shape(config)}), {config.model.dtype}"
+        )
+        print(_outcome(tried[0], memory))
+    if not tried[0].fits:
+        for attempt in fit.search(compile_step, config, memory, mesh.size):
+            tried.append(attempt)
+            if first:
+                print(f"{fit.flags(attempt.changes)}: {_outcome(attempt, memory)}", flush=True)
+    if not first:
+        return 0
+    last = tried[-1]
+    if last.step is not None:
+        print(_table(last.step, chip, config))
+    if last.fits and last.changes:
+        print(f"it fits with {fit.flags(last.changes)}")
+    elif not last.fits:
+        print(
+            "no change that was tried makes it fit; more devices, or a smaller model or batch, may"
+        )
+    figures = {
+        "topology": topology,
+        "device_kind": devices[0].device_kind,
+        "devices": mesh.size,
+        "image_shape": shape,
+        "image_shape_from": program.source_of_shape(config),
+        "batch_size": config.train.batch_size,
+        "dtype": config.model.dtype,
+        "memory_limit": memory,
+        "fits": tried[0].fits,
+        "flags": fit.flags(last.changes) if last.fits else None,
+        "plans": [
+            {
+                "changes": attempt.changes,
+                "fits": attempt.fits,
+                "needed": attempt.needed,
+                **(_figures(attempt.step, chip, config) if attempt.step else {}),
+            }
+            for attempt in tried
+        ],
+    }
+    print(results.add_result(workdir, "plan", figures))
+    return 0
+
+
+def memory_of(device: Any, num_devices: int) -> int | None:
+    """Returns the bytes that a device has for a program; None if that is not known.
+
+    Of a GPU that is here, what JAX's allocator may take; a CPU's devices share the machine's memory.
+    """
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_devices
+    try:
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+    except jax.errors.JaxRuntimeError:  # A device of a topology.
+        limit = None
+    chip = chip_of(device.device_kind)
+    return limit or (chip and int(chip.memory))
+
+
+def _outcome(attempt: Attempt, memory: int | None) -> str:
+    verdict = "fits" if attempt.fits else "does not fit"
+    needed = "more" if attempt.needed is None else _size(attempt.needed)
+    seconds = f", compiled in {attempt.step.seconds:.0f} s" if attempt.step else ""
+    return f"{verdict}: {needed} of {'unknown' if memory is None else _size(memory)}{seconds}"
+
+
+def _size(num_bytes: int) -> str:
+    unit, name = (2**30, "GiB") if num_bytes >= 2**30 else (2**20, "MiB")
+    return f"{num_bytes / unit:.2f} {name}"
+
+
+def _memory(step: Compiled) -> dict[str, int]:
+    state = {name: step.state[name] for name in ("parameters", "optimiser", "averages")}
+    return {
+        **state,
+        "batch": step.batch,
+        # On TPUs arrays are padded to tiles of 8 x 128.
+        "padding": max(0, step.arguments - sum(step.state.values()) - step.batch),
+        "activations": step.activations,
+        "temporaries": step.temporaries,
+        "code": step.code,
+        "total": step.total,
+    }
+
+
+def _figures(step: Compiled, chip: Chip | None, config: ConfigDict) -> dict[str, Any]:
+    least = bound(step, chip, config.model.dtype) if chip else None
+    return {
+        "mesh": step.mesh,
+        "memory": _memory(step),
+        "flops": step.flops,
+        "gflop_per_image": gflop_per_image(step, config.train.batch_size),
+        "bytes_accessed": step.bytes_accessed,
+        "collectives": {kind: moved._asdict() for kind, moved in step.collectives.items()},
+        "unknown_loops": step.unknown_loops,
+        "compile_seconds": step.seconds,
+        "bound": least and _bound(least, config.train.batch_size),
+    }
+
+
+def _bound(least: Bound, batch_size: int) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(least),
+        "step": least.step,
+        "limited_by": least.limited_by,
+        "images_per_second": batch_size / least.step,
+    }
+
+
+def _table(step: Compiled, chip: Chip | None, config: ConfigDict) -> str:
+    rows = ["a device:"]
+    rows += [f"  {name:12} {_size(size):>12}" for name, size in _memory(step).items()]
+    rows.append("  (temporaries are activations and a copy of the parameters for gradients)")
+    rows.append(f"{gflop_per_image(step, config.train.batch_size):.2f} GFLOP an image")
+    for kind, moved in step.collectives.items():
+        rows.append(f"{moved.operations} x {kind}: {_size(moved.result_bytes)} a step")
+    if step.unknown_loops:
+        rows.append(f"{step.unknown_loops} loops of unknown length are counted once")
+    if chip is None:
+        rows.append("peak figures of this device are not known, so no bound of its speed")
+        return "\n".join(rows)
+    least = bound(step, chip, config.model.dtype)
+    for name in ("compute", "memory", "interconnect"):
+        rows.append(f"  {name:12} {1e3 * getattr(least, name):9.3f} ms")
+    rows.append(
+        f"at best {1e3 * least.step:.3f} ms a step, limited by {least.limited_by}: "
+        f"{config.train.batch_size / least.step:.0f} images/s"
+    )
+    return "\n".join(rows)

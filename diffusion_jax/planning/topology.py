@@ -1,0 +1,55 @@
+"""Slices of TPUs that are not here: abstract devices, for which the TPU's compiler works on any machine."""
+
+import importlib.util
+import os
+from typing import Any
+
+import jax
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.planning.chips import TOPOLOGIES
+
+# libtpu else asks the cloud which TPU it runs on, and lets one process in at a time, as that TPU would. The type is
+# that of no device: those that are compiled for have their topology's.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def topology_devices(name: str) -> list[Any]:
+    """Returns the devices of a slice, one a chip. JAX computes on the CPU from then on.
+
+    Args:
+      name: Generation and shape, such as "v5e:4x4".
+
+    Raises:
+      InputError: There is no TPU compiler, or it does not know the slice.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("--topology needs the TPU's compiler, libtpu: pip install -e '.[tpu]'")
+    generation, _, shape = name.partition(":")
+    if generation not in TOPOLOGIES or not shape:
+        raise InputError(f"unknown --topology {name!r}; {_known()}")
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    jax.config.update("jax_platforms", "cpu")  # There may be a TPU here, of another kind.
+    from jax.experimental import topologies
+
+    # Of v4 as JAX sees it on a machine: both cores of a chip as one device.
+    options = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    try:
+        topology = topologies.get_topology_desc(name, platform="tpu", **options)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise InputError(f"unknown --topology {name!r}; {_known()}") from error
+    return list(topology.devices)
+
+
+def _known() -> str:
+    shapes: dict[tuple[str, ...], list[str]] = {}
+    for generation, known in TOPOLOGIES.items():
+        shapes.setdefault(known, []).append(generation)
+    parts = [f"{'/'.join(names)}: {', '.join(known)}" for known, names in shapes.items()]
+    return "choose GENERATION:SHAPE such as v5e:4x4, of " + "; ".join(parts)

@@ -1,0 +1,120 @@
+"""`--mode=plan`: what it writes and refuses; with the TPU's compiler, where that is installed."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import Outcome, environment, finish, results, run, start, write_config
+
+from diffusion_jax.commands import plan
+from diffusion_jax.planning.chips import TOPOLOGIES, Chip
+
+NOWHERE = "--config.data.source_dir=/there/is/nothing"
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Callable[..., tuple[Outcome, dict[str, Any]]]:
+    """Plans the tiny run; returns the outcome and plan.json."""
+
+    def planned(*flags: str) -> tuple[Outcome, dict[str, Any]]:
+        config, workdir = write_config(tmp_path), tmp_path / "run"
+        outcome = run("--mode=plan", f"--config={config}", f"--workdir={workdir}", NOWHERE, *flags)
+        assert outcome.status == 0, outcome.err
+        assert [path.name for path in workdir.iterdir()] == ["results"]  # No run begins.
+        return outcome, results(workdir, "plan")
+
+    return planned
+
+
+def test_a_training_on_the_cpu_is_planned_without_its_data(planned: Any):
+    outcome, figures = planned("--config.mesh.data=4")
+    assert figures["devices"] == 4 and figures["device_kind"] == "cpu"
+    assert figures["image_shape"] == [8, 8, 1] and figures["image_shape_from"] == "those of digits"
+    assert figures["fits"] and figures["flags"] == ""
+    (only,) = figures["plans"]
+    memory = only["memory"]
+    assert memory["optimiser"] == 2 * memory["parameters"] + 8
+    assert memory["averages"] == memory["parameters"]
+    assert only["needed"] == memory["total"] > 4 * memory["parameters"]
+    reduced = only["collectives"]["all-reduce"]["result_bytes"]
+    assert reduced == pytest.approx(memory["parameters"], rel=0.01)
+    assert only["gflop_per_image"] > 0 and only["compile_seconds"] > 0
+    assert only["bound"] is None  # There is no peak of a CPU.
+    assert "fits:" in outcome.out and "peak figures of this device are not known" in outcome.out
+
+
+def test_what_does_not_fit_is_changed_until_it_does(planned: Any, monkeypatch: pytest.MonkeyPatch):
+    chip = Chip("tiny", {"float32": 1e9, "bfloat16": 2e9}, 600_000.0, 1e6, 1e5)
+    monkeypatch.setattr(plan, "chip_of", lambda _: chip)
+    monkeypatch.setattr(plan, "memory_of", lambda *_: int(chip.memory))
+    outcome, figures = planned("--config.train.batch_size=256")
+    assert not figures["fits"]
+    *failed, last = figures["plans"]
+    assert all(attempt["needed"] > chip.memory for attempt in failed) and failed
+    assert last["needed"] <= chip.memory and last["changes"]
+    assert figures["flags"] == f"--config.train.accumulate={last['changes']['train.accumulate']}"
+    least = last["bound"]
+    assert least["compute"] == pytest.approx(last["flops"] / 1e9)
+    assert least["memory"] == pytest.approx(last["bytes_accessed"] / 1e6)
+    assert least["step"] == max(least["compute"], least["memory"], least["interconnect"])
+    assert least["images_per_second"] == pytest.approx(256 / least["step"])
+    assert f"it fits with {figures['flags']}" in outcome.out
+
+
+def refused(outcome: Outcome, *fragments: str) -> None:
+    assert outcome.status == 2, outcome.err
+    (line,) = outcome.err.splitlines()
+    for fragment in fragments:
+        assert fragment in line
+
+
+def test_a_topology_without_the_tpu_compiler_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
+    )
+    config = write_config(tmp_path)
+    refused(
+        run("--mode=plan", f"--config={config}", "--topology=v5e:4x4"),
+        "--topology needs the TPU's compiler, libtpu: pip install -e '.[tpu]'",
+    )
+
+
+def test_an_unknown_topology_is_answered_with_those_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    outcome = run("--mode=plan", f"--config={write_config(tmp_path)}", "--topology=v9:4x4")
+    refused(outcome, "unknown --topology 'v9:4x4'", *TOPOLOGIES, "16x16", "8x8x16")
+
+
+def test_a_topology_is_for_plans_alone(tmp_path: Path):
+    config = write_config(tmp_path)
+    refused(run(f"--config={config}", "--topology=v5e:4x4"), "--topology is for --mode=plan")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_a_slice_of_tpus_is_planned_on_a_machine_without_one(tmp_path: Path):
+    """In another process, as the TPU's compiler changes what JAX sees of the machine."""
+    more = 'config.model.name = "unet"\nconfig.model.channel_mult = (1,)\nconfig.mesh.data = -1\n'
+    more += "config.model.attention_resolutions = ()\nconfig.train.batch_size = 1024\n"
+    config, workdir = write_config(tmp_path, more), tmp_path / "run"
+    flags = ["--mode=plan", f"--config={config}", f"--workdir={workdir}", NOWHERE]
+    outcome = finish(start([*flags, "--topology=v5e:4x4"], environment()), timeout=600)
+    assert outcome.status == 0, outcome.err
+    figures = results(workdir, "plan")
+    assert figures["device_kind"] == "TPU v5 lite" and figures["devices"] == 16
+    (only,) = figures["plans"]
+    assert only["mesh"] == {"data": 16, "fsdp": 1} and figures["fits"]
+    memory = only["memory"]
+    assert memory["padding"] > 0 and memory["code"] > 0
+    reduced = only["collectives"]["all-reduce"]["result_bytes"]
+    assert reduced == pytest.approx(memory["parameters"], rel=0.01)
+    # The 197 TFLOP/s of the chip's data sheet.
+    assert only["bound"]["compute"] == pytest.approx(only["flops"] / 197e12)
+    wrong = finish(start([*flags, "--topology=v5e:3x3"], environment()), timeout=600)
+    refused(wrong, "unknown --topology 'v5e:3x3'", "v5e/v6e: 1x1")
