@@ -35,6 +35,8 @@ def topology_devices(name: str) -> list[Any]:
         raise InputError(f"unknown --topology {name!r}; {_known()}")
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    # libtpu aborts the process for a flag that only other backends have. Its own are in LIBTPU_INIT_ARGS.
+    os.environ.pop("XLA_FLAGS", None)
     jax.config.update("jax_platforms", "cpu")  # There may be a TPU here, of another kind.
     from jax.experimental import topologies
 
