@@ -1,4 +1,4 @@
-"""The launcher of one machine's processes: against a simulated Python, and with two real ones of which one is killed."""
+"""The launcher of one machine's processes: with a simulated Python, and with two real ones of which one is killed."""
 
 import os
 import re
@@ -176,7 +176,7 @@ def test_help_shows_every_option(tmp_path: Path):
 def test_a_killed_process_is_started_again_with_its_peer_and_the_training_is_finished(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ):
-    workdir, steps = tmp_path / "run", 30
+    workdir, steps = tmp_path / "run", 20
     flags = [f"--config={write_config(tmp_path)}", f"--workdir={workdir}"]
     flags += [f"--config.train.num_steps={steps}", "--config.train.checkpoint_every=10"]
     flags += ["--config.mesh.data=-1", "--config.train.log_every=10"]
