@@ -19,10 +19,13 @@ import json, os, shutil, subprocess, sys, time
 argv, home = sys.argv[1:], os.environ["WORKER_HOME"]
 with open(os.environ["RECORD"], "a") as record:
     record.write(json.dumps(argv) + "\\n")
-if argv[3] == "scp":
+if argv[2] == "queued-resources":
+    if argv[3] == "create":
+        open(home + "/states", "w").write("CREATING READY READY READY")
+elif argv[3] == "scp":
     shutil.copy(argv[4], home)
 elif argv[3] == "describe":
-    states = open(home + "/states").read().split()
+    states = open(home + "/states").read().split() or [""]
     open(home + "/states", "w").write(" ".join(states[1:]))
     print(states[0])
 else:
@@ -216,6 +219,87 @@ def test_after_a_preemption_waits_for_the_slice_installs_again_and_runs(
             assert call[4:] == ["pod", "--format=value(state)", "--zone=z1", "--project=p"]
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "version"),
+    [
+        ("v4-16", "tpu-ubuntu2204-base"),
+        ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v5p-16", "v2-alpha-tpuv5"),
+        ("v6e-16", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_creates_a_queued_resource_with_the_software_of_its_accelerator(
+    pod: Pod, accelerator: str, version: str
+):
+    result = pod.launch("create", *TARGET, f"--accelerator={accelerator}", "--spot")
+    assert result.returncode == 0, result.stderr
+    (call,) = pod.gcloud_calls()
+    assert call[:5] == ["compute", "tpus", "queued-resources", "create", "pod"]
+    assert set(call[5:]) == {
+        "--node-id=pod",
+        f"--accelerator-type={accelerator}",
+        f"--runtime-version={version}",
+        "--spot",
+        "--zone=z1",
+    }
+
+
+def test_deletes_the_slice_with_its_queued_resource_and_passes_the_project_on(pod: Pod):
+    assert pod.launch("delete", *TARGET, "--project=p").returncode == 0
+    (call,) = pod.gcloud_calls()
+    assert call[2:5] == ["queued-resources", "delete", "pod"]
+    assert call[5:] == ["--force", "--quiet", "--zone=z1", "--project=p"]
+
+
+def test_install_installs_and_starts_nothing(pod: Pod):
+    assert pod.launch("install", *TARGET).returncode == 0
+    assert (pod.worker / "diffusion_jax_launch" / "setup.cfg").exists() and not pod.runs()
+
+
+@pytest.mark.parametrize(("more", "worker"), [([], "0"), (["--worker=all"], "all")])
+def test_tail_follows_what_a_run_has_printed(pod: Pod, more: list[str], worker: str):
+    (pod.worker / "bin").mkdir(exist_ok=True)
+    write_script(pod.worker / "bin" / "tail", '/usr/bin/tail "${@/-F/-q}"\n')  # Which ends.
+    (pod.worker / "python").write_text("#!/bin/bash\necho loss 0.5\necho oh >&2\n")
+    run = pod.launch(*TARGET, *RUN)
+    assert run.returncode == 0 and "loss 0.5\n" in run.stdout and "oh\n" in run.stderr
+    result = pod.launch("tail", *TARGET, *more)
+    assert sorted(result.stdout.splitlines()) == ["loss 0.5", "oh"], result.stderr
+    assert f"--worker={worker}" in pod.gcloud_calls()[-1]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "states", "creations", "num_runs"),
+    [
+        pytest.param((0,), ("READY",), 0, 1, id="still there"),
+        pytest.param((0,), (), 1, 1, id="gone"),
+        pytest.param((0,), ("PREEMPTED", "PREEMPTED"), 1, 1, id="preempted"),
+        pytest.param((0,), ("CREATING", "CREATING", "READY"), 0, 1, id="on its way"),
+        pytest.param((255, 0), ("READY", "PREEMPTED"), 1, 2, id="preempted later"),
+        pytest.param((1, 0), ("READY",), 1, 2, id="gone later"),
+        pytest.param((1,), ("READY", "READY"), 0, 1, id="failed by itself"),
+    ],
+)
+def test_resume_creates_a_slice_that_is_gone_anew_and_runs_there(
+    pod: Pod, statuses: tuple[int, ...], states: tuple[str, ...], creations: int, num_runs: int
+):
+    arguments = [*TARGET, *RUN, "--accelerator=v6e-8", "--spot"]
+    result = pod.launch("resume", *arguments, statuses=statuses, states=states)
+    assert (result.returncode, len(pod.runs())) == (statuses[-1], num_runs), result.stderr
+    calls = [call[3] for call in pod.gcloud_calls()]
+    assert calls.count("create") == calls.count("delete") == creations
+
+
+@pytest.mark.parametrize("command", ["create", "install", "resume", "tail", "delete"])
+def test_a_dry_run_of_every_command_calls_nothing(pod: Pod, command: str):
+    more = {"create": ["--accelerator=v6e-8"], "resume": [*RUN, "--accelerator=v6e-8"]}
+    result = pod.launch(command, "--dry-run", *TARGET, *more.get(command, []))
+    assert result.returncode == 0 and not pod.gcloud_calls(), result.stderr
+    lines = result.stdout.splitlines()
+    assert all(line.startswith(("gcloud ", "git ", "# ")) for line in lines if "gcloud" in line)
+    assert any(line.startswith("gcloud compute tpus") for line in lines)
+
+
 def test_what_still_runs_after_a_lost_connection_is_stopped_before_the_next_start(pod: Pod):
     (pod.worker / "disconnect").touch()
     result = pod.launch(*TARGET, *RUN, statuses=("trains", 0))
@@ -288,6 +372,14 @@ def test_dry_run_prints_exactly_the_commands_of_a_real_run_and_runs_none(pod: Po
         ([*TARGET, *RUN, "--config=configs/none.py"], "'configs/none.py' is not a file of commit"),
         ([*TARGET, *RUN, "--ref=nowhere"], "--ref 'nowhere' is not a commit"),
         ([*TARGET, *RUN, "--max-restarts=-1"], "'-1' is not a whole number"),
+        (["destroy", *TARGET], "unknown command 'destroy'"),
+        (["create", *TARGET], "--accelerator is missing"),
+        (["create", *TARGET, "--accelerator=v3-8"], "--accelerator 'v3-8' is not of"),
+        (["create", *TARGET, "--accelerator=v6e-"], "--accelerator 'v6e-' does not end in"),
+        (["create", *TARGET, "--spot=yes"], "--spot takes no value"),
+        ([*TARGET, *RUN, "--spot"], "--spot is not an option of 'run'"),
+        (["tail", *TARGET, "--worker=x"], "--worker 'x' is neither a number nor 'all'"),
+        (["delete", *TARGET, "--", "x"], "'delete' takes no arguments after --"),
         ([*TARGET, *RUN, "--ready-timeout=1h"], "--ready-timeout '1h' is not a whole number"),
     ],
 )
@@ -312,8 +404,8 @@ def test_missing_gcloud_is_named(pod: Pod):
 def test_help_shows_every_option(pod: Pod):
     result = pod.launch("--help")
     assert result.returncode == 0
-    for option in """name zone workdir config project ref max-restarts ready-timeout
-        dry-run help""".split():
+    for option in """name zone workdir config accelerator project spot runtime-version worker ref
+        max-restarts ready-timeout dry-run help""".split():
         assert f"  --{option} " in result.stdout
 
 
