@@ -145,11 +145,24 @@ class CheckpointStore:
             step = self._pending
             with self._failure_named(step):
                 all_do("finish a checkpoint", lambda: self._finish(step))
+                # A new one waits for all processes when it is opened.
+                if not first_decides("keep the manager", lambda: self._manager is not None):
+                    self._manager = None
             self._pending = None
 
     def close(self) -> None:
-        """Waits like `wait`, and ends the background threads."""
-        self.wait()
+        """Waits for this process's part of the last save, and ends the background threads.
+
+        Unlike `wait` it may be called by one process alone, whose error the others do not know of yet.
+
+        Raises:
+          RunError: The save failed here.
+        """
+        if self._pending is not None:
+            step = self._pending
+            with self._failure_named(step):
+                self._finish(step)
+            self._pending = None
         if self._manager is not None:
             self._manager.close()
             self._manager = None

@@ -519,6 +519,7 @@ def test_a_write_that_the_operating_system_refuses_is_reported(tmp_path: Path) -
 def test_two_processes_save_and_restore_together(tmp_path: Path) -> None:
     script = """
         import numpy as np
+        from diffusion_jax.parallel.distributed import exchange
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.config.update("jax_num_cpu_devices", 2)
         jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[3]))
@@ -578,12 +579,31 @@ def test_two_processes_save_and_restore_together(tmp_path: Path) -> None:
             print(error)
         store_module.write_manifest = whole
         # No space: process 0 finds it, and the other must not begin alone.
+        usage = shutil.disk_usage
         if jax.process_index() == 0:
             shutil.disk_usage = fail
         try:
             store.save(6, state, {})
         except RunError as error:
             print(error)
+        print(store.steps(), flush=True)
+        # Process 0 cannot delete what is old; the next save is one of both all the same.
+        if jax.process_index() == 0:
+            shutil.disk_usage = usage
+        store.save(8, state, {})
+        store.wait()
+        if jax.process_index() == 0:
+            store._manager._checkpoint_deleter.delete_steps = fail
+        store.save(9, state, {})
+        store.wait()
+        store.save(10, state, {})
+        store.wait()
+        print(store.steps(), flush=True)
+        # A process that fails alone does not wait for the others, which do not know of it.
+        store.save(11, state, {})
+        if jax.process_index() == 0:
+            store.close()
+        exchange("closed", "")
         print(store.steps(), flush=True)
         store.close()
         jax.distributed.shutdown()
@@ -597,7 +617,9 @@ def test_two_processes_save_and_restore_together(tmp_path: Path) -> None:
     outputs = [
         [line for line in outcome.out.splitlines() if "Gloo" not in line] for outcome in finished
     ]
-    for rank, (restored, error, steps, not_begun, unsealed, no_space, still) in enumerate(outputs):
+    for rank, (*lines, undeleted, alone) in enumerate(outputs):
+        restored, error, steps, not_begun, unsealed, no_space, still = lines
+        assert (undeleted, alone) == ("[9, 10]", "[10, 11]")
         assert restored == "2 {'step': 2} [2]"
         why = ("process 1: no space left on device", "no space left on device")[rank]
         assert error.startswith(f"cannot save checkpoint {tmp_path}/4: {why};")
