@@ -92,6 +92,7 @@ class _Watch(threading.Thread):
         self._names = names
         self._me = jax.process_index()
         self._count = 0
+        self._telling = threading.Lock()  # Else a sign of life could come after that of the end.
         self._seen = {i: ("", time.monotonic()) for i in range(len(names)) if i != self._me}
         self._abort = _on_abort(self._explain_abort)
 
@@ -111,9 +112,10 @@ class _Watch(threading.Thread):
             self._tell()
 
     def _tell(self) -> None:
-        self._count += 1
-        said = json.dumps({"count": self._count, "ended": self._ended})
-        distributed.client().key_value_set(f"{_FOLDER}/{self._me}", said, allow_overwrite=True)
+        with self._telling:
+            self._count += 1
+            said = json.dumps({"count": self._count, "ended": self._ended})
+            distributed.client().key_value_set(f"{_FOLDER}/{self._me}", said, allow_overwrite=True)
 
     def _look(self) -> None:
         for key, said in distributed.client().key_value_dir_get(_FOLDER):

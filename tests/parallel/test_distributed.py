@@ -1,11 +1,13 @@
 """Processes of a cluster join with our time-outs, and one that fails does not leave the others waiting."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from tiny_run import Outcome, finish_all
 
 from diffusion_jax.errors import InputError, RunError
-from diffusion_jax.parallel import join, peers
+from diffusion_jax.parallel import distributed, join, peers
 
 VARIABLES = (join.ADDRESS, join.COUNT, join.INDEX)
 
@@ -251,6 +253,27 @@ def test_when_one_process_dies_the_other_ends_soon_and_names_it(dead: int, doing
         or (f", pid {pid}) for " in other.err and "it died or hangs" in other.err)
     ), outcomes
     assert seconds < 60, outcomes
+
+
+def test_a_sign_of_life_that_is_under_way_does_not_undo_that_of_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(peers, "_on_abort", lambda _: None)
+    said = []
+    watch = peers._Watch(["process 0"])
+    ending = threading.Thread(target=watch.end, args=("",))
+
+    class Client:
+        def key_value_set(self, _: str, value: str, **__: bool) -> None:
+            if threading.current_thread() is not ending:
+                ending.start()
+                ending.join(0.5)  # It is on its way to the service when the process ends.
+            said.append(json.loads(value)["ended"])
+
+    monkeypatch.setattr(distributed, "client", Client)
+    watch._tell()
+    ending.join()
+    assert said == [None, ""]
 
 
 def test_process_0_decides_and_tells_the_others():
