@@ -37,7 +37,7 @@ EOT
 }
 
 say() {
-  echo "local.sh: $1" >&2
+  echo "local.sh: $1" >&2 || true
 }
 
 fail() { # fail MESSAGE: wrong arguments.
@@ -119,10 +119,11 @@ command_of() { # command_of I: sets words, the command of process I.
 }
 
 prefix() { # prefix I: shows what is read, each line after the process's number.
-  trap '' INT TERM # It ends with the process that it reads from.
+  # It ends with the process that it reads from, which must not fail where nobody reads any more.
+  trap '' HUP INT PIPE TERM
   local line
   while IFS= read -r line || [[ -n $line ]]; do
-    printf '[%s] %s\n' "$1" "$line"
+    printf '[%s] %s\n' "$1" "$line" 2>/dev/null || true
   done
 }
 
@@ -185,7 +186,7 @@ run_all() { # Runs the processes once; sets status to that of the first to fail,
       signal_all KILL
       deadline=$((SECONDS + grace))
     fi
-    sleep 0.1
+    sleep 0.1 || true # A Ctrl-C ends it too.
   done
 }
 
@@ -209,6 +210,7 @@ main() {
   local restarts=0 stopping="" status pids
   trap 'stop INT' INT
   trap 'stop TERM' HUP TERM
+  trap : PIPE # Nobody may read any more what is said of the end.
   while true; do
     run_all
     if [[ -n $stopping ]]; then

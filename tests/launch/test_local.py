@@ -121,6 +121,34 @@ def test_a_signal_stops_all_processes_and_starts_none_again(tmp_path: Path, numb
     assert log.read_text() == "out of 1\nerror of 1\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_terminals_signal_is_waited_out_also_when_the_terminal_is_gone(
+    tmp_path: Path, number: signal.Signals
+):
+    """A terminal's signal goes to all that run in its foreground, and then nobody may read what is printed."""
+    variables = prepare(tmp_path, "wait", "wait")
+    says = "sleep 0.5; echo saving || exit 1; sleep 0.5; echo saved || exit 1; touch saved-$number; exit 75"
+    executable(tmp_path / "bin" / "python", PYTHON.replace("exit 75", says))
+    process = subprocess.Popen(
+        ["/bin/bash", str(SCRIPT), "2"],
+        env=variables,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while not all((tmp_path / f"waits-{i}").exists() for i in range(2)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
+    os.killpg(process.pid, number)
+    assert process.wait(30) == 75
+    assert all((tmp_path / f"saved-{i}").exists() for i in range(2))
+
+
 def test_gpus_are_divided_evenly_or_it_is_said(tmp_path: Path):
     variables = prepare(tmp_path, *["0 0 0"] * 3)
     executable(tmp_path / "bin" / "nvidia-smi", "printf '0\\n1\\n2\\n3\\n'\n")
