@@ -91,7 +91,7 @@ check_arguments() {
     [[ ${!option} =~ ^[1-9][0-9]*$ ]] ||
       fail "--$option '${!option}' is not a whole number of at least 1"
   done
-  [[ $max_restarts =~ ^[0-9]+$ ]] ||
+  [[ $max_restarts =~ ^(0|[1-9][0-9]*)$ ]] ||
     fail "--max-restarts '$max_restarts' is not a whole number of at least 0"
   [[ ${#arguments[@]} -gt 0 ]] || fail "the arguments of the command are missing after --; see --help"
 }

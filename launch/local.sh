@@ -75,7 +75,7 @@ parse_arguments() {
   shift
   arguments=("$@")
   for option in max_restarts grace; do
-    [[ ${!option} =~ ^[0-9]+$ ]] ||
+    [[ ${!option} =~ ^(0|[1-9][0-9]*)$ ]] ||
       fail "--${option/_/-} '${!option}' is not a whole number of at least 0"
   done
 }

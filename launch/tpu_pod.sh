@@ -130,7 +130,7 @@ check_arguments() {
     [[ -n ${!option} ]] || fail "--$option is missing; see --help"
   done
   for option in max_restarts ready_timeout; do
-    [[ ${!option} =~ ^[0-9]+$ ]] ||
+    [[ ${!option} =~ ^(0|[1-9][0-9]*)$ ]] ||
       fail "--${option/_/-} '${!option}' is not a whole number of at least 0"
   done
   [[ $worker =~ ^([0-9]+|all)$ ]] || fail "--worker '$worker' is neither a number nor 'all'"

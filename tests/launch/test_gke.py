@@ -121,6 +121,7 @@ def test_kubectl_applies_what_a_dry_run_prints_and_its_status_is_passed_on(tmp_p
         ([*GPU, "--topology=4x4"], "--topology is for TPUs"),
         ([*GPU, "--hosts=0"], "--hosts '0' is not a whole number of at least 1"),
         ([*GPU, "--max-restarts=x"], "--max-restarts 'x' is not a whole number"),
+        ([*GPU, "--max-restarts=08"], "--max-restarts '08' is not a whole number"),
         (GPU, "the arguments of the command are missing"),
         ([*GPU, "--", "two\nlines"], "has a control character"),
     ],

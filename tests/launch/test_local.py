@@ -183,6 +183,7 @@ def test_dry_run_prints_a_command_a_process_and_starts_none(tmp_path: Path):
         (["--grace"], "--grace needs a value"),
         (["--grace=", "2"], "--grace is empty"),
         (["--max-restarts=-1", "2"], "--max-restarts '-1' is not a whole number"),
+        (["--max-restarts=08", "2"], "--max-restarts '08' is not a whole number"),
         (["--grace=1m", "2"], "--grace '1m' is not a whole number"),
     ],
 )

@@ -107,6 +107,7 @@ def test_dry_run_prints_the_command_and_runs_nothing(tmp_path: Path):
         (["--config=a.py"], "", "this is not a Slurm job"),
         ([], "77", "the arguments of the command are missing"),
         (["--max-requeues=x", "--config=a.py"], "77", "--max-requeues 'x' is not a whole number"),
+        (["--max-requeues=08", "--config=a.py"], "77", "--max-requeues '08' is not a whole number"),
         (["--max-requeues"], "77", "--max-requeues needs a value"),
     ],
 )

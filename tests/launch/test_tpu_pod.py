@@ -372,6 +372,7 @@ def test_dry_run_prints_exactly_the_commands_of_a_real_run_and_runs_none(pod: Po
         ([*TARGET, *RUN, "--config=configs/none.py"], "'configs/none.py' is not a file of commit"),
         ([*TARGET, *RUN, "--ref=nowhere"], "--ref 'nowhere' is not a commit"),
         ([*TARGET, *RUN, "--max-restarts=-1"], "'-1' is not a whole number"),
+        ([*TARGET, *RUN, "--max-restarts=08"], "'08' is not a whole number"),
         (["destroy", *TARGET], "unknown command 'destroy'"),
         (["create", *TARGET], "--accelerator is missing"),
         (["create", *TARGET, "--accelerator=v3-8"], "--accelerator 'v3-8' is not of"),
