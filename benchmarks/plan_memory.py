@@ -44,7 +44,7 @@ def measure(batch_size: int, channels: int) -> dict[str, Any]:
     devices = jax.devices()[:1]
     planned = program.compile_step(config, devices)
     exp = build.build(config, *program.assumed_images(config))
-    mesh = program.plan_mesh(config, devices)
+    mesh = make_training_mesh(config, devices)
     training = make_training(exp, mesh)
     state = jax.block_until_ready(training.create())
     images = np.zeros((batch_size, *exp.image_shape), np.uint8)

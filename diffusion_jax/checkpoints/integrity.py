@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
-from diffusion_jax.checkpoints.places import is_local
+from diffusion_jax.addresses import is_local
 
 MANIFEST = "manifest.json"
 TIMES = "_CHECKPOINT_METADATA"

@@ -1,38 +1,13 @@
-"""Where checkpoints can be: a folder of a file system, or of a bucket (gs://)."""
+"""What a folder of checkpoints needs where it lies, on a file system or in a bucket."""
 
-import importlib.util
-import os
 import shutil
 import sys
 
-import fsspec.config
 from etils import epath
 
+from diffusion_jax.addresses import is_local
 from diffusion_jax.errors import InputError, disk_full, reason
 from diffusion_jax.parallel.distributed import first_decides
-
-
-def place(directory: str | os.PathLike[str]) -> epath.Path:
-    """Returns a folder or an address such as gs://bucket/run as an absolute path.
-
-    Raises:
-      InputError: A bucket of another kind than gs://, or the package for that is missing.
-    """
-    path = epath.Path(directory)
-    if is_local(path):
-        return epath.Path(os.path.abspath(path))
-    if not str(path).startswith("gs://"):
-        raise InputError(f"checkpoints are kept in a folder or at gs://BUCKET/PATH, not at {path}")
-    if importlib.util.find_spec("gcsfs") is None:
-        raise InputError(f'{path} needs the package gcsfs: pip install "diffusion_jax[gcs]"')
-    # What Orbax and TensorStore write would not show in the listings that gcsfs keeps.
-    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
-    return path
-
-
-def is_local(path: epath.Path) -> bool:
-    """Whether the path is on a file system, which can rename and sync; else it is in a bucket."""
-    return "://" not in str(path)
 
 
 def make_folder(path: epath.Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any, TypedDict
 import jax
 from etils import epath
 
+from diffusion_jax.addresses import is_local, resolve
 from diffusion_jax.checkpoints import arrays, manager, places
 from diffusion_jax.checkpoints.arrays import Parts
 from diffusion_jax.checkpoints.integrity import MANIFEST, find_damage, sync, write_manifest
@@ -88,7 +89,7 @@ class CheckpointStore:
         for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        self.directory = places.place(directory)
+        self.directory = resolve(directory)
         self._keep_last = keep_last
         self._keep_every = keep_every
         self._manager: Any = None
@@ -213,7 +214,7 @@ class CheckpointStore:
         return []
 
     def _is_committed(self, path: epath.Path) -> bool:
-        return path.is_dir() and (places.is_local(path) or manager.is_committed(path))
+        return path.is_dir() and (is_local(path) or manager.is_committed(path))
 
     def _prepare(self, step: int, num_bytes: int) -> bool:
         """Removes what stands in the way of a save; False if its checkpoint exists already.
@@ -252,7 +253,7 @@ class CheckpointStore:
             self._manager = None
         if jax.process_index() == 0:
             self._sweep(only=manager.DELETED)
-            if places.is_local(self.directory):
+            if is_local(self.directory):
                 sync(self.directory)
 
     def _sweep(self, only: str = "") -> None:

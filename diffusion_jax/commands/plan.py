@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.commands.environment import check_writable
+from diffusion_jax.experiment.training import make_training_mesh
 from diffusion_jax.planning import fit, program
 from diffusion_jax.planning.bound import Bound, bound, gflop_per_image
 from diffusion_jax.planning.chips import Chip, chip_of
@@ -36,7 +37,7 @@ def plan(config: ConfigDict, workdir: Path, devices: Sequence[Any], topology: st
     """
     check_writable(workdir)
     results.check(workdir, "plan")
-    mesh = program.plan_mesh(config, devices)
+    mesh = make_training_mesh(config, devices)
     chip, memory = chip_of(devices[0].device_kind), memory_of(devices[0], mesh.size)
     compile_step = partial(program.compile_step, devices=devices)
     tried = [fit.attempt(compile_step, config, memory)]

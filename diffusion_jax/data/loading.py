@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from diffusion_jax.addresses import is_local
+from diffusion_jax.data.bucket import local_copy
 from diffusion_jax.data.sources import cifar10, digits, fashion_mnist, image_folder
 from diffusion_jax.data.sources.base import Request, Source
 from diffusion_jax.data.split import Split, in_memory
@@ -46,7 +48,8 @@ def load(
       name: A key of SOURCES, or "tfds:<name>" for TFDS data that the user has prepared.
       split: "train" or "test".
       source_dir: Folder (for cifar10 also the file) that holds the images; for "tfds:<name>",
-        TFDS's data_dir. Unset, a source looks where it can by itself.
+        TFDS's data_dir. At a gs:// address, it is copied into cache_dir once. Unset, a source looks where it can
+        by itself.
       sha256: Checksum that replaces the published one of cifar10, to use a repacked file.
       image_size: Size to crop and resize to; needed by image_folder.
       test_fraction: Share of digits and image_folder that is held out, in [0, 1).
@@ -59,6 +62,11 @@ def load(
       RunError: The disk is full, or prepared data has been damaged.
     """
     choose("split", split, dict.fromkeys(("train", "test")))
+    cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    cache = cache.absolute()
+    if source_dir is not None and not is_local(source_dir):
+        only = name.removeprefix(TFDS_PREFIX) if name.startswith(TFDS_PREFIX) else ""
+        source_dir = local_copy(str(source_dir), cache / "buckets", only.partition("/")[0])
     folder = None if source_dir is None else Path(source_dir).expanduser().absolute()
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size is {image_size}; it must be at least 1")
@@ -70,8 +78,6 @@ def load(
         opened = reader.open_user(name.removeprefix(TFDS_PREFIX), folder, split, image_size)
         return _held(opened, memory_limit)
     find = choose("data set", name, SOURCES)
-    cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-    cache = cache.absolute()
     request = Request(
         folder, sha256, image_size, test_fraction, cache / "downloads", cache / "index"
     )

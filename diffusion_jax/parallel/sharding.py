@@ -50,7 +50,7 @@ def make_mesh(
         data, rest = divmod(len(devices), fsdp)
         if rest:
             raise InputError(f"mesh.fsdp is {fsdp}; it must divide the {len(devices)} devices")
-        if batch_size and jax.default_backend() == "cpu" and jax.process_count() == 1 and fsdp == 1:
+        if batch_size and _share_cores(devices) and fsdp == 1:
             most = min(data, max(1, batch_size // WORTH_A_DEVICE))
             data = next(n for n in range(most, 0, -1) if batch_size % n == 0)
     if data < 1:
@@ -66,6 +66,11 @@ def make_mesh(
             f"{len(devices)}"
         )
     return Mesh(_placed(devices, data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _share_cores(devices: Sequence[Any]) -> bool:
+    """Whether these are the cores of one process, of which few may be faster than all."""
+    return devices[0].platform == "cpu" and jax.process_count() == 1
 
 
 def _placed(devices: Sequence[Any], data: int, fsdp: int) -> np.ndarray:

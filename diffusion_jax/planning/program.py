@@ -119,7 +119,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
     """
     started = time.monotonic()
     exp = build.build(config, *assumed_images(config))
-    mesh = plan_mesh(config, devices)
+    mesh = make_training_mesh(config, devices)
     training = make_training(exp, mesh)
     batch = batch_template(exp, mesh)
     lowered = training.steps[1].lower(training.template, batch)
@@ -152,16 +152,6 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
         unknown_loops=again.unknown,
         seconds=seconds,
     )
-
-
-def plan_mesh(config: ConfigDict, devices: Sequence[Any]) -> jax.sharding.Mesh:
-    """Returns the mesh that a training would have on the devices; see `make_training_mesh`."""
-    every = devices[0].platform != "cpu" and config.mesh.data == -1
-    if every and len(devices) % config.mesh.fsdp == 0:
-        # Else devices would be left out where this process computes on its CPU, whatever they are.
-        config = config.copy_and_resolve_references()
-        config.mesh.data = len(devices) // config.mesh.fsdp
-    return make_training_mesh(config, devices)
 
 
 def local_bytes(tree: Any) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_run import Outcome, digits_in, results, run, write_config
 
-from diffusion_jax.checkpoints.places import check_writable, place
+from diffusion_jax.addresses import resolve
+from diffusion_jax.checkpoints.places import check_writable
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError
 
@@ -72,7 +73,7 @@ def test_a_bucket_needs_a_package_that_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_bucket_that_says_no_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
-    bucket = place("gs://bucket/run")
+    bucket = resolve("gs://bucket/run")
     assert str(bucket) == "gs://bucket/run"
 
     class Forbidden(Exception):

@@ -1,6 +1,7 @@
 """Meshes and where arrays lie on them, on eight simulated devices."""
 
 import re
+import types
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import (
     batch_sharding,
     divided_like,
@@ -126,9 +128,11 @@ def test_on_the_cpu_as_many_devices_as_divide_the_batch_into_32_or_more(data, ba
 
 
 def test_accelerators_and_several_processes_are_all_taken(monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(jax, "default_backend", lambda: "gpu")
-        assert make_mesh(batch_size=12).size == 8
+    gpus = [types.SimpleNamespace(platform="gpu", id=i) for i in range(8)]
+    placed = sharding._placed
+    with monkeypatch.context() as patch:  # A mesh itself takes only real devices.
+        patch.setattr(sharding, "_placed", lambda _, *shape: placed(jax.devices(), *shape))
+        assert make_mesh(batch_size=12, devices=gpus).size == 8
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert make_mesh(batch_size=12).size == 8
 
