@@ -33,7 +33,7 @@ def measure(batch_size: int, channels: int) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")
     from diffusion_jax.config import default_config
     from diffusion_jax.experiment import build
-    from diffusion_jax.experiment.training import make_training
+    from diffusion_jax.experiment.training import make_training, make_training_mesh
     from diffusion_jax.planning import program
 
     config = default_config()
