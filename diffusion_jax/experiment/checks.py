@@ -13,6 +13,7 @@ from diffusion_jax.errors import InputError, choose
 from diffusion_jax.losses import OBJECTIVES, WEIGHTINGS
 from diffusion_jax.models import MODELS
 from diffusion_jax.processes.process import Grid, Process
+from diffusion_jax.processes.spacing import outermost
 from diffusion_jax.samplers import INVERSES, MERGES, SAMPLERS
 
 LONG_STEP = 30  # Factor of std / signal in a step of Heun's method; digits drawn with longer ones are poor, or noise.
@@ -193,18 +194,19 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
 def check_times(config: ConfigDict, process: Process) -> None:
     """Refuses times that the process does not have, or that stand twice in a list."""
     last, first = process.grid().time[[0, -2]]
+    low, high = outermost(first, last)
     allowed = f"from {first:g} to {last:g}" + (" (T - 1)" if config.process.name == "ddpm" else "")
     for name in ("sample.shared_t", "edit.times"):
         group, field = name.split(".")
         times = config[group][field]
         if times is None:
             continue
-        if min(times) < first or max(times) > last or len(set(times)) < len(times):
-            named = ", ".join(f"{t:g}" for t in times)
+        if min(times) < low or max(times) > high or len(set(times)) < len(times):
+            named = ", ".join(f"{t:.12g}" for t in times)
             raise InputError(f"{name} is ({named}); it must hold distinct times {allowed}")
     start = config.edit.start_t
-    if start is not None and not first <= start <= last:
-        raise InputError(f"edit.start_t is {start:g}; it must be {allowed}")
+    if start is not None and not low <= start <= high:
+        raise InputError(f"edit.start_t is {start:.12g}; it must be {allowed}")
 
 
 def check_edit(config: ConfigDict) -> None:
@@ -241,10 +243,10 @@ def check_temperature(config: ConfigDict, has_noise: bool, owner: str) -> None:
 
 
 def warn_of_times(grid: Grid, times: Iterable[float | int], points: list[int], field: str) -> None:
-    """Warns of times of a field that are not the grid's, with the points that are taken in their place."""
-    taken = grid.time[points]
-    if missed := [t for t in times if t not in taken]:
-        named, nearest = (", ".join(f"{t:g}" for t in some) for some in (missed, taken))
+    """Warns of times of a field that are not the grid's to six digits, with the points taken in their place."""
+    taken = [f"{t:g}" for t in grid.time[points]]
+    if missed := [t for t in (f"{t:g}" for t in times) if t not in taken]:
+        named, nearest = ", ".join(missed), ", ".join(taken)
         warnings.warn(
             f"the sampler does not come by t = {named} of {field}; taken are the nearest times: {nearest}",
             stacklevel=2,

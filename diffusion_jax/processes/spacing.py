@@ -16,6 +16,7 @@ from diffusion_jax.processes.process import Numbers, namespace
 Times = Float[np.ndarray, " n"]
 LARGEST_SIGMA = 80.0  # Of karras.
 ROUNDING = 1e-9
+SIX_DIGITS = 5e-6  # Relative error of a number that is rounded to them.
 
 
 class Timesteps(NamedTuple):
@@ -178,19 +179,27 @@ def times_between(
     return first + place(num_steps, steps) * (last - first)
 
 
+def outermost(first: float | int, last: float | int) -> tuple[float, float]:
+    """Returns how far beyond the ends of a process's times a time may lie that stands for the end.
+
+    Messages give six digits of an end, such as 2.30259 for log(10), and it can be computed with other rounding.
+    """
+    wide = last - first
+    low, high = (max(SIX_DIGITS * abs(end), ROUNDING * wide) for end in (first, last))
+    return first - low, last + high
+
+
 def _listed(
     num_steps: int | None, listed: Sequence[float | int], first: float | int, last: float | int
 ) -> Times:
     times = np.sort(np.asarray(listed, np.float64))
-    slack = ROUNDING * (
-        last - first
-    )  # A logarithm of an end, say, is not that end to the last digit.
-    inside = len(times) > 0 and times[0] >= first - slack and times[-1] <= last + slack
+    low, high = outermost(first, last)
+    inside = len(times) > 0 and times[0] >= low and times[-1] <= high
     times = np.clip(times, first, last)
     if not (inside and (np.diff(times) > 0).all()):  # A NaN, too, is not inside.
         named = f"{last} (T - 1)" if first == 0 else f"{last:g}"
         raise InputError(
-            f"spacing is ({', '.join(f'{t:g}' for t in listed)}); a list must hold distinct times from {first:g} to "
+            f"spacing is ({', '.join(f'{t:.12g}' for t in listed)}); a list must hold distinct times from {first:g} to "
             f"{named}"
         )
     if num_steps not in (None, len(times)):

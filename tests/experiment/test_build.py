@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax.config import default_config, override
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment import build, sampling
+from diffusion_jax.experiment import build, checks, sampling
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers import SAMPLERS, Sampler, ancestral
 
@@ -128,6 +128,41 @@ def test_langevin_dynamics_are_refused_for_a_process_that_changes_the_signal(pro
 def test_what_the_process_does_not_have_is_refused(fields: tuple, message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         experiment(*fields)
+
+
+SIGMAS = (("process.name", "ve"), ("process.sigma_min", "0.02"), ("process.sigma_max", "10"))
+
+
+def test_the_ends_that_a_refusal_names_are_allowed() -> None:
+    # The last is log(10) = 2.302585...: it is named farther out than it is.
+    with pytest.raises(
+        InputError, match="^edit.start_t is 3; it must be from -3.91196 to 2.30259$"
+    ):
+        experiment(*SIGMAS, ("edit.start_t", "3"))
+    experiment(*SIGMAS, ("edit.start_t", "2.30259"), ("edit.times", "2.30259,-3.91196"))
+    times = ("sampler.spacing", "2.30259,0,-3.91196")
+    built = experiment(*SIGMAS, times, ("sample.shared_t", "2.30259"), ("sampler.name", "ddim"))
+    grid = sampling.make_sampler(built).grid
+    np.testing.assert_allclose(grid.std[0], 10, rtol=1e-12)  # At the end itself, not beyond.
+
+
+def test_a_time_that_is_refused_is_named_apart_from_the_end() -> None:
+    with pytest.raises(InputError, match="^edit.start_t is 2.3026; .* to 2.30259$"):
+        experiment(*SIGMAS, ("edit.start_t", "2.3026"))
+    with pytest.raises(InputError, match=r"^edit.times is \(0, 2.3025999\); .* to 2.30259$"):
+        experiment(*SIGMAS, ("edit.times", "0,2.3025999"))
+
+
+def test_a_time_of_the_grid_to_six_digits_is_not_warned_of() -> None:
+    grid = experiment(*SIGMAS).process.grid(5)  # Its second time is 0.7489485995...
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checks.warn_of_times(grid, [2.30259, 0.748949], [0, 1], "edit.times")
+    message = (
+        "does not come by t = 0.7 of edit.times; taken are the nearest times: 2.30259, 0.748949$"
+    )
+    with pytest.warns(UserWarning, match=message):
+        checks.warn_of_times(grid, [2.30259, 0.7], [0, 1], "edit.times")
 
 
 # ---- a warning ---------------------------------------------------------------------------------------
