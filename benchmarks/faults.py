@@ -21,7 +21,9 @@ from several import Processes, losses
 
 KINDS = ("SIGKILL", "SIGTERM", "SIGKILL while saving")
 SMALL = (
-    *("model.name=mlp", "model.channels=64", "process.num_timesteps=50", "train.batch_size=32"),
+    *("model.name=mlp", "model.channels=64", "model.attention_resolutions=16"),
+    *("model.channel_mult=1,2,2,2", "model.num_res_blocks=2", "model.dropout=0"),
+    *("process.num_timesteps=50", "train.batch_size=32"),
     *("train.log_every=20", "train.checkpoint_every=20", "train.sample_images=4"),
     *("sampler.num_steps=5", "mesh.data=-1", "train.keep_last=1000"),
 )
