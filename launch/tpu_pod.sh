@@ -236,8 +236,10 @@ attempt() {
   train
 }
 
-slice_state() { # Prints READY, PREEMPTED, ...; nothing if there is no such slice.
-  tpu describe "$name" --format='value(state)' || true
+slice_state() { # Prints READY, PREEMPTED, ..., GONE if there is no such slice; nothing if gcloud cannot say.
+  tpu describe "$name" --format='value(state)' 2>"$scratch/said" && return
+  ! grep -q NOT_FOUND "$scratch/said" || echo GONE
+  cat "$scratch/said" >&2
 }
 
 was_preempted() { # was_preempted STATUS: whether that, not the command, is why it ended.
@@ -245,12 +247,13 @@ was_preempted() { # was_preempted STATUS: whether that, not the command, is why 
   [[ $1 -ne 0 ]] && $installed || return
   [[ $1 -ne $EXIT_DISCONNECTED ]] || return 0
   state=$(slice_state)
-  [[ $state != READY ]] && { [[ -n $state ]] || [[ $command == resume ]]; }
+  [[ -n $state && $state != READY ]] && { [[ $state != GONE ]] || [[ $command == resume ]]; }
 }
 
 create_if_gone() { # Creates a slice that is gone for good: a preempted queued resource stays so.
   case $(slice_state) in
-    READY | CREATING | STARTING | RESTARTING | REPAIRING) return ;;
+    GONE | PREEMPTED | TERMINATED | STOPPED) ;;
+    *) return ;; # It is there, is coming, or gcloud could not be asked: nothing may be deleted.
   esac
   echo "tpu_pod.sh: '$name' is gone; creating it anew" >&2
   delete || true # There may be none.

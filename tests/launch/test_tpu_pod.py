@@ -25,8 +25,10 @@ if argv[2] == "queued-resources":
 elif argv[3] == "scp":
     shutil.copy(argv[4], home)
 elif argv[3] == "describe":
-    states = open(home + "/states").read().split() or [""]
+    states = open(home + "/states").read().split() or ["NOT_FOUND"]
     open(home + "/states", "w").write(" ".join(states[1:]))
+    if states[0] in ("NOT_FOUND", "UNAVAILABLE"):
+        sys.exit(f"ERROR: (gcloud.compute.tpus.tpu-vm.describe) {states[0]}")
     print(states[0])
 else:
     command = next(a.removeprefix("--command=") for a in argv if a.startswith("--command="))
@@ -278,6 +280,7 @@ def test_tail_follows_what_a_run_has_printed(pod: Pod, more: list[str], worker: 
         pytest.param((255, 0), ("READY", "PREEMPTED"), 1, 2, id="preempted later"),
         pytest.param((1, 0), ("READY",), 1, 2, id="gone later"),
         pytest.param((1,), ("READY", "READY"), 0, 1, id="failed by itself"),
+        pytest.param((0,), ("UNAVAILABLE", "UNAVAILABLE", "READY"), 0, 1, id="cannot be asked"),
     ],
 )
 def test_resume_creates_a_slice_that_is_gone_anew_and_runs_there(
