@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import diffusion_jax
+from diffusion_jax import config as config_lib
+from diffusion_jax.experiment import build
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
@@ -203,3 +205,16 @@ def test_every_promised_config_is_there():
     promised = {"digits", "fashion_mnist", "cifar10", "celebahq256", "lsun256", "image_folder"}
     promised |= {"cifar10_hybrid", "cifar10_vlb"}
     assert promised <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/score_models.md"])
+def test_the_commands_for_images_of_ones_own_set_fields_that_fit(page: str):
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    commands = re.findall(
+        r"^    python -m diffusion_jax.main (.*image_folder.*)$", text, re.MULTILINE
+    )
+    assert commands
+    for command in commands:
+        config = config_lib.load_file(str(ROOT / "configs" / "image_folder.py"))
+        config_lib.override(config, re.findall(r"--config\.(\S+?)=(\S+)", command))
+        build.validate(config)
