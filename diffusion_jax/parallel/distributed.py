@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -32,11 +33,19 @@ def exchange(name: str, text: str) -> list[str]:
     service = client()
     key = f"diffusion_jax/{name}/{next(_exchanges[name])}"
     service.key_value_set(f"{key}/{jax.process_index()}", f"={text}")
-    timeout = EXCHANGE_TIMEOUT * 1000
-    texts = [
-        service.blocking_key_value_get(f"{key}/{i}", timeout) for i in range(jax.process_count())
-    ]
+    deadline = time.monotonic() + EXCHANGE_TIMEOUT
+    texts = [_get(f"{key}/{i}", deadline) for i in range(jax.process_count())]
     return [text[1:] for text in texts]
+
+
+def _get(key: str, deadline: float) -> str:
+    """Waits for a text, a second at a time: Python sees a signal only between two questions."""
+    while True:
+        try:
+            return client().blocking_key_value_get(key, 1000)
+        except Exception as error:
+            if "DEADLINE_EXCEEDED" not in str(error) or time.monotonic() > deadline:
+                raise
 
 
 def all_do(name: str, action: Callable[[], T]) -> T:

@@ -308,6 +308,20 @@ def test_process_0_decides_and_tells_the_others():
         ]
 
 
+def test_a_signal_ends_a_process_that_waits_for_another():
+    outcomes, seconds = in_two_processes(
+        """
+        if index == 1:
+            time.sleep(20)
+            sys.exit(0)
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(7))
+        signal.alarm(1)
+        distributed.exchange("what never comes", "")
+        """
+    )
+    assert outcomes[0].status == 7, outcomes
+
+
 def test_a_process_that_comes_late_to_the_first_computation_is_waited_for(
     late: "list[subprocess.Popen[str]]",
 ):
