@@ -106,8 +106,9 @@ def test_clipping_limits_x0_and_takes_the_other_forms_from_it(compiled, rng, pre
     x_t, output = jnp.asarray(rng.normal(size=(2, 3, 4, 4, 1)) * 3, jnp.float32)
     denoise = make_denoiser(PROCESS, prediction, lambda params, *_: params, output)
     plain, clipped = compiled(denoise)(x_t, point), compiled(clip_denoised(denoise))(x_t, point)
-    np.testing.assert_array_equal(clipped.x0, np.clip(plain.x0, -1, 1))
-    assert np.abs(plain.x0).max() > 1
+    # Two programs, which the compiler may fuse differently: float32 rounding.
+    np.testing.assert_allclose(clipped.x0, np.clip(plain.x0, -1, 1), rtol=1e-5, atol=1e-6)
+    assert np.abs(plain.x0).max() > 1 and np.abs(clipped.x0).max() == 1
     signal, std = (np.asarray(values, float)[:, None, None, None] for values in point[1:])
     eps = (np.asarray(x_t, float) - signal * np.clip(np.asarray(plain.x0, float), -1, 1)) / std
     np.testing.assert_allclose(clipped.eps, eps, rtol=1e-5, atol=1e-5)

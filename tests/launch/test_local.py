@@ -65,6 +65,12 @@ def launch(top: Path, variables: dict[str, str], *arguments: str):
     )
 
 
+def heed_signals() -> None:
+    """Undoes that this process was started to ignore them, as by `nohup`: a shell could not catch them then."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def starts(top: Path, number: int = 0) -> list[str]:
     record = top / f"started-{number}"
     return record.read_text().splitlines() if record.exists() else []
@@ -109,6 +115,7 @@ def test_a_signal_stops_all_processes_and_starts_none_again(tmp_path: Path, numb
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     deadline = time.monotonic() + 30
     while not all((tmp_path / f"waits-{i}").exists() for i in range(2)):
@@ -136,6 +143,7 @@ def test_a_terminals_signal_is_waited_out_also_when_the_terminal_is_gone(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=heed_signals,
     )
     deadline = time.monotonic() + 30
     while not all((tmp_path / f"waits-{i}").exists() for i in range(2)):
