@@ -20,6 +20,7 @@ LONG_STEP = 30  # Factor of std / signal in a step of Heun's method; digits draw
 UNEVEN = 2  # The longest step over the shortest: rounding to timesteps alone makes it no more.
 TINY_SIGNAL = 1e-3
 LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
+LARGE_VARIANCE = 2  # Relative to the posterior's: in less the two are much the same.
 FITTING = {"langevin": ("ve", "ncsn")}  # Processes of the solvers that are not for all.
 # Fields of the sampler group that no update rule takes: its name, grid and x_T, limits and guidance of its denoiser.
 OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "u_min", "temperature"}
@@ -264,11 +265,12 @@ def warn_of_grid(grid: Grid, whole: Grid, variance: str | None, group: str) -> N
     if variance == "fixed_large" and 1 < grid.num_steps < whole.num_steps:
         std = grid.std[:-1]  # The step to the data adds no noise.
         most = np.square(std[:-1] / std[1:]).max()
-        warnings.warn(
-            f"with {grid.num_steps} steps instead of {whole.num_steps}, the variance fixed_large is up to {most:,.0f} "
-            f"times the posterior's; set --config.{group}.variance=fixed_small",
-            stacklevel=3,
-        )
+        if most > LARGE_VARIANCE:
+            warnings.warn(
+                f"with {grid.num_steps} steps instead of {whole.num_steps}, the variance fixed_large is up to "
+                f"{most:,.0f} times the posterior's; set --config.{group}.variance=fixed_small",
+                stacklevel=3,
+            )
 
 
 def warn_of_solver(name: str, grid: Grid) -> None:

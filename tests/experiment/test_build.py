@@ -184,6 +184,23 @@ def test_few_steps_with_the_variance_of_many_are_warned_of() -> None:
     assert len(caught) == 1
 
 
+def test_steps_short_enough_for_both_variances_are_not_warned_of(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    # The variances of a step of VE differ by the square of its ratio of sigmas: 2500^(2/49) = 1.38 with 50 steps, and
+    # 2500^(2/9) = 5.7 with ten.
+    ve = (
+        ("process.name", "ve"),
+        ("process.sigma_min", "0.02"),
+        ("process.sigma_max", "50"),
+        ("process.variance", "fixed_large"),
+    )
+    sampling.make_sampler(experiment(*ve, ("sampler.num_steps", "50")))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="fixed_large is up to 6 times the posterior's"):
+        sampling.make_sampler(experiment(*ve, ("sampler.num_steps", "10")))
+
+
 @pytest.mark.parametrize(
     "assignments",
     [
