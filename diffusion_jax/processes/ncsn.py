@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.processes.sde import VE
+from diffusion_jax.processes.sde import VE, check_ascending
 
 CHUNK = 1000  # Images whose distances from all others are in memory at once.
 
@@ -95,6 +95,11 @@ def ladder_ratio(dims: int, overlap: float = 0.5) -> float:
 
 
 def num_levels(sigma_min: float, sigma_max: float, dims: int, overlap: float = 0.5) -> int:
-    """Returns the number L of levels whose neighbours' ratio is `ladder_ratio`, rounded; at least 2."""
+    """Returns the number L of levels whose neighbours' ratio is `ladder_ratio`, rounded; at least 2.
+
+    Raises:
+      InputError: Not 0 < sigma_min < sigma_max < infinity.
+    """
+    check_ascending("sigma", sigma_min, sigma_max)
     steps = np.log(sigma_max / sigma_min) / np.log(ladder_ratio(dims, overlap))
     return max(2, round(float(steps)) + 1)

@@ -155,7 +155,7 @@ class _OfBeta(ContinuousProcess):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_ascending("beta", self.beta_min, self.beta_max)
+        check_ascending("beta", self.beta_min, self.beta_max)
 
     @property
     def prior_std(self) -> float:
@@ -244,7 +244,7 @@ class VE(ContinuousProcess):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_ascending("sigma", self.sigma_min, self.sigma_max)
+        check_ascending("sigma", self.sigma_min, self.sigma_max)
 
     @property
     def prior_std(self) -> float:
@@ -274,7 +274,8 @@ class VE(ContinuousProcess):
         return self._u(-logsnr / 2)
 
 
-def _check_ascending(name: str, smallest: float, largest: float) -> None:
+def check_ascending(name: str, smallest: float, largest: float) -> None:
+    """Refuses two limits, NAME_min and NAME_max, that are not positive, finite and in order, by an InputError."""
     if not 0 < smallest < largest < np.inf:
         raise InputError(
             f"{name}_min is {smallest!r} and {name}_max is {largest!r}; they must be positive, the first the smaller"

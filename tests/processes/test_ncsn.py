@@ -50,6 +50,15 @@ def test_in_few_dimensions_two_levels_overlap_however_far_apart():
     assert ladder_ratio(2) == np.inf and num_levels(0.01, 5.0, 2) == 2
 
 
+@pytest.mark.parametrize(("sigma_min", "sigma_max"), [(5.0, 0.01), (1.0, 1.0), (0.0, 1.0)])
+def test_a_ladder_that_does_not_rise_has_no_number_of_levels(
+    sigma_min: float, sigma_max: float
+) -> None:
+    message = f"sigma_min is {sigma_min} and sigma_max is {sigma_max}; they must be positive"
+    with pytest.raises(InputError, match=message):
+        num_levels(sigma_min, sigma_max, 3072)
+
+
 def test_the_largest_distance_is_that_of_all_pairs(rng):
     images = rng.uniform(-1, 1, (1203, 3, 2, 1))
     exact = pdist(images.reshape(len(images), -1)).max()
