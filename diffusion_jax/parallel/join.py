@@ -135,7 +135,7 @@ def _connect() -> None:
 def _wait_for(address: str) -> None:
     """Probes the coordinator: JAX itself would abort the process without a Python error.
 
-    None is no wrong input, after which launchers give up: the machine of process 0 may have been preempted, and be late.
+    None is no wrong input, after which launchers give up: the machine of process 0 may be late, after a preemption.
     """
     started = time.monotonic()
     while problem := peers.unreachable(address):
