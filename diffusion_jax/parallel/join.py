@@ -46,8 +46,8 @@ def initialize(place: Place | None = None) -> None:
       place: This process's place; None: as the environment says.
 
     Raises:
-      InputError: The variables contradict each other.
-      RunError: The coordinator cannot be reached, or no pod or cluster is found where there should be one.
+      InputError: The variables contradict each other, or the coordinator cannot be reached.
+      RunError: No pod or cluster is found where there should be one.
     """
     # JAX's own would take SIGTERM away from our handler from now on; `preemption` asks for it while training.
     jax.config.update("jax_enable_preemption_service", False)
@@ -133,14 +133,11 @@ def _connect() -> None:
 
 
 def _wait_for(address: str) -> None:
-    """Probes the coordinator: JAX itself would abort the process without a Python error.
-
-    None is no wrong input, after which launchers give up: the machine of process 0 may be late, after a preemption.
-    """
+    """Probes the coordinator: JAX itself would abort the process without a Python error."""
     started = time.monotonic()
     while problem := peers.unreachable(address):
         if time.monotonic() - started > JOIN_TIMEOUT:
-            raise RunError(
+            raise InputError(
                 f"no coordinator at {address}, where process 0 should be: tried for {JOIN_TIMEOUT} s, {problem}"
             )
         time.sleep(0.5)
