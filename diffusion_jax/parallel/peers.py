@@ -70,7 +70,7 @@ def fail(status: int, why: str) -> None:
     """
     if _watch is None:
         return
-    _watch.end(why or f"status {status}")
+    _watch.end(why or f"status {status}", status)
     try:
         distributed.client().wait_at_barrier("fail", int(LEAVE_TIMEOUT * 1000))
     except Exception:  # Whatever it is: the others are not there.
@@ -89,6 +89,7 @@ class _Watch(threading.Thread):
     def __init__(self, names: list[str]) -> None:
         super().__init__(name="peers", daemon=True)
         self._ended: str | None = None  # Why, or "" if all is well; None: not yet.
+        self._status: int | None = None  # Of this process, if it has failed.
         self._names = names
         self._me = jax.process_index()
         self._count = 0
@@ -105,9 +106,9 @@ class _Watch(threading.Thread):
                 self._judge(process, said, time.monotonic() - when)
             time.sleep(INTERVAL)
 
-    def end(self, why: str) -> None:
+    def end(self, why: str, status: int | None = None) -> None:
         """Ends the watch and tells the others, with an error's reason."""
-        self._ended = why
+        self._ended, self._status = why, status
         with contextlib.suppress(Exception):  # Process 0 may be gone.
             self._tell()
 
@@ -139,6 +140,8 @@ class _Watch(threading.Thread):
 
     def _explain_abort(self) -> None:
         """JAX aborts this process as soon as the one with the coordination service, process 0, is gone."""
+        if self._status is not None:  # Its own error counts, not that the others end because of it.
+            _exit(self._status)
         problem = unreachable(distributed.coordinator())
         if self._me != 0 and problem:
             ended = _reason(self._seen[0][0])

@@ -228,6 +228,21 @@ def test_when_one_process_fails_the_other_ends_soon_and_says_which_and_why(faili
     assert seconds < 60, outcomes
 
 
+def test_a_failed_process_that_jax_aborts_keeps_its_own_status():
+    """As it does when process 0 ends first, and the coordination service with it."""
+    outcomes, _ = in_two_processes(
+        """
+        peers.LEAVE_TIMEOUT, peers.INTERVAL = 3, 0.2
+        gather(0)
+        if index == 1:
+            peers._watch.end("the disk is full", 3)
+            os.abort()
+        time.sleep(200)
+        """
+    )
+    assert [outcome.status for outcome in outcomes] == [1, 3], outcomes
+
+
 @pytest.mark.parametrize("doing", ["time.sleep(200)", "gather(1)"])
 @pytest.mark.parametrize("dead", [0, 1])
 def test_when_one_process_dies_the_other_ends_soon_and_names_it(dead: int, doing: str):
