@@ -61,7 +61,7 @@ def make_training_mesh(
     if batch % (mesh.size * accumulate):
         raise InputError(
             f"train.batch_size is {batch}; it must be divisible by {mesh.size * accumulate} "
-            f"({mesh.size} devices x train.accumulate {accumulate})"
+            f"({mesh.size} device(s) x train.accumulate {accumulate})"
         )
     return mesh
 

@@ -49,7 +49,7 @@ def make_mesh(
     if data == -1:
         data, rest = divmod(len(devices), fsdp)
         if rest:
-            raise InputError(f"mesh.fsdp is {fsdp}; it must divide the {len(devices)} devices")
+            raise InputError(f"mesh.fsdp is {fsdp}; it must divide the number of devices, {len(devices)}")
         if batch_size and _share_cores(devices) and fsdp == 1:
             most = min(data, max(1, batch_size // WORTH_A_DEVICE))
             data = next(n for n in range(most, 0, -1) if batch_size % n == 0)
@@ -58,11 +58,11 @@ def make_mesh(
     size = data * fsdp
     if size > len(devices):
         raise InputError(
-            f"mesh.data is {data} and mesh.fsdp {fsdp}: {size} devices; there are {len(devices)}"
+            f"mesh.data is {data} and mesh.fsdp {fsdp}: {size} device(s); there are {len(devices)}"
         )
     if size < len(devices) and jax.process_count() > 1:
         raise InputError(
-            f"mesh.data is {data} and mesh.fsdp {fsdp}: {size} devices; several processes need all "
+            f"mesh.data is {data} and mesh.fsdp {fsdp}: {size} device(s); several processes need all "
             f"{len(devices)}"
         )
     return Mesh(_placed(devices, data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)

@@ -189,7 +189,7 @@ def test_a_config_file_that_sets_a_field_wrongly_is_named(
         ("sample.shared_t=t", ["sample.shared_t", "'t'", "separated by commas"]),
         ("model.num_classes=7", ["model.num_classes", "7", "digits has 10"]),
         ("sample.labels=3", ["sample.labels", "(3,)", "unconditional"]),
-        ("mesh.data=9", ["mesh.data is 9", "9 devices", "there are 8"]),
+        ("mesh.data=9", ["mesh.data is 9", "9 device(s)", "there are 8"]),
         ("mesh.data=0", ["mesh.data", "0", "-1"]),
         ("seed=-1", ["seed", "-1", "from 0"]),
         ("seed=1e30", ["seed", "from 0"]),
@@ -350,7 +350,7 @@ def test_a_folder_without_usable_images_is_named(
     fields = ["data.name=image_folder", f"data.source_dir={folder}"]
     assert_refused(train(*fields, "data.image_size=8"), str(folder), "no images", ".png")
     assert_refused(train(*fields), "image_size is None", "at least 1")
-    assert_refused(train(fields[0], "data.image_size=8"), "source_dir is unset", "image_folder")
+    assert_refused(train(fields[0], "data.image_size=8"), "data.source_dir is unset", "image_folder")
     (folder / "broken.png").write_bytes(b"not a picture")
     assert_refused(train(*fields, "data.image_size=8"), str(folder), "none of the 1 images")
 

@@ -154,7 +154,7 @@ def test_a_size_is_needed(folder, tmp_path):
     save(folder / "1.png")
     with pytest.raises(InputError, match="image_size is None"):
         opened(folder, tmp_path, image_size=None)
-    with pytest.raises(InputError, match="source_dir is unset"):
+    with pytest.raises(InputError, match="is unset; image_folder needs"):
         load("image_folder", "train", image_size=8, cache_dir=tmp_path)
 
 

@@ -34,10 +34,10 @@ def test_a_mesh_has_the_devices_asked_for(data, size):
     [
         (0, 1, r"mesh.data is 0; it must be -1 \(all that are left\) or at least 1"),
         (-2, 1, "mesh.data is -2; it must be -1"),
-        (9, 1, "mesh.data is 9 and mesh.fsdp 1: 9 devices; there are 8"),
-        (3, 4, "mesh.data is 3 and mesh.fsdp 4: 12 devices; there are 8"),
-        (-1, 3, "mesh.fsdp is 3; it must divide the 8 devices"),
-        (-1, 16, "mesh.fsdp is 16; it must divide the 8 devices"),
+        (9, 1, "mesh.data is 9 and mesh.fsdp 1: 9 device.s.; there are 8"),
+        (3, 4, "mesh.data is 3 and mesh.fsdp 4: 12 device.s.; there are 8"),
+        (-1, 3, "mesh.fsdp is 3; it must divide the number of devices, 8"),
+        (-1, 16, "mesh.fsdp is 16; it must divide the number of devices, 8"),
     ],
 )
 def test_a_mesh_of_devices_that_are_not_there_says_how_many_there_are(data, fsdp, problem):
@@ -54,7 +54,7 @@ def test_fsdp_takes_its_devices_first_and_neighbours_share_an_array(data, fsdp, 
 
 def test_all_devices_are_needed_where_there_are_several_processes(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(InputError, match="4 devices; several processes need all 8"):
+    with pytest.raises(InputError, match="4 device.s.; several processes need all 8"):
         make_mesh(4)
 
 

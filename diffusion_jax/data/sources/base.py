@@ -100,7 +100,7 @@ def refuse_options(
 def existing_source(request: Request, name: str) -> Path:
     """Returns the request's source_dir, or raises an InputError if it is unset or missing."""
     if request.source_dir is None:
-        raise InputError(f"source_dir is unset; {name} needs the folder that holds the images")
+        raise InputError(f"data.source_dir is unset; {name} needs the folder that holds the images")
     if not request.source_dir.exists():
         raise InputError(f"source_dir {str(request.source_dir)!r} does not exist")
     return request.source_dir
