@@ -37,6 +37,12 @@ fi
 exit "$what"
 """
 
+# Before a command: it heeds signals, also where these tests were started to ignore them, as by `nohup`. A shell
+# could not catch them then.
+RESET = "import os, signal, sys; [signal.signal(n, signal.SIG_DFL) for n in (1, 2)]; "
+RESET += "os.execv(sys.argv[1], sys.argv[1:])"
+HEEDING = (sys.executable, "-I", "-S", "-c", RESET)
+
 
 def executable(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,12 +69,6 @@ def launch(top: Path, variables: dict[str, str], *arguments: str):
         text=True,
         timeout=60,
     )
-
-
-def heed_signals() -> None:
-    """Undoes that this process was started to ignore them, as by `nohup`: a shell could not catch them then."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def starts(top: Path, number: int = 0) -> list[str]:
@@ -110,12 +110,11 @@ def test_starts_all_again_after_any_status_but_0_and_2(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_all_processes_and_starts_none_again(tmp_path: Path, number: signal.Signals):
     process = subprocess.Popen(
-        ["/bin/bash", str(SCRIPT), "--log-dir=logs", "2"],
+        [*HEEDING, "/bin/bash", str(SCRIPT), "--log-dir=logs", "2"],
         env=prepare(tmp_path, "wait", "wait"),
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_signals,
     )
     deadline = time.monotonic() + 30
     while not all((tmp_path / f"waits-{i}").exists() for i in range(2)):
@@ -137,13 +136,12 @@ def test_a_terminals_signal_is_waited_out_also_when_the_terminal_is_gone(
     says = "sleep 0.5; echo saving || exit 1; sleep 0.5; echo saved || exit 1; touch saved-$number; exit 75"
     executable(tmp_path / "bin" / "python", PYTHON.replace("exit 75", says))
     process = subprocess.Popen(
-        ["/bin/bash", str(SCRIPT), "2"],
+        [*HEEDING, "/bin/bash", str(SCRIPT), "2"],
         env=variables,
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=heed_signals,
     )
     deadline = time.monotonic() + 30
     while not all((tmp_path / f"waits-{i}").exists() for i in range(2)):
