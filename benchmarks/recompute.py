@@ -26,6 +26,20 @@ from diffusion_jax.parallel import join, sharding
 REMATS = ("none", "conv,attention", "blocks")
 
 
+def step_seconds(step: Any, state: Any, batch: Any, passes: int, repeats: int) -> float:
+    """Returns the seconds of a step: the median of `repeats` series of `passes`, after one that warms up."""
+    state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        for _ in range(passes):
+            state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        seconds.append((time.perf_counter() - started) / passes)
+    return report.median(seconds)
+
+
 def measure(
     config: Any, image_shape: tuple[int, int, int], passes: int, repeats: int
 ) -> dict[str, Any]:
@@ -41,16 +55,7 @@ def measure(
     images = rng.integers(0, 256, template["image"].shape, np.uint8)
     batch = {"image": images, "label": np.zeros(len(images), np.int32)}
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-    state, metrics = compiled(training.create(), batch)  # It warms up.
-    jax.block_until_ready(metrics)
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        for _ in range(passes):
-            state, metrics = compiled(state, batch)
-        jax.block_until_ready(metrics)
-        seconds.append((time.perf_counter() - started) / passes)
-    figures["seconds"] = report.median(seconds)
+    figures["seconds"] = step_seconds(compiled, training.create(), batch, passes, repeats)
     stats = jax.local_devices()[0].memory_stats() or {}
     figures["peak_mb"] = stats.get("peak_bytes_in_use", 0) / 2**20
     return figures

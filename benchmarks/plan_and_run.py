@@ -1,0 +1,97 @@
+"""Holds a plan of `--mode=plan` against the device: does the step run where it says so, in what memory, how fast?
+
+Each batch size is planned and tried in a process of its own: the plan's total and verdict, and, whatever it says, some
+steps: the allocator's peak and the time of a step, or that the memory was not enough. A small share of the memory, by
+XLA_PYTHON_CLIENT_MEM_FRACTION, brings the limit near. Fails if a verdict is wrong. For GPUs and TPUs:
+`plan_memory.py` does the same on the CPU. Unknown flags override fields of the config.
+
+  XLA_PYTHON_CLIENT_MEM_FRACTION=0.1 python benchmarks/plan_and_run.py --batch_sizes 128 192 256 \\
+      --config.model.dtype=bfloat16 --out=plan_and_run.json
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import report
+from recompute import step_seconds
+
+from diffusion_jax import config as config_lib
+from diffusion_jax.commands.plan import memory_of
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.training import make_training, make_training_mesh
+from diffusion_jax.parallel import sharding
+from diffusion_jax.planning import program
+from diffusion_jax.planning.bound import bound
+from diffusion_jax.planning.chips import chip_of
+
+
+def measure(config: Any, passes: int, repeats: int) -> dict[str, Any]:
+    """Returns what the plan says of a step and what the step then does."""
+    device, mesh = jax.devices()[0], make_training_mesh(config)
+    planned = program.compile_step(config, jax.devices())
+    limit, chip = memory_of(device, mesh.size), chip_of(device.device_kind)
+    figures: dict[str, Any] = {
+        "batch_size": config.train.batch_size,
+        "device": device.device_kind,
+        "planned_gb": planned.total / 1e9,
+        "limit_gb": limit and limit / 1e9,
+        "fits": limit is None or planned.total <= limit,
+        "bound": chip and bound(planned, chip, config.model.dtype).step,
+        "compile_seconds": planned.seconds,
+    }
+    exp = build.build(config, *program.assumed_images(config))
+    training = make_training(exp, mesh)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (config.train.batch_size, *exp.image_shape), np.uint8)
+    batch = {"image": images, "label": np.zeros(len(images), np.int32)}
+    try:
+        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        figures["seconds"] = step_seconds(
+            training.steps[1], training.create(), batch, passes, repeats
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+    else:
+        figures["peak_gb"] = (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9
+    return figures
+
+
+def main() -> None:
+    """Prints a table, writes the figures as JSON if asked to, and fails if a verdict is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/cifar10.py")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="file to write the figures to, as JSON")
+    arguments, overrides = parser.parse_known_args()
+    if arguments.one:
+        config = config_lib.load_file(arguments.config)
+        fields = [tuple(o.removeprefix("--config.").split("=", 1)) for o in overrides]
+        config_lib.override(config, [*fields, ("train.batch_size", str(arguments.one))])  # pyright: ignore[reportArgumentType]
+        print(json.dumps(measure(config, arguments.passes, arguments.repeats)))
+        return
+    found = []
+    for size in arguments.batch_sizes:
+        command = [sys.executable, __file__, *sys.argv[1:], f"--one={size}"]
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found.append(json.loads(said.splitlines()[-1]))
+        print(f"  {found[-1]}", flush=True)
+    names = ["batch_size", "planned_gb", "limit_gb", "fits", "peak_gb", "seconds", "bound"]
+    report.print_table(names, [[row.get(name, "-") for name in names] for row in found])
+    report.write(arguments.out, {"overrides": overrides, "rows": found})
+    sys.exit(any(row["fits"] != ("seconds" in row) for row in found))
+
+
+if __name__ == "__main__":
+    main()
