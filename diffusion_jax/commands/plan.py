@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.experiment.training import make_training_mesh
 from diffusion_jax.planning import fit, program
-from diffusion_jax.planning.bound import Bound, bound, gflop_per_image
+from diffusion_jax.planning.bound import Bound, bound, estimate, gflop_per_image
 from diffusion_jax.planning.chips import Chip, chip_of
 from diffusion_jax.planning.fit import Attempt
 from diffusion_jax.planning.program import Compiled
@@ -141,6 +141,8 @@ def _figures(step: Compiled, chip: Chip | None, config: ConfigDict) -> dict[str,
         "flops": step.flops,
         "gflop_per_image": gflop_per_image(step, config.train.batch_size),
         "bytes_accessed": step.bytes_accessed,
+        "cycles": step.cycles,
+        "cycles_seconds": chip and estimate(step, chip),
         "collectives": {kind: moved._asdict() for kind, moved in step.collectives.items()},
         "unknown_loops": step.unknown_loops,
         "compile_seconds": step.seconds,
@@ -176,4 +178,9 @@ def _table(step: Compiled, chip: Chip | None, config: ConfigDict) -> str:
         f"at best {1e3 * least.step:.3f} ms a step, limited by {least.limited_by}: "
         f"{config.train.batch_size / least.step:.0f} images/s"
     )
+    if seconds := estimate(step, chip):
+        rows.append(
+            f"the compiler expects {1e3 * seconds:.3f} ms of operations, one after the other: "
+            f"{config.train.batch_size / seconds:.0f} images/s"
+        )
     return "\n".join(rows)

@@ -49,7 +49,9 @@ def make_mesh(
     if data == -1:
         data, rest = divmod(len(devices), fsdp)
         if rest:
-            raise InputError(f"mesh.fsdp is {fsdp}; it must divide the number of devices, {len(devices)}")
+            raise InputError(
+                f"mesh.fsdp is {fsdp}; it must divide the number of devices, {len(devices)}"
+            )
         if batch_size and _share_cores(devices) and fsdp == 1:
             most = min(data, max(1, batch_size // WORTH_A_DEVICE))
             data = next(n for n in range(most, 0, -1) if batch_size % n == 0)

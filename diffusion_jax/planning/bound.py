@@ -44,6 +44,11 @@ def bound(step: Compiled, chip: Chip, dtype: str) -> Bound:
     )
 
 
+def estimate(step: Compiled, chip: Chip) -> float | None:
+    """Returns the seconds that the TPU's compiler expects of a step's operations in a row; None: not known."""
+    return step.cycles / chip.clock if step.cycles and chip.clock else None
+
+
 def gflop_per_image(step: Compiled, batch_size: int) -> float:
     """Returns 10^9 operations of training an image, those of all devices."""
     num_devices = 1

@@ -19,6 +19,7 @@ class Chip:
       memory: Bytes of its memory; on GPUs the allocator has less (`memory_stats`).
       bandwidth: Bytes/s of its memory.
       interconnect: Bytes/s that it sends to its neighbours.
+      clock: Cycles/s of a TPU's core; None: not known.
     """
 
     name: str
@@ -26,11 +27,16 @@ class Chip:
     memory: float
     bandwidth: float
     interconnect: float
+    clock: float | None = None
 
 
-def _tpu(name: str, peak: float, memory: float, bandwidth: float, gigabits: float) -> Chip:
+def _tpu(
+    name: str, peak: float, memory: float, bandwidth: float, gigabits: float, units: int | None
+) -> Chip:
     flops = {"bfloat16": peak * TERA, "float32": peak * TERA}
-    return Chip(name, flops, memory * GIB, bandwidth * GIGA, gigabits * GIGA / 8)
+    # Each of a matrix unit's 128 x 128 cells multiplies and adds once a cycle.
+    clock = peak * TERA / (2 * 128**2 * units) if units else None
+    return Chip(name, flops, memory * GIB, bandwidth * GIGA, gigabits * GIGA / 8, clock)
 
 
 def _gpu(
@@ -40,11 +46,11 @@ def _gpu(
     return Chip(name, flops, memory * GIGA, bandwidth * GIGA, link * GIGA)
 
 
-# Inter-chip interconnect in Gbit/s, of all links of a chip in one direction.
-_V4 = _tpu("TPU v4", 275.0, 32.0, 1200.0, 2400.0)  # cloud.google.com/tpu/docs/v4
-_V5E = _tpu("TPU v5e", 197.0, 16.0, 819.0, 1600.0)  # cloud.google.com/tpu/docs/v5e
-_V5P = _tpu("TPU v5p", 459.0, 95.0, 2765.0, 4800.0)  # cloud.google.com/tpu/docs/v5p
-_V6E = _tpu("TPU v6e", 918.0, 32.0, 1640.0, 3584.0)  # cloud.google.com/tpu/docs/v6e
+# Inter-chip interconnect in Gbit/s, of all links of a chip in one direction; then matrix units of 128 x 128 a chip.
+_V4 = _tpu("TPU v4", 275.0, 32.0, 1200.0, 2400.0, 8)  # cloud.google.com/tpu/docs/v4
+_V5E = _tpu("TPU v5e", 197.0, 16.0, 819.0, 1600.0, 4)  # cloud.google.com/tpu/docs/v5e
+_V5P = _tpu("TPU v5p", 459.0, 95.0, 2765.0, 4800.0, 8)  # cloud.google.com/tpu/docs/v5p
+_V6E = _tpu("TPU v6e", 918.0, 32.0, 1640.0, 3584.0, None)  # cloud.google.com/tpu/docs/v6e
 # NVLink in GB/s in one direction: half of what the data sheets give for both.
 # "NVIDIA H100 Tensor Core GPU" data sheet, SXM5, without sparsity.
 _H100 = _gpu("H100 SXM", (989.4, 494.7), 80.0, 3350.0, 450.0)

@@ -18,6 +18,7 @@ _ON_CHIP = re.compile(
 )  # Memory space of a layout: 0 is the device's memory, on TPUs 1 the vector unit's.
 _REFERENCE = re.compile(r"%([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 class Instruction(NamedTuple):
@@ -176,6 +177,19 @@ def factors(module: Module) -> Factors:
                 moved[1] += _moved(instruction, shapes, in_memory=False)
     of_bytes = moved[0] / moved[1] if moved[1] else 1.0
     return Factors(products[0] / products[1] if products[1] else of_bytes, of_bytes, unknown)
+
+
+def cycles(module: Module) -> int | None:
+    """Returns the cycles of all operations, as the TPU's compiler expects them; None if it says none."""
+    times, _ = repeats(module)
+    inside = _fused(module)
+    said = [
+        times[name] * int(found[1])
+        for name, instructions in module.computations.items()
+        for instruction in instructions
+        if name not in inside and (found := _CYCLES.search(instruction.attributes))
+    ]
+    return sum(said) if said else None
 
 
 def _fused(module: Module) -> set[str]:

@@ -46,6 +46,7 @@ class Compiled:
       code: Bytes of the program itself.
       flops: Operations, as XLA counts them, in loops as often as they run.
       bytes_accessed: Bytes read and written, likewise; without those of arrays that stay on the chip.
+      cycles: Of all operations, as the TPU's compiler expects them, with loops as often as they run; None: not said.
       collectives: Kind -> what is sent.
       unknown_loops: Number of loops that are counted once, since their trips are not known.
       seconds: Seconds to trace and compile it, or to read it where JAX's cache has it.
@@ -60,6 +61,7 @@ class Compiled:
     code: int
     flops: float
     bytes_accessed: float
+    cycles: int | None
     collectives: dict[str, Traffic]
     unknown_loops: int
     seconds: float
@@ -148,6 +150,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
         code=memory.generated_code_size_in_bytes,
         flops=costs.get("flops", 0.0) * again.flops,
         bytes_accessed=costs.get("bytes accessed", 0.0) * again.bytes,
+        cycles=hlo.cycles(module),
         collectives=traffic(module),
         unknown_loops=again.unknown,
         seconds=seconds,

@@ -350,7 +350,9 @@ def test_a_folder_without_usable_images_is_named(
     fields = ["data.name=image_folder", f"data.source_dir={folder}"]
     assert_refused(train(*fields, "data.image_size=8"), str(folder), "no images", ".png")
     assert_refused(train(*fields), "image_size is None", "at least 1")
-    assert_refused(train(fields[0], "data.image_size=8"), "data.source_dir is unset", "image_folder")
+    assert_refused(
+        train(fields[0], "data.image_size=8"), "data.source_dir is unset", "image_folder"
+    )
     (folder / "broken.png").write_bytes(b"not a picture")
     assert_refused(train(*fields, "data.image_size=8"), str(folder), "none of the 1 images")
 

@@ -98,6 +98,19 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told():
     assert hlo.repeats(hlo.parse(text)).unknown == 1
 
 
+def test_expected_cycles_count_as_often_as_their_loops_run_and_not_within_a_fusion():
+    def expect(text: str, instruction: str, cycles: int) -> str:
+        assert instruction in text
+        said = f', backend_config={{"window_config":{{"estimated_cycles":"{cycles}"}}}}'
+        return text.replace(instruction, instruction + said)
+
+    text = expect(LOOPS, "all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%add", 100)
+    text = expect(text, "source_target_pairs={{0,1},{1,0}}", 7)
+    text = expect(text, "add(%a, %b)", 1000)  # Part of the reductions that call it.
+    assert hlo.cycles(hlo.parse(text)) == 3 * 5 * 100 + 7
+    assert hlo.cycles(hlo.parse(LOOPS)) is None
+
+
 @pytest.mark.parametrize(
     "shape, size",
     [

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import default_config
 from diffusion_jax.errors import InputError
-from diffusion_jax.planning.bound import bound, gflop_per_image
+from diffusion_jax.planning.bound import bound, estimate, gflop_per_image
 from diffusion_jax.planning.chips import CHIPS, Chip
 from diffusion_jax.planning.collectives import Traffic
 from diffusion_jax.planning.program import Compiled, assumed_images, compile_step, source_of_shape
@@ -65,7 +65,7 @@ def step_of(**figures: object) -> Compiled:
     plain = {
         **dict(mesh={"data": 2, "fsdp": 2}, state={"parameters": 30}, batch=1, arguments=100),
         **dict(unaliased=5, temporaries=50, code=7, flops=0.0, bytes_accessed=0.0),
-        **dict(collectives={}, unknown_loops=0, seconds=0.0),
+        **dict(cycles=None, collectives={}, unknown_loops=0, seconds=0.0),
     }
     return Compiled(**{**plain, **figures})  # pyright: ignore[reportArgumentType]
 
@@ -81,6 +81,15 @@ def test_the_bound_is_the_slowest_of_three_roofs_by_hand():
     assert (faster.compute, faster.step, faster.limited_by) == (1.5, 2.0, "interconnect")
     assert gflop_per_image(step, 16) == 300 * 4 / 16 / 1e9  # Four devices, sixteen images.
     assert step.total == 100 + 5 + 50 + 7 and step.activations == 20
+
+
+def test_expected_cycles_take_time_by_a_tpus_clock():
+    """1.5 GHz for v5e, the figure in common use; from its peak and its four matrix units here."""
+    assert CHIPS["TPU v5e"].clock == pytest.approx(1.5e9, rel=0.01)
+    seconds = estimate(step_of(cycles=3_000_000), CHIPS["TPU v5e"])
+    assert seconds == pytest.approx(2e-3, rel=0.01)
+    assert estimate(step_of(cycles=3_000_000), CHIPS["NVIDIA H200"]) is None
+    assert estimate(step_of(), CHIPS["TPU v5e"]) is None
 
 
 def test_the_ridge_of_each_chip_is_where_its_makers_figures_put_it():
