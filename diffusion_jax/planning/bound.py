@@ -45,8 +45,8 @@ def bound(step: Compiled, chip: Chip, dtype: str) -> Bound:
 
 
 def estimate(step: Compiled, chip: Chip) -> float | None:
-    """Returns the seconds that the TPU's compiler expects of a step's operations in a row; None: not known."""
-    return step.cycles / chip.clock if step.cycles and chip.clock else None
+    """Returns the seconds that the TPU's compiler expects of a step, one operation after the other; None: not known."""
+    return sum(step.cycles.values()) / chip.clock if step.cycles and chip.clock else None
 
 
 def gflop_per_image(step: Compiled, batch_size: int) -> float:

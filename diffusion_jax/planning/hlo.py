@@ -179,17 +179,19 @@ def factors(module: Module) -> Factors:
     return Factors(products[0] / products[1] if products[1] else of_bytes, of_bytes, unknown)
 
 
-def cycles(module: Module) -> int | None:
-    """Returns the cycles of all operations, as the TPU's compiler expects them; None if it says none."""
+def cycles(module: Module) -> dict[str, int]:
+    """Returns opcode -> cycles, as the TPU's compiler expects them, most first; empty if it says none.
+
+    It says none of collectives.
+    """
     times, _ = repeats(module)
     inside = _fused(module)
-    said = [
-        times[name] * int(found[1])
-        for name, instructions in module.computations.items()
-        for instruction in instructions
-        if name not in inside and (found := _CYCLES.search(instruction.attributes))
-    ]
-    return sum(said) if said else None
+    expected: Counter[str] = Counter()
+    for name, instructions in module.computations.items():
+        for instruction in instructions if name not in inside else ():
+            if found := _CYCLES.search(instruction.attributes):
+                expected[instruction.opcode] += times[name] * int(found[1])
+    return dict(expected.most_common())
 
 
 def _fused(module: Module) -> set[str]:

@@ -46,7 +46,7 @@ class Compiled:
       code: Bytes of the program itself.
       flops: Operations, as XLA counts them, in loops as often as they run.
       bytes_accessed: Bytes read and written, likewise; without those of arrays that stay on the chip.
-      cycles: Of all operations, as the TPU's compiler expects them, with loops as often as they run; None: not said.
+      cycles: Opcode -> cycles that the TPU's compiler expects, in loops as often as they run; none for other devices.
       collectives: Kind -> what is sent.
       unknown_loops: Number of loops that are counted once, since their trips are not known.
       seconds: Seconds to trace and compile it, or to read it where JAX's cache has it.
@@ -61,7 +61,7 @@ class Compiled:
     code: int
     flops: float
     bytes_accessed: float
-    cycles: int | None
+    cycles: dict[str, int]
     collectives: dict[str, Traffic]
     unknown_loops: int
     seconds: float

@@ -9,7 +9,7 @@ from diffusion_jax.planning.program import Compiled, DoesNotFit
 
 
 def compiled(total: int) -> Compiled:
-    return Compiled({}, {"parameters": 0}, 0, total, 0, 0, 0, 0.0, 0.0, None, {}, 0, 0.0)
+    return Compiled({}, {"parameters": 0}, 0, total, 0, 0, 0, 0.0, 0.0, {}, {}, 0, 0.0)
 
 
 def memory_model(config: ConfigDict) -> Compiled:
