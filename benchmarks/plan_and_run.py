@@ -1,7 +1,7 @@
 """Holds a plan of `--mode=plan` against the device: does the step run where it says so, in what memory, how fast?
 
 Each batch size is planned and tried in a process of its own: the plan's total and verdict, and, whatever it says, some
-steps: the allocator's peak and the time of a step, or that the memory was not enough. A small share of the memory, by
+steps: their time, or none where the memory was not enough, and the allocator's peak. A small share of the memory, by
 XLA_PYTHON_CLIENT_MEM_FRACTION, brings the limit near. Fails if a verdict is wrong. For GPUs and TPUs:
 `plan_memory.py` does the same on the CPU. Unknown flags override fields of the config.
 
@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import report
-from recompute import step_seconds
+from steps import random_batch, step_seconds
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.commands.plan import memory_of
 from diffusion_jax.experiment import build
-from diffusion_jax.experiment.training import make_training, make_training_mesh
-from diffusion_jax.parallel import sharding
+from diffusion_jax.experiment.training import batch_template, make_training, make_training_mesh
 from diffusion_jax.planning import program
 from diffusion_jax.planning.bound import bound
 from diffusion_jax.planning.chips import chip_of
@@ -47,19 +45,16 @@ def measure(config: Any, passes: int, repeats: int) -> dict[str, Any]:
     }
     exp = build.build(config, *program.assumed_images(config))
     training = make_training(exp, mesh)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (config.train.batch_size, *exp.image_shape), np.uint8)
-    batch = {"image": images, "label": np.zeros(len(images), np.int32)}
     try:
-        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        batch = random_batch(batch_template(exp, mesh))
         figures["seconds"] = step_seconds(
             training.steps[1], training.create(), batch, passes, repeats
         )
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-    else:
-        figures["peak_gb"] = (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9
+    if stats := device.memory_stats():
+        figures["peak_gb"] = stats["peak_bytes_in_use"] / 1e9
     return figures
 
 

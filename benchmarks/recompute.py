@@ -15,29 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import report
+from steps import random_batch, step_seconds
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.training import batch_template, make_training, make_training_mesh
-from diffusion_jax.parallel import join, sharding
+from diffusion_jax.parallel import join
 
 REMATS = ("none", "conv,attention", "blocks")
-
-
-def step_seconds(step: Any, state: Any, batch: Any, passes: int, repeats: int) -> float:
-    """Returns the seconds of a step: the median of `repeats` series of `passes`, after one that warms up."""
-    state, metrics = step(state, batch)
-    jax.block_until_ready(metrics)
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        for _ in range(passes):
-            state, metrics = step(state, batch)
-        jax.block_until_ready(metrics)
-        seconds.append((time.perf_counter() - started) / passes)
-    return report.median(seconds)
 
 
 def measure(
@@ -51,10 +37,7 @@ def measure(
     compiled = training.steps[1].lower(training.template, template).compile()
     figures: dict[str, Any] = {"compile_seconds": time.perf_counter() - started}
     figures["temporaries_mb"] = compiled.memory_analysis().temp_size_in_bytes / 2**20
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, template["image"].shape, np.uint8)
-    batch = {"image": images, "label": np.zeros(len(images), np.int32)}
-    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    batch = random_batch(template)
     figures["seconds"] = step_seconds(compiled, training.create(), batch, passes, repeats)
     stats = jax.local_devices()[0].memory_stats() or {}
     figures["peak_mb"] = stats.get("peak_bytes_in_use", 0) / 2**20
