@@ -152,9 +152,9 @@ def test_an_empty_folder_is_an_error(folder, tmp_path):
 
 def test_a_size_is_needed(folder, tmp_path):
     save(folder / "1.png")
-    with pytest.raises(InputError, match="image_size is None"):
+    with pytest.raises(InputError, match="data.image_size is None"):
         opened(folder, tmp_path, image_size=None)
-    with pytest.raises(InputError, match="is unset; image_folder needs"):
+    with pytest.raises(InputError, match="data.source_dir is unset"):
         load("image_folder", "train", image_size=8, cache_dir=tmp_path)
 
 

@@ -71,7 +71,7 @@ def find(request: Request) -> Source:
     folder = existing_source(request, "image_folder")
     size = request.image_size
     if size is None or size < 1:
-        raise InputError(f"image_size is {size}; image_folder needs a size of at least 1")
+        raise InputError(f"data.image_size is {size}; image_folder needs a size of at least 1")
     names = image_names(folder)
     if not names:
         raise InputError(
