@@ -47,10 +47,10 @@ def write_report(
             **{name: last.get(name) for name in ("eval_loss", "eval_bpd", "eval_bpd_stderr")},
             "config_hash": config_lib.config_hash(config),
             "parameters": count_parameters(params),
-            "train_seconds": round(sum(row["seconds"] for row in trained), 3),
+            "train_seconds": round(sum(row.get("seconds") or 0 for row in trained), 3),
             "sampling_seconds": round(sampling_seconds, 3),
             "seconds_this_start": round(time.monotonic() - started, 1),
-            "images_per_sec": _median([row["images_per_sec"] for row in trained]),
+            "images_per_sec": _median([row.get("images_per_sec") for row in trained]),
         },
     )
     drawn = {"samples": "grid", "reverse process": "strip"}

@@ -1,6 +1,7 @@
 """What a run writes: metrics.jsonl across kills and resumes, TensorBoard, speed, results."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import masked_crc32c
 
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.reporting import results
 from diffusion_jax.training.meter import Meter
 from diffusion_jax.training.run_log import RunLog, read_rows
@@ -53,6 +54,72 @@ def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path, cut):
     assert [row["step"] for row in read_rows(path)] == [10]
     log_steps(tmp_path, 20, [30], 2)
     assert [row["step"] for row in rows(tmp_path)] == [10, 30]
+
+
+DAMAGE = [
+    b"",
+    b"\x00" * 40,
+    b'{"step": 20, "loss": 0.5',
+    b'{"step": 20, "loss": \xff\xfe}',
+    b"[" * 100_000,
+    b'{"step": 20, "loss": NaN}',
+    b'{"step": 20, "loss": 1e999}',
+    b'{"step": 20, "loss": ' + b"9" * 400 + b"}",
+    b'{"step": 20, "loss": ' + b"9" * 5000 + b"}",
+    b'{"step": 20, "loss": "0.5"}',
+    b'{"step": 20, "loss": 0.5, "loss": 0.5}',
+    b'{"step": "20", "loss": 0.5}',
+    b'{"step": true, "loss": 0.5}',
+    b'{"step": 20.5, "loss": 0.5}',
+    b'{"step": -20, "loss": 0.5}',
+    b'{"step": 35, "loss": 0.5}',
+    b'{"step": 15, "loss": 0.5} {}',
+    b'{"stop": 20, "loss": 0.5}',
+    b"20",
+    b"null",
+]
+
+
+@pytest.mark.parametrize("line", DAMAGE, ids=lambda line: repr(line[:30]))
+def test_a_damaged_row_is_moved_aside_and_named_and_all_others_are_kept(tmp_path, line, capsys):
+    log_steps(tmp_path, 0, [10, 20, 30, 40], 1)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], line, *lines[2:]]) + b"\n")
+    capsys.readouterr()
+    log_steps(tmp_path, 40, [50], 2)
+    assert [row["step"] for row in rows(tmp_path)] == [10, 30, 40, 50]
+    assert path.read_bytes().splitlines()[:3] == [lines[0], *lines[2:]]
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == line + b"\n"
+    assert "is damaged in 1 of its lines (2); moved to" in capsys.readouterr().err
+
+
+def test_no_flipped_bit_loses_a_sound_row_or_the_damaged_one(tmp_path):
+    log_steps(tmp_path, 0, list(range(10, 200, 10)), 1)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        number = int(generator.integers(len(lines)))
+        line = bytearray(lines[number])
+        line[generator.integers(len(line))] ^= 1 << generator.integers(8)
+        content = b"\n".join([*lines[:number], line, *lines[number + 1 :]]) + b"\n"
+        path.write_bytes(content)
+        RunLog(tmp_path, 1000, 1000).close()
+        damaged = tmp_path / "metrics.damaged.jsonl"
+        left = path.read_bytes() + (damaged.read_bytes() if damaged.exists() else b"")
+        assert sorted(left.split(b"\n")) == sorted(content.split(b"\n"))
+        assert {*lines} - {lines[number]} <= {*path.read_bytes().splitlines()}
+        damaged.unlink(missing_ok=True)
+
+
+def test_a_folder_or_a_pipe_in_place_of_the_rows_is_one_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for make in (path.mkdir, lambda: os.mkfifo(path)):
+        make()
+        with pytest.raises(RunError, match="cannot go on with .*metrics.jsonl: "):
+            RunLog(tmp_path, 0, 100)
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def test_a_row_is_in_the_file_at_once(tmp_path):

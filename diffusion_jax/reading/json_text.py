@@ -1,0 +1,61 @@
+"""JSON as this library writes it; whatever else a damaged or foreign file may hold is a `ValueError`."""
+
+import json
+import math
+from typing import Any
+
+
+def parse(text: bytes | str, *, finite: bool = True) -> Any:
+    """Returns what JSON text says.
+
+    Args:
+      text: The text, in UTF-8.
+      finite: Refuses NaN and infinite numbers, also those that only a float cannot hold.
+
+    Raises:
+      ValueError: It is not JSON, nested too deeply, names a key twice, or has a number that is not finite.
+    """
+    text = text.decode() if isinstance(text, bytes) else text
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_refuse if finite else None,
+            parse_float=_finite if finite else None,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def parse_object(text: bytes | str, *, finite: bool = True) -> dict[str, Any]:
+    """Returns what JSON text says, if that is an object; see `parse`."""
+    value = parse(text, finite=finite)
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {_kind(value)}, not an object")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has the key {twice!r} twice")
+    return made
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"it has {name} where a number must be finite")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        _refuse(text)
+    return value
+
+
+def _kind(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return {list: "a list", str: "a text"}.get(type(value), "a number")
