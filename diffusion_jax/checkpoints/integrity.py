@@ -11,10 +11,13 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import IO
 
 from etils import epath
 
 from diffusion_jax.addresses import is_local
+from diffusion_jax.reading import json_text
+from diffusion_jax.reading.regular import open_regular
 
 MANIFEST = "manifest.json"
 TIMES = "_CHECKPOINT_METADATA"
@@ -49,11 +52,11 @@ def find_damage(directory: epath.Path, only: Sequence[str] | None = None) -> str
       only: Files and folders to check; the others may be damaged or missing.
     """
     try:
-        stored = (directory / MANIFEST).read_bytes()
+        stored = read(directory / MANIFEST)
     except OSError as error:
         return f"{MANIFEST}: {error.strerror}"
     try:
-        files = json.loads(stored)["files"]
+        files = json_text.parse_object(stored)["files"]
         intact = _render(files) == stored
         intact &= all(set(entry) == {"sha256", "size"} for entry in files.values())
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -64,6 +67,16 @@ def find_damage(directory: epath.Path, only: Sequence[str] | None = None) -> str
     with _pool() as pool:
         wrong = pool.map(lambda name: _damage(directory / name, files[name]), names)
         return next((f"{n}: {what}" for n, what in zip(names, wrong, strict=True) if what), None)
+
+
+def read(path: epath.Path) -> bytes:
+    """Returns the contents of a file of a checkpoint, or raises an OSError."""
+    with _open(path) as file:
+        return file.read()
+
+
+def _open(path: epath.Path) -> IO[bytes]:
+    return open_regular(path) if is_local(path) else path.open("rb")
 
 
 def _walk(folder: epath.Path) -> tuple[list[epath.Path], list[epath.Path]]:
@@ -99,7 +112,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _entry(path: epath.Path) -> Entry:
-    with path.open("rb") as file:
+    with _open(path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
         return {"sha256": sha256, "size": file.tell()}
 

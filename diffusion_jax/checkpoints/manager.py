@@ -6,7 +6,7 @@ in a bucket by a last object.
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ def open_manager(
     *,
     keep_last: int,
     keep_every: int | None,
+    foreign: Iterable[int],
     seal: Callable[[], None],
 ) -> Any:
     """Returns an `orbax.checkpoint.CheckpointManager`; every process calls this.
@@ -40,6 +41,7 @@ def open_manager(
       names: Of the parts.
       keep_last: Number of newest checkpoints to keep.
       keep_every: Checkpoints whose step is a multiple of it are kept too; None: no such ones.
+      foreign: Folders named like steps that are no checkpoints: they are neither counted nor deleted.
       seal: Called by process 0 when all arrays of a step are written, before Orbax commits it.
     """
     import orbax.checkpoint as ocp
@@ -55,6 +57,7 @@ def open_manager(
     kept: list[Any] = [policies.LatestN(keep_last)]
     if keep_every:
         kept.append(policies.EveryNSteps(keep_every))
+    policy = _OursAlone(frozenset(foreign), policies.AnyPreservationPolicy(kept))
     options = ocp.CheckpointManagerOptions(
         create=False,
         save_root_metadata=False,
@@ -65,7 +68,7 @@ def open_manager(
         multiprocessing_options=ocp.options.MultiprocessingOptions(
             active_processes=set(range(jax.process_count())), barrier_sync_key_prefix="checkpoints"
         ),
-        preservation_policy=policies.AnyPreservationPolicy(kept),
+        preservation_policy=policy,
         todelete_subdir=DELETED,
         async_options=ocp.options.AsyncOptions(
             barrier_sync_fn=_meet,
@@ -79,6 +82,19 @@ def open_manager(
         registry.add(name, ocp.args.PyTreeSave, arrays.handler())
     _quiet_orbax()
     return Manager(directory, options=options, handler_registry=registry)
+
+
+class _OursAlone:
+    """Asks a policy of Orbax which checkpoints to keep, and keeps whatever else has a step's name."""
+
+    def __init__(self, foreign: frozenset[int], policy: Any) -> None:
+        self._foreign, self._policy = foreign, policy
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns whether to keep each of them; Orbax calls this."""
+        ours = [info for info in checkpoints if info.step not in self._foreign]
+        kept = iter(self._policy.should_preserve(ours, context=context))
+        return [info.step in self._foreign or next(kept) for info in checkpoints]
 
 
 def unfinished(directory: epath.Path, step: int) -> epath.Path:

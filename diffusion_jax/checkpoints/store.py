@@ -7,7 +7,9 @@ A checkpoint is a directory named by its step:
     <directory>/<step>/manifest.json  size and SHA-256 of every file
     <directory>/damaged/<step>-<n>/   what failed the check, moved aside
 
-A process that is killed at any moment leaves a whole checkpoint or none.
+A process that is killed at any moment leaves a whole checkpoint or none. A folder that is named like a step, and
+has nothing of a checkpoint, is left alone, as is whatever else lies there. A checkpoint under another step's name
+counts as damaged.
 """
 
 import contextlib
@@ -15,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -25,13 +28,16 @@ from etils import epath
 from diffusion_jax.addresses import is_local, resolve
 from diffusion_jax.checkpoints import arrays, manager, places
 from diffusion_jax.checkpoints.arrays import Parts
-from diffusion_jax.checkpoints.integrity import MANIFEST, find_damage, sync, write_manifest
+from diffusion_jax.checkpoints.integrity import MANIFEST, find_damage, read, sync, write_manifest
+from diffusion_jax.checkpoints.places import is_checkpoint, is_step
 from diffusion_jax.errors import DISK_FULL, InputError, RunError, reason
 from diffusion_jax.parallel.distributed import all_do, first_decides
+from diffusion_jax.reading import json_text
 
 META = "meta.json"
 DAMAGED = "damaged"
 SPARE_BYTES = 16 << 20
+_OLD_UNFINISHED = re.compile(r"\.tmp-\d+-\d+")  # Before Orbax's manager wrote them.
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +102,12 @@ class CheckpointStore:
         self._pending: int | None = None  # The step whose save is not known to have ended.
         self._meta = ""  # Of that step.
         self._damaged: set[int] = set()  # Those that could not be moved aside.
+        self._foreign: set[int] = set()  # Folders named like steps that are no checkpoints.
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, ascending."""
-        return sorted(int(p.name) for p in self._entries() if _is_step(p) and self._is_committed(p))
+        named = (p for p in self._entries() if is_step(p) and self._is_committed(p))
+        return sorted(int(p.name) for p in named if self._is_ours(p))
 
     def save(self, step: int, parts: Parts, meta: dict[str, Any]) -> None:
         """Starts to save; waits only for an earlier save and for the copy to host memory.
@@ -130,6 +138,7 @@ class CheckpointStore:
                     list(parts),
                     keep_last=self._keep_last,
                     keep_every=self._keep_every,
+                    foreign=first_decides("look for other folders", self._others),
                     seal=self._seal,
                 )
             self._meta = json.dumps({"step": step, "meta": meta, "leaves": leaves}, indent=1)
@@ -216,6 +225,20 @@ class CheckpointStore:
     def _is_committed(self, path: epath.Path) -> bool:
         return path.is_dir() and (is_local(path) or manager.is_committed(path))
 
+    def _is_ours(self, path: epath.Path) -> bool:
+        """Whether a folder with a step's name is a checkpoint; says once which are not."""
+        if is_checkpoint(path):
+            return True
+        if int(path.name) not in self._foreign and path.exists():
+            self._foreign.add(int(path.name))
+            logger.warning("%s is not a checkpoint, and is left alone", path)
+        return False
+
+    def _others(self) -> list[int]:
+        """Returns the steps that folders are named by which are no checkpoints."""
+        self.steps()
+        return sorted(self._foreign)
+
     def _prepare(self, step: int, num_bytes: int) -> bool:
         """Removes what stands in the way of a save; False if its checkpoint exists already.
 
@@ -224,6 +247,8 @@ class CheckpointStore:
         """
         self._sweep()
         if self._path(step).exists():
+            if step not in self.steps():
+                raise RunError("what is there is not a checkpoint; move it away")
             if step in self._damaged:
                 raise RunError("a damaged one is there that cannot be moved aside")
             return False
@@ -259,8 +284,9 @@ class CheckpointStore:
     def _sweep(self, only: str = "") -> None:
         """Removes what was deleted and what was never committed."""
         for path in self._entries():
-            unfinished = manager.UNFINISHED in path.name or path.name.startswith(".tmp-")
-            unfinished |= _is_step(path) and not self._is_committed(path)
+            unfinished = manager.UNFINISHED in path.name
+            unfinished |= _OLD_UNFINISHED.fullmatch(path.name) is not None
+            unfinished |= is_step(path) and not self._is_committed(path) and is_checkpoint(path)
             if path.name == manager.DELETED or (unfinished and not only):
                 with contextlib.suppress(OSError):
                     path.rmtree()
@@ -305,21 +331,28 @@ class CheckpointStore:
             damage = find_damage(path, only)
             with contextlib.suppress(FileNotFoundError):
                 if damage is None:
-                    digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
-                    content = json.loads((path / META).read_bytes())
-                    return {"step": candidates[-1], "content": content, "digest": digest}
+                    digest = hashlib.sha256(read(path / MANIFEST)).hexdigest()
+                    content = json_text.parse_object(read(path / META), finite=False)
+                    if content["step"] == candidates[-1]:
+                        return {"step": candidates[-1], "content": content, "digest": digest}
+                    damage = f"{META}: it is the checkpoint of step {content['step']}"
             if self._is_committed(path):
                 self._move_aside(candidates[-1], damage or f"{META}: not there")
                 if step is not None:
                     break
         if step is not None:
             raise RunError(f"checkpoint {self._path(step)} is damaged")
-        if steps or any(path.name == DAMAGED for path in self._entries()):
+        if steps or self._has_moved_aside():
             raise RunError(
                 f"every checkpoint in {self.directory} is damaged; to start anew, "
                 "use another directory or remove this one"
             )
         return None
+
+    def _has_moved_aside(self) -> bool:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return any(map(is_checkpoint, (self.directory / DAMAGED).iterdir()))
+        return False
 
     def _move_aside(self, step: int, damage: str) -> None:
         aside = self.directory / DAMAGED
@@ -335,7 +368,3 @@ class CheckpointStore:
             self._damaged.add(step)
             outcome = f"ignored, as it cannot be moved aside: {reason(error)}"
         logger.warning("checkpoint %s is damaged (%s); %s", self._path(step), damage, outcome)
-
-
-def _is_step(path: epath.Path) -> bool:
-    return path.name.isdecimal() and path.name == str(int(path.name))

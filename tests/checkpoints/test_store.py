@@ -391,6 +391,74 @@ def test_other_names_in_the_directory_are_not_checkpoints(open_store: Open) -> N
     assert store.steps() == [10]
 
 
+@pytest.mark.parametrize("how", ["swapped", "copied", "linked"])
+def test_a_checkpoint_under_another_steps_name_is_not_used(
+    open_store: Open, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    store = open_store()
+    saved(store, 10, 40, 60)
+    folder = Path(store.directory)
+    if how == "swapped":
+        (folder / "40").rename(folder / "x")
+        (folder / "60").rename(folder / "40")
+        (folder / "x").rename(folder / "60")
+        wrong, expected = {"60": 40, "40": 60}, 10
+    elif how == "copied":
+        shutil.copytree(folder / "40", folder / "80")
+        wrong, expected = {"80": 40}, 60
+    else:
+        (folder / "80").symlink_to("40")
+        wrong, expected = {"80": 40}, 60
+    with pytest.raises(RunError, match="is damaged"):
+        open_store().meta(int(next(iter(wrong))))
+    restored = open_store().restore(template(make_state()))
+    assert restored is not None and (restored.step, restored.meta) == (
+        expected,
+        {"position": expected},
+    )
+    for name, step in wrong.items():
+        assert f"{folder / name} is damaged (meta.json: it is the checkpoint of step {step})" in (
+            caplog.text
+        )
+    assert sorted(os.listdir(folder / "damaged")) == sorted(f"{name}-1" for name in wrong)
+
+
+def test_a_folder_of_something_else_is_left_alone_whatever_its_name(
+    open_store: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(keep_last=1)
+    photos = [Path(store.directory) / name for name in ("0", "2023", "damaged", ".tmp-photos")]
+    for folder in photos:
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_text("a photo")
+        (folder / "rome").mkdir()
+        (folder / "rome" / "b.png").write_text("another")
+    assert store.steps() == [] and store.meta() is None
+    saved(store, 1, 2)
+    assert open_store().meta() == {"position": 2} and open_store().steps() == [2]
+    saved(open_store(keep_last=1), 3000)
+    for folder in photos:
+        assert (folder / "a.png").exists() and (folder / "rome" / "b.png").exists(), folder
+    assert f"{photos[1]} is not a checkpoint, and is left alone" in caplog.text
+    with pytest.raises(RunError, match="2023: what is there is not a checkpoint; move it away"):
+        saved(open_store(), 2023)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "meta.json", "params/manifest.ocdbt"])
+@pytest.mark.parametrize("instead", ["pipe", "folder"])
+def test_a_pipe_or_a_folder_in_place_of_a_file_is_damage(
+    open_store: Open, name: str, instead: str
+) -> None:
+    store = open_store()
+    saved(store, 1, 2)
+    path = Path(store.directory) / "2" / name
+    path.unlink()
+    os.mkfifo(path) if instead == "pipe" else path.mkdir()
+    restored = store.restore(template(make_state()))
+    assert restored is not None and restored.step == 1
+    assert os.listdir(Path(store.directory) / "damaged") == ["2-1"]
+
+
 def fail_with_full_disk(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
