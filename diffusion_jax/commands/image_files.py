@@ -5,6 +5,7 @@ Nothing here holds all images of a job in memory.
 
 import contextlib
 import itertools
+import math
 import os
 import shutil
 import zipfile
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from diffusion_jax.errors import RunError, reason
+from diffusion_jax.reading.npz import open_array, open_npz, read_npz
 from diffusion_jax.reporting import pictures, results
 
 Images = UInt8[np.ndarray, "n h w c"]
@@ -24,7 +26,7 @@ Labels = Int[np.ndarray, " n"] | None
 Shape = tuple[int, int, int, int]  # Of all images of a job.
 CHUNK = 1024  # Images read at once, where a file holds them all.
 # What a damaged file makes its readers raise.
-BROKEN = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, RunError)
+BROKEN = (OSError, EOFError, ValueError, KeyError, IndexError, RuntimeError, SyntaxError, zlib.error)
 
 
 class ImageFiles:
@@ -123,11 +125,13 @@ class ImageFiles:
         first = 0
         while first < self._num_images:
             try:
-                with np.load(self._part(first)) as arrays:
-                    images = arrays["images"]
-            except BROKEN:
+                arrays = read_npz(self._part(first))
+            except (OSError, ValueError):
                 return
-            if images.shape[1:] != self._image_shape or len(images) == 0:
+            images = arrays.get("images", np.zeros(0))
+            if images.dtype != np.uint8 or images.shape[1:] != self._image_shape:
+                return
+            if not 0 < len(images) <= self._num_images - first:
                 return
             first += len(images)
             yield images
@@ -170,14 +174,16 @@ def _write_npz(
 
 
 def _read_npz(path: Path) -> Iterator[Images]:
-    with zipfile.ZipFile(path) as archive, archive.open("images.npy") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-        if dtype != np.uint8:
-            raise ValueError(f"images of {dtype}")
-        size = int(np.prod(shape[1:]))
-        while block := file.read(CHUNK * size):
-            yield np.frombuffer(block, np.uint8).reshape(-1, *shape[1:])
+    with open_npz(path) as archive:
+        with open_array(archive, "images") as (header, file):
+            if header.dtype != np.uint8 or header.fortran_order or len(header.shape) != 4:
+                raise ValueError(f"images of {header}")
+            size = math.prod(header.shape[1:])
+            while size and (block := file.read(CHUNK * size)):
+                yield np.frombuffer(block, np.uint8).reshape(-1, *header.shape[1:])
+        if "labels.npy" in archive.namelist():
+            with open_array(archive, "labels") as (header, file):
+                file.read()
 
 
 def _write_png(

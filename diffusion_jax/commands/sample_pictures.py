@@ -1,7 +1,6 @@
 """What `--mode=sample` shows besides the images: how they came about."""
 
 import warnings
-import zipfile
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.experiment import sampling
 from diffusion_jax.experiment.checks import warn_of_times
 from diffusion_jax.parallel import distributed
+from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler, moments, nearest_point
 from diffusion_jax.samplers.batches import (
@@ -36,7 +36,11 @@ def draw_progressive(
     """
     fields, num_classes = run.config.sample, run.config.model.num_classes
     if not fields.progressive or distributed.first_decides(
-        "whether it is there", lambda: all((folder / name).exists() for name in PROGRESSIVE)
+        "whether it is there",
+        lambda: (
+            all((folder / name).exists() for name in PROGRESSIVE)
+            and {"frames", "times"} <= _sound(folder / PROGRESSIVE[0]).keys()
+        ),
     ):
         return
     num_steps = sampler.grid.num_steps
@@ -100,8 +104,17 @@ def draw_shared(
 
 def _has_shared(folder: Path, times: Float64[np.ndarray, " t"]) -> bool:
     """Whether the folder has the picture of these times; the arrays are written last."""
+    arrays = _sound(folder / "shared.npz")
+    return (
+        (folder / "shared.png").exists()
+        and {"times", "x_t", "x0_hat", "samples"} <= arrays.keys()
+        and np.array_equal(arrays["times"], times)
+    )
+
+
+def _sound(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a file, none if it is damaged or not there."""
     try:
-        with np.load(folder / "shared.npz") as arrays:
-            return (folder / "shared.png").exists() and np.array_equal(arrays["times"], times)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return False
+        return read_npz(path)
+    except (OSError, ValueError):
+        return {}

@@ -117,6 +117,19 @@ def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> Bou
     )
 
 
+def _can_be(part: BoundPart) -> bool:
+    """Whether a part of a file can be what `part_of` returned: every image has its L_0."""
+    drawn = part.count + part.not_finite
+    sums = np.stack([part.terms, part.squares, part.x0_errors, part.eps_errors])
+    return bool(
+        min(part.count.min(), part.not_finite.min(), part.squares.min()) >= 0
+        and drawn[-1] == len(part.indices)
+        and np.isfinite(part.scale)
+        and part.scale >= 0
+        and not np.isnan(sums[:2]).any()
+    )
+
+
 def combine(parts: list[BoundPart]) -> BitsPerDim:
     """Returns the means over all images of some parts."""
     prior, rate, distortion, x0_mse = (
@@ -184,6 +197,6 @@ def bound_figure(
         axes=(0, 1, 1, 1, 1, None),  # Of prior, terms, steps, x0_mse, eps_mse and scale.
         part=BoundPart,
         part_of=lambda indices, *values: part_of(indices, Bound(*values), num_steps),
-        fits=lambda part: len(part.count) == num_steps,
+        fits=lambda part: len(part.count) == num_steps and _can_be(part),
         combine=combine,
     )

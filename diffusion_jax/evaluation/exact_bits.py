@@ -109,6 +109,8 @@ def exact_figure(
         axes=(1, 1, 1, 1),
         part=ExactPart,
         part_of=part_of,
-        fits=lambda part: len(part.bits) == num_dequantizations,
+        fits=lambda part: (
+            len(part.bits) == num_dequantizations and bool((part.evaluations >= 0).all())
+        ),
         combine=combine,
     )

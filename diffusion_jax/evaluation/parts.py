@@ -7,19 +7,20 @@ same kind starts from a smaller one.
 import contextlib
 import dataclasses
 import os
-import zipfile
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, jaxtyped
 
 from diffusion_jax import data
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.errors import InputError
 from diffusion_jax.parallel import sharding
+from diffusion_jax.reading.npz import read_npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,16 +156,23 @@ def _read_parts(folder: Path, figure: Figure[P, R], total: int) -> Iterator[P]:
     seen: set[int] = set()
     for path in sorted(folder.glob("*.npz")):
         part = _read_part(path, figure.part)
-        indices = set(part.indices.tolist()) if part else set()
-        if part and figure.fits(part) and max(indices) < total and not indices & seen:
+        if part is None or not figure.fits(part):
+            continue
+        indices = set(part.indices.tolist())
+        whole = 0 < len(indices) == len(part.indices) and 0 <= min(indices) <= max(indices) < total
+        if whole and not indices & seen:
             seen |= indices
             yield part
 
 
 def _read_part(path: Path, kind: type[P]) -> P | None:
     """Returns what `_write_part` wrote, or None if the file is damaged or of another version."""
-    # Of an empty file NumPy says EOFError.
-    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        with np.load(path, allow_pickle=False) as arrays:
-            return kind(**{f.name: arrays[f.name] for f in dataclasses.fields(kind)})
+    with contextlib.suppress(OSError, ValueError):
+        arrays = read_npz(path)
+        hints = typing.get_type_hints(kind)
+        with jaxtyped("context"):  # The sizes that the annotations name are the same in all arrays.
+            if arrays.keys() == hints.keys() and all(
+                isinstance(arrays[name], hint) for name, hint in hints.items()
+            ):
+                return kind(**arrays)
     return None

@@ -83,6 +83,47 @@ def test_parts_count_up_to_the_first_that_is_missing(tmp_path: Path) -> None:
     assert files.num_finished() == 7
 
 
+@pytest.mark.parametrize(
+    "images",
+    [
+        IMAGES[5:9].astype(np.float64),
+        IMAGES[5:9].astype(np.int8),
+        IMAGES[5:5],
+        IMAGES[5:10],
+        IMAGES[5:9, :, :4],
+        IMAGES[5],
+        np.array(None),
+    ],
+    ids=lambda images: f"{images.dtype}{images.shape}",
+)
+def test_a_part_that_holds_something_else_is_not_taken_for_images(
+    images: np.ndarray, tmp_path: Path
+) -> None:
+    files = drawn(tmp_path)
+    np.savez(tmp_path / "parts" / "000000005.npz", images=images)
+    assert files.num_finished() == 5
+
+
+def test_no_flipped_bit_of_a_part_or_of_a_finished_file_changes_an_image(tmp_path: Path) -> None:
+    files = drawn(tmp_path)
+    part = tmp_path / "parts" / "000000000.npz"
+    files.write(["npz"], LABELS[:9], 7)
+    whole = (tmp_path / "images.npz").read_bytes()
+    files.keep(0, IMAGES[:5])
+    other = part.read_bytes()
+    generator = np.random.default_rng(0)
+    for path, content in ((tmp_path / "images.npz", whole), (part, other)):
+        for _ in range(150):
+            broken = bytearray(content)
+            broken[generator.integers(len(content))] ^= 1 << generator.integers(8)
+            path.write_bytes(broken)
+            again = ImageFiles(tmp_path, 9, SHAPE)
+            count = again.num_finished()
+            if count:
+                np.testing.assert_array_equal(again.head(count), IMAGES[:count])
+        path.unlink()
+
+
 @contextlib.contextmanager
 def files_up_to(size: int) -> Iterator[None]:
     """Has the system refuse what a file would hold beyond so many bytes, as it does where a disk is full."""

@@ -167,6 +167,38 @@ def test_a_second_start_measures_only_what_is_missing_and_ends_the_same(tmp_path
     np.testing.assert_allclose(again.total, whole.total, rtol=1e-5)
 
 
+WRONG_PARTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "repeated images": lambda part: {"indices": part["indices"][[0, 0, 2, 3]]},
+    "negative images": lambda part: {"indices": part["indices"] - 9},
+    "no images": lambda part: {name: value[..., :0] for name, value in part.items() if value.ndim},
+    "images as floats": lambda part: {"indices": part["indices"].astype(float)},
+    "images in rows": lambda part: {"indices": part["indices"][:, None]},
+    "counts as floats": lambda part: {"count": part["count"].astype(float)},
+    "negative counts": lambda part: {"count": -part["count"]},
+    "too few terms": lambda part: {"count": part["count"] * 0},
+    "fewer values than images": lambda part: {"rate": part["rate"][:2]},
+    "values as text": lambda part: {"prior": part["prior"].astype(str)},
+    "another number of steps": lambda part: {"terms": part["terms"][:-1]},
+    "sums that are no numbers": lambda part: {"terms": part["terms"] * np.nan},
+    "another array": lambda part: {"more": part["rate"]},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_PARTS)
+def test_a_part_that_cannot_have_been_measured_is_measured_again(
+    tmp_path: Path, wrong: str
+) -> None:
+    whole = measure(tmp_path)
+    first = min(tmp_path.glob("*.npz"))
+    with np.load(first) as arrays:
+        part = dict(arrays)
+    np.savez(first, **{**part, **WRONG_PARTS[wrong](part)})
+    split, seen = reads(SPLIT)
+    again = measure(tmp_path, split=split)
+    assert set(seen) == {0, 1, 2, 3} and again.num_images == IMAGES
+    np.testing.assert_allclose(again.total, whole.total, rtol=1e-6)
+
+
 def test_more_images_add_to_those_that_were_measured_and_fewer_take_whole_parts(
     tmp_path: Path,
 ) -> None:
