@@ -14,6 +14,7 @@ from diffusion_jax.processes.process import (
     Point,
     Points,
     Rates,
+    floored,
     namespace,
     take,
 )
@@ -70,7 +71,7 @@ class DDPM:
         # sqrt(std^2 + added), but std itself where nothing is added, and with the right derivative there. At the
         # data the root has none: it is infinite.
         std = point.std + added / (point.std + jnp.sqrt(jnp.square(point.std) + added))
-        return Point(
+        return floored(
             time=jnp.where(jnp.isnan(point.time), jnp.nan, t),
             signal=point.signal * jnp.exp(log_ratio / 2),
             std=jnp.where(t == -1, 0.0, std),
@@ -125,8 +126,8 @@ class DDPM:
         return self._chain.logsnr[1:]
 
     @property
-    def _chain(self) -> Grid:
+    def _chain(self) -> Points:
         """The data and all T steps, noise last: row t + 1 is time t."""
         log_signal = np.append(0.0, np.asarray(self.schedule.log_alpha_bar, np.float64) / 2)
         times = np.arange(-1.0, self.num_timesteps)
-        return Grid(times, log_signal, np.sqrt(-np.expm1(2 * log_signal)), self.prior_std)
+        return Points(times, log_signal, np.sqrt(-np.expm1(2 * log_signal)))

@@ -81,8 +81,7 @@ class Points:
 
     def at(self, i: Int[Array, " b"]) -> Point:
         """Returns the points with these indices, in float32; NaN for an i below 0 or beyond the end."""
-        std = np.where(self.std > 0, np.maximum(self.std, SMALLEST), 0.0)
-        return Point(*(take(values, i) for values in (self.time, self.signal, std)))
+        return floored(*(take(values, i) for values in (self.time, self.signal, self.std)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,7 +91,8 @@ class Grid(Points):
     std is strictly decreasing relative to the signal.
 
     Attributes:
-      prior_std: Standard deviation of the normal distribution that sampling starts from at point 0.
+      prior_std: Standard deviation of the normal distribution that sampling starts from at point 0, which need not be
+        the process's last time.
     """
 
     prior_std: float
@@ -101,6 +101,13 @@ class Grid(Points):
     def num_steps(self) -> int:
         """Number N of steps."""
         return len(self.time) - 1
+
+
+def floored(time: Float[Array, " b"], signal: Float[Array, " b"], std: Float[Array, " b"]) -> Point:
+    """Returns the point whose signal, and whose std where it is not 0, are `SMALLEST` or more."""
+    return Point(
+        time, jnp.maximum(signal, SMALLEST), jnp.where(std > 0, jnp.maximum(std, SMALLEST), std)
+    )
 
 
 def take(values: Float[np.ndarray, " n"], i: Int[Array, " b"]) -> Float[Array, " b"]:

@@ -18,10 +18,21 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.processes.process import Grid, Numbers, Point, Points, Rates, namespace
+from diffusion_jax.processes.process import (
+    Grid,
+    Numbers,
+    Point,
+    Points,
+    Rates,
+    floored,
+    namespace,
+)
 from diffusion_jax.processes.spacing import times_between
 
 LAST_TIME = 999.0  # Of VP and sub-VP: their networks are given what DDPM's of 1,000 steps are.
+LARGEST_LOGSNR = (
+    1000.0  # For the data's own, which is infinite; no process in float64 has as much elsewhere.
+)
 ROUNDING = 1e-6  # Of u in float32: beyond the ends by no more is at the end.
 
 
@@ -78,13 +89,20 @@ class ContinuousProcess(abc.ABC):
     def u_of(self, logsnr: Numbers) -> Numbers:
         """Returns u where 2 log(signal / std) takes these values; it may lie outside [0, 1]."""
 
+    def prior_std_at(self, part: float) -> float:
+        """Returns the standard deviation that a grid starts with where std is this part of std at u = 1.
+
+        It is the same part of `prior_std`: of VE sigma itself, with which Karras et al. (2022) start.
+        """
+        return float(part * self.prior_std)
+
     def at(self, time: Real[Array, " b"]) -> Point:
         """Returns the points at these times, of u in [0, 1]; NaN outside."""
         time = jnp.asarray(time, jnp.float32)
         u = self._u(time)
         inside = (u >= -ROUNDING) & (u <= 1 + ROUNDING)
         u = jnp.clip(u, 0, 1)
-        values = Point(time, jnp.exp(self.log_signal(u)), self.std(u))
+        values = floored(time, jnp.exp(self.log_signal(u)), self.std(u))
         return Point(*(jnp.where(inside, value, jnp.nan) for value in values))
 
     def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
@@ -114,7 +132,7 @@ class ContinuousProcess(abc.ABC):
             np.append(points.time, self.ends[0]),
             np.append(points.log_signal, 0.0),
             np.append(points.std, 0.0),
-            self.prior_std,
+            self.prior_std_at(points.std[0] / ends.std[-1]),
         )
 
     def points(self, time: Float[np.ndarray, " n"]) -> Points:
@@ -124,7 +142,9 @@ class ContinuousProcess(abc.ABC):
 
     def times_of(self, logsnr: Numbers) -> Numbers:
         """Returns the times at which 2 log(signal / std) takes these values; beyond u in [0, 1], the nearest end."""
-        return self._time(namespace(logsnr).clip(self.u_of(logsnr), 0, 1))
+        xp = namespace(logsnr)
+        noisiest = float(self.points(np.array([self.ends[1]])).logsnr[0])
+        return self._time(xp.clip(self.u_of(xp.clip(logsnr, noisiest, LARGEST_LOGSNR)), 0, 1))
 
     def rates(self, time: Numbers) -> Rates:
         """Returns the coefficients of the SDE by the process's own time."""
@@ -166,6 +186,11 @@ class _OfBeta(ContinuousProcess):
     def ends(self) -> tuple[float, float]:
         """0 and 999."""
         return 0.0, LAST_TIME
+
+    def prior_std_at(self, part: float) -> float:
+        """Returns 1: of data of variance 1, VP has that variance at every u."""
+        del part
+        return self.prior_std
 
     def log_signal(self, u: Numbers) -> Numbers:
         """Returns -B / 2."""

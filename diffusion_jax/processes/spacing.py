@@ -101,7 +101,7 @@ def times_of(wanted: Numbers, logsnr: Float[np.ndarray, " T"]) -> Numbers:
     # log alpha_bar = -log(1 + exp(-logsnr)); np.interp wants it ascending, so time runs backwards.
     log_alpha_bar = xp.asarray(-np.logaddexp(0, -logsnr[::-1]))
     times = xp.asarray(np.arange(len(logsnr))[::-1] * 1.0)
-    return xp.interp(-xp.logaddexp(0 * wanted, -wanted), log_alpha_bar, times)
+    return xp.interp(-xp.logaddexp(xp.zeros_like(wanted), -wanted), log_alpha_bar, times)
 
 
 # (N, the T timesteps) -> N ascending times

@@ -196,3 +196,34 @@ def test_training_draws_u_evenly_above_its_smallest(compiled):
 def test_numbers_out_of_range_are_refused(make, options, message):
     with pytest.raises(InputError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "leading", "karras", "logsnr"])
+@pytest.mark.parametrize("process", [VE(sigma_min=0.01, sigma_max=100.0), NCSN(sigma_max=1348.0)])
+def test_the_prior_of_a_grid_is_the_noise_of_its_own_first_point(process, spacing):
+    grid = process.grid(18, spacing)
+    assert grid.prior_std == pytest.approx(grid.std[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_whole_grid_has_the_prior_of_the_process(name):
+    assert ALL[name].grid().prior_std == pytest.approx(ALL[name].prior_std, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_at_no_signal_and_at_no_noise_times_of_is_an_end(name, compiled):
+    process = ALL[name]
+    ends = process.grid().time[[-2, 0]] if name == "ddpm" else process.ends
+    infinite = [np.inf, -np.inf]
+    np.testing.assert_allclose(process.times_of(np.array(infinite)), ends, atol=1e-9)
+    np.testing.assert_allclose(compiled(process.times_of)(jnp.array(infinite)), ends, rtol=1e-6)
+
+
+def test_the_smallest_signal_is_one_at_a_time_and_on_the_host():
+    """The end of jsd erases the image: log signal falls without end in the last step."""
+    process = DDPM(make_schedule("jsd", 1000))
+    time = np.array([990.0, 998.0, 998.5, 998.9, 999.0])
+    at, points = process.at(jnp.asarray(time, jnp.float32)), process.points(time)
+    np.testing.assert_allclose(at.signal, points.signal, rtol=1e-3)  # float32 of the time: 6e-5.
+    steep = VP(beta_max=200.0)
+    assert float(steep.at(jnp.array([999.0])).signal[0]) == pytest.approx(np.exp(-20), rel=1e-6)

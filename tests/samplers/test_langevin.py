@@ -58,7 +58,7 @@ def test_no_other_step_size_lets_the_variance_follow_sigma_more_closely(ratio, c
 def test_annealing_has_the_variance_of_its_linear_chain_at_every_level():
     """Levels that are not geometric, each with the step size of its own ratio."""
     grid = PROCESS.grid(None, np.log([0.06, 0.1, 0.3, 1.0, 4.0]).tolist())
-    mean, variance = 0.0, 25.0
+    mean, variance = 0.0, 4.0**2  # It begins with the noise of its own first level.
     for i in range(1, 5):
         level, eta = grid.std[i], step_sizes(grid.std[i - 1 : i] / grid.std[i : i + 1], 3)[0]
         size = eta * level**2
