@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from diffusion_jax import ownership
 from diffusion_jax.commands.signals import EXIT_STOPPED, Stopped, StopSignals
 from diffusion_jax.config import reference
 from diffusion_jax.errors import DISK_FULL, InputError, RunError, nearest, reason
@@ -232,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         status, error = run(sys.argv[1:] if argv is None else argv, signals, started), None
     except (Exception, Stopped) as raised:
         status, error = _tell(raised), raised
+    ownership.release()
     if "jax" in sys.modules:
         from diffusion_jax.parallel import peers
 

@@ -1,12 +1,13 @@
-"""What a command needs around it: a folder to write to, and programs that were compiled before."""
+"""What a command needs around it: a folder to write to and to own, and programs that were compiled before."""
 
 import tempfile
 from pathlib import Path
 
 import jax
 
-from diffusion_jax import data
+from diffusion_jax import data, ownership
 from diffusion_jax.errors import InputError
+from diffusion_jax.parallel.distributed import first_decides
 
 
 def check_writable(workdir: Path) -> None:
@@ -21,6 +22,20 @@ def check_writable(workdir: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"--workdir: cannot write to {workdir}: {error.strerror}") from error
+
+
+def own(folder: Path, mode: str) -> None:
+    """Makes the folder and this command its owner until it ends; process 0 does it for all.
+
+    Raises:
+      InputError: It cannot be made or written to, or another command owns it.
+    """
+
+    def take() -> None:
+        check_writable(folder)
+        ownership.own(folder, f"--mode={mode}")
+
+    first_decides("own a folder", take)
 
 
 def keep_compiled_programs(cache_dir: str | None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.commands import job
+from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.held_out import bound_measure
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.trained import TrainedRun
@@ -42,6 +43,7 @@ def measure_bound(
         / "bpd"
         / job.measurement_name(run, split, DECISIVE, variance=build.bound_variance(run.config))
     )
+    own(folder, "evaluate")
     with ImagesBar(total, passes, fields.batch_size) as bar:
         measure = bound_measure(run, grid, split, mesh, progress=bar.progress)
         result = measure(run.params, folder / "parts", bar.done)

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.commands import job
+from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
@@ -45,6 +46,7 @@ def measure_exact(
         num_images=fields.num_images,
         batch_size=fields.batch_size,
     )
+    own(folder, "evaluate")
     with ImagesBar(total, 1, fields.batch_size) as bar:
         result = measure(run.params, folder / "parts", bar.done)
     if result.unfinished:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.commands import job
 from diffusion_jax.commands.edit_inputs import Inputs, load_inputs, load_mask
+from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.trained import TrainedRun
@@ -57,6 +58,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     num_images = len(inputs.images)
     batch_size = min(config.sample.batch_size, num_images)
     folder = workdir / "edits" / _job_name(run, inputs, known, options)
+    own(folder, "inpaint")
     files = ImageFiles(folder, num_images, run.image_shape)
 
     bar = ImagesBar(num_images, 1, batch_size, finished=job.num_finished(files))

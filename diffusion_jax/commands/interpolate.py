@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.commands import job
 from diffusion_jax.commands.edit_inputs import Inputs, load_inputs
-from diffusion_jax.commands.environment import check_writable
+from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
@@ -85,7 +85,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     rows, fraction = _between(inputs, fields.num_between + 2)
     names = [f"t = {time:.4g}" for time in sampler.grid.time[points]] + ["latents"] * fields.latents
     folder = workdir / "edits" / _job_name(run, inputs, names)
-    check_writable(folder)  # Before hours of drawing.
+    own(folder, "interpolate")  # Before hours of drawing.
     num_rows = len(points) + fields.latents
     batch_size = min(run.config.sample.batch_size, len(rows.pair))
     with ImagesBar(num_rows * len(rows.pair), 1, batch_size) as bar:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import diffusion_jax
 from diffusion_jax import config as config_lib
-from diffusion_jax import data
+from diffusion_jax import data, ownership
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
@@ -122,6 +122,7 @@ def draw_missing(
         for first in range(bar.finished, num_images, batch_size):
             indices = np.arange(first, min(first + batch_size, num_images))
             images = draw(indices)
+            ownership.check()
             if jax.process_index() == 0:
                 files.keep(first, images)
             bar.done(len(indices))
@@ -149,6 +150,7 @@ def record(config: ConfigDict, step: int, nfe: Any) -> dict[str, Any]:
 def save_result(workdir: Path, mode: str, folder: Path, result: dict[str, Any], done: str) -> None:
     """Writes job.json and results/<mode>.json, and says where they are."""
     result = {"job": folder.name, **result}
+    ownership.check()
     results.write_text(folder / "job.json", json.dumps(result, indent=2) + "\n")
     path = results.add_result(workdir, mode, result)
     print(f"{done} in {folder}\nresults {path}", file=sys.stderr)

@@ -11,6 +11,7 @@ from jaxtyping import Int64, UInt8
 from ml_collections import ConfigDict
 
 from diffusion_jax.commands import job, sample_pictures
+from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.experiment import sampling
@@ -37,6 +38,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     config, fields = run.config, run.config.sample
     num_images, batch_size = fields.num_images, min(fields.batch_size, fields.num_images)
     folder = workdir / "samples" / job.job_name(config, run.step, run.digest, num_images=num_images)
+    own(folder, "sample")
     files = ImageFiles(folder, num_images, run.image_shape)
     sampler, settings = sampling.make_sampler(run), sampling.settings(config)
 

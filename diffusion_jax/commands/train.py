@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
+from diffusion_jax.addresses import is_local
 from diffusion_jax.checkpoints.places import check_writable as check_writable_place
 from diffusion_jax.checkpoints.store import CheckpointStore
-from diffusion_jax.commands.environment import check_writable
+from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.held_out import held_out_measures
 from diffusion_jax.commands.signals import EXIT_STOPPED, StopSignals
 from diffusion_jax.commands.train_report import write_report
@@ -70,7 +71,7 @@ def train(
     """
     fields = config.train
     mesh = make_training_mesh(config)
-    check_writable(workdir)
+    own(workdir, "train")
     store = _open_store(config, workdir)
     saved = store.meta()
     _check_resume(saved, config, allow_config_change)
@@ -154,6 +155,8 @@ def _open_store(config: ConfigDict, workdir: Path) -> CheckpointStore:
     )
     if fields.checkpoint_dir is not None:
         check_writable_place(store.directory)
+        if is_local(store.directory):  # Another workdir may name the same one.
+            own(Path(store.directory), "train")
 
     def check_moved() -> None:
         before = CheckpointStore(checkpoint_folder(workdir, saved_checkpoint_dir(workdir)))

@@ -1,8 +1,10 @@
 """results/<mode>.json: the figures of each finished command, with where they come from; files written whole."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import jax
 import numpy as np
 
 import diffusion_jax
+from diffusion_jax import ownership
 from diffusion_jax.errors import InputError
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -33,10 +36,12 @@ def add_result(workdir: Path, mode: str, result: dict[str, Any]) -> Path:
       InputError: The file is there, but does not hold results.
     """
     path = workdir / "results" / f"{mode}.json"
-    last, earlier = _last(path)
-    if last:
-        earlier = [last, *earlier]
-    return _write(path, {**result, "provenance": provenance(), "earlier": earlier})
+    with _alone(path):
+        last, earlier = _last(path)
+        if last:
+            earlier = [last, *earlier]
+        _write(path, {**result, "provenance": provenance(), "earlier": earlier})
+    return path
 
 
 def add_metric(workdir: Path, mode: str, name: str, result: dict[str, Any]) -> Path:
@@ -48,11 +53,13 @@ def add_metric(workdir: Path, mode: str, name: str, result: dict[str, Any]) -> P
       InputError: The file is there, but does not hold results.
     """
     path = workdir / "results" / f"{mode}.json"
-    metrics, earlier = _last(path)
-    if name in metrics:
-        earlier = [{name: metrics[name]}, *earlier]
-    metrics[name] = {**result, "provenance": provenance()}
-    return _write(path, {**metrics, "earlier": earlier})
+    with _alone(path):
+        metrics, earlier = _last(path)
+        if name in metrics:
+            earlier = [{name: metrics[name]}, *earlier]
+        metrics[name] = {**result, "provenance": provenance()}
+        _write(path, {**metrics, "earlier": earlier})
+    return path
 
 
 def check(workdir: Path, mode: str) -> None:
@@ -75,10 +82,17 @@ def _last(path: Path) -> tuple[dict[str, Any], list[Any]]:
         raise InputError(f"{path} does not hold results; move it away") from error
 
 
-def _write(path: Path, record: dict[str, Any]) -> Path:
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Within, no other command reads and rewrites the file: two that end at once lose nothing of each other."""
+    ownership.check()  # Else a workdir that was deleted would be there again, with this file alone.
     path.parent.mkdir(parents=True, exist_ok=True)
+    with ownership.briefly(path):
+        yield
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
     write_text(path, json.dumps(record, indent=2) + "\n")
-    return path
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,6 +28,16 @@ from tiny_run import (
 )
 
 from diffusion_jax.checkpoints import store
+from diffusion_jax.commands import (
+    evaluate_bound,
+    evaluate_exact,
+    inpaint,
+    interpolate,
+    job,
+    sample,
+)
+from diffusion_jax.errors import RunError
+from diffusion_jax.ownership import Lock
 from diffusion_jax.reporting import pictures
 from diffusion_jax.training.meter import Meter
 from diffusion_jax.training.run_log import RunLog
@@ -36,6 +46,16 @@ from diffusion_jax.training.run_log import RunLog
 KILLED_BEFORE_COMMIT = """
 import os, signal
 from diffusion_jax.checkpoints import store
+from diffusion_jax.commands import (
+    evaluate_bound,
+    evaluate_exact,
+    inpaint,
+    interpolate,
+    job,
+    sample,
+)
+from diffusion_jax.errors import RunError
+from diffusion_jax.ownership import Lock
 def trap(directory):
     write_manifest(directory)
     if directory.name.startswith("8."):
@@ -164,6 +184,78 @@ def test_sigterm_before_training_stops_at_once(tiny: Path, tmp_path: Path) -> No
     outcome = finish(start(flags, environment(), trap))
     assert outcome.status == 75
     assert outcome.err.splitlines() == ["SIGTERM: stopped; run the same command to go on"]
+
+
+# Owners
+
+
+def held(folder: Path, mode: str) -> Lock:
+    lock = Lock(folder / "lock.json", f"--mode={mode}")
+    lock.acquire()
+    return lock
+
+
+def test_a_workdir_that_another_command_trains_in_is_refused_and_not_touched(
+    train: Callable[..., Outcome], workdir: Path, tmp_path: Path
+) -> None:
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+    lock, before = held(workdir, "train"), contents()
+    for fields in ([], ["optimizer.learning_rate=0.01"]):
+        outcome = train("train.num_steps=15", *fields)
+        assert outcome.status == 2 and contents() == before
+        (line,) = outcome.err.splitlines()
+        assert line.startswith(f"error: {workdir} is in use by --mode=train on ")
+    lock.release()
+    elsewhere = tmp_path / "checkpoints"  # Of two workdirs.
+    elsewhere.mkdir()
+    lock = held(elsewhere, "train")
+    outcome = train("train.num_steps=15", f"train.checkpoint_dir={elsewhere}")
+    assert outcome.status == 2 and f"{elsewhere} is in use by --mode=train" in outcome.err
+    lock.release()
+    assert not list(workdir.glob("lock*"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "field", "folder", "other"),
+    [
+        ("sample", "sample.num_images=2", "samples/step*", "sample.seed=1"),
+        ("inpaint", "edit.keep=coarse", "edits/step*", "sample.seed=1"),
+        ("interpolate", "edit.num_between=1", "edits/step*", "sample.seed=1"),
+        ("evaluate", "eval.num_images=2", "results/bpd/step*", "eval.seed=1"),
+        ("evaluate", "eval.metrics=ode_bpd", "results/ode_bpd/step*", "eval.seed=1"),
+    ],
+)
+def test_a_job_has_one_owner_and_other_jobs_of_the_workdir_go_on(
+    workdir: Path,
+    mode: str,
+    field: str,
+    folder: str,
+    other: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(*fields: str) -> Outcome:
+        flags = [f"--config.{name}" for name in fields]
+        return run(f"--mode={mode}", f"--workdir={workdir}", *flags)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise RunError("begun")
+
+    for owner in (job, interpolate, evaluate_bound, evaluate_exact):
+        monkeypatch.setattr(owner, "ImagesBar", stop, raising=False)
+    monkeypatch.setattr(sample, "ImagesBar", stop)
+    monkeypatch.setattr(inpaint, "ImagesBar", stop)
+    training = held(workdir, "train")  # Does not hinder them.
+    assert_failed(start(field), "begun")
+    (made,) = workdir.glob(folder)
+    lock = held(made, mode)
+    outcome = start(field)
+    assert outcome.status == 2 and f"{made} is in use by --mode={mode}" in outcome.err
+    assert_failed(start(field, other), "begun")
+    lock.release()
+    assert_failed(start(field), "begun")
+    training.release()
 
 
 # Restarts

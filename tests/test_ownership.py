@@ -1,0 +1,204 @@
+"""A folder has one owner, also where owners are killed, hosts differ, and several want it at once."""
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffusion_jax import ownership
+from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.ownership import Lock
+from diffusion_jax.reporting import results
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from diffusion_jax.ownership import Lock
+Lock(Path(sys.argv[1]), "--mode=train").acquire()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lock.json"
+
+
+@pytest.fixture
+def left(path: Path) -> Path:
+    """A lock whose owner was killed."""
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)])
+    assert killed.returncode == -signal.SIGKILL and path.exists()
+    return path
+
+
+def write_owner(path: Path, **fields: object) -> None:
+    """Writes a lock of this process, but for some fields."""
+    path.write_text(json.dumps({**json.loads(ownership._claim("--mode=train")), **fields}))
+
+
+def test_a_second_owner_is_refused_and_told_of_the_first_until_that_has_released(path: Path):
+    first, second = Lock(path, "--mode=train"), Lock(path, "--mode=train")
+    first.acquire()
+    with pytest.raises(InputError, match="is in use by --mode=train") as refused:
+        second.acquire()
+    for said in (socket.gethostname(), f"pid {os.getpid()}", "since 2", str(path.parent)):
+        assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    first.check()
+    first.release()
+    assert not list(path.parent.iterdir())
+    second.acquire()
+    second.release()
+
+
+def test_a_lock_whose_owner_was_killed_is_taken_over_with_a_word(
+    left: Path, capsys: pytest.CaptureFixture[str]
+):
+    lock = Lock(left, "--mode=train")
+    lock.acquire()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: --mode=train on ") and "is gone; taken over" in line
+    lock.release()
+    assert not list(left.parent.iterdir())
+
+
+def test_an_owner_that_was_killed_and_not_waited_for_is_gone(path: Path):
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)]) as killed:
+        os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # It stays a zombie.
+        lock = Lock(path, "--mode=train")
+        lock.acquire()
+        lock.release()
+
+
+def test_another_process_with_the_number_of_an_owner_that_is_gone_is_not_the_owner(path: Path):
+    born = ownership._born(os.getpid())
+    assert born is not None and born > 0
+    write_owner(path, born=born - 1)
+    lock = Lock(path, "--mode=train")
+    lock.acquire()
+    lock.release()
+
+
+def test_an_owner_on_another_host_is_heard_by_its_signs_of_life(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(ownership, "BEAT", 0.1)
+    monkeypatch.setattr(ownership, "SILENCE", 1.0)
+    owner = Lock(path, "--mode=train")
+    with monkeypatch.context() as patch:
+        patch.setattr(ownership, "_place", lambda: "another system")
+        patch.setattr(socket, "gethostname", lambda: "another host")
+        owner.acquire()
+    with pytest.raises(
+        InputError, match=f"on another host, pid .*; if that is gone, delete {path}"
+    ):
+        Lock(path, "--mode=train").acquire()
+    owner._released.set()  # It is silent, as after a kill.
+    taker = Lock(path, "--mode=train")
+    taker.acquire()
+    assert "looking for a sign of it" in capsys.readouterr().err
+    with pytest.raises(RunError, match="was taken over by --mode=train on"):
+        owner.check()
+    owner.release()
+    taker.check()
+    taker.release()
+
+
+def test_a_damaged_lock_is_held_while_it_is_written_and_taken_over_when_it_is_old(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for damage in ("", "{", "[1]", '{"pid": "x"}', '{"what": 1}'):
+        path.write_text(damage)
+        os.utime(path, (1, 1))
+        lock = Lock(path, "--mode=train")
+        lock.acquire()
+        lock.release()
+
+
+def no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def contend(path: Path, number: int) -> list[Lock]:
+    """Returns which of several that want a lock at the same moment have got it."""
+    together, won = threading.Barrier(number), []
+
+    def want() -> None:
+        lock = Lock(path, "--mode=train")
+        together.wait()
+        with contextlib.suppress(InputError):
+            lock.acquire()
+            won.append(lock)
+
+    threads = [threading.Thread(target=want) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return won
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_several_that_find_an_owner_gone_at_once_one_takes_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+):
+    """A second lock is left too, by one that was killed while it took over."""
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    for i in range(20):
+        write_owner(path, born=1)
+        if i % 2:
+            owner = ownership._read(path)
+            assert owner is not None
+            write_owner(path.with_name(f"{path.name}.{owner.token}"), born=1)
+        won = contend(path, 8)
+        assert len(won) == 1
+        won[0].check()
+        won[0].release()
+        assert not list(path.parent.iterdir())
+
+
+def test_an_owner_notices_that_its_folder_was_deleted_or_moved(tmp_path: Path):
+    for remove in (lambda f: f.rename(tmp_path / "moved"), lambda f: (f / "lock.json").unlink()):
+        folder = tmp_path / "run"
+        folder.mkdir(exist_ok=True)
+        lock = Lock(folder / "lock.json", "--mode=train")
+        lock.acquire()
+        remove(folder)
+        with pytest.raises(RunError, match=f"{folder} was deleted or moved while this command ran"):
+            lock.check()
+        lock.release()
+
+
+def test_results_that_two_commands_write_at_once_are_all_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read = results._last
+
+    def slowly(path: Path) -> object:
+        found = read(path)
+        time.sleep(0.05)  # Time for the others to read the same.
+        return found
+
+    monkeypatch.setattr(results, "_last", slowly)
+    names = [f"metric {i}" for i in range(4)]
+    add: Callable[[str], object] = lambda n: results.add_metric(tmp_path, "evaluate", n, {})  # noqa: E731
+    threads = [threading.Thread(target=add, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept = json.loads((tmp_path / "results" / "evaluate.json").read_text())
+    assert set(names) < set(kept)
+    assert [file.name for file in (tmp_path / "results").iterdir()] == ["evaluate.json"]
