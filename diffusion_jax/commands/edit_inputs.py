@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int32, UInt8
 from PIL import Image
 
 from diffusion_jax.commands.trained import TrainedRun
-from diffusion_jax.data.image_file import SUFFIXES, fit
+from diffusion_jax.data import image_file, picture
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.experiment.build import load_split
 from diffusion_jax.samplers.batches import class_of_images
@@ -77,19 +77,31 @@ def load_mask(path: str, image_shape: tuple[int, int, int]) -> Bool[np.ndarray, 
     """Returns which pixels a mask keeps: the black ones.
 
     Raises:
-      InputError: A mask that cannot be read, is not grey, or has another size than the images.
+      InputError: A mask that cannot be read, is not grey, has transparent pixels, or another size than the images.
     """
-    image = _open(path, "edit.mask")
-    if image.mode not in ("1", "L"):
-        raise InputError(
-            f"edit.mask: {path} has mode {image.mode}; it must be grey (L) or black and white (1)"
-        )
     height, width, _ = image_shape
-    if image.size != (width, height):
+    image = _opened(path, "edit.mask", (width, height))
+    bands = np.asarray(image).reshape(height, width, -1)
+    if image.mode in ("LA", "RGBA"):
+        if (bands[..., -1] < 255).any():
+            raise InputError(
+                f"edit.mask: {path} has transparent pixels; save it without transparency, black where pixels are kept"
+            )
+        bands = bands[..., :-1]
+    if (bands != bands[..., :1]).any():
+        raise InputError(f"edit.mask: {path} has colours; it must be grey, or black and white")
+    brightest = int(bands.max())
+    if brightest == 0:
+        warnings.warn(f"edit.mask: {path} is black; nothing is drawn anew", stacklevel=1)
+    if brightest == 1:
+        warnings.warn(f"edit.mask: {path} holds only 0 and 1; 1 is taken for white", stacklevel=1)
+        return bands[..., 0] == 0
+    if 1 < brightest < WHITE:
         raise InputError(
-            f"edit.mask: {path} has {image.size[0]}x{image.size[1]} pixels; the model's images have {width}x{height}"
+            f"edit.mask: the brightest pixel of {path} is {brightest} of 255, but only pixels from {WHITE} on are "
+            "drawn anew; make them white"
         )
-    return np.asarray(image.convert("L")) < WHITE
+    return bands[..., 0] < WHITE
 
 
 def _files(paths: Sequence[str]) -> list[str]:
@@ -100,32 +112,32 @@ def _files(paths: Sequence[str]) -> list[str]:
             files.append(path)
             continue
         try:
-            found = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in SUFFIXES)
+            found = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in picture.SUFFIXES)
         except OSError as error:
             raise InputError(f"edit.images: cannot read {path}: {reason(error)}") from error
         if not found:
-            raise InputError(f"edit.images: no images in {path}; it must hold PNG, JPEG or WebP")
+            raise InputError(f"edit.images: no images in {path}; it must hold {picture.KINDS}")
         files += map(str, found)
     return files
 
 
 def _read(path: str, image_shape: tuple[int, int, int]) -> UInt8[np.ndarray, "h w c"]:
     height, width, channels = image_shape
-    image = _open(path, "edit.images")
-    if height != width and image.size != (width, height):
-        raise InputError(
-            f"edit.images: {path} has {image.size[0]}x{image.size[1]} pixels; the model's images have {width}x{height}"
-        )
     mode = "L" if channels == 1 else "RGB"
     if height == width:
-        return fit(image, height, mode)
-    return np.asarray(image.convert(mode)).reshape(image_shape)
+        return image_file.fit(_opened(path, "edit.images"), height, mode)
+    image = _opened(path, "edit.images", (width, height))
+    return np.asarray(image_file.over_white(image, mode)).reshape(image_shape)
 
 
-def _open(path: str, field: str) -> Image.Image:
+def _opened(path: str, field: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """Returns the picture in a file, which must have the given width and height."""
     try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        image = image_file.read(path)
+    except (picture.Unreadable, OSError) as error:
         raise InputError(f"{field}: cannot read {path}: {reason(error)}") from error
+    if size is not None and image.size != size:
+        raise InputError(
+            f"{field}: {path} has {image.size[0]}x{image.size[1]} pixels; the model's images have {size[0]}x{size[1]}"
+        )
     return image

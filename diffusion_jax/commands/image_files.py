@@ -199,11 +199,13 @@ def _write_png(
 
 
 def _read_png(path: Path) -> Iterator[Images]:
+    from diffusion_jax.data import image_file
+
     for i in itertools.count():
         file = path / f"{i:06}.png"
         if not file.exists():
             return
-        yield pictures.load_png(file)[None]
+        yield image_file.pixels(file)[None]
 
 
 def _write_array_record(

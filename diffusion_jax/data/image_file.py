@@ -1,15 +1,42 @@
 """From an encoded image to a square array: orientation, transparency, grey, crop and size."""
 
+import os
+
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+from diffusion_jax.data import picture
+
+ORIENTATION = ExifTags.Base.Orientation
 
 
 def is_grey(image: Image.Image) -> bool:
     """Says whether an image is stored with a single channel of grey (and perhaps transparency)."""
-    return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+    return image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+
+
+def read(path: str | os.PathLike[str]) -> Image.Image:
+    """Returns the picture in a file upright, in 8 bits, as L, LA, RGB or RGBA.
+
+    Raises:
+      picture.Unreadable: A file that is no picture, is damaged, or is not taken; says why.
+      OSError: The system does not open it.
+    """
+    image = picture.load(path)
+    with picture.understood():
+        return _plain(image)
+
+
+def pixels(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w c"]:
+    """Returns a picture's pixels as they are, such as `pictures.save_png` wrote them; raises what `read` does."""
+    image = read(path)
+    return np.asarray(image).reshape(image.height, image.width, len(image.getbands()))
+
+
+def decode(path: str | os.PathLike[str], size: int, mode: str) -> UInt8[np.ndarray, "size size c"]:
+    """Returns what `fit` makes of the picture in a file; raises what `read` does."""
+    return _square(read(path), size, mode)
 
 
 def fit(image: Image.Image, size: int, mode: str) -> UInt8[np.ndarray, "size size c"]:
@@ -22,13 +49,34 @@ def fit(image: Image.Image, size: int, mode: str) -> UInt8[np.ndarray, "size siz
       size: Height and width of the result.
       mode: "L" for one channel, "RGB" for three.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8 rather than scale.
-        grey = np.clip(np.asarray(image, np.int64), 0, 65535)
-        image = Image.fromarray(np.round(grey / 257).astype(np.uint8))
-    if image.has_transparency_data:
+    return _square(_plain(image), size, mode)
+
+
+def over_white(image: Image.Image, mode: str) -> Image.Image:
+    """Returns a picture that `read` gave in mode L or RGB; its transparent pixels are laid over white."""
+    if image.mode in ("LA", "RGBA"):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    image = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.LANCZOS)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _square(image: Image.Image, size: int, mode: str) -> UInt8[np.ndarray, "size size c"]:
+    image = ImageOps.fit(over_white(image, mode), (size, size), Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(size, size, len(image.getbands()))
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Returns an image upright, in 8 bits, as L, LA, RGB or RGBA."""
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8 rather than scale.
+        grey = np.clip(np.asarray(image, np.int64), 0, 65535)
+        if (clear := image.info.get("transparency")) is not None:
+            grey[grey == clear] = 65535  # It would be laid over white.
+        image = Image.fromarray(np.round(grey / 257).astype(np.uint8))
+    if image.mode in ("L", "LA", "RGB", "RGBA") and "transparency" not in image.info:
+        return image
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return image.convert("L" if image.mode == "1" else "RGB")

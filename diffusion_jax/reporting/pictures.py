@@ -164,19 +164,6 @@ def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
     os.replace(unfinished, path)
 
 
-def load_png(path: Path) -> UInt8[np.ndarray, "h w c"]:
-    """Reads what `save_png` wrote.
-
-    Raises:
-      OSError: The file is damaged.
-    """
-    from PIL import Image
-
-    with Image.open(path) as image:
-        pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
 def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Draws the loss, its quarters by noise level and the held-out figures from the rows of metrics.jsonl.
 

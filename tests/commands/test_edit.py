@@ -220,9 +220,9 @@ def test_the_ends_of_an_arc_between_latents_of_the_flow_are_the_given_images(
     [
         ("inpaint", [], "edit.mask is unset; edit.keep=mask needs a grey PNG"),
         ("inpaint", ["edit.mask={none}"], "edit.mask: cannot read {none}: no such file"),
-        ("inpaint", ["edit.mask={text}"], "edit.mask: cannot read {text}: cannot identify image"),
+        ("inpaint", ["edit.mask={text}"], "edit.mask: cannot read {text}: not PNG, JPEG"),
         ("inpaint", ["edit.mask={wide}"], "{wide} has 9x8 pixels; the model's images have 8x8"),
-        ("inpaint", ["edit.mask={rgb}"], "{rgb} has mode RGB; it must be grey (L)"),
+        ("inpaint", ["edit.mask={rgb}"], "{rgb} has colours; it must be grey"),
         ("inpaint", ["edit.keep=grey"], "but the images have no colours"),
         ("inpaint", ["edit.keep=coarse", "edit.factor=3"], "edit.factor is 3; it must divide"),
         ("inpaint", ["edit.keep=coarse", "edit.mask={mask}"], "edit.keep=coarse has none"),
@@ -294,7 +294,7 @@ def test_wrong_edits_are_refused_in_one_line(
         "long": "x" * 300,
         "empty": tmp_path / "empty",
         "wide": save(tmp_path / "wide.png", grey),
-        "rgb": save(tmp_path / "rgb.png", np.stack([grey[:, :8]] * 3, -1)),
+        "rgb": save(tmp_path / "rgb.png", np.stack([grey[:, :8] + v for v in (200, 0, 0)], -1)),
         "mask": half_mask(tmp_path),
     }
     outcome = edit(mode, *(field.format(**paths) for field in fields))

@@ -22,7 +22,7 @@ from tiny_run import (
 )
 
 from diffusion_jax.commands.image_files import ImageFiles
-from diffusion_jax.reporting.pictures import load_png
+from diffusion_jax.data import image_file
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,7 +110,7 @@ def test_two_processes_keep_what_is_drawn_and_image_i_is_the_same_whoever_draws_
     flags = (*flags, "--config.sample.shared_t=12,4", "--config.sample.progressive=true")
     assert run(*flags).status == 0
     (folder,) = (workdir / "samples").glob("step*")
-    alone = [load_png(folder / "png" / f"{i:06}.png").astype(int) for i in range(12)]
+    alone = [image_file.pixels(folder / "png" / f"{i:06}.png").astype(int) for i in range(12)]
     arrays = {name: load_arrays(folder / name) for name in ("shared.npz", "progressive.npz")}
     shutil.rmtree(folder)
     # A batch of two that an earlier start has finished; negatives, which nobody draws again.
@@ -122,7 +122,7 @@ def test_two_processes_keep_what_is_drawn_and_image_i_is_the_same_whoever_draws_
     assert results(workdir, "sample")["drawn_this_start"] == 10
     for i, image in enumerate(alone):
         # Products of two rows a device instead of eight: rounding, so one level of 255.
-        np.testing.assert_allclose(load_png(folder / "png" / f"{i:06}.png"), image, atol=1)
+        np.testing.assert_allclose(image_file.pixels(folder / "png" / f"{i:06}.png"), image, atol=1)
         # Far from any other image, so that the order counts.
         assert all(abs(image - other).max() > 20 for other in alone[:i])
     for name, expected in arrays.items():

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.data import image_file, picture
 from diffusion_jax.reporting.pictures import (
     edits,
     grid,
     grid_by_class,
-    load_png,
     magnified,
     progressive,
     save_loss_curve,
@@ -120,27 +120,27 @@ def test_a_png_gives_the_same_pixels_back_and_replaces_the_one_before(
     for _ in range(2):
         pixels = rng.integers(0, 256, (5, 7, channels), np.uint8)
         save_png(path, pixels)
-        np.testing.assert_array_equal(load_png(path), pixels)
+        np.testing.assert_array_equal(image_file.pixels(path), pixels)
         with Image.open(path) as image:
             assert image.format == "PNG" and image.mode == mode and image.size == (7, 5)
     assert [file.name for file in path.parent.iterdir()] == ["image.png"]
 
 
-def test_a_damaged_png_is_an_os_error(tmp_path, rng):
+def test_a_damaged_png_is_not_read(tmp_path, rng):
     path = tmp_path / "image.png"
     save_png(path, rng.integers(0, 256, (50, 50, 3), np.uint8))
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(OSError):
-        load_png(path)
+    with pytest.raises(picture.Damaged, match="cut short"):
+        image_file.pixels(path)
 
 
 def test_the_loss_curve_is_a_png_with_a_line_for_each_metric_there_is(tmp_path):
     path = tmp_path / "loss.png"
     save_loss_curve(path, [])
-    empty = load_png(path)
+    empty = image_file.pixels(path)
     rows = [{"step": k, "loss": 1 / k, "loss_q1": 2 / k, "loss_q2": None} for k in range(1, 5)]
     save_loss_curve(path, [*rows, {"step": 4, "eval_loss": 0.5}])
-    drawn = load_png(path)
+    drawn = image_file.pixels(path)
     assert drawn.shape == empty.shape and min(drawn.shape[:2]) > 400
     red = (drawn[..., 0] > 150) & (drawn[..., 1] < 80) & (drawn[..., 2] < 80)  # held-out loss
     assert red.any() and not ((empty[..., 0] > 150) & (empty[..., 1] < 80)).any()

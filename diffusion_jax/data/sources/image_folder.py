@@ -12,9 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
-from PIL import Image
 
-from diffusion_jax.data.image_file import SUFFIXES, fit, is_grey
+from diffusion_jax.data import image_file, picture
 from diffusion_jax.data.sources.base import (
     Contents,
     InPlace,
@@ -75,7 +74,7 @@ def find(request: Request) -> Source:
     names = image_names(folder)
     if not names:
         raise InputError(
-            f"source_dir {str(folder)!r} holds no images ({', '.join(sorted(SUFFIXES))})"
+            f"source_dir {str(folder)!r} holds no images ({', '.join(sorted(picture.SUFFIXES))})"
         )
     digest = listing([f"{folder}/{name}" for name in names])
     index = request.index_dir / f"image_folder-{digest[:16]}.npy"
@@ -102,7 +101,7 @@ def image_names(folder: Path) -> list[str]:
         found += [
             os.path.join(within, name)
             for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+            if os.path.splitext(name)[1].lower() in picture.SUFFIXES and not name.startswith(".")
         ]
     return sorted(found, key=lambda name: name.split(os.sep))
 
@@ -148,7 +147,7 @@ def _decode_all(
     def decode(name: str) -> UInt8[np.ndarray, "size size c"] | None:
         try:
             return _decode(images, name)
-        except Exception:  # Decoders raise nearly anything on damaged files.
+        except (picture.Unreadable, OSError):
             return None
 
     pixels = _in_threads(decode, names)
@@ -171,7 +170,7 @@ def _split(images: _Images, names: list[str], labels: Int[np.ndarray, " n"]) -> 
     def decode(name: str) -> UInt8[np.ndarray, "size size c"]:
         try:
             return _decode(images, name)
-        except Exception as error:  # Decoders raise nearly anything on damaged files.
+        except (picture.Unreadable, OSError) as error:
             raise RunError(
                 f"{str(images.folder / name)!r} cannot be read ({reason(error)}); replace it, or move it away "
                 "and resume with --allow_config_change"
@@ -186,8 +185,7 @@ def _split(images: _Images, names: list[str], labels: Int[np.ndarray, " n"]) -> 
 
 
 def _decode(images: _Images, name: str) -> UInt8[np.ndarray, "size size c"]:
-    with Image.open(images.folder / name) as image:
-        return fit(image, images.size, images.mode)
+    return image_file.decode(images.folder / name, images.size, images.mode)
 
 
 def _headers(folder: Path, names: list[str], index: Path) -> UInt8[np.ndarray, " n"]:
@@ -215,10 +213,13 @@ def _headers(folder: Path, names: list[str], index: Path) -> UInt8[np.ndarray, "
 
 def _header(path: Path) -> int:
     try:
-        with Image.open(path) as image:
-            return GREY if is_grey(image) else COLOUR
-    except Exception:  # Decoders raise nearly anything on damaged files.
+        with picture.header(path) as image:
+            grey, deep = image_file.is_grey(image), picture.is_deep(image)
+        if deep:  # Whether 16 bits hold fewer, only the pixels say.
+            picture.load(path)
+    except (picture.Unreadable, OSError):
         return DAMAGED
+    return GREY if grey else COLOUR
 
 
 def _in_threads(function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:

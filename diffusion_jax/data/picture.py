@@ -1,0 +1,163 @@
+"""The one reader of picture files: which formats are opened, how large ones may be, and which are damaged."""
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from diffusion_jax.data import png
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+MODES |= {"I;16", "I;16B", "I;16L", "I;16N"}
+KINDS = "PNG, JPEG, WebP, TIFF, BMP or GIF"
+MAX_PIXELS = 178_956_970  # 512 MiB in RGB; where Pillow gives up, too.
+MAX_BYTES = 2**31
+DIM = 2**14  # 16 bits of which the brightest is below hold fewer bits: 10, 12 or 14.
+
+# What else is found under the name of a picture, by its first bytes.
+_OTHERS = {
+    b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"DDS ": "DDS", b"8BPS": "PSD",
+    b"\0\0\0\x0cjP": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\xff\x0a": "JPEG XL",
+    b"\0\0\1\0": "ICO", b"<svg": "SVG",
+}  # fmt: skip
+_BRANDS = {b"ftypavi": "AVIF", b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif": "HEIC"}
+
+
+class Unreadable(ValueError):
+    """A picture that is not taken, though it need not be damaged; says why."""
+
+
+class Damaged(Unreadable):
+    """A picture that is cut short or changed, or a file that is none; says why."""
+
+
+@contextlib.contextmanager
+def header(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
+    """Opens a picture of which only the header is read: its format, mode and size are known.
+
+    Raises:
+      Unreadable: Another kind of file, or more pixels than `MAX_PIXELS`; `Damaged` if it is no picture.
+      OSError: The system does not open it.
+    """
+    with _regular(path) as file, understood():
+        yield _opened(file)
+
+
+def load(path: str | os.PathLike[str]) -> Image.Image:
+    """Returns a picture as it is stored, decoded; of several in a file, the first.
+
+    Raises:
+      Unreadable: See `header`; also 16 bits that hold fewer. `Damaged` if pixels are missing or changed.
+      OSError: The system does not open it.
+    """
+    with _regular(path) as file:
+        data = file.read()
+    with understood():
+        image = _opened(io.BytesIO(data))
+        deep = is_deep(image)
+        if image.format == "PNG":
+            png.check(data)
+        image.load()
+        if image.format == "PNG" and (png.is_interlaced(data) or _ends_black(image)):
+            png.check_rows(
+                data
+            )  # It takes half as long as decoding, so only where rows may be missing.
+        if deep:
+            _check_range(image)
+    return image
+
+
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """Raises `Damaged` for whatever a decoder raises, which is nearly anything."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except MemoryError as error:
+        raise Unreadable("too large for the memory") from error
+    except Exception as error:
+        raise Damaged((str(error) or type(error).__name__).splitlines()[0]) from error
+
+
+def is_deep(image: ImageFile.ImageFile) -> bool:
+    """Says whether a picture that is not decoded yet is stored with 16 bits a channel."""
+    return image.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in image.tile)
+
+
+def _ends_black(image: Image.Image) -> bool:
+    """Says whether the last row is zeros, which is what Pillow makes of one that is missing."""
+    last = image.crop((0, image.height - 1, *image.size))
+    return last.getbbox(alpha_only=False) is None
+
+
+def _check_range(image: Image.Image) -> None:
+    """Refuses 16 bits that would become nearly black."""
+    if image.mode.startswith("I;16"):
+        brightest = int(np.asarray(image).max())
+    else:  # Pillow keeps the upper byte of each, so this is the most that it can be.
+        colours = [image.getchannel(band) for band in image.getbands() if band != "A"]
+        upper = max(np.asarray(colour).max() for colour in colours)
+        brightest = 256 * int(upper) + 255
+    if 0 < brightest < DIM:
+        raise Unreadable(
+            f"nearly black: its brightest value is {brightest} of 65535, so its 16 bits seem to hold "
+            f"{brightest.bit_length()}; scale it to all of 0...65535, or save it with 8 bits"
+        )
+
+
+@contextlib.contextmanager
+def _regular(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
+    """Opens a regular file: a pipe would be waited for without an end, a device acts when it is opened."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise Unreadable(f"too large: {status.st_size} bytes, limit {MAX_BYTES}")
+    with open(path, "rb") as file:
+        yield file
+
+
+@functools.cache
+def _readers() -> list[tuple[Callable[..., Any], Callable[[bytes], Any]]]:
+    """Returns Pillow's readers of `FORMATS` alone: `Image.open` tries all of its readers, and some start programs."""
+    for name in ("Bmp", "Gif", "Jpeg", "Png", "Tiff", "WebP"):
+        importlib.import_module(f"PIL.{name}ImagePlugin")
+    readers = [Image.OPEN[name] for name in FORMATS]
+    return [(reader, accept) for reader, accept in readers if accept is not None]
+
+
+def _opened(file: io.BufferedIOBase) -> ImageFile.ImageFile:
+    start = file.read(32)
+    file.seek(0)
+    reader = next((reader for reader, accept in _readers() if accept(start[:16]) is True), None)
+    if reader is None:
+        raise _other(start)
+    image: ImageFile.ImageFile = reader(file, "")
+    if (pixels := image.width * image.height) > MAX_PIXELS:
+        raise Unreadable(f"too large: {pixels} pixels, limit {MAX_PIXELS}")
+    if image.mode in ("I", "F"):
+        raise Unreadable(
+            "32 bits a pixel, whose black and white are unknown; save it with 8 or 16 bits"
+        )
+    if image.mode not in MODES:
+        raise Unreadable(f"colours of mode {image.mode}; save it as RGB or grey")
+    return image
+
+
+def _other(start: bytes) -> Unreadable:
+    """Returns why a file that is none of `FORMATS` is not read."""
+    if not start:
+        return Damaged("the file is empty")
+    other = next((name for first, name in _OTHERS.items() if start.startswith(first)), None)
+    other = other or _BRANDS.get(start[4:11])
+    return Unreadable(f"{other}, not {KINDS}") if other else Damaged(f"not {KINDS}")

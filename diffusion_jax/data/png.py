@@ -1,0 +1,63 @@
+"""Whether a PNG file is whole: its chunks, their checksums, and as much compressed data as it has rows.
+
+Pillow does not compare the checksums of all chunks, and takes rows that are missing for black.
+"""
+
+import zlib
+from collections.abc import Iterator
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # By the type of colour.
+# Of Adam7's passes: the first column and row, and the steps between columns and rows.
+_PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+_PASSES += [(0, 1, 1, 2)]
+
+
+def check(data: bytes) -> None:
+    """Raises a ValueError if the file ends early, or a chunk does not have its checksum."""
+    for _ in _chunks(data):
+        pass
+
+
+def is_interlaced(data: bytes) -> bool:
+    """Says whether the rows come in several passes."""
+    return data[28] > 0
+
+
+def check_rows(data: bytes) -> None:
+    """Raises a ValueError if the compressed data are not those of all rows."""
+    size = _size(data[16:29])
+    stream, left = zlib.decompressobj(), size
+    for name, contents in _chunks(data):
+        if name == b"IDAT" and left:
+            left -= len(stream.decompress(contents, left))
+    if left:
+        raise ValueError(f"{left} of {size} bytes of its rows are missing")
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Yields the name and contents of each chunk up to IEND."""
+    view, start = memoryview(data), len(SIGNATURE)
+    name = b""
+    while name != b"IEND":
+        end = start + 8 + int.from_bytes(data[start : start + 4], "big")
+        name = data[start + 4 : start + 8]
+        if end + 4 > len(data):
+            raise ValueError("the file is cut short")
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError(f"wrong checksum of chunk {name.decode('ascii', 'replace')!r}")
+        yield name, view[start + 8 : end]
+        start = end + 4
+
+
+def _size(header: bytes) -> int:
+    """Returns the bytes of all rows, with a byte a row that names its filter."""
+    width, height = (int.from_bytes(header[i : i + 4], "big") for i in (0, 4))
+    depth, colour, interlaced = header[8], header[9], header[12]
+    passes = _PASSES if interlaced else [(0, 0, 1, 1)]
+    size = 0
+    for column, row, across, down in passes:
+        columns, rows = -((column - width) // across), -((row - height) // down)
+        if columns > 0 and rows > 0:
+            size += rows * (1 + -(-columns * depth * _CHANNELS[colour] // 8))
+    return size
