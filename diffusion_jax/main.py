@@ -175,6 +175,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     from diffusion_jax.commands.environment import keep_compiled_programs
     from diffusion_jax.experiment import build
     from diffusion_jax.parallel import join
+    from diffusion_jax.reporting import results
 
     file = None if flags.config is None else config_lib.load_file(flags.config)
     note = None
@@ -189,6 +190,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     else:
         raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
     build.validate(config)
+    results.check(workdir, flags.mode)  # Else what took hours would be lost at its end.
     if flags.topology:  # None of its processes is here to be joined.
         from diffusion_jax.commands import plan
         from diffusion_jax.planning.topology import topology_devices

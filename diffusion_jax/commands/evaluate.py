@@ -10,7 +10,6 @@ from diffusion_jax import data
 from diffusion_jax.commands import evaluate_bound, evaluate_exact, job, run_config
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.experiment import build
-from diffusion_jax.reporting import results
 
 # What each metric measures, and writes besides results/evaluate.json.
 METRICS: dict[str, Callable[[TrainedRun, data.Split, jax.sharding.Mesh, Path], None]] = {
@@ -28,7 +27,6 @@ def evaluate(config: ConfigDict, workdir: Path) -> int:
       InputError: No checkpoint, another one than the config's, no images, or workdir not writable.
       RunError: No sound checkpoint; disk full; figures that are not finite.
     """
-    results.check(workdir, "evaluate")
     run, mesh = job.open_run(config, workdir, "eval")
     run_config.check_trained(config, run.trained, f"checkpoint {run.step}")
     split = build.load_split(run.config, config.eval.split)

@@ -26,7 +26,16 @@ Labels = Int[np.ndarray, " n"] | None
 Shape = tuple[int, int, int, int]  # Of all images of a job.
 CHUNK = 1024  # Images read at once, where a file holds them all.
 # What a damaged file makes its readers raise.
-BROKEN = (OSError, EOFError, ValueError, KeyError, IndexError, RuntimeError, SyntaxError, zlib.error)
+BROKEN = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    SyntaxError,
+    zlib.error,
+)
 
 
 class ImageFiles:

@@ -36,7 +36,6 @@ def plan(config: ConfigDict, workdir: Path, devices: Sequence[Any], topology: st
       InputError: A config that these devices do not take, images of unknown shape, or workdir not writable.
     """
     check_writable(workdir)
-    results.check(workdir, "plan")
     mesh = make_training_mesh(config, devices)
     chip, memory = chip_of(devices[0].device_kind), memory_of(devices[0], mesh.size)
     compile_step = partial(program.compile_step, devices=devices)

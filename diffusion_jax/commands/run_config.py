@@ -1,13 +1,14 @@
 """The config of a trained run, as every mode but train uses it."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, reason
+from diffusion_jax.reading import json_text
+from diffusion_jax.reading.regular import read_regular
 
 _DRAWING = (
     *("sampler", "mesh"),
@@ -43,13 +44,12 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: str
       InputError: No run in this workdir, or a field that is fixed by the training or decides nothing in this mode.
     """
     path = workdir / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"--workdir: no trained run in {workdir} (there is no config.json)")
     try:
-        saved = json.loads(path.read_text())
-        if not isinstance(saved, dict):
-            raise InputError(f"it holds {saved!r}; it must be an object of config fields")
-        config = config_lib.from_dict(saved)
+        config = config_lib.from_dict(json_text.parse_object(read_regular(path)))
+    except OSError as error:
+        raise InputError(f"{path}: {reason(error)}") from error
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
     if (

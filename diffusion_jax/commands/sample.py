@@ -1,6 +1,5 @@
 """`--mode=sample`: images from a checkpoint, in files and a grid; picks up where it was killed."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.experiment import sampling
+from diffusion_jax.reading import json_text
+from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers import Sampler
 from diffusion_jax.samplers.batches import Samples, class_of_images, make_batch_sampler
@@ -92,6 +93,6 @@ def _nfe(config: ConfigDict, sampler: Sampler, costs: list[int], folder: Path) -
         mean = round(float(np.mean(costs)) * twice, 1)
         return {"mean": mean, "max": max(costs) * twice, "images": len(costs)}
     try:
-        return json.loads((folder / "job.json").read_text())["nfe"]
+        return json_text.parse_object(read_regular(folder / "job.json"))["nfe"]
     except (OSError, ValueError, KeyError):
         return None

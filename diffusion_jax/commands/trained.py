@@ -1,7 +1,6 @@
 """A trained run as its checkpoint says: config, process, network and parameters."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.build import AVERAGE, Experiment
+from diffusion_jax.reading import json_text
+from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.training.state import abstract_like, average_part
 
 
@@ -56,9 +57,11 @@ def checkpoint_folder(workdir: Path, checkpoint_dir: str | None) -> str | Path:
 def saved_checkpoint_dir(workdir: Path) -> str | None:
     """Returns the field train.checkpoint_dir of a run's config.json; None where that does not say it."""
     try:
-        return json.loads((workdir / "config.json").read_text())["train"]["checkpoint_dir"]
+        saved = json_text.parse_object(read_regular(workdir / "config.json"))
+        found = saved["train"]["checkpoint_dir"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return found if isinstance(found, str) else None
 
 
 def load_run(

@@ -41,12 +41,21 @@ class Field:
     def refusal(self, value: object) -> str:
         """Returns "is VALUE; it must be …", with the nearest name if a name is misspelt."""
         hint = self.kind.hint(value)
-        return f"is {value!r}; it must be {self.allowed}{hint and '.'}{hint}"
+        return f"is {_shown(value)}; it must be {self.allowed}{hint and '.'}{hint}"
 
     @property
     def allowed(self) -> str:
         """The allowed values in words."""
         return self.kind.allowed + (", or none" if self.optional else "")
+
+
+def _shown(value: object) -> str:
+    """Returns a value in one line that is not endless, whatever its own `repr` does."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # An integer of too many digits, an array in a tuple, a class of the user's.
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 200 else f"{text[:150]} ... ({len(text)} characters)"
 
 
 SEEDS = Int(0, 2**32 - 1)

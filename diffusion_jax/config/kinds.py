@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from diffusion_jax.errors import nearest
 
+_LARGEST = 3.4028234663852886e38  # Of float32, in which all is computed.
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -67,7 +68,7 @@ class Int(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Float(Kind):
-    """Finite numbers from `low` to `high`, without these two if the range is `open`."""
+    """Finite numbers from `low` to `high` that float32 can hold, without these two if the range is `open`."""
 
     low: int | float = -math.inf
     high: int | float = math.inf
@@ -87,7 +88,7 @@ class Float(Kind):
     def accepts(self, value: object) -> bool:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             return False
-        inside = self.low <= value <= self.high and abs(value) < math.inf
+        inside = self.low <= value <= self.high and abs(value) <= _LARGEST
         return inside and not (self.open and value in (self.low, self.high))
 
 
@@ -159,21 +160,25 @@ class Choice(Kind):
         return prefixed or value in self.names
 
     def hint(self, value: object) -> str:
-        return nearest(str(value), list(self.names))
+        if not isinstance(value, str) or len(value) > 100:  # Where a search would take long.
+            return ""
+        return nearest(value, list(self.names))
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuple(Kind):
-    """Several values of a kind; on the command line 1,2,2 or (1, 2, 2) or [1, 2, 2]."""
+    """Several values of a kind, at most `longest`; on the command line 1,2,2 or (1, 2, 2) or [1, 2, 2]."""
 
     item: Kind
     empty: bool = True
+    longest: int = 10_000
     python_type = tuple
 
     @property
     def allowed(self) -> str:
         none = ", or () for none" if self.empty else ""
-        return f"values separated by commas, each {self.item.allowed}{none}"
+        most = "" if self.longest == type(self).longest else f"at most {self.longest} "
+        return f"{most}values separated by commas, each {self.item.allowed}{none}"
 
     def parse(self, text: str) -> tuple[Any, ...]:
         inner = text.strip()
@@ -187,7 +192,7 @@ class Tuple(Kind):
         return tuple(self.item.parse(item) for item in items)
 
     def accepts(self, value: object) -> bool:
-        if not isinstance(value, tuple) or not (value or self.empty):
+        if not isinstance(value, tuple) or not (value or self.empty) or len(value) > self.longest:
             return False
         return all(self.item.accepts(item) for item in value)
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def load_file(path: str) -> ConfigDict:
     Raises:
       InputError: No such file, no get_config, or it sets a field that does not exist or has another type.
     """
+    path = os.path.expanduser(path)
     if not Path(path).is_file():
         raise InputError(f"--config: no such file: {path}")
     spec = importlib.util.spec_from_file_location("diffusion_jax_user_config", path)
@@ -39,13 +41,18 @@ def load_file(path: str) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        raise InputError(f"--config: {path}: {_one_line(error)}") from error
+    except BaseException as error:  # Also sys.exit, which would end the command as if it were done.
+        if isinstance(error, Exception) or not _is_ours(error):
+            raise InputError(f"--config: {path}: {_one_line(error)}") from error
+        raise  # The user stops the command.
     if not isinstance(config, ConfigDict):
         raise InputError(f"--config: get_config() of {path} must return a ConfigDict")
-    found = dict(fields(config))
+    try:
+        found = dict(fields(config))
+    except RecursionError as error:
+        raise InputError(f"--config: the config of {path} holds itself") from error
     if missing := FIELDS.keys() - found.keys():
         raise InputError(
             f"--config: {path} lacks {', '.join(sorted(missing))}; start from default_config()"
@@ -120,16 +127,27 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
       InputError: A field that does not exist, or has another type.
     """
     config = default_config()
-    for name, value in fields(ConfigDict(saved, convert_dict=True)):
+    for name, value in _flat(saved):
         if name not in FIELDS:
             raise InputError(f"saved config: unknown field {name!r}.{nearest(name, FIELDS)}")
         group, leaf = locate(config, name)
         value = _FORMERLY.get((name, value), value) if isinstance(value, bool) else value
         try:
+            if isinstance(value, dict):
+                raise TypeError(name)
             group[leaf] = tuple(value) if isinstance(value, list) else value
         except (TypeError, OverflowError) as error:
             raise InputError(f"saved config: {name} {FIELDS[name].refusal(value)}") from error
     return config
+
+
+def _flat(saved: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields ("group.field", value) of plain dicts; a `ConfigDict` would take `__class__` for an attribute."""
+    for name, value in saved.items():
+        if name in GROUPS and name and isinstance(value, dict):
+            yield from ((f"{name}.{leaf}", inner) for leaf, inner in value.items())
+        else:
+            yield (name if "." not in name else f"{name} "), value
 
 
 # What older versions saved: (field, value) -> what it is called now.
@@ -139,5 +157,11 @@ _FORMERLY: dict[tuple[str, bool], str] = {
 }
 
 
-def _one_line(error: Exception) -> str:
+def _is_ours(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return "it calls sys.exit; get_config() must return a ConfigDict"
     return " ".join(str(error).split()) or type(error).__name__

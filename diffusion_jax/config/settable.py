@@ -19,7 +19,7 @@ SETTABLE = {
     ),
     "sampler.num_steps": Field(
         None,
-        Int(1),
+        Int(1, 1_000_000),
         "steps, of ddpm at most process.num_timesteps; unset: all (ode_adaptive: 2), or as many as spacing lists",
         "always",
     ),
@@ -75,7 +75,10 @@ SETTABLE = {
         "always",
     ),
     "sampler.corrector_steps": Field(
-        1, Int(0), "pc: Langevin moves after each step, an evaluation each; 0: none", "always"
+        1,
+        Int(0, 10_000),
+        "pc: Langevin moves after each step, an evaluation each; 0: none",
+        "always",
     ),
     "sampler.snr": Field(
         0.16,
@@ -84,7 +87,7 @@ SETTABLE = {
         "always",
     ),
     "sampler.langevin_steps": Field(
-        5, Int(1), "langevin: moves at each noise level, an evaluation each", "always"
+        5, Int(1, 1_000_000), "langevin: moves at each noise level, an evaluation each", "always"
     ),
     "sampler.langevin_step_size": Field(
         None,
@@ -103,7 +106,7 @@ SETTABLE = {
     ),
     "sampler.max_steps": Field(
         1000,
-        Int(1),
+        Int(1, 1_000_000),
         "ode_adaptive: most steps of the solver between two points of the grid, rejected ones included",
         "always",
     ),
@@ -133,9 +136,9 @@ SETTABLE = {
         "always",
     ),
     # ---- sample
-    "sample.num_images": Field(64, Int(1), "images to draw", "always"),
+    "sample.num_images": Field(64, Int(1, 100_000_000), "images to draw", "always"),
     "sample.batch_size": Field(
-        64, Int(1), "images drawn together; no image depends on it", "always"
+        64, Int(1, 1_000_000), "images drawn together; no image depends on it", "always"
     ),
     "sample.formats": Field(
         ("png", "npz"),
@@ -146,12 +149,14 @@ SETTABLE = {
     "sample.seed": Field(0, SEEDS, "image i depends on this seed and i alone", "always"),
     "sample.labels": Field(
         None,
-        Tuple(Int(0), empty=False),
+        Tuple(Int(0, 1_000_000), empty=False),
         "classes, repeated over the images; unset: all classes in turn",
         "always",
     ),
     "sample.ema": Field(True, Bool(), "draw with the averaged weights", "always"),
-    "sample.step": Field(None, Int(0), "step of the checkpoint; unset: the newest", "always"),
+    "sample.step": Field(
+        None, Int(0, 2**31 - 1), "step of the checkpoint; unset: the newest", "always"
+    ),
     "sample.progressive": Field(
         False,
         Bool(),
@@ -184,7 +189,10 @@ SETTABLE = {
         "always",
     ),
     "edit.factor": Field(
-        4, Int(2), "inpaint, keep=coarse: side of the blocks, by which it enlarges", "always"
+        4,
+        Int(2, 16_384),
+        "inpaint, keep=coarse: side of the blocks, by which it enlarges",
+        "always",
     ),
     "edit.start_t": Field(
         None,
@@ -193,16 +201,19 @@ SETTABLE = {
         "always",
     ),
     "edit.resamplings": Field(
-        1, Int(1), "inpaint: how often each stretch of steps is done (RePaint); 1: once", "always"
+        1,
+        Int(1, 10_000),
+        "inpaint: how often each stretch of steps is done (RePaint); 1: once",
+        "always",
     ),
-    "edit.jump": Field(10, Int(1), "inpaint: steps in a stretch", "always"),
+    "edit.jump": Field(10, Int(1, 1_000_000), "inpaint: steps in a stretch", "always"),
     "edit.times": Field(
         None,
         Tuple(Float(), empty=False),
         "interpolate: times to mix images at; unset: an eighth, two, ... eight eighths of all",
         "always",
     ),
-    "edit.num_between": Field(7, Int(1), "interpolate: images between two", "always"),
+    "edit.num_between": Field(7, Int(1, 10_000), "interpolate: images between two", "always"),
     "edit.latents": Field(
         False,
         Bool(),
@@ -211,14 +222,14 @@ SETTABLE = {
     ),
     "edit.iterations": Field(
         0,
-        Int(0),
+        Int(0, 10_000),
         "interpolate, latents of ddim: fixed-point iterations a step in finding x_T; 0: plain inversion",
         "always",
     ),
     # ---- eval
-    "eval.num_images": Field(1000, Int(1), "images to measure, at most", "always"),
+    "eval.num_images": Field(1000, Int(1, 1_000_000_000), "images to measure, at most", "always"),
     "eval.batch_size": Field(
-        250, Int(1), "images measured together; no result depends on it", "always"
+        250, Int(1, 1_000_000), "images measured together; no result depends on it", "always"
     ),
     "eval.split": Field(
         "test", Choice(("test", "train")), "images that --mode=evaluate measures", "always"
@@ -233,10 +244,12 @@ SETTABLE = {
         0, SEEDS, "of the noise; that of image i depends on this seed and i alone", "always"
     ),
     "eval.ema": Field(True, Bool(), "measure the averaged weights", "always"),
-    "eval.step": Field(None, Int(0), "step of the checkpoint; unset: the newest", "always"),
+    "eval.step": Field(
+        None, Int(0, 2**31 - 1), "step of the checkpoint; unset: the newest", "always"
+    ),
     "eval.num_steps": Field(
         None,
-        Int(1),
+        Int(1, 1_000_000),
         "bound: steps of the chain, of ddpm at most process.num_timesteps; unset: all, or as many as spacing lists",
         "always",
     ),
@@ -254,7 +267,7 @@ SETTABLE = {
     ),
     "eval.num_terms": Field(
         None,
-        Int(1),
+        Int(1, 1_000_000),
         "bound: terms of each image, drawn evenly from the steps, L_0 always among them; unset: all",
         "always",
     ),
@@ -269,10 +282,13 @@ SETTABLE = {
         False, Bool(), "bound: the decoder's tanh approximation of older codes", "always"
     ),
     "eval.num_dequantizations": Field(
-        1, Int(1), "ode_bpd: dequantisations of each image, with probes of their own", "always"
+        1,
+        Int(1, 10_000),
+        "ode_bpd: dequantisations of each image, with probes of their own",
+        "always",
     ),
     "eval.num_probes": Field(
-        1, Int(1), "ode_bpd: probes of the divergence of each dequantisation", "always"
+        1, Int(1, 10_000), "ode_bpd: probes of the divergence of each dequantisation", "always"
     ),
     "eval.probes": Field(
         "rademacher",
@@ -288,21 +304,21 @@ SETTABLE = {
     ),
     "eval.max_steps": Field(
         1000,
-        Int(1),
+        Int(1, 1_000_000),
         "ode_bpd: most steps of the ODE, those that were tried again included",
         "always",
     ),
     # ---- mesh
     "mesh.data": Field(
         -1,
-        Int(-1),
+        Int(-1, 1_000_000),
         "devices along the batch alone; -1: all that are left; of a CPU's cores the most that share the batch, "
         "32 images or more each",
         "always",
     ),
     "mesh.fsdp": Field(
         1,
-        Int(1),
+        Int(1, 1_000_000),
         "devices along the batch over which parameters, averages and the optimiser's state are divided too",
         "always",
     ),

@@ -21,7 +21,9 @@ TRAINING = {
         None, Text("a SHA-256 checksum"), "checksum of a repacked archive; unset: the published one"
     ),
     "data.image_size": Field(
-        None, Int(1), "side to crop and resize to; image_folder needs it; unset: as the images are"
+        None,
+        Int(1, 16_384),
+        "side to crop and resize to; image_folder needs it; unset: as the images are",
     ),
     "data.random_flip": Field(False, Bool(), "mirror training images at random, left to right"),
     "data.test_fraction": Field(
@@ -35,23 +37,25 @@ TRAINING = {
     ),
     # ---- model
     "model.name": Field("unet", Choice(("unet", "mlp")), "architecture"),
-    "model.channels": Field(128, Int(4, factor=4), "width of the first level"),
+    "model.channels": Field(128, Int(4, 16_384, factor=4), "width of the first level"),
     "model.channel_mult": Field(
         (1, 2, 2, 2),
-        Tuple(Int(1), empty=False),
+        Tuple(Int(1, 1_024), empty=False, longest=14),
         "U-Net: width of each level in units of channels; each halves the resolution",
     ),
-    "model.num_res_blocks": Field(2, Int(1), "residual blocks a level (U-Net) or in all (MLP)"),
+    "model.num_res_blocks": Field(
+        2, Int(1, 1_000), "residual blocks a level (U-Net) or in all (MLP)"
+    ),
     "model.attention_resolutions": Field(
-        (16,), Tuple(Int(1)), "U-Net: heights of the feature maps that get self-attention"
+        (16,), Tuple(Int(1, 16_384)), "U-Net: heights of the feature maps that get self-attention"
     ),
     "model.dropout": Field(0.0, Float(0, 0.99), "rate of dropout while training"),
     "model.num_classes": Field(
-        0, Int(0), "classes to condition on, those of the data; 0: unconditional"
+        0, Int(0, 1_000_000), "classes to condition on, those of the data; 0: unconditional"
     ),
     "model.norm_groups": Field(
         None,
-        Int(1),
+        Int(1, 16_384),
         "U-Net: groups of a norm, a divisor of channels; unset: up to 32, of at least four channels",
     ),
     "model.norm_eps": Field(1e-6, Float(1e-12, 1), "U-Net: what a norm adds to the variance"),
@@ -77,7 +81,7 @@ TRAINING = {
     ),
     "process.num_timesteps": Field(
         1000,
-        Int(1),
+        Int(1, 1_000_000),
         "T, the number of steps; of an SDE: steps of a sampler that sets none; ncsn: L, of levels",
     ),
     "process.beta_start": Field(
@@ -116,7 +120,7 @@ TRAINING = {
         "simple: square error, Eq. 14; vlb: the bound; hybrid: simple, vlb for the variance; sliced: sliced scores",
     ),
     "loss.vlb_weight": Field(0.001, Float(0), "hybrid: how much vlb counts, in bits/dim"),
-    "loss.num_probes": Field(1, Int(1), "sliced: random directions an image and step"),
+    "loss.num_probes": Field(1, Int(1, 10_000), "sliced: random directions an image and step"),
     "loss.times": Field(
         "uniform",
         Choice(("uniform", "stratified", "importance", "likelihood")),
@@ -140,7 +144,9 @@ TRAINING = {
     ),
     # ---- optimizer
     "optimizer.learning_rate": Field(2e-4, Float(0), "rate after the warm-up"),
-    "optimizer.warmup_steps": Field(5000, Int(0), "steps over which the rate rises linearly"),
+    "optimizer.warmup_steps": Field(
+        5000, Int(0, 2**31 - 1), "steps over which the rate rises linearly"
+    ),
     "optimizer.decay": Field(
         "constant",
         Choice(("constant", "linear", "cosine")),
@@ -160,42 +166,51 @@ TRAINING = {
         "steps in all; where optimizer.decay has the rate end there, a resume may not change it",
         "resume",
     ),
-    "train.batch_size": Field(128, Int(1), "images a step, over all devices"),
+    "train.batch_size": Field(128, Int(1, 1_000_000), "images a step, over all devices"),
     "train.label_dropout": Field(
         0.0,
         Float(0, 1),
         "share of labels that a conditional model does not see, for guidance; 0: none",
     ),
-    "train.accumulate": Field(1, Int(1), "parts of a batch that are computed one after the other"),
+    "train.accumulate": Field(
+        1, Int(1, 1_000_000), "parts of a batch that are computed one after the other"
+    ),
     "train.steps_per_dispatch": Field(
-        None, Int(1), "steps in one compiled program; unset: 1 on the CPU, 10 elsewhere", "resume"
+        None,
+        Int(1, 1_000_000),
+        "steps in one compiled program; unset: 1 on the CPU, 10 elsewhere",
+        "resume",
     ),
     "train.step_timeout": Field(
         3600.0,
-        Float(0),
+        Float(0, 1e9),
         "seconds without a finished step after which a run says where it hangs, and ends; 0: never",
         "resume",
     ),
-    "train.log_every": Field(100, Int(1), "steps between rows of metrics.jsonl", "resume"),
-    "train.checkpoint_every": Field(5000, Int(1), "steps between checkpoints", "resume"),
+    "train.log_every": Field(
+        100, Int(1, 2**31 - 1), "steps between rows of metrics.jsonl", "resume"
+    ),
+    "train.checkpoint_every": Field(5000, Int(1, 2**31 - 1), "steps between checkpoints", "resume"),
     "train.checkpoint_dir": Field(
         None,
         Text("a folder's full path, or an address such as gs://BUCKET/PATH"),
         "where this run's checkpoints are, and no other's; unset: WORKDIR/checkpoints",
         "resume",
     ),
-    "train.keep_last": Field(3, Int(1), "newest checkpoints to keep", "resume"),
+    "train.keep_last": Field(3, Int(1, 1_000_000), "newest checkpoints to keep", "resume"),
     "train.keep_every": Field(
-        None, Int(1), "besides the newest, keep multiples of this; unset: none", "resume"
+        None, Int(1, 2**31 - 1), "besides the newest, keep multiples of this; unset: none", "resume"
     ),
     "train.sample_every": Field(
-        0, Int(0), "steps between sample grids; 0: only at the end", "resume"
+        0, Int(0, 2**31 - 1), "steps between sample grids; 0: only at the end", "resume"
     ),
-    "train.sample_images": Field(36, Int(1), "images in these grids", "resume"),
-    "train.eval_every": Field(0, Int(0), "steps between held-out losses; 0: never", "resume"),
+    "train.sample_images": Field(36, Int(1, 10_000), "images in these grids", "resume"),
+    "train.eval_every": Field(
+        0, Int(0, 2**31 - 1), "steps between held-out losses; 0: never", "resume"
+    ),
     "train.bpd_every": Field(
         0,
-        Int(0),
+        Int(0, 2**31 - 1),
         "steps between bits/dim of test images (EMA), measured as the eval group says; 0: never",
         "resume",
     ),

@@ -1,4 +1,4 @@
-"""Arrays of an .npz file: what a damaged or foreign file holds is a `ValueError`, and takes no more memory than is there.
+"""Arrays of an .npz file: what a damaged or foreign file holds is a `ValueError`, and takes no more memory than that.
 
 NumPy's own reader raises a dozen kinds of errors, and believes a header that promises terabytes.
 """
@@ -10,7 +10,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
 
 
 @contextlib.contextmanager
-def open_array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Header, zipfile.ZipExtFile]]:
+def open_array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Header, Any]]:
     """Opens one array of an archive: what it is, and its values as bytes in order.
 
     Whoever reads to the end, where the checksum is compared, gets as many bytes as the header says.
@@ -83,7 +83,7 @@ def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
-def _header(file: zipfile.ZipExtFile) -> Header:
+def _header(file: Any) -> Header:
     version = np.lib.format.read_magic(file)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,

@@ -14,6 +14,8 @@ import numpy as np
 import diffusion_jax
 from diffusion_jax import ownership
 from diffusion_jax.errors import InputError
+from diffusion_jax.reading import json_text
+from diffusion_jax.reading.regular import read_regular
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -66,8 +68,11 @@ def check(workdir: Path, mode: str) -> None:
     """Looks at results/<mode>.json before the work for it begins.
 
     Raises:
-      InputError: The file is there, but does not hold results.
+      InputError: The file is there, but does not hold results; or a file is where the folder goes.
     """
+    folder = workdir / "results"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; move it away")
     _last(workdir / "results" / f"{mode}.json")
 
 
@@ -76,10 +81,13 @@ def _last(path: Path) -> tuple[dict[str, Any], list[Any]]:
     if not path.exists():
         return {}, []
     try:
-        last = json.loads(path.read_text())
-        return last, list(last.pop("earlier"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        last = json_text.parse_object(read_regular(path), finite=False)
+        earlier = last.pop("earlier")
+        if not isinstance(earlier, list):
+            raise ValueError(f"earlier is {earlier!r}")
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} does not hold results; move it away") from error
+    return last, earlier
 
 
 @contextlib.contextmanager

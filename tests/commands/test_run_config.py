@@ -9,6 +9,7 @@ import pytest
 from tiny_run import Outcome, digits_in, results, run, write_config
 
 from diffusion_jax.commands.run_config import USES, load_config, passed_over
+from diffusion_jax.commands.trained import saved_checkpoint_dir
 from diffusion_jax.config import (
     FIELDS,
     default_config,
@@ -153,3 +154,17 @@ def test_a_run_that_was_trained_on_many_devices_is_used_on_those_that_are_here(
     assert load_config(tmp_path, [], "sample").mesh.to_dict() == {"data": -1, "fsdp": 1}
     asked = load_config(tmp_path, [("mesh.fsdp", "2")], "sample").mesh
     assert asked.to_dict() == {"data": -1, "fsdp": 2}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"3", b"[" * 10**5, b'{"a":' * 10**5, b"\xff", b'{"seed": NaN}', b'{"seed": 1e999}',
+     b'{"__init__": 1}', b'{"train": {"__class__": 1}}', b'{"seed": 0, "seed": 1}', b"9" * 5000, None],
+)  # fmt: skip
+def test_a_damaged_config_json_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "config.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.json: ") as error:
+        load_config(tmp_path, [], "sample")
+    assert "\n" not in str(error.value)
+    assert saved_checkpoint_dir(tmp_path) is None

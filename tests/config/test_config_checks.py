@@ -10,8 +10,8 @@ from diffusion_jax.config import FIELDS, default_config, locate, validate
 from diffusion_jax.config.kinds import Bool, Choice, Text
 from diffusion_jax.errors import InputError
 
-COUNT = ([1, 10**12], [0, -7])
-COUNT_OR_NONE = ([0, 10**12], [-1])
+COUNT = ([1, 1000], [0, -7, 2**31, 10**12])
+COUNT_OR_NONE = ([0, 1000], [-1, 2**31, 10**12])
 SIZE = ([1e-6, 1e6], [0.0, 2e6, math.nan])
 SHARE = ([1e-9, 0.999], [0.0, 1.0, math.nan])
 SEED = ([0, 2**32 - 1], [-1, 2**32])

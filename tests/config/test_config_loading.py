@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from diffusion_jax.commands.signals import Stopped
 from diffusion_jax.config import (
     FIELDS,
     default_config,
@@ -25,7 +26,7 @@ def get(config: ConfigDict, name: str) -> Any:
     return group[leaf]
 
 
-SEVERAL = "values separated by commas, each an integer of at least"
+SEVERAL = "values separated by commas, each an integer from"
 
 
 def overridden(*assignments: tuple[str, str]) -> ConfigDict:
@@ -76,7 +77,7 @@ def test_a_value_on_the_command_line_gets_the_type_of_its_field(name, text, valu
         ("train.num_steps", "3.5", "an integer from 1 to 2147483647"),
         ("train.num_steps", "inf", "an integer from 1 to 2147483647"),
         ("train.num_steps", "none", "an integer from 1 to 2147483647"),
-        ("data.image_size", "large", "an integer of at least 1, or none"),
+        ("data.image_size", "large", "an integer from 1 to 16384, or none"),
         ("optimizer.learning_rate", "fast", "a finite number of at least 0"),
         ("process.beta_end", "1e", "a number in (0, 1), or none"),
         ("data.random_flip", "yes", "true or false"),
@@ -85,11 +86,11 @@ def test_a_value_on_the_command_line_gets_the_type_of_its_field(name, text, valu
             "true",
             "one of none, blocks; or values separated by commas, each one of conv, attention",
         ),
-        ("model.channel_mult", "1,two", f"{SEVERAL} 1"),
-        ("model.channel_mult", "1,2.5", f"{SEVERAL} 1"),
-        ("model.channel_mult", "(1,2", f"{SEVERAL} 1"),
-        ("model.channel_mult", "", f"{SEVERAL} 1"),
-        ("sample.labels", "cat", f"{SEVERAL} 0, or none"),
+        ("model.channel_mult", "1,two", f"at most 14 {SEVERAL} 1 to 1024"),
+        ("model.channel_mult", "1,2.5", f"at most 14 {SEVERAL} 1 to 1024"),
+        ("model.channel_mult", "(1,2", f"at most 14 {SEVERAL} 1 to 1024"),
+        ("model.channel_mult", "", f"at most 14 {SEVERAL} 1 to 1024"),
+        ("sample.labels", "cat", f"{SEVERAL} 0 to 1000000, or none"),
     ],
 )
 def test_a_value_of_another_type_is_refused(name, text, allowed):
@@ -210,5 +211,73 @@ def test_a_saved_config_with_a_wrong_field_is_refused():
         from_dict(saved)
     saved["train"]["num_steps"] = 3
     saved["optimizer"]["learning_rate"] = 10**400
-    with pytest.raises(InputError, match="learning_rate is 10*; it must be a finite number"):
+    with pytest.raises(
+        InputError, match="learning_rate is 10* ... .401 characters.; it must be a finite number"
+    ):
         from_dict(saved)
+
+
+# ---- hostile and damaged content -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"__init__": 1},
+        {"__class__": {"a": 1}},
+        {"_fields": {}},
+        {"train": {"__class__": 3}},
+        {"train": {"lock": 1}},
+        {"train": {"num_steps": {"a": 1}}},
+        {"model": {"remat": {"__class__": 1}}},
+        {"train.num_steps": 5},
+        {"train": 5},
+        {"seed": {"seed": 1}},
+        {"": 1},
+        {"": {"seed": 1}},
+        {"optimizer": {"learning_rate": 10**400}},
+        {"train": {"num_steps": "x" * 100_000}},
+    ],
+    ids=lambda saved: str(saved)[:40],
+)
+def test_no_saved_key_or_value_is_more_than_a_field(saved):
+    with pytest.raises(InputError) as error:
+        from_dict(saved)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+BAD_FILES = {
+    "import sys\nsys.exit(0)": "it calls sys.exit",
+    "def get_config():\n  raise SystemExit": "it calls sys.exit",
+    "def get_config():\n  raise GeneratorExit": "GeneratorExit",
+    "class Own(BaseException): pass\nraise Own('one\\ntwo')": "one two",
+    "def get_config():\n  return get_config()": "recursion",
+    "(" * 500: "",
+    "\0": "",
+    """from diffusion_jax.config import default_config
+def get_config():
+    config = default_config().unlock()
+    config.train.more = config
+    return config""": "holds itself",
+    """from diffusion_jax.config import default_config
+def get_config():
+    config = default_config()
+    config.optimizer.learning_rate = 10**400
+    return config""": "too large",
+}
+
+
+@pytest.mark.parametrize("text", BAD_FILES, ids=lambda text: text[-30:])
+def test_whatever_a_config_file_raises_is_one_line(tmp_path, text):
+    (tmp_path / "config.py").write_text(text)
+    with pytest.raises(InputError, match=BAD_FILES[text]) as error:
+        load_file(str(tmp_path / "config.py"))
+    assert str(error.value).startswith("--config: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Stopped])
+def test_a_user_who_stops_the_command_while_a_config_is_read_is_heeded(tmp_path, monkeypatch, stop):
+    (tmp_path / "config.py").write_text("import builtins\nraise builtins.stop")
+    monkeypatch.setattr("builtins.stop", stop("SIGINT"), raising=False)
+    with pytest.raises(stop):
+        load_file(str(tmp_path / "config.py"))

@@ -10,7 +10,7 @@ import pytest
 import diffusion_jax.config
 from diffusion_jax import data, losses
 from diffusion_jax.config import FIELDS, GROUPS, Field, default_config, fields, validate
-from diffusion_jax.config.kinds import Choice, Either, Int, Text, Tuple
+from diffusion_jax.config.kinds import Choice, Either, Int, Kind, Text, Tuple
 from diffusion_jax.config.table import group_of
 from diffusion_jax.data.loading import TFDS_PREFIX
 from diffusion_jax.denoiser import PARAMETERIZATIONS
@@ -139,3 +139,31 @@ def test_a_field_says_what_is_wrong_with_a_value(
     field: Field, value: Any, problem: str | None
 ) -> None:
     assert field.problem(value) == problem
+
+
+def integers(kind: Kind) -> list[Int]:
+    """Returns the kinds of integers in a kind."""
+    inner = {Tuple: ("item",), Either: ("first", "second")}.get(type(kind), ())
+    found = [kind] if isinstance(kind, Int) else []
+    return found + [one for name in inner for one in integers(getattr(kind, name))]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_integer_has_a_largest_value_that_an_array_can_have(name: str) -> None:
+    for kind in integers(FIELDS[name].kind):
+        assert -1 <= kind.low <= kind.high <= 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2**63, 10**5000, -(2**63), 1e308, -1e308, "x" * 10**6, [[]] * 10**5],
+    ids=["2^63", "5000 digits", "-2^63", "1e308", "-1e308", "text", "list"],
+)
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_value_is_too_large_to_be_refused_in_one_short_line(name: str, value: Any) -> None:
+    field = FIELDS[name]
+    for one in (value, (value,), (value, value)):
+        if field.kind.accepts(one):
+            continue  # A path, of which the system says that it is too long; 2^63 as a float.
+        said = field.problem(one)
+        assert said is not None and "\n" not in said and len(said) < 1200

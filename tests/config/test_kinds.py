@@ -82,7 +82,7 @@ def test_text_of_another_kind_is_refused(kind: Kind, text: str) -> None:
         (Int(), [-(10**30), 0], [True, 1.0, "1", None]),
         (Int(1, 3), [1, 3], [0, 4]),
         (Int(4, factor=4), [4, 8], [0, 6]),
-        (Float(), [0, -1.5, 10**400], [True, math.inf, math.nan, "1", None]),
+        (Float(), [0, -1.5, 3.4e38], [10**400, 3.5e38, True, math.inf, math.nan, "1", None]),
         (Float(0, 0.9), [0, 0.9], [-0.1, 0.91]),
         (Float(0, 1, open=True), [1e-9, 0.999], [0, 0.0, 1, 1.0, 2]),
         (Bool(), [True, False], [1, 0, "true"]),

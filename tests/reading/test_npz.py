@@ -43,7 +43,8 @@ def test_what_numpy_writes_is_read_back(tmp_path: Path, compressed: bool):
 @pytest.mark.parametrize("compressed", [True, False])
 def test_no_damage_gives_other_arrays_or_another_error(tmp_path: Path, compressed: bool):
     """Every bit of a small file, and a thousand harsher mutations of it."""
-    path, whole = tmp_path / "x.npz", packed({"a": np.arange(5), "b": np.ones(3, np.uint8)}, compressed=compressed)  # fmt: skip
+    path = tmp_path / "x.npz"
+    whole = packed({"a": np.arange(5), "b": np.ones(3, np.uint8)}, compressed=compressed)
     generator = np.random.default_rng(0)
     cases = []
     for bit in range(0, 8 * len(whole)):
@@ -101,7 +102,9 @@ def archive_of(header: bytes, *, data: bytes = b"", size: int | None = None) -> 
     ],
 )
 @pytest.mark.parametrize("size", [None, 2**31])
-def test_a_header_that_lies_is_refused_before_memory_is_taken(tmp_path: Path, header: str, size: int | None):  # fmt: skip
+def test_a_header_that_lies_is_refused_before_memory_is_taken(
+    tmp_path: Path, header: str, size: int | None
+):
     path = tmp_path / "x.npz"
     path.write_bytes(archive_of(header.encode("latin1"), size=size))
     tracemalloc.start()

@@ -262,7 +262,9 @@ def test_a_result_says_with_what_versions_and_devices_it_was_made(tmp_path):
     assert provenance["processes"] == 1 and "flax" in provenance
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"fid": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "3", '{"fid": 1}', "[" * 10**5, '{"earlier": "ab"}', "\0"]
+)
 def test_a_file_that_holds_no_results_is_not_overwritten(tmp_path, content):
     path = tmp_path / "results" / "train.json"
     path.parent.mkdir()
