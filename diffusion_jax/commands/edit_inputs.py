@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.data import image_file, picture
+from diffusion_jax.data.folder import pictures_in, shown
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.experiment.build import load_split
 from diffusion_jax.samplers.batches import class_of_images
@@ -85,21 +86,26 @@ def load_mask(path: str, image_shape: tuple[int, int, int]) -> Bool[np.ndarray, 
     if image.mode in ("LA", "RGBA"):
         if (bands[..., -1] < 255).any():
             raise InputError(
-                f"edit.mask: {path} has transparent pixels; save it without transparency, black where pixels are kept"
+                f"edit.mask: {shown(path)} has transparent pixels; save it without transparency, "
+                "black where pixels are kept"
             )
         bands = bands[..., :-1]
     if (bands != bands[..., :1]).any():
-        raise InputError(f"edit.mask: {path} has colours; it must be grey, or black and white")
+        raise InputError(
+            f"edit.mask: {shown(path)} has colours; it must be grey, or black and white"
+        )
     brightest = int(bands.max())
     if brightest == 0:
-        warnings.warn(f"edit.mask: {path} is black; nothing is drawn anew", stacklevel=1)
+        warnings.warn(f"edit.mask: {shown(path)} is black; nothing is drawn anew", stacklevel=1)
     if brightest == 1:
-        warnings.warn(f"edit.mask: {path} holds only 0 and 1; 1 is taken for white", stacklevel=1)
+        warnings.warn(
+            f"edit.mask: {shown(path)} holds only 0 and 1; 1 is taken for white", stacklevel=1
+        )
         return bands[..., 0] == 0
     if 1 < brightest < WHITE:
         raise InputError(
-            f"edit.mask: the brightest pixel of {path} is {brightest} of 255, but only pixels from {WHITE} on are "
-            "drawn anew; make them white"
+            f"edit.mask: the brightest pixel of {shown(path)} is {brightest} of 255, but only "
+            f"pixels from {WHITE} on are drawn anew; make them white"
         )
     return bands[..., 0] < WHITE
 
@@ -111,13 +117,15 @@ def _files(paths: Sequence[str]) -> list[str]:
         if not os.path.isdir(path):  # Path.is_dir raises for a name that is too long.
             files.append(path)
             continue
-        try:
-            found = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in picture.SUFFIXES)
-        except OSError as error:
-            raise InputError(f"edit.images: cannot read {path}: {reason(error)}") from error
-        if not found:
-            raise InputError(f"edit.images: no images in {path}; it must hold {picture.KINDS}")
-        files += map(str, found)
+        found = pictures_in(Path(path), "edit.images", deep=False)
+        if not found.names:
+            raise InputError(
+                f"edit.images: no images in {shown(path)}; it must hold {picture.KINDS}"
+                + (f": {found.note()}" if found.passed_over else "")
+            )
+        if note := found.note():
+            warnings.warn(f"edit.images: {note}", stacklevel=1)
+        files += [os.path.join(path, name) for name in found.names]
     return files
 
 
@@ -134,10 +142,11 @@ def _opened(path: str, field: str, size: tuple[int, int] | None = None) -> Image
     """Returns the picture in a file, which must have the given width and height."""
     try:
         image = image_file.read(path)
-    except (picture.Unreadable, OSError) as error:
-        raise InputError(f"{field}: cannot read {path}: {reason(error)}") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{field}: cannot read {shown(path)}: {reason(error)}") from error
     if size is not None and image.size != size:
         raise InputError(
-            f"{field}: {path} has {image.size[0]}x{image.size[1]} pixels; the model's images have {size[0]}x{size[1]}"
+            f"{field}: {shown(path)} has {image.size[0]}x{image.size[1]} pixels; "
+            f"the model's images have {size[0]}x{size[1]}"
         )
     return image

@@ -2,11 +2,13 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from diffusion_jax.addresses import is_local
 from diffusion_jax.data.bucket import local_copy
+from diffusion_jax.data.folder import some
+from diffusion_jax.data.picture import DAMAGED
 from diffusion_jax.data.sources import cifar10, digits, fashion_mnist, image_folder
 from diffusion_jax.data.sources.base import Request, Source
 from diffusion_jax.data.split import Split, in_memory
@@ -91,25 +93,31 @@ def _held(split: Split, memory_limit: int) -> Split:
 def _open(name: str, source: Source, split: str, root: Path, memory_limit: int) -> Split:
     from diffusion_jax.data import prepare, reader  # TFDS is slow to import.
 
+    opened, left_out = None, {}
     if source.in_place is not None and not prepare.directory_of(name, source, root).exists():
         with prepare.explained(name, root):
             whole = source.in_place()
         if sum(part.num_bytes for part in whole.splits.values()) > memory_limit:
-            _warn_of(whole.left_out, name)
             if split not in whole.splits:
                 raise InputError(f"{name} has no {split} images; it has {', '.join(whole.splits)}")
-            return whole.splits[split]
-    directory = prepare.prepared(name, source, root)
-    opened, left_out = reader.open_prepared(directory, name, split)
-    _warn_of(left_out, name)
-    return _held(opened, memory_limit)
+            opened, left_out = whole.splits[split], whole.left_out
+    if opened is None:
+        directory = prepare.prepared(name, source, root)
+        opened, left_out = reader.open_prepared(directory, name, split)
+        opened = _held(opened, memory_limit)
+    notes = [source.note, None if opened.class_names else source.no_classes, *_notes(left_out)]
+    for note in filter(None, notes):
+        warnings.warn(f"{name}: {note}", stacklevel=3)
+    return opened
 
 
-def _warn_of(left_out: list[str], name: str) -> None:
-    if left_out:
-        more = ", ..." if len(left_out) > NAMED_FILES else ""
-        warnings.warn(
-            f"{name}: {len(left_out)} damaged files are left out: "
-            f"{', '.join(sorted(left_out)[:NAMED_FILES])}{more}",
-            stacklevel=4,
-        )
+def _notes(left_out: Mapping[str, str]) -> Iterator[str]:
+    """Yields a line for each kind of reason why files are left out."""
+    kinds: dict[str, list[str]] = {}
+    for file in sorted(left_out):
+        kinds.setdefault(left_out[file].partition(":")[0], []).append(file)
+    for kind, files in kinds.items():
+        if kind == DAMAGED:
+            yield f"{len(files)} damaged files are left out: {some(files, NAMED_FILES)}"
+        else:
+            yield f"{len(files)} files are left out: {some(files, NAMED_FILES)} ({left_out[files[0]]})"

@@ -21,6 +21,7 @@ MODES |= {"I;16", "I;16B", "I;16L", "I;16N"}
 KINDS = "PNG, JPEG, WebP, TIFF, BMP or GIF"
 MAX_PIXELS = 178_956_970  # 512 MiB in RGB; where Pillow gives up, too.
 MAX_BYTES = 2**31
+DAMAGED = "damaged"
 DIM = 2**14  # 16 bits of which the brightest is below hold fewer bits: 10, 12 or 14.
 
 # What else is found under the name of a picture, by its first bytes.
@@ -33,7 +34,12 @@ _BRANDS = {b"ftypavi": "AVIF", b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif
 
 
 class Unreadable(ValueError):
-    """A picture that is not taken, though it need not be damaged; says why."""
+    """A picture that is not taken, though it need not be damaged; says why, what it is before any colon."""
+
+    @property
+    def kind(self) -> str:
+        """Why it is not taken: for the damaged only that, since decoders word it in many ways."""
+        return DAMAGED if isinstance(self, Damaged) else str(self)
 
 
 class Damaged(Unreadable):

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from diffusion_jax.data.folder import some
 from diffusion_jax.data.sources.base import Contents, Source
 from diffusion_jax.errors import InputError, RunError, disk_full
 
@@ -135,14 +136,14 @@ def _write_splits(name: str, contents: Contents, directory: Path) -> None:
         writer.initialize_splits([split])
         shown = tqdm(images, f"{name}: {split}", leave=False, disable=not sys.stderr.isatty())
         rows = ({"image": image, "label": label} for image, label in shown)
-        some = False
+        any_written = False
         while chunk := list(itertools.islice(rows, max(1, min(1000, CHUNK_BYTES // size)))):
             writer.add_examples({split: chunk})
-            some = True
-        if not some:
+            any_written = True
+        if not any_written:
             raise InputError(
                 f"none of the {split} images can be read: "
-                f"{', '.join(contents.left_out[:NAMED_FILES])}"
+                f"{some(sorted(contents.left_out), NAMED_FILES)}"
             )
     writer.close_all()
 

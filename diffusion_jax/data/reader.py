@@ -20,11 +20,11 @@ from diffusion_jax.errors import InputError, RunError
 _Example: Any = vars(tf_example_pb2)["Example"]
 
 
-def open_prepared(directory: Path, name: str, split: str) -> tuple[Split, list[str]]:
+def open_prepared(directory: Path, name: str, split: str) -> tuple[Split, dict[str, str]]:
     """Opens what `prepare` has written, streamed from its files.
 
     Returns:
-      The split, and the files that were left out when it was prepared.
+      The split, and why each file that was left out when it was prepared was so.
 
     Raises:
       InputError: The source has no images of that split.

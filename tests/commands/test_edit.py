@@ -1,6 +1,5 @@
 """`--mode=inpaint` and `--mode=interpolate` on a run of seconds: what they keep, write and refuse."""
 
-import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +11,8 @@ from PIL import Image
 from tiny_run import Outcome, digits_in, results, run, write_config
 
 from diffusion_jax.commands import interpolate
-from diffusion_jax.commands.edit_inputs import _files
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.data import load
-from diffusion_jax.errors import InputError
 
 # Of the cosine schedule with T = 20, the first step has a standard deviation of 0.09, 11.5 grey levels: five of them.
 NOISE = 57
@@ -301,17 +298,6 @@ def test_wrong_edits_are_refused_in_one_line(
     assert outcome.status == 2
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: ") and message.format(**paths) in line
-
-
-def test_a_folder_of_images_that_cannot_be_listed_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def denied(path: Path) -> Iterator[Path]:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "iterdir", denied)
-    with pytest.raises(InputError, match=f"^edit.images: cannot read {tmp_path}: permission"):
-        _files([str(tmp_path)])
 
 
 def test_interpolations_that_cannot_be_written_are_refused_before_they_are_drawn(

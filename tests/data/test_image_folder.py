@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
-from diffusion_jax.data import load
+from diffusion_jax.data import headers, load
 from diffusion_jax.data.image_file import fit
 from diffusion_jax.errors import InputError, RunError
 
@@ -66,7 +66,10 @@ def test_linked_folders_are_followed_without_going_round(folder, tmp_path):
 @pytest.mark.parametrize("grey_mode", ["L", "LA", "1", "I;16"])
 def test_one_channel_stays_only_if_all_images_are_grey(folder, tmp_path, grey_mode):
     save(folder / "1.png", 0, mode="L")
-    Image.new("L", (9, 9), 255).convert(grey_mode).save(folder / "2.png")
+    white = Image.new("L", (9, 9), 255).convert(grey_mode)
+    if grey_mode == "I;16":
+        white = Image.new(grey_mode, (9, 9), 65535)
+    white.save(folder / "2.png")
     assert opened(folder, tmp_path).image_shape == (8, 8, 1)
     save(folder / "3.png")
     assert opened(folder, tmp_path).image_shape == (8, 8, 3)
@@ -213,13 +216,9 @@ def test_a_set_above_the_limit_is_not_copied_and_reads_like_a_small_one(folder, 
 
 
 def test_headers_are_looked_at_once_and_again_when_the_files_change(folder, tmp_path, monkeypatch):
-    from diffusion_jax.data.sources import image_folder
-
     looked_at = []
-    header = image_folder._header
-    monkeypatch.setattr(
-        image_folder, "_header", lambda path: [looked_at.append(path), header(path)][1]
-    )
+    look = headers.look
+    monkeypatch.setattr(headers, "look", lambda path: [looked_at.append(path), look(path)][1])
     for name in ("1.png", "2.png"):
         save(folder / name, 7, mode="L")
     requests: list[dict[str, Any]] = [{}, {}, {"image_size": 4}, {"test_fraction": 0.5}]
@@ -230,9 +229,25 @@ def test_headers_are_looked_at_once_and_again_when_the_files_change(folder, tmp_
     assert in_place(folder, tmp_path).image_shape == (8, 8, 3)
     assert len(looked_at) == 4
     for index in (tmp_path / "cache" / "index").iterdir():
-        index.write_bytes(index.read_bytes()[:100])
+        index.write_bytes(index.read_bytes()[:50])
     assert in_place(folder, tmp_path).num_images == 2
     assert len(looked_at) == 6
+
+
+def test_a_flipped_bit_of_an_index_has_it_made_anew(folder, tmp_path):
+    for i in range(3):
+        save(folder / f"{i}.png")
+    names, index = ["0.png", "1.png", "2.png", "3.png"], tmp_path / "index"
+    (folder / "3.png").write_bytes(b"")
+    right = headers.headers(folder, names, index)
+    assert right == ("cccx", {"3.png": "damaged"})
+    data = index.read_bytes()
+    for bit in range(0, 8 * len(data), 7):  # Another of each byte.
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        index.write_bytes(changed)
+        assert headers.headers(folder, names, index) == right
+        assert index.read_bytes() == data
 
 
 def test_a_file_found_damaged_while_reading_is_named_and_what_to_do(folder, tmp_path):

@@ -39,14 +39,14 @@ class Contents:
       class_names: Name of each class; empty if there are no labels.
       num_images: Number of images of all splits; some may turn out to be damaged, and are left out.
       splits: For each split that is not empty, its images and labels in order.
-      left_out: Files that could not be read; complete once all splits have been read.
+      left_out: Why each file that could not be read was not; complete once all splits have been read.
     """
 
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     num_images: int
     splits: Mapping[str, Iterable[LabelledImage]]
-    left_out: list[str] = dataclasses.field(default_factory=list)
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +55,11 @@ class InPlace:
 
     Attributes:
       splits: Each split that is not empty.
-      left_out: Files that are known to be damaged.
+      left_out: Why each file that is known to be unreadable is so.
     """
 
     splits: dict[str, Split]
-    left_out: list[str]
+    left_out: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +70,15 @@ class Source:
       key: All that decides the contents; a prepared copy of equal key is used as it is.
       read: Reads the contents; slow, and not called if there is a prepared copy.
       in_place: Opens the source's own files, for sets too large to copy; None where that cannot be.
+      note: What the user should know of the files that were found; None if nothing.
+      no_classes: What to say if the images turn out to have no classes; None if that is as it should be.
     """
 
     key: str
     read: Callable[[], Contents]
     in_place: Callable[[], InPlace] | None = None
+    note: str | None = None
+    no_classes: str | None = None
 
 
 def refuse_options(
@@ -101,17 +105,22 @@ def existing_source(request: Request, name: str) -> Path:
     """Returns the request's source_dir, or raises an InputError if it is unset or missing."""
     if request.source_dir is None:
         raise InputError(f"data.source_dir is unset; {name} needs the folder that holds the images")
-    if not request.source_dir.exists():
+    if not os.path.exists(request.source_dir):  # Path.exists raises for a name that is too long.
         raise InputError(f"source_dir {str(request.source_dir)!r} does not exist")
     return request.source_dir
 
 
 def listing(files: Sequence[str | Path]) -> str:
     """Returns a digest of files' paths, sizes and times: it changes when they do."""
+    found = ((file, os.stat(file)) for file in files)
+    return digest_of((str(file), status.st_size, status.st_mtime_ns) for file, status in found)
+
+
+def digest_of(files: Iterable[tuple[str, int, int]]) -> str:
+    """Returns a digest of paths, sizes and times; a path need not be UTF-8."""
     digest = hashlib.sha256()
-    for file in files:
-        status = os.stat(file)
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    for file, size, time in files:
+        digest.update(os.fsencode(f"{file}\0{size}\0{time}\n"))
     return digest.hexdigest()
 
 
@@ -119,7 +128,8 @@ def held_out(labels: Int[np.ndarray, " n"], test_fraction: float) -> Bool[np.nda
     """Marks the test images of a fixed split, in which each class has its share within one image.
 
     The images are put in a fixed random order, then sorted by class; every (1/test_fraction)-th of
-    that order is a test image, so that round(n * test_fraction) are.
+    that order is a test image, so that round(n * test_fraction) are. Of a class of which no image
+    would be left to train on, the first is no test image.
     """
     if not 0 <= test_fraction < 1:
         raise InputError(f"test_fraction is {test_fraction}; it must be at least 0 and below 1")
@@ -128,6 +138,8 @@ def held_out(labels: Int[np.ndarray, " n"], test_fraction: float) -> Bool[np.nda
     steps = np.round(np.arange(len(labels) + 1) * test_fraction)
     mark = np.empty(len(labels), bool)
     mark[order] = np.diff(steps) > 0
+    first = order[np.unique(labels[order], return_index=True)[1]]
+    mark[first[~np.isin(labels[first], labels[~mark])]] = False
     return mark
 
 

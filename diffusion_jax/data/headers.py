@@ -1,0 +1,101 @@
+"""What the headers of many picture files say, looked at once and kept in a file with a checksum."""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from diffusion_jax.data import image_file, picture
+from diffusion_jax.data.folder import shown
+from diffusion_jax.errors import InputError, reason
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+CHUNK = 64
+GREY, COLOUR, UNREADABLE = "gcx"
+
+
+class Headers(NamedTuple):
+    """GREY, COLOUR or UNREADABLE of each file, a letter a file; and why the unreadable are so, by name."""
+
+    kinds: str
+    left_out: dict[str, str]
+
+
+def headers(folder: Path, names: list[str], index: Path) -> Headers:
+    """Returns what the files say of themselves; looks into them the first time only.
+
+    With millions of files that takes minutes, so the answer is kept in the file `index`. If that is damaged, it is
+    made anew.
+
+    Raises:
+      InputError: A file that the system does not open.
+    """
+    kept = _kept(index)
+    if kept is not None and len(kept.kinds) == len(names):
+        return kept
+    from tqdm import tqdm
+
+    found = in_threads(lambda name: look(folder / name), names)
+    shown_as = tqdm(found, "looking at files", len(names), disable=not sys.stderr.isatty())
+    kinds, left_out = [], {}
+    for name, said in zip(names, shown_as, strict=True):
+        if said not in (GREY, COLOUR):
+            left_out[name] = said
+        kinds.append(UNREADABLE if name in left_out else said)
+    _keep(index, made := Headers("".join(kinds), left_out))
+    return made
+
+
+def look(path: Path) -> str:
+    """Returns GREY or COLOUR, or why a picture is not taken."""
+    try:
+        with picture.header(path) as image:
+            grey, deep = image_file.is_grey(image), picture.is_deep(image)
+        if deep:  # Whether 16 bits hold fewer, only the pixels say.
+            picture.load(path)
+    except picture.Unreadable as error:
+        return error.kind
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    return GREY if grey else COLOUR
+
+
+def cannot_read(path: Path, error: OSError) -> InputError:
+    """Returns why all stops: what is left out stays so, which must not depend on a file's permissions today."""
+    return InputError(
+        f"cannot read {shown(str(path))}: {reason(error)}; make it readable, or move it away"
+    )
+
+
+def in_threads(function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
+    """Yields the function of each item in order, computed by threads a few at a time."""
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(items), CHUNK):
+            yield from pool.map(function, items[start : start + CHUNK])
+
+
+def _kept(index: Path) -> Headers | None:
+    try:
+        checksum, _, contents = index.read_bytes().partition(b"\n")
+    except OSError:  # It is not there.
+        return None
+    if checksum != hashlib.sha256(contents).hexdigest().encode():
+        return None
+    return Headers(*json.loads(contents))
+
+
+def _keep(index: Path, made: Headers) -> None:
+    contents = json.dumps(made).encode()
+    checksum = hashlib.sha256(contents).hexdigest().encode()
+    index.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=index.parent) as part:
+        unfinished = Path(part) / index.name
+        unfinished.write_bytes(checksum + b"\n" + contents)
+        os.replace(unfinished, index)  # Whole, or not at all.
