@@ -11,6 +11,7 @@ if __name__ == "__main__":  # Before the imports, so that they are done once.
 
 import argparse
 import logging
+import os
 import sys
 import time
 import traceback
@@ -51,6 +52,7 @@ class _Help(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any
     ) -> None:
         print(parser.format_help().rstrip() if values is None else reference.help_text(values))
+        sys.stdout.flush()
         parser.exit()
 
 
@@ -130,6 +132,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
         if flags.config is None:
             raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
         flags.workdir = f"runs/{Path(flags.config).stem}"
+    if not flags.workdir:
+        raise InputError("--workdir is empty; it must be a folder")
+    from diffusion_jax.addresses import expand  # The help does without.
+
+    flags.workdir = expand(flags.workdir)
     return flags, assignments
 
 
@@ -172,7 +179,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
 
     from diffusion_jax import config as config_lib
     from diffusion_jax.commands import evaluate, inpaint, interpolate, run_config, sample
-    from diffusion_jax.commands.environment import keep_compiled_programs
+    from diffusion_jax.commands.environment import check_layout, keep_compiled_programs
     from diffusion_jax.experiment import build
     from diffusion_jax.parallel import join
     from diffusion_jax.reporting import results
@@ -190,6 +197,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     else:
         raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
     build.validate(config)
+    check_layout(workdir)
     results.check(workdir, flags.mode)  # Else what took hours would be lost at its end.
     if flags.topology:  # None of its processes is here to be joined.
         from diffusion_jax.commands import plan
@@ -233,6 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     signals.install()
     try:
         status, error = run(sys.argv[1:] if argv is None else argv, signals, started), None
+        sys.stdout.flush()
     except (Exception, Stopped) as raised:
         status, error = _tell(raised), raised
     ownership.release()
@@ -263,6 +272,10 @@ def _tell(error: BaseException) -> int:
         print(f"error: {error.strerror}{where}; checkpoints are intact", file=sys.stderr)
     elif isinstance(error, (InputError, RunError)):
         print(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, BrokenPipeError) and error.filename is None:
+        _hush()
+    elif isinstance(error, OSError) and error.filename is not None:
+        print(f"error: {error.filename}: {reason(error)}", file=sys.stderr)
     else:
         if (
             "jax" in sys.modules
@@ -272,6 +285,16 @@ def _tell(error: BaseException) -> int:
             peers.name_the_missing()
         traceback.print_exception(error)
     return 2 if isinstance(error, InputError) else 1
+
+
+def _hush() -> None:
+    """Prints nothing more to a pipe that nobody reads: `| head` has seen enough."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
 
 
 if __name__ == "__main__":

@@ -74,6 +74,13 @@ parse_arguments() {
   count=$1
   shift
   arguments=("$@")
+  for option in "$@"; do
+    case $option in
+      --dry-run | --max-restarts | --max-restarts=* | --grace | --grace=* | --log-dir | --log-dir=*)
+        fail "'$option' comes before N, the number of processes; see --help"
+        ;;
+    esac
+  done
   for option in max_restarts grace; do
     [[ ${!option} =~ ^(0|[1-9][0-9]*)$ ]] ||
       fail "--${option/_/-} '${!option}' is not a whole number of at least 0"

@@ -9,29 +9,6 @@ from diffusion_jax.addresses import is_local
 from diffusion_jax.errors import InputError, disk_full, reason
 from diffusion_jax.parallel.distributed import first_decides
 
-# What lies in a checkpoint, in itself and in the folder of a part.
-_OF_CHECKPOINTS = {"manifest.json", "meta.json", "_CHECKPOINT_METADATA", "commit_success.txt"}
-_OF_PARTS = {"_METADATA", "_sharding", "array_metadatas", "manifest.ocdbt"}
-
-
-def is_step(path: epath.Path) -> bool:
-    """Whether a folder has a step's name."""
-    return path.name.isdecimal() and path.name == str(int(path.name))
-
-
-def is_checkpoint(path: epath.Path) -> bool:
-    """Whether a folder is a checkpoint, perhaps a damaged or unfinished one, and not a folder of something else."""
-    try:
-        inside = list(path.iterdir())
-        return any(entry.name in _OF_CHECKPOINTS for entry in inside) or any(
-            name.name in _OF_PARTS or name.name.startswith("ocdbt.process_")
-            for entry in inside
-            if entry.is_dir()
-            for name in entry.iterdir()
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
 
 def make_folder(path: epath.Path) -> None:
     """Makes a folder; in a bucket, where they are but the names of objects, an object that gives it one."""

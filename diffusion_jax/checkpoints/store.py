@@ -29,7 +29,7 @@ from diffusion_jax.addresses import is_local, resolve
 from diffusion_jax.checkpoints import arrays, manager, places
 from diffusion_jax.checkpoints.arrays import Parts
 from diffusion_jax.checkpoints.integrity import MANIFEST, find_damage, read, sync, write_manifest
-from diffusion_jax.checkpoints.places import is_checkpoint, is_step
+from diffusion_jax.checkpoints.listing import Listing, is_checkpoint, is_step
 from diffusion_jax.errors import DISK_FULL, InputError, RunError, reason
 from diffusion_jax.parallel.distributed import all_do, first_decides
 from diffusion_jax.reading import json_text
@@ -96,18 +96,17 @@ class CheckpointStore:
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
         self.directory = resolve(directory)
+        self._listing = Listing(self.directory)
         self._keep_last = keep_last
         self._keep_every = keep_every
         self._manager: Any = None
         self._pending: int | None = None  # The step whose save is not known to have ended.
         self._meta = ""  # Of that step.
         self._damaged: set[int] = set()  # Those that could not be moved aside.
-        self._foreign: set[int] = set()  # Folders named like steps that are no checkpoints.
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, ascending."""
-        named = (p for p in self._entries() if is_step(p) and self._is_committed(p))
-        return sorted(int(p.name) for p in named if self._is_ours(p))
+        return self._listing.steps()
 
     def save(self, step: int, parts: Parts, meta: dict[str, Any]) -> None:
         """Starts to save; waits only for an earlier save and for the copy to host memory.
@@ -138,7 +137,7 @@ class CheckpointStore:
                     list(parts),
                     keep_last=self._keep_last,
                     keep_every=self._keep_every,
-                    foreign=first_decides("look for other folders", self._others),
+                    foreign=first_decides("look for other folders", self._listing.others),
                     seal=self._seal,
                 )
             self._meta = json.dumps({"step": step, "meta": meta, "leaves": leaves}, indent=1)
@@ -217,28 +216,6 @@ class CheckpointStore:
     def _path(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
-    def _entries(self) -> list[epath.Path]:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return list(self.directory.iterdir())
-        return []
-
-    def _is_committed(self, path: epath.Path) -> bool:
-        return path.is_dir() and (is_local(path) or manager.is_committed(path))
-
-    def _is_ours(self, path: epath.Path) -> bool:
-        """Whether a folder with a step's name is a checkpoint; says once which are not."""
-        if is_checkpoint(path):
-            return True
-        if int(path.name) not in self._foreign and path.exists():
-            self._foreign.add(int(path.name))
-            logger.warning("%s is not a checkpoint, and is left alone", path)
-        return False
-
-    def _others(self) -> list[int]:
-        """Returns the steps that folders are named by which are no checkpoints."""
-        self.steps()
-        return sorted(self._foreign)
-
     def _prepare(self, step: int, num_bytes: int) -> bool:
         """Removes what stands in the way of a save; False if its checkpoint exists already.
 
@@ -283,10 +260,12 @@ class CheckpointStore:
 
     def _sweep(self, only: str = "") -> None:
         """Removes what was deleted and what was never committed."""
-        for path in self._entries():
+        for path in self._listing.entries():
             unfinished = manager.UNFINISHED in path.name
             unfinished |= _OLD_UNFINISHED.fullmatch(path.name) is not None
-            unfinished |= is_step(path) and not self._is_committed(path) and is_checkpoint(path)
+            unfinished |= (
+                is_step(path) and not self._listing.is_committed(path) and is_checkpoint(path)
+            )
             if path.name == manager.DELETED or (unfinished and not only):
                 with contextlib.suppress(OSError):
                     path.rmtree()
@@ -336,23 +315,18 @@ class CheckpointStore:
                     if content["step"] == candidates[-1]:
                         return {"step": candidates[-1], "content": content, "digest": digest}
                     damage = f"{META}: it is the checkpoint of step {content['step']}"
-            if self._is_committed(path):
+            if self._listing.is_committed(path):
                 self._move_aside(candidates[-1], damage or f"{META}: not there")
                 if step is not None:
                     break
         if step is not None:
             raise RunError(f"checkpoint {self._path(step)} is damaged")
-        if steps or self._has_moved_aside():
+        if steps or any(map(is_checkpoint, self._listing.entries(DAMAGED))):
             raise RunError(
                 f"every checkpoint in {self.directory} is damaged; to start anew, "
                 "use another directory or remove this one"
             )
         return None
-
-    def _has_moved_aside(self) -> bool:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return any(map(is_checkpoint, (self.directory / DAMAGED).iterdir()))
-        return False
 
     def _move_aside(self, step: int, damage: str) -> None:
         aside = self.directory / DAMAGED

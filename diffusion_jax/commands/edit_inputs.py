@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 from PIL import Image
 
+from diffusion_jax.addresses import expand
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.data import image_file, picture
 from diffusion_jax.data.folder import pictures_in, shown
@@ -81,7 +82,7 @@ def load_mask(path: str, image_shape: tuple[int, int, int]) -> Bool[np.ndarray, 
       InputError: A mask that cannot be read, is not grey, has transparent pixels, or another size than the images.
     """
     height, width, _ = image_shape
-    image = _opened(path, "edit.mask", (width, height))
+    image = _opened(expand(path), "edit.mask", (width, height))
     bands = np.asarray(image).reshape(height, width, -1)
     if image.mode in ("LA", "RGBA"):
         if (bands[..., -1] < 255).any():
@@ -113,7 +114,7 @@ def load_mask(path: str, image_shape: tuple[int, int, int]) -> Bool[np.ndarray, 
 def _files(paths: Sequence[str]) -> list[str]:
     """Returns the paths, a folder's images in place of the folder."""
     files = []
-    for path in paths:
+    for path in map(expand, paths):
         if not os.path.isdir(path):  # Path.is_dir raises for a name that is too long.
             files.append(path)
             continue

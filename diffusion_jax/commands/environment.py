@@ -1,13 +1,34 @@
 """What a command needs around it: a folder to write to and to own, and programs that were compiled before."""
 
+import os
 import tempfile
 from pathlib import Path
 
 import jax
 
 from diffusion_jax import data, ownership
+from diffusion_jax.addresses import expand
 from diffusion_jax.errors import InputError
 from diffusion_jax.parallel.distributed import first_decides
+
+# What a run has in its workdir.
+_FOLDERS = ("checkpoints", "samples", "edits", "results", "tensorboard")
+_FILES = ("config.json", "metrics.jsonl", "metrics.damaged.jsonl", "loss.png")
+
+
+def check_layout(workdir: Path) -> None:
+    """Looks whether something else lies where a run has a folder or a file, before there is work that would be lost.
+
+    Raises:
+      InputError: It does.
+    """
+    for names, is_right, what in (
+        (_FOLDERS, os.path.isdir, "folder"),
+        (_FILES, os.path.isfile, "file"),
+    ):
+        for path in (workdir / name for name in names):
+            if os.path.lexists(path) and not is_right(path):
+                raise InputError(f"{path} is not a {what}; move it away")
 
 
 def check_writable(workdir: Path) -> None:
@@ -42,6 +63,6 @@ def keep_compiled_programs(cache_dir: str | None) -> None:
     """Turns on JAX's persistent compilation cache: a second start compiles next to nothing."""
     if jax.config.values.get("jax_compilation_cache_dir"):
         return  # The user has chosen one.
-    root = Path(cache_dir).expanduser() if cache_dir else data.default_cache_dir()
+    root = Path(expand(cache_dir)) if cache_dir else data.default_cache_dir()
     jax.config.update("jax_compilation_cache_dir", str(root.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
+from diffusion_jax.addresses import expand
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build
@@ -47,6 +48,7 @@ def checkpoint_folder(workdir: Path, checkpoint_dir: str | None) -> str | Path:
     """
     if checkpoint_dir is None:
         return workdir / "checkpoints"
+    checkpoint_dir = expand(checkpoint_dir)
     if "://" not in checkpoint_dir and not os.path.isabs(checkpoint_dir):
         raise InputError(
             f"train.checkpoint_dir is {checkpoint_dir!r}; it must be a full path, or an address such as gs://BUCKET/PATH"
@@ -86,7 +88,7 @@ def load_run(
       InputError: No such checkpoint.
       RunError: No sound checkpoint.
     """
-    workdir = Path(workdir)
+    workdir = Path(expand(workdir))
     store = CheckpointStore(checkpoint_folder(workdir, saved_checkpoint_dir(workdir)))
     try:
         meta = store.meta(step)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,9 @@ def load_file(path: str) -> ConfigDict:
     Raises:
       InputError: No such file, no get_config, or it sets a field that does not exist or has another type.
     """
-    path = os.path.expanduser(path)
+    from diffusion_jax.addresses import expand  # Not needed to show the fields.
+
+    path = expand(path)
     if not Path(path).is_file():
         raise InputError(f"--config: no such file: {path}")
     spec = importlib.util.spec_from_file_location("diffusion_jax_user_config", path)

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from diffusion_jax.addresses import is_local
+from diffusion_jax.addresses import expand, is_local
 from diffusion_jax.data.bucket import local_copy
 from diffusion_jax.data.folder import some
 from diffusion_jax.data.picture import DAMAGED
@@ -29,8 +29,8 @@ SOURCES: dict[str, Callable[[Request], Source]] = {
 def default_cache_dir() -> Path:
     """Returns $DIFFUSION_JAX_CACHE, else diffusion_jax in $XDG_CACHE_HOME, else in ~/.cache."""
     if folder := os.environ.get("DIFFUSION_JAX_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_jax"
+        return Path(expand(folder))
+    return Path(expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "diffusion_jax"
 
 
 def load(
@@ -64,12 +64,12 @@ def load(
       RunError: The disk is full, or prepared data has been damaged.
     """
     choose("split", split, dict.fromkeys(("train", "test")))
-    cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    cache = default_cache_dir() if cache_dir is None else Path(expand(cache_dir))
     cache = cache.absolute()
     if source_dir is not None and not is_local(source_dir):
         only = name.removeprefix(TFDS_PREFIX) if name.startswith(TFDS_PREFIX) else ""
         source_dir = local_copy(str(source_dir), cache / "buckets", only.partition("/")[0])
-    folder = None if source_dir is None else Path(source_dir).expanduser().absolute()
+    folder = None if source_dir is None else Path(expand(source_dir)).absolute()
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size is {image_size}; it must be at least 1")
     if name.startswith(TFDS_PREFIX):

@@ -61,6 +61,7 @@ def initialize(place: Place | None = None) -> None:
         _join(None)
     else:
         _use_cores()
+        _check_platforms()
 
 
 def _place_of_environment() -> Place | None:
@@ -114,6 +115,7 @@ def _join(place: Place | None) -> None:
     except (RuntimeError, ValueError) as error:
         line = str(error).partition("\n")[0]
         raise RunError(f"cannot join the other processes: {line}") from error
+    _check_platforms()
     if jax.process_count() > 1:
         _connect()
         peers.watch()
@@ -152,6 +154,28 @@ def _use_cores() -> None:
         RuntimeError
     ):  # In a program that has used JAX, devices are as they are.
         jax.config.update("jax_num_cpu_devices", cores())
+
+
+def _check_platforms() -> None:
+    """Has JAX look for its devices; says in one line what is wrong if it finds none.
+
+    Raises:
+      InputError: JAX_PLATFORMS names what is not here.
+      RunError: Devices that cannot be used, such as those that another process holds.
+    """
+    try:
+        jax.local_devices()
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # The latter for a plug-in that is not installed.
+        line = str(error).partition("\n")[0] or "it finds no device of that kind"
+        named = jax.config.values.get("jax_platforms")
+        if named:
+            raise InputError(
+                f"JAX_PLATFORMS is {named!r}, which JAX cannot use here: {line}"
+            ) from error
+        raise RunError(f"JAX finds no device that it can use: {line}") from error
 
 
 def cores() -> int:

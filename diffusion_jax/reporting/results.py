@@ -68,11 +68,8 @@ def check(workdir: Path, mode: str) -> None:
     """Looks at results/<mode>.json before the work for it begins.
 
     Raises:
-      InputError: The file is there, but does not hold results; or a file is where the folder goes.
+      InputError: The file is there, but does not hold results.
     """
-    folder = workdir / "results"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; move it away")
     _last(workdir / "results" / f"{mode}.json")
 
 
