@@ -1,13 +1,17 @@
 """The command line: flags, dispatch to a mode, one clear line for an error, the exit status.
 
 Exit status: 0 the job is complete; 75 stopped by a signal, saved, run it again to go on; 2 wrong input;
-1 anything else.
+128 + n a second signal, number n, ended it at once; 1 anything else.
 """
 
-if __name__ == "__main__":  # Before the imports, so that they are done once.
-    from diffusion_jax.commands.huge_pages import start_again_with_huge_pages
+if (
+    __name__ == "__main__"
+):  # Before the imports, so that they are done once, and signals meanwhile count.
+    from diffusion_jax.commands import huge_pages, signals
 
-    start_again_with_huge_pages()
+    signals.block()
+    huge_pages.start_again_with_huge_pages()
+    signals.install()
 
 import argparse
 import logging
@@ -19,8 +23,8 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusion_jax import ownership
-from diffusion_jax.commands.signals import EXIT_STOPPED, Stopped, StopSignals
+from diffusion_jax import ownership, stopping
+from diffusion_jax.commands.signals import EXIT_STOPPED, handled
 from diffusion_jax.config import reference
 from diffusion_jax.errors import DISK_FULL, InputError, RunError, nearest, reason
 
@@ -162,12 +166,13 @@ def _check_alike(flags: argparse.Namespace, config: Any) -> None:
     distributed.check_alike("command", {"--mode": flags.mode, "--workdir": flags.workdir, **fields})
 
 
-def run(argv: list[str], signals: StopSignals, started: float) -> int:
+def run(argv: list[str], started: float) -> int:
     """Runs one command; returns the exit status.
 
     Raises:
       InputError: Wrong input.
       RunError: The job cannot go on.
+      Stopped: A signal came.
     """
     flags, assignments = parse(argv)
     if "://" in flags.workdir:
@@ -185,6 +190,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     from diffusion_jax.reporting import results
 
     file = None if flags.config is None else config_lib.load_file(flags.config)
+    stopping.check()
     note = None
     if flags.mode not in ("train", "plan"):
         config = run_config.load_config(workdir, assignments, flags.mode)
@@ -199,6 +205,7 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
     build.validate(config)
     check_layout(workdir)
     results.check(workdir, flags.mode)  # Else what took hours would be lost at its end.
+    stopping.check()
     if flags.topology:  # None of its processes is here to be joined.
         from diffusion_jax.commands import plan
         from diffusion_jax.planning.topology import topology_devices
@@ -219,7 +226,6 @@ def run(argv: list[str], signals: StopSignals, started: float) -> int:
         return train.train(
             config,
             workdir,
-            signals,
             started=started,
             allow_config_change=flags.allow_config_change,
         )
@@ -237,18 +243,17 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.showwarning = _show_warning
     started = time.monotonic()
-    signals = StopSignals()
-    signals.install()
-    try:
-        status, error = run(sys.argv[1:] if argv is None else argv, signals, started), None
-        sys.stdout.flush()
-    except (Exception, Stopped) as raised:
-        status, error = _tell(raised), raised
-    ownership.release()
-    if "jax" in sys.modules:
-        from diffusion_jax.parallel import peers
+    with handled():
+        try:
+            status, error = run(sys.argv[1:] if argv is None else argv, started), None
+            sys.stdout.flush()
+        except (Exception, stopping.Stopped) as raised:
+            status, error = _tell(raised), raised
+        ownership.release()
+        if "jax" in sys.modules:
+            from diffusion_jax.parallel import peers
 
-        peers.finish() if error is None else peers.fail(status, reason(error))
+            peers.finish() if error is None else peers.fail(status, reason(error))
     return status
 
 
@@ -264,7 +269,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def _tell(error: BaseException) -> int:
     """Prints one line, or the traceback of an error that nobody foresaw; returns the exit status."""
-    if isinstance(error, Stopped):
+    if isinstance(error, stopping.Stopped):
         print(f"{error}: stopped; run the same command to go on", file=sys.stderr)
         return EXIT_STOPPED
     if isinstance(error, OSError) and error.errno in DISK_FULL:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusion_jax import stopping
 from diffusion_jax.errors import InputError, RunError
 
 NAME = "lock.json"
@@ -195,6 +196,7 @@ def _take(path: Path, claim: Path, deadline: float) -> Owner | None:
         if not _is_gone(owner, path, claim):
             if time.monotonic() > deadline:
                 raise InputError(_in_use(owner, path))
+            stopping.check()
             time.sleep(POLL)
             continue
         turn = path.with_name(f"{path.name}.{owner.token}")
@@ -290,6 +292,7 @@ def _is_gone(owner: Owner, path: Path, claim: Path) -> bool:
             line = f"{path.parent} is in use by {owner}; looking for a sign of it, {SILENCE:.0f} s at most"
             print(f"note: {line}", file=sys.stderr)
         first = beat
+        stopping.check()
         time.sleep(min(1.0, BEAT / 4))
 
 

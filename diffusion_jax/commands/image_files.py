@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from diffusion_jax import stopping
 from diffusion_jax.errors import RunError, reason
 from diffusion_jax.reading.npz import open_array, open_npz, read_npz
 from diffusion_jax.reporting import pictures, results
@@ -105,9 +106,12 @@ class ImageFiles:
 
     def _read(self) -> Iterator[Images]:
         name = self._sound(FORMATS)
-        return (
+        read = (
             self._parts() if name is None else FORMATS[name].read(self._folder / FORMATS[name].path)
         )
+        for images in read:
+            stopping.check()
+            yield images
 
     def _sound(self, formats: Iterable[str]) -> str | None:
         """Returns the first of these formats whose file is there and can be read to its end."""
@@ -124,6 +128,7 @@ class ImageFiles:
     def _has_all(self, batches: Iterator[Images]) -> bool:
         count = 0
         for images in batches:
+            stopping.check()
             if images.shape[1:] != self._image_shape:
                 return False
             count += len(images)

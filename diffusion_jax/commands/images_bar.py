@@ -6,6 +6,8 @@ import time
 
 import jax
 
+from diffusion_jax import stopping
+
 LINE_EVERY = 30.0  # Seconds between two lines where nobody looks.
 BAR = "{l_bar}{bar}| {n:.0f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
@@ -46,7 +48,11 @@ class ImagesBar:
         self._bar.update(max(0, now - self._bar.n))
 
     def done(self, num_images: int) -> None:
-        """Counts the images of a batch that is done."""
+        """Counts the images of a batch that is done and kept.
+
+        Raises:
+          Stopped: A signal came.
+        """
         jax.effects_barrier()  # The last calls of `progress` still use the old base.
         self._base += num_images
         self._bar.update(self._base - self._bar.n)
@@ -54,6 +60,7 @@ class ImagesBar:
         if self._shown and self._bar.disable and now - self._told > LINE_EVERY:
             self._told = now
             print(self._line(now - self._started), file=sys.stderr)
+        stopping.check()
 
     def _line(self, seconds: float) -> str:
         rate = (self._base - self.finished) / seconds

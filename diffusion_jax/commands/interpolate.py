@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from ml_collections import ConfigDict
 
+from diffusion_jax import stopping
 from diffusion_jax.commands import job
 from diffusion_jax.commands.edit_inputs import Inputs, load_inputs
 from diffusion_jax.commands.environment import own
@@ -221,6 +222,7 @@ def _latents(
         encoded, solve = encode(whole, (indices, labels, inputs.images[indices]))
         encodings += _costs(run, solve)
         latents.append(encoded)
+        stopping.check()
     encoded = np.concatenate(latents)
     decode = make_program(editing.make_decode(run), mesh, batch_size, out_axes=(0, 0))
     drawn = []

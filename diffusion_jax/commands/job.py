@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import diffusion_jax
 from diffusion_jax import config as config_lib
-from diffusion_jax import data, ownership
+from diffusion_jax import data, ownership, stopping
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
@@ -42,6 +42,7 @@ def open_run(
         config=config,
         sharding=sharding.replicated(mesh),
     )
+    stopping.check()
     return run, mesh
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from diffusion_jax import stopping
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.experiment.training import make_training_mesh
 from diffusion_jax.planning import fit, program
@@ -39,6 +40,7 @@ def plan(config: ConfigDict, workdir: Path, devices: Sequence[Any], topology: st
     mesh = make_training_mesh(config, devices)
     chip, memory = chip_of(devices[0].device_kind), memory_of(devices[0], mesh.size)
     compile_step = partial(program.compile_step, devices=devices)
+    stopping.check()
     tried = [fit.attempt(compile_step, config, memory)]
     shape, _ = program.assumed_images(config)
     first = jax.process_index() == 0
@@ -55,6 +57,7 @@ def plan(config: ConfigDict, workdir: Path, devices: Sequence[Any], topology: st
             tried.append(attempt)
             if first:
                 print(f"{fit.flags(attempt.changes)}: {_outcome(attempt, memory)}", flush=True)
+    stopping.check()
     if not first:
         return 0
     last = tried[-1]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float64
 
+from diffusion_jax import stopping
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.experiment import sampling
 from diffusion_jax.experiment.checks import warn_of_times
@@ -43,6 +44,7 @@ def draw_progressive(
         ),
     ):
         return
+    stopping.check()
     num_steps = sampler.grid.num_steps
     shown = moments(num_steps, min(FRAMES, num_steps + 1))
     count = min(PROGRESSIVE_IMAGES, fields.num_images)
@@ -85,7 +87,10 @@ def draw_shared(
         draw = make_shared_sampler(
             sampling.make_draw_shared(run, SHARED_SAMPLES), mesh, count, num_classes=num_classes
         )
-        drawn = [draw(run.params, settings, point, fields.labels) for point in points]
+        drawn = []
+        for point in points:
+            stopping.check()
+            drawn.append(draw(run.params, settings, point, fields.labels))
         x_t, x0_hat, samples = (np.stack(images, axis=1) for images in zip(*drawn, strict=True))
         if (samples == samples[:, :, :1]).all():
             warnings.warn(

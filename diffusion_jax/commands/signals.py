@@ -1,49 +1,80 @@
-"""SIGINT and SIGTERM: stop at once, or, while training, at the next safe point."""
+"""SIGINT and SIGTERM: the first asks the command to stop at the next safe point, a second one ends it at once."""
 
 import contextlib
+import os
 import signal
+import threading
+import time
 import types
 from collections.abc import Iterator
 
+from diffusion_jax import stopping
+
 EXIT_STOPPED = 75  # EX_TEMPFAIL: saved, not finished; run the same command again.
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+SAME = 0.5  # Seconds in which a signal counts once: `timeout` and some schedulers send it twice.
+
+_handled = False
 
 
-class Stopped(BaseException):
-    """The user or the system asked this process to stop, and nothing is left to save."""
+def block() -> None:
+    """Lets signals wait until `install`, also over an exec in between."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
 
 
-class StopSignals:
-    """Turns SIGINT and SIGTERM into `Stopped`, or into `requested` inside `deferred()`.
+def install() -> None:
+    """Handles the signals from now on, to the end of the process. Python's main thread calls this."""
+    global _handled
+    _handled = True
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    # A handler in Python would wait for the main thread, which may be in a compiler for minutes; the bytes do not.
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(read,), name="signals", daemon=True).start()
+    for number in NUMBERS:
+        signal.signal(number, _handle)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
 
-    Attributes:
-      requested: Name of the signal that arrived inside `deferred()`, else None.
-    """
 
-    def __init__(self) -> None:
-        self.requested: str | None = None
-        self._deferred = False
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Within, signals are handled; afterwards as before, unless the whole process handles them."""
+    global _handled
+    if _handled or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = [signal.getsignal(number) for number in NUMBERS]
+    wakeup = signal.set_wakeup_fd(-1)
+    install()
+    try:
+        yield
+    finally:
+        for number, handler in zip(NUMBERS, handlers, strict=True):
+            signal.signal(number, handler)
+        os.close(signal.set_wakeup_fd(wakeup))  # Its thread ends.
+        _handled = False
+        stopping.forget()
 
-    def install(self) -> None:
-        """Handles the signals from now on. A second SIGINT stops at once, saved or not."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
 
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Within, a signal only sets `requested`: the caller looks at it and saves.
+def _handle(number: int, frame: types.FrameType | None) -> None:
+    stopping.request(signal.Signals(number).name)
 
-        Others may take SIGTERM meanwhile; afterwards it is handled here again.
-        """
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-            self.install()
 
-    def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if self._deferred and not (self.requested and number == signal.SIGINT):
-            self.requested = name
-        else:
-            raise Stopped(name)
+def _watch(pipe: int) -> None:
+    """Reads the numbers of signals as they come."""
+    first: float | None = None
+    with open(pipe, "rb", buffering=0) as numbers:
+        while data := numbers.read(1):
+            number, now = data[0], time.monotonic()
+            if number not in NUMBERS:
+                continue
+            stopping.request(signal.Signals(number).name)
+            first = now if first is None else first
+            if now - first > SAME:
+                _end(number)
+
+
+def _end(number: int) -> None:
+    line = f"{signal.Signals(number).name} again: ended at once; run the same command to go on from what was kept\n"
+    os.write(2, line.encode())
+    os._exit(128 + number)

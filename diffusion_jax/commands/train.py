@@ -15,13 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import data
+from diffusion_jax import data, stopping
 from diffusion_jax.addresses import is_local
 from diffusion_jax.checkpoints.places import check_writable as check_writable_place
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.held_out import held_out_measures
-from diffusion_jax.commands.signals import EXIT_STOPPED, StopSignals
+from diffusion_jax.commands.signals import EXIT_STOPPED
 from diffusion_jax.commands.train_report import write_report
 from diffusion_jax.commands.trained import checkpoint_folder, saved_checkpoint_dir
 from diffusion_jax.errors import InputError, RunError
@@ -51,7 +51,6 @@ ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
 def train(
     config: ConfigDict,
     workdir: Path,
-    signals: StopSignals,
     *,
     started: float,
     allow_config_change: bool = False,
@@ -61,7 +60,6 @@ def train(
     Args:
       config: A config that `build.validate` accepts.
       workdir: Folder of the run; a run that is there already is continued.
-      signals: Where SIGINT and SIGTERM are noticed.
       started: `time.monotonic()` when the command began.
       allow_config_change: Resume even if the data or fields that alter the result have changed.
 
@@ -90,6 +88,7 @@ def train(
         raise InputError(
             f"train.num_steps is {fields.num_steps}; this run has done {start} steps already"
         )
+    stopping.check()
     log = RunLog(workdir, start, fields.num_steps, writes=jax.process_index() == 0)
     log.say(
         f"{config.data.name}: {split.num_images} images {'x'.join(map(str, split.image_shape))}; "
@@ -120,18 +119,17 @@ def train(
     ]
     try:
         with contextlib.closing(store), contextlib.closing(log):
-            state, step, stopped = _run(
-                config, training, split, state, start, meter, hooks, signals
-            )
+            state, step, stopped = _run(config, training, split, state, start, meter, hooks)
             store.wait()
             if stopped:
                 log.say(
-                    f"{signals.requested or 'SIGTERM'}: saved step {step}; run the same command to go on"
+                    f"{stopping.requested() or 'SIGTERM'}: saved step {step}; run the same command to go on"
                 )
                 return EXIT_STOPPED
             log.say(f"trained {step} steps; drawing {fields.sample_images} samples")
             drawing = time.monotonic()
             draw_pictures(draw, state.ema[AVERAGE], workdir, log, step)
+            stopping.check()
             if jax.process_index() == 0:
                 seconds = time.monotonic() - drawing
                 write_report(config, workdir, log, state.params, step, seconds, started)
@@ -245,7 +243,6 @@ def _run(
     start: int,
     meter: Meter,
     hooks: list[Hook],
-    signals: StopSignals,
 ) -> tuple[TrainState, int, bool]:
     """Runs the loop; returns the state, its step and whether a signal stopped it."""
     fields, mesh = config.train, training.mesh
@@ -258,11 +255,11 @@ def _run(
         rows=sharding.local_rows(sharding.batch_sharding(mesh), fields.batch_size),
     )
     with contextlib.ExitStack() as stack:
-        requested = lambda: signals.requested is not None  # noqa: E731
+        if jax.process_count() > 1:  # All stop at the same step, and none by itself.
+            stack.enter_context(stopping.held())
         ask_stop = lambda: False  # noqa: E731
-        # A finished run has nothing to save: there a signal may end the command at once.
-        if start < fields.num_steps:
-            stack.enter_context(signals.deferred())
+        if start < fields.num_steps:  # A finished run has nothing to save.
+            requested = lambda: stopping.requested() is not None  # noqa: E731
             ask_stop = stack.enter_context(stop_point(requested))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(fields.step_timeout)))
         return run_loop(

@@ -1,6 +1,5 @@
 """A copy of what lies in a bucket on this machine's own disk, from which alone data are read."""
 
-import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator
@@ -9,7 +8,8 @@ from pathlib import Path
 
 from etils import epath
 
-from diffusion_jax import addresses
+from diffusion_jax import addresses, stopping
+from diffusion_jax.data.locked import locked
 from diffusion_jax.errors import InputError, RunError, disk_full, reason
 
 THREADS = 8
@@ -40,8 +40,7 @@ def local_copy(address: str, root: Path, only: str = "") -> Path:
     listing = "\n".join(f"{name} {size}" for name, size in sorted(sizes.items()))
     copy = root / hashlib.sha256(f"{address}\n{listing}".encode()).hexdigest()[:16]
     root.mkdir(parents=True, exist_ok=True)
-    with open(root / f"{copy.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(root / f"{copy.name}.lock"):
         if not copy.exists():
             _copy(source, copy, sizes)
     return copy
@@ -71,7 +70,12 @@ def _copy(source: epath.Path, copy: Path, sizes: dict[str, int]) -> None:
 
     try:
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(one, sizes))
+            try:
+                for _ in pool.map(one, sizes):
+                    stopping.check()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # Those that have not begun are not waited for.
+                raise
         unfinished.rename(copy)
     except OSError as error:
         if disk_full(error):

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from diffusion_jax import stopping
 from diffusion_jax.data import picture
 from diffusion_jax.data.sources.base import digest_of
 from diffusion_jax.errors import InputError, reason
@@ -87,6 +88,7 @@ def _walk(
             continue
         seen.add(real)
         inner = []
+        stopping.check()
         for entry in _entries(path, field):
             name = os.path.join(within, entry.name)
             if entry.name.startswith("."):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from diffusion_jax import stopping
 from diffusion_jax.data import image_file, picture
 from diffusion_jax.data.folder import shown
 from diffusion_jax.errors import InputError, reason
@@ -78,6 +79,7 @@ def in_threads(function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
     """Yields the function of each item in order, computed by threads a few at a time."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(items), CHUNK):
+            stopping.check()
             yield from pool.map(function, items[start : start + CHUNK])
 
 

@@ -1,7 +1,6 @@
 """Writes a source's images once as a TFDS data set of array_record files, without TensorFlow."""
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import itertools
@@ -16,7 +15,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from diffusion_jax import stopping
 from diffusion_jax.data.folder import some
+from diffusion_jax.data.locked import locked
 from diffusion_jax.data.sources.base import Contents, Source
 from diffusion_jax.errors import InputError, RunError, disk_full
 
@@ -55,7 +56,7 @@ def prepared(name: str, source: Source, root: Path) -> Path:
     folder = directory.parents[1]
     with explained(name, root):
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "lock"):
+        with locked(folder / "lock"):
             if not directory.exists():
                 _write(name, source.read, folder)
     return directory
@@ -73,14 +74,6 @@ def explained(name: str, root: Path) -> Iterator[None]:
             f"cannot prepare {name} in {str(root)!r} ({error}); set cache_dir or "
             "DIFFUSION_JAX_CACHE to a folder that can be written"
         ) from error
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the system takes back from a process that dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _check_space(name: str, contents: Contents, folder: Path) -> None:
@@ -138,6 +131,7 @@ def _write_splits(name: str, contents: Contents, directory: Path) -> None:
         rows = ({"image": image, "label": label} for image, label in shown)
         any_written = False
         while chunk := list(itertools.islice(rows, max(1, min(1000, CHUNK_BYTES // size)))):
+            stopping.check()
             writer.add_examples({split: chunk})
             any_written = True
         if not any_written:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, jaxtyped
 
-from diffusion_jax import data
+from diffusion_jax import data, stopping
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.errors import InputError
 from diffusion_jax.parallel import sharding
@@ -134,6 +134,7 @@ def make_measure(
             if folder is not None and jax.process_index() == 0:
                 _write_part(folder, part)
             tell(len(indices))
+            stopping.check()
         return figure.combine(parts)
 
     return measure

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from diffusion_jax import stopping
 from diffusion_jax.errors import InputError, RunError, reason
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ def _get(key: str, deadline: float) -> str:
         try:
             return client().blocking_key_value_get(key, 1000)
         except Exception as error:
+            stopping.check()
             if "DEADLINE_EXCEEDED" not in str(error) or time.monotonic() > deadline:
                 raise
 

@@ -15,8 +15,8 @@ AskStop = Callable[[], bool]
 def stop_point(requested: Callable[[], bool]) -> Iterator[AskStop]:
     """Within, a notice to one process stops all, by JAX's preemption sync point.
 
-    JAX takes SIGTERM for itself then; the caller installs its own handler again afterwards. Its threads tell the
-    others, and choose a step that none has begun, so that no step waits for a decision.
+    JAX takes SIGTERM for itself meanwhile. Its threads tell the others, and choose a step that none has begun, so that
+    no step waits for a decision.
 
     Args:
       requested: Whether a signal has come to this process's own handler, such as SIGINT, and, of one process by
@@ -34,6 +34,7 @@ def stop_point(requested: Callable[[], bool]) -> Iterator[AskStop]:
     distributed.global_state.initialize_preemption_sync_manager()
     manager = distributed.global_state.preemption_sync_manager
     assert manager is not None
+    handler = signal.getsignal(signal.SIGTERM)  # Python does not know of JAX's.
     asked = 0
     passed_on = False
 
@@ -49,3 +50,4 @@ def stop_point(requested: Callable[[], bool]) -> Iterator[AskStop]:
         yield stop
     finally:
         manager.shutdown()
+        signal.signal(signal.SIGTERM, handler)

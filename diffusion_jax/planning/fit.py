@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffusion_jax import stopping
 from diffusion_jax.planning.program import Compiled, DoesNotFit
 
 Changes = dict[str, Any]  # Name of a config field -> its value.
@@ -67,6 +68,7 @@ def search(
     See `attempt`; `num_devices` is that of the mesh.
     """
     for changes in candidates(config, num_devices):
+        stopping.check()
         tried = attempt(compile_step, config, memory, changes)
         yield tried
         if tried.fits:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import data
+from diffusion_jax import data, stopping
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.keys import image_normal, indexed
 from diffusion_jax.losses import Draws, Objective
@@ -80,6 +80,7 @@ def make_held_out_loss(
         for first in range(0, total, size):
             indices = np.resize(np.arange(first, min(first + size, total)), size)[rows]
             inputs = sharding.put(batched, (split.read(indices), indices.astype(np.int32)))
+            stopping.check()
             losses.append(sharding.fetch(compiled(params, *inputs))[: total - first])
         return float(np.concatenate(losses).mean())
 

@@ -11,6 +11,7 @@ import numpy as np
 from diffusion_jax import data
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.preemption import AskStop
+from diffusion_jax.stopping import Stopped
 from diffusion_jax.training.meter import Meter
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import StepMetrics, TrainStep, make_multi_step
@@ -136,7 +137,8 @@ def run_loop(
     """
     if plan.start > 0:
         with watchdog.paused():
-            _run_hooks(hooks, state, plan.start, plan, lambda hook: hook.resumed)
+            if _run_hooks(hooks, state, plan.start, plan, lambda hook: hook.resumed):
+                return state, plan.start, True
     everys = (plan.log_every, *(hook.every for hook in hooks))
     pending: collections.deque[StepMetrics] = collections.deque()
     done, stop = plan.start, False
@@ -154,12 +156,12 @@ def run_loop(
             watchdog.done(meter.step)
         if event:
             with meter.paused(), watchdog.paused():
+                stop = stop or _run_hooks(hooks, state, done, plan, lambda _: True)
                 if stop:
                     for hook in hooks:
                         if hook.stopped:
                             hook.run(state, done)
                     break
-                _run_hooks(hooks, state, done, plan, lambda _: True)
     # Once more, since a signal may have come during the last step's checkpoint.
     return state, done, stop or ask_stop()
 
@@ -170,10 +172,15 @@ def _run_hooks(
     step: int,
     plan: Plan,
     chosen: Callable[[Hook], bool],
-) -> None:
-    for hook in hooks:
-        if chosen(hook) and hook.due(step, plan.num_steps):
-            hook.run(state, step)
+) -> bool:
+    """Runs the hooks that are due; returns whether a signal stopped one of them on its way."""
+    try:
+        for hook in hooks:
+            if chosen(hook) and hook.due(step, plan.num_steps):
+                hook.run(state, step)
+    except Stopped:
+        return True
+    return False
 
 
 def _next_batch(batches: Iterator[data.Batch], size: int, mesh: jax.sharding.Mesh) -> Any:

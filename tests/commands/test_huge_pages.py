@@ -84,8 +84,11 @@ def test_signals_and_standard_input_reach_the_second_start(
     started: Started, tmp_path: Path
 ) -> None:
     config, ready = tmp_path / "config.py", tmp_path / "ready"
-    waiting = f"open({str(ready)!r}, 'w').write(input()); time.sleep(60)"
-    config.write_text(f"import time\ndef get_config(): {waiting}")
+    waiting = f"open({str(ready)!r}, 'w').write(input()); time.sleep(1.5)"
+    config.write_text(
+        f"import time\nfrom diffusion_jax.config import default_config\n"
+        f"def get_config():\n    {waiting}\n    return default_config()\n"
+    )
     process = started.start(*COMMAND, f"--config={config}")
     assert process.stdin is not None
     print("asked for", file=process.stdin, flush=True)

@@ -1,15 +1,16 @@
 """One quick attempt at downloading a file, with an answer that helps where there is no network."""
 
 import http.client
-import shutil
 import tempfile
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from diffusion_jax import stopping
 from diffusion_jax.errors import InputError
 
 TIMEOUT_SECONDS = 10
+BLOCK = 2**18
 
 
 def download(url: str, path: Path, check: Callable[[Path], object]) -> Path:
@@ -33,7 +34,9 @@ def download(url: str, path: Path, check: Callable[[Path], object]) -> Path:
                 urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
                 part.open("wb") as file,
             ):
-                shutil.copyfileobj(response, file)
+                while block := response.read(BLOCK):
+                    stopping.check()
+                    file.write(block)
             check(part)
             part.replace(path)
     except (OSError, http.client.HTTPException) as error:
