@@ -6,8 +6,6 @@ Nothing here holds all images of a job in memory.
 import contextlib
 import itertools
 import math
-import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +19,7 @@ from diffusion_jax import stopping
 from diffusion_jax.errors import RunError, reason
 from diffusion_jax.reading.npz import open_array, open_npz, read_npz
 from diffusion_jax.reporting import pictures, results
+from diffusion_jax.reporting.files import remove, whole
 
 Images = UInt8[np.ndarray, "n h w c"]
 Labels = Int[np.ndarray, " n"] | None
@@ -90,18 +89,15 @@ class ImageFiles:
         """
         paths = []
         for unfinished in self._folder.glob("*.part"):  # Of a killed command.
-            _remove(unfinished)
+            remove(unfinished)
         for name in formats:
             path = self._folder / FORMATS[name].path
             paths.append(path)
             if self._sound([name]) is None:
-                unfinished = path.with_name(path.name + ".part")
                 shape = (self._num_images, *self._image_shape)
-                with _explained(path):
+                with _explained(path), whole(path) as unfinished:
                     FORMATS[name].write(unfinished, self._read(), shape, labels, num_classes)
-                    _remove(path)
-                    os.replace(unfinished, path)
-        _remove(self._folder / "parts")
+        remove(self._folder / "parts")
         return paths
 
     def _read(self) -> Iterator[Images]:
@@ -268,10 +264,3 @@ def _explained(path: Path) -> Iterator[None]:
             f"cannot write {path} ({reason(error)}); finished batches are kept: "
             "run the same command again to go on"
         ) from error
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ same kind starts from a smaller one.
 
 import contextlib
 import dataclasses
-import os
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.errors import InputError
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reading.npz import read_npz
+from diffusion_jax.reporting.files import remove, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +116,9 @@ def make_measure(
         params: Any, folder: Path | None = None, done: Callable[[int], object] | None = None
     ) -> R:
         tell = done or (lambda count: None)
+        if folder is not None and jax.process_index() == 0:
+            for unfinished in folder.glob("*.part"):  # Of a killed command.
+                remove(unfinished)
         parts = [] if folder is None else list(_read_parts(folder, figure, total))
         missing = np.setdiff1d(np.arange(total), [i for part in parts for i in part.indices])
         for part in parts:
@@ -142,12 +145,9 @@ def make_measure(
 
 def _write_part(folder: Path, part: Part) -> None:
     """Writes one part; a kill leaves either the whole file or none."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{part.indices[0]:08}-{part.indices[-1]:08}.npz"
-    unfinished = path.with_suffix(f".{os.getpid()}.part")  # Another command may measure the same.
-    with unfinished.open("wb") as file:
+    with whole(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **vars(part))
-    unfinished.replace(path)
 
 
 def _read_parts(folder: Path, figure: Figure[P, R], total: int) -> Iterator[P]:

@@ -1,11 +1,12 @@
 """Plots of the variational bound: its terms over time, and rate and distortion (Ho et al., 2020, Figure 5)."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from diffusion_jax.reporting.files import whole
 
 Values = Float[np.ndarray, " n"]
 FEW = 60  # Points of a line that can be told apart.
@@ -89,7 +90,5 @@ def _figure(panels: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
 
 def _save(path: Path, figure: Any) -> None:
     """Writes the figure; a kill leaves either the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".png.part")
-    figure.savefig(unfinished, dpi=120, format="png")
-    os.replace(unfinished, path)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")

@@ -1,13 +1,14 @@
 """Pictures of samples and of a run: grids, the reverse process as a strip, the loss curve."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
+
+from diffusion_jax.reporting.files import whole
 
 MARGIN = 2
 LABEL, GAP = 64, 18  # Room for a text beside a row, and above one.
@@ -158,10 +159,8 @@ def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
     from PIL import Image
 
     pixels = image[:, :, 0] if image.shape[-1] == 1 else image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".png.part")
-    Image.fromarray(pixels).save(unfinished, format="PNG")
-    os.replace(unfinished, path)
+    with whole(path) as unfinished:
+        Image.fromarray(pixels).save(unfinished, format="PNG")
 
 
 def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -200,6 +199,5 @@ def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     for panel in (axes, *more):
         panel.grid(alpha=0.3)
     (axes, *more)[-1].set(xlabel="step")
-    unfinished = path.with_suffix(".png.part")
-    figure.savefig(unfinished, dpi=120, format="png")
-    os.replace(unfinished, path)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")

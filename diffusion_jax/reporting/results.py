@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from diffusion_jax import ownership
 from diffusion_jax.errors import InputError
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
+from diffusion_jax.reporting.files import whole
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -102,15 +102,11 @@ def _write(path: Path, record: dict[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that a kill leaves either the old one or the new one."""
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    with whole(path) as unfinished:
+        unfinished.write_text(text)
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
     """Writes arrays so that a kill leaves either the old file or the new one; those that are None are left out."""
-    unfinished = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished.open("wb") as file:
+    with whole(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **{k: v for k, v in arrays.items() if v is not None})
-    os.replace(unfinished, path)

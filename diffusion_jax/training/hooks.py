@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from diffusion_jax import ownership
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.parallel import distributed
 from diffusion_jax.reporting import pictures
@@ -110,6 +111,7 @@ def checkpoint_hook(
     """
 
     def run(state: TrainState, step: int) -> None:
+        ownership.check()  # Else the save would make a deleted folder anew.
         store.save(step, to_parts(state), meta(step))
 
     return Hook(run, every, last=True, stopped=True)

@@ -36,7 +36,9 @@ from diffusion_jax.commands import (
     job,
     sample,
 )
+from diffusion_jax.commands import train as train_command
 from diffusion_jax.errors import RunError
+from diffusion_jax.evaluation import parts
 from diffusion_jax.ownership import Lock
 from diffusion_jax.reporting import pictures
 from diffusion_jax.training.meter import Meter
@@ -54,6 +56,8 @@ from diffusion_jax.commands import (
     job,
     sample,
 )
+from diffusion_jax.commands import train as train_command
+from diffusion_jax.evaluation import parts
 from diffusion_jax.errors import RunError
 from diffusion_jax.ownership import Lock
 def trap(directory):
@@ -256,6 +260,42 @@ def test_a_job_has_one_owner_and_other_jobs_of_the_workdir_go_on(
     lock.release()
     assert_failed(start(field), "begun")
     training.release()
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "name"),
+    [
+        ("train", Meter, "read"),
+        ("train", train_command, "draw_pictures"),
+        ("sample", job.ImageFiles, "keep"),
+        ("inpaint", job.ImageFiles, "keep"),
+        ("interpolate", pictures, "interpolation"),
+        ("evaluate", parts, "_write_part"),
+        ("evaluate", evaluate_bound, "_save_arrays"),
+    ],
+)
+def test_a_workdir_deleted_while_a_command_runs_ends_it_in_one_line_and_stays_deleted(
+    mode: str,
+    owner: Any,
+    name: str,
+    train: Callable[..., Outcome],
+    workdir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    function = getattr(owner, name)
+
+    def delete(*args: Any, **kwargs: Any) -> Any:
+        shutil.rmtree(workdir, ignore_errors=True)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, delete)
+    group = "eval" if mode == "evaluate" else "sample"
+    flags = [f"--mode={mode}", f"--workdir={workdir}", f"--config.{group}.seed=0"]
+    flags += ["--config.edit.keep=coarse"] * (mode == "inpaint")
+    flags += ["--config.eval.num_images=2"] * (mode == "evaluate")
+    outcome = train("train.num_steps=15") if mode == "train" else run(*flags)
+    assert_failed(outcome, "was deleted or moved while this command ran")
+    assert not workdir.exists()
 
 
 # Restarts
