@@ -1,13 +1,13 @@
 """Regular files alone: a pipe or a device in a file's place would keep its reader waiting for ever."""
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Opens a file for reading.
 
     Raises:

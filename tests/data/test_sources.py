@@ -1,12 +1,15 @@
 """Each source yields the images it was given, and refuses damaged input in one clear line."""
 
+import contextlib
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import struct
 import tarfile
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 
@@ -114,6 +117,11 @@ def idx(values):
     return gzip.compress(header + values.tobytes())
 
 
+def idx_of(*shape, values=b""):
+    header = b"\0\0\x08" + bytes([len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+    return gzip.compress(header + values)
+
+
 @pytest.fixture
 def fashion_dir(tmp_path, rng):
     folder = tmp_path / "fashion"
@@ -142,6 +150,10 @@ def test_fashion_mnist_yields_the_files_images_in_order(tmp_path, fashion_dir):
         (lambda b: b"PK" + b, "not a whole gzip file"),
         (lambda b: gzip.compress(gzip.decompress(b)[:-1]), "header says"),
         (lambda b: gzip.compress(b"\0\0\x0d" + gzip.decompress(b)[3:]), "not an IDX file"),
+        (lambda b: idx_of(0, 28, 28), r"images of shape \(0, 28, 28\)"),
+        (lambda b: idx_of(2**31, 2**31, 4), "header says"),  # Their product is 2^64.
+        (lambda b: idx_of(2**32 - 1, 2**32 - 1, 0), "sizes|shape"),
+        (lambda b: idx_of(*[1] * 200, values=b"x"), "holds more than"),
         (lambda b: idx(np.zeros((7, 27, 28), np.uint8)), r"must be \(n, 28, 28\)"),
         (lambda b: idx(np.zeros((6, 28, 28), np.uint8)), r"labels of shape \(7,\)"),
     ],
@@ -151,6 +163,26 @@ def test_damaged_idx_files_are_named(tmp_path, fashion_dir, damage, message):
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError, match=message):
         load("fashion_mnist", "train", source_dir=fashion_dir, cache_dir=tmp_path)
+
+
+def test_an_idx_file_is_not_unpacked_beyond_any_size_of_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "_LARGEST", 1 << 20)
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b"\0\0\x08\x01" + bytes(50 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="holds more than"):
+            fashion_mnist.read_idx(tmp_path / "x.gz")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pipe_in_place_of_an_archive_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="not a regular file"):
+        fashion_mnist.read_idx(tmp_path / "pipe")
+    with pytest.raises(InputError, match="not a regular file"):
+        load("cifar10", "train", source_dir=tmp_path / "pipe", sha256="0" * 64, cache_dir=tmp_path)
 
 
 def test_a_missing_idx_file_is_named(tmp_path, fashion_dir):
@@ -244,7 +276,11 @@ def write_tar(path, blobs):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("dump", [python2_pickle, python3_pickle])
+def later_pickle(value):
+    return pickle.dumps(value, protocol=4)
+
+
+@pytest.mark.parametrize("dump", [python2_pickle, python3_pickle, later_pickle])
 def test_cifar10_yields_the_batches_images_in_order(tmp_path, cifar_batches, dump):
     sha256 = write_tar(
         tmp_path / cifar10.FILE_NAME, {name: dump(batch) for name, batch in cifar_batches.items()}
@@ -284,6 +320,59 @@ def test_a_pickle_that_holds_anything_else_is_refused_and_not_run(value, capsys)
     assert capsys.readouterr().out == ""
 
 
+BOMBS = {
+    "deep tuple": b"\x80\x02)" + b"\x85" * 10**6 + b".",
+    "deep tuple of two": b"\x80\x02)" + b"N\x86" * 10**6 + b".",
+    "deep tuple as a key": b"\x80\x02})" + b"\x85" * 10**6 + b"Ns.",
+    "deep list": b"\x80\x02]" * 1 + b"]" * 10**5 + b"a" * 10**5 + b".",
+    "deep list in a batch": b"\x80\x02}U\x01a" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"s.",
+    "a list of itself": b"\x80\x02]q\0h\0a.",
+    "bytes of 2^62": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.",
+    "an array of 2^40 bytes": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".",
+    "a memo of 2^32": b"\x80\x02}r\xff\xff\xff\xff",
+    "a number of 2^31 bytes": b"\x80\x02\x8b\xff\xff\xff\x7f.",
+    "a number of 10^5 digits": b"I" + b"9" * 10**5 + b"\n.",
+    "a state of a function": b"\x80\x02c_codecs\nencode\n}U\x01xNsb.",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_no_pickle_ends_the_process_or_takes_more_memory_than_it_has(bomb):
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(InputError):
+            held = load_batch(BOMBS[bomb], "it")
+            assert set(held) == {"a"}  # A list, of which nothing more is asked than its type.
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_mutation_of_a_pickle_is_anything_but_a_batch_or_an_error(cifar_batches):
+    generator = np.random.default_rng(0)
+    for dump in (python2_pickle, python3_pickle, later_pickle):
+        whole = dump({**cifar_batches["test_batch"], b"data": np.zeros((3, 20), np.uint8)})
+        for _ in range(1000):
+            blob = bytearray(whole)
+            for _ in range(generator.integers(1, 4)):
+                blob[generator.integers(len(blob))] = generator.integers(256)
+            with contextlib.suppress(InputError):
+                assert isinstance(load_batch(bytes(blob), "it"), dict)
+
+
+def test_a_member_twice_is_refused(tmp_path, cifar_batches):
+    file = tmp_path / "repacked.tar.gz"
+    with tarfile.open(file, "w:gz") as archive:
+        for name in [*cifar_batches, "data_batch_1"]:
+            blob = python3_pickle(cifar_batches[name])
+            info = tarfile.TarInfo(f"{len(archive.getmembers())}/{name}")
+            info.size = len(blob)
+            archive.addfile(info, io.BytesIO(blob))
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(InputError, match="holds data_batch_1 twice"):
+        load("cifar10", "train", source_dir=file, sha256=sha256, cache_dir=tmp_path)
+
+
 @pytest.mark.parametrize("end", [0, 1, 40, -1])
 def test_a_truncated_pickle_is_refused(cifar_batches, end):
     with pytest.raises(InputError, match="not a batch of CIFAR-10"):
@@ -299,6 +388,23 @@ def test_a_truncated_pickle_is_refused(cifar_batches, end):
         (lambda b: b["data_batch_1"][b"labels"].append(1), "are not CIFAR-10's"),
         (lambda b: b["data_batch_1"][b"labels"].__setitem__(0, 10), "numbers in 0 to 9"),
         (lambda b: b["data_batch_1"].update({b"data": [1]}), "are not CIFAR-10's"),
+        (lambda b: b["data_batch_1"].update({b"data": [[300] * 3072] * 4}), "rows of 3072 bytes"),
+        (
+            lambda b: b["data_batch_1"].update({b"data": [[0.5] * 3072] * 4}),
+            "a number with a point",
+        ),
+        (lambda b: b["data_batch_1"].update({b"labels": [1.5, 2, 3, 4]}), "a number with a point"),
+        (lambda b: b["data_batch_1"].update({b"labels": [True, 2, 3, 4]}), "a list of numbers"),
+        (lambda b: b["data_batch_1"].update({b"labels": [[1, 2, 3, 4]]}), "a list of numbers"),
+        (lambda b: b.pop("data_batch_1"), "data_batch_1, ..., test_batch"),
+        (
+            lambda b: b["data_batch_2"].update({b"batch_label": b"training batch 1 of 2"}),
+            "of 2 calls itself",
+        ),
+        (
+            lambda b: b["data_batch_1"].update({b"batch_label": b"training batch 1 of 5"}),
+            "of 2 calls itself",
+        ),
     ],
 )
 def test_batches_of_another_form_are_refused(tmp_path, cifar_batches, change, message):

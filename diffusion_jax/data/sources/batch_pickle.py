@@ -3,15 +3,18 @@
 A batch is a dict of byte strings, integers, lists and one array of bytes. Pickle builds an array
 by calls into NumPy and the codecs module. Here each of those names stands for a few lines of our
 own, which can make an array of bytes and nothing else; every other name is refused.
+
+The interpreter is Python's own in Python: that in C crashes the process where tuples are nested deeply, and takes
+whatever memory a number in the pickle names.
 """
 
 import io
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, reason
 
 
 class _ByteArray:
@@ -49,6 +52,24 @@ def _encode(text: str, codec: str) -> bytes:
     return text.encode("latin1")
 
 
+_OPERATIONS = {
+    name[0]
+    for name in (
+        *(pickle.MARK, pickle.STOP, pickle.POP, pickle.POP_MARK, pickle.PROTO, pickle.NONE),
+        *(pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1),
+        *(pickle.NEWTRUE, pickle.NEWFALSE, pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING),
+        *(pickle.UNICODE, pickle.BINUNICODE, pickle.BINBYTES, pickle.SHORT_BINBYTES),
+        *(pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS),
+        *(pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
+        *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+        *(pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.PUT, pickle.BINPUT),
+        *(pickle.LONG_BINPUT, pickle.GLOBAL, pickle.REDUCE, pickle.BUILD),
+        # Of protocol 4.
+        *(pickle.FRAME, pickle.MEMOIZE, pickle.STACK_GLOBAL, pickle.SHORT_BINUNICODE),
+        *(pickle.BINUNICODE8, pickle.BINBYTES8),
+    )
+}
+
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
@@ -58,7 +79,39 @@ ALLOWED = {
 }
 
 
-class _BatchUnpickler(pickle.Unpickler):
+def _refuse(_: object) -> None:
+    raise pickle.UnpicklingError("it holds what no batch does, such as a number with a point")
+
+
+class _BatchUnpickler(getattr(pickle, "_Unpickler")):  # noqa: B009
+    """Knows the operations of protocols 0 to 4 that make what a batch is of."""
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: operation if code in _OPERATIONS else _refuse
+        for code, operation in getattr(pickle, "_Unpickler").dispatch.items()  # noqa: B009
+    }
+
+    def load_tuple(self, size: int | None = None) -> None:
+        """Puts a tuple on the stack; none of NumPy's holds one that holds another."""
+        items = self.pop_mark() if size is None else [self.stack.pop() for _ in range(size)][::-1]
+        if any(isinstance(x, tuple) for item in items if isinstance(item, tuple) for x in item):
+            raise pickle.UnpicklingError("its tuples are nested deeply")
+        self.append(tuple(items))
+
+    dispatch[pickle.TUPLE[0]] = load_tuple
+    dispatch[pickle.TUPLE1[0]] = lambda self: self.load_tuple(1)
+    dispatch[pickle.TUPLE2[0]] = lambda self: self.load_tuple(2)
+    dispatch[pickle.TUPLE3[0]] = lambda self: self.load_tuple(3)
+
+    def load_build(self) -> None:
+        """Gives an array or a type its state; nothing else of a batch has one."""
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], (_ByteArray, _ByteType)):
+            raise pickle.UnpicklingError("it sets the state of something else than an array")
+        self.stack[-1].__setstate__(state)
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no batch does")
@@ -89,4 +142,4 @@ def load_batch(blob: bytes, what: str) -> dict[str, Any]:
             for key, value in batch.items()
         }
     except Exception as error:  # A damaged pickle can raise nearly anything.
-        raise InputError(f"{what} is not a batch of CIFAR-10 ({error})") from error
+        raise InputError(f"{what} is not a batch of CIFAR-10 ({reason(error)[:200]})") from error

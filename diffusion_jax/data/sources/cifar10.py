@@ -1,6 +1,7 @@
 """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 images of 32x32x3, cifar-10-python.tar.gz."""
 
 import hashlib
+import re
 import tarfile
 import zlib
 from pathlib import Path
@@ -21,10 +22,14 @@ from diffusion_jax.data.sources.base import (
 from diffusion_jax.data.sources.batch_pickle import load_batch
 from diffusion_jax.data.sources.download import download
 from diffusion_jax.errors import InputError
+from diffusion_jax.reading.regular import open_regular
 
 FILE_NAME = "cifar-10-python.tar.gz"
 URL = "https://www.cs.toronto.edu/~kriz/" + FILE_NAME
 NUM_BYTES = 170_498_071
+_MEMBER = re.compile(r"batches\.meta|test_batch|data_batch_[1-9][0-9]{0,3}")
+_NUMBERED = re.compile(rb"training batch ([0-9]{1,4}) of ([0-9]{1,4})")
+_LARGEST_MEMBER = 1 << 30
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 
 
@@ -58,7 +63,7 @@ def check_file(path: Path, sha256: str) -> None:
             f"{str(path)!r} has {size} bytes; the published file has {NUM_BYTES}. "
             "To use a repacked file, set sha256 to its SHA-256"
         )
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise InputError(f"{str(path)!r} has SHA-256 {found}; it must have {sha256}")
@@ -68,22 +73,30 @@ def _read(path: Path, sha256: str) -> Contents:
     check_file(path, sha256)
     batches: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with open_regular(path) as whole, tarfile.open(fileobj=whole, mode="r:gz") as archive:
             for member in archive:
                 name = Path(member.name).name
                 file = archive.extractfile(member) if member.isfile() else None
-                if file is not None and (name == "batches.meta" or "_batch" in name):
+                if file is not None and _MEMBER.fullmatch(name):
+                    if name in batches:
+                        raise InputError(f"{str(path)!r} holds {name} twice")
+                    if member.size > _LARGEST_MEMBER:
+                        raise InputError(f"{name} in {str(path)!r} has {member.size} bytes")
                     batches[name] = load_batch(file.read(), f"{name} in {str(path)!r}")
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except InputError:
+        raise
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error) as error:
         raise InputError(f"{str(path)!r} is not a whole tar.gz file ({error})") from error
-    names = sorted(name for name in batches if name.startswith("data_batch_"))
-    if not names or not {"batches.meta", "test_batch"} <= batches.keys():
+    names = [f"data_batch_{i + 1}" for i in range(len(batches) - 2)]
+    if not names or not {*names, "batches.meta", "test_batch"} <= batches.keys():
         raise InputError(
             f"{str(path)!r} holds {', '.join(sorted(batches)) or 'no batches'}; "
             "data_batch_1, ..., test_batch and batches.meta are needed"
         )
     try:
         classes = tuple(str(name, "ascii") for name in batches["batches.meta"]["label_names"])
+        for i, name in enumerate(names, 1):
+            _check_number(batches[name], i, len(names))
         train = [_arrays(batches[name], len(classes)) for name in names]
         test = _arrays(batches["test_batch"], len(classes))
     except (KeyError, TypeError, ValueError) as error:
@@ -96,9 +109,22 @@ def _read(path: Path, sha256: str) -> Contents:
 def _arrays(
     batch: dict[str, Any], num_classes: int
 ) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int64[np.ndarray, " n"]]:
-    labels = np.array(batch["labels"], np.int64)
-    if labels.ndim != 1 or not ((0 <= labels) & (labels < num_classes)).all():
+    labels, data = batch["labels"], batch["data"]
+    if not isinstance(labels, list) or not all(
+        type(label) is int and 0 <= label < num_classes for label in labels
+    ):
         raise ValueError(f"labels must be a list of numbers in 0 to {num_classes - 1}")
+    # `load_batch` makes arrays of uint8 alone; a list may hold any numbers.
+    if not isinstance(data, np.ndarray) or data.shape != (len(labels), 3072) or not labels:
+        raise ValueError(f"data must be an array of {len(labels)} rows of 3072 bytes")
     # Rows are channel-first.
-    images = np.array(batch["data"], np.uint8).reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), labels
+    images = data.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.array(labels, np.int64)
+
+
+def _check_number(batch: dict[str, Any], number: int, count: int) -> None:
+    """Compares a training batch's own "training batch 1 of 5", if it has that, with its name and the others."""
+    label = batch.get("batch_label", b"")
+    said = _NUMBERED.search(label) if isinstance(label, bytes) else None
+    if said and (int(said[1]), int(said[2])) != (number, count):
+        raise ValueError(f"data_batch_{number} of {count} calls itself {str(label, 'latin1')!r}")

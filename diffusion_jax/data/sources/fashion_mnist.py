@@ -3,6 +3,7 @@
 import functools
 import gzip
 import hashlib
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -21,6 +22,7 @@ from diffusion_jax.data.sources.base import (
 )
 from diffusion_jax.data.sources.download import download
 from diffusion_jax.errors import InputError
+from diffusion_jax.reading.regular import open_regular
 
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -35,6 +37,7 @@ SHA256 = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+_LARGEST = 1 << 30  # Bytes, unpacked; the published images are 47 MB.
 FILES = {name + ".gz": sha256 for name, sha256 in SHA256.items()}
 
 
@@ -98,15 +101,21 @@ def read_idx(path: Path, sha256: str | None = None) -> UInt8[np.ndarray, "*dims"
       InputError: The file is not one of those, is cut short or too long, or has another checksum.
     """
     try:
-        blob = gzip.decompress(path.read_bytes())
+        with open_regular(path) as packed, gzip.GzipFile(fileobj=packed) as file:
+            blob = file.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{str(path)!r} is not a whole gzip file ({error})") from error
     if sha256 is not None and hashlib.sha256(blob).hexdigest() != sha256:
         raise InputError(f"{str(path)!r} is not the published file: its SHA-256 is not {sha256}")
     if len(blob) < 4 or blob[:3] != b"\0\0\x08" or len(blob) < 4 + 4 * blob[3]:
         raise InputError(f"{str(path)!r} is not an IDX file of bytes: it starts {blob[:4].hex()}")
+    if len(blob) > _LARGEST or blob[3] > 8:
+        raise InputError(f"{str(path)!r} holds more than any file of images that is read here")
     shape = struct.unpack(f">{blob[3]}I", blob[4 : 4 + 4 * blob[3]])
     values = np.frombuffer(blob, np.uint8, offset=4 + 4 * blob[3])
-    if values.size != np.prod(shape, dtype=np.int64):
+    if values.size != math.prod(shape):  # Of Python's integers, which do not overflow.
         raise InputError(f"{str(path)!r} holds {values.size} values; its header says {shape}")
-    return values.reshape(shape)
+    try:
+        return values.reshape(shape)
+    except ValueError as error:  # No values, and sizes that no array has.
+        raise InputError(f"{str(path)!r} has sizes {shape} in its header: {error}") from error
