@@ -54,23 +54,23 @@ def pictures_in(folder: Path, field: str, *, deep: bool = True) -> Listing:
     Raises:
       InputError: A folder that cannot be listed: its pictures would be missed, and classes numbered without it.
     """
-    found: list[tuple[str, int, int]] = []
+    found: list[tuple[str, int, int]] = []  # Name, size and time.
+    path = str(folder)
     passed_over: PassedOver = collections.defaultdict(list)
     empty: set[str] = set()  # Folders that might have been classes.
     for name, entry in _walk(folder, field, deep, passed_over):
-        top, within, _ = name.partition(os.sep)
         if entry is None:
-            empty.update([top] if not within else [])
+            empty.update([name] if os.sep not in name else [])
         elif isinstance(kind := _kind(entry, field), str):
             passed_over[kind].append(name)
         else:
             found.append((name, kind.st_size, kind.st_mtime_ns))
-            empty.discard(top)
+    empty -= {name.partition(os.sep)[0] for name, _, _ in found}
     if empty := empty.difference(*passed_over.values()):
         passed_over["folders without images"] = sorted(empty)
     found.sort(key=lambda file: file[0].split(os.sep))
     names = [name for name, _, _ in found]
-    digest = digest_of((f"{folder}/{name}", size, time) for name, size, time in found)
+    digest = digest_of((f"{path}/{name}", size, time) for name, size, time in found)
     return Listing(folder, names, digest, dict(passed_over))
 
 
@@ -87,10 +87,10 @@ def _walk(
             passed_over["folders listed under another name"].append(within)
             continue
         seen.add(real)
-        inner = []
+        inner, before = [], f"{within}{os.sep}" if within else ""
         stopping.check()
         for entry in _entries(path, field):
-            name = os.path.join(within, entry.name)
+            name = before + entry.name
             if entry.name.startswith("."):
                 passed_over["hidden files"].append(name)
             elif not _is_folder(entry):

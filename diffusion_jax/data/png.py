@@ -3,10 +3,12 @@
 Pillow does not compare the checksums of all chunks, and takes rows that are missing for black.
 """
 
+import struct
 import zlib
 from collections.abc import Iterator
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEAD, _CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # By the type of colour.
 # Of Adam7's passes: the first column and row, and the steps between columns and rows.
 _PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
@@ -37,14 +39,15 @@ def check_rows(data: bytes) -> None:
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Yields the name and contents of each chunk up to IEND."""
-    view, start = memoryview(data), len(SIGNATURE)
-    name = b""
+    view, start, name = memoryview(data), len(SIGNATURE), b""
     while name != b"IEND":
-        end = start + 8 + int.from_bytes(data[start : start + 4], "big")
-        name = data[start + 4 : start + 8]
-        if end + 4 > len(data):
-            raise ValueError("the file is cut short")
-        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+        try:
+            length, name = _HEAD.unpack_from(data, start)
+            end = start + 8 + length
+            (checksum,) = _CHECKSUM.unpack_from(data, end)
+        except struct.error:
+            raise ValueError("the file is cut short") from None
+        if zlib.crc32(view[start + 4 : end]) != checksum:
             raise ValueError(f"wrong checksum of chunk {name.decode('ascii', 'replace')!r}")
         yield name, view[start + 8 : end]
         start = end + 4
