@@ -67,6 +67,11 @@ def load(path: str | os.PathLike[str]) -> Image.Image:
     """
     with _regular(path) as file:
         data = file.read()
+    return decoded(data)
+
+
+def decoded(data: bytes) -> Image.Image:
+    """Returns a picture from the bytes of its file; raises what `load` does, but for the system's errors."""
     with understood():
         image = _opened(io.BytesIO(data))
         deep = is_deep(image)

@@ -11,6 +11,7 @@ from PIL import Image
 from tensorflow_datasets.core import constants, read_only_builder
 from tensorflow_datasets.proto import tf_example_pb2
 
+from diffusion_jax.data import picture
 from diffusion_jax.data.image_file import fit
 from diffusion_jax.data.prepare import NAME, directory_in
 from diffusion_jax.data.split import Batch, Split
@@ -128,14 +129,21 @@ def open_user(name: str, data_dir: Path | None, split: str, image_size: int | No
     if isinstance(label, tfds.features.ClassLabel):
         class_names = tuple(label.int2str(i) for i in range(label.num_classes or 0))
 
+    # Encoded images are not left to TFDS, whose Pillow opens any format, some by starting programs.
+    encoded = isinstance(info.features["image"], tfds.features.Image)
+
     def parse(items: Sequence[Any]) -> Batch:
         images = [item["image"] for item in items]
+        if encoded:
+            images = [np.asarray(picture.decoded(image)) for image in images]
+            images = [image.reshape(*image.shape[:2], shape[-1]) for image in images]
         if image_size is not None:
             images = [_resize(image, shape) for image in images]
         labels = [item["label"] if class_names else 0 for item in items]
         return {"image": np.stack(images), "label": np.array(labels, np.int32)}
 
-    source = builder.as_data_source(split)
+    decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
+    source = builder.as_data_source(split, decoders=decoders)
     return Split(len(source), shape, class_names, _reader(source, Path(builder.data_dir), parse))
 
 

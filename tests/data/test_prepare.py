@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from diffusion_jax.data import load, prepare
 from diffusion_jax.data.prepare import CHUNK_BYTES, prepared
@@ -222,6 +223,24 @@ def test_user_images_of_any_size_are_resized(tmp_path, make_tfds):
     np.testing.assert_array_equal(
         split.read(np.arange(2))["image"], np.stack([np.full((4, 4, 3), h) for h in (5, 9)])
     )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_encoded_user_images_are_read_and_start_no_program(
+    tmp_path, make_tfds, monkeypatch, channels
+):
+    """An EPS image in TFDS data would make Pillow run gs."""
+    monkeypatch.setattr("PIL.Image.open", None)
+    files = [tmp_path / f"{i}.png" for i in range(2)]
+    pixels = IMAGE[..., 0] if channels == 1 else IMAGE
+    Image.fromarray(pixels).save(files[0])
+    files[1].write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    features = {"image": tfds.features.Image(shape=(4, 4, channels), encoding_format="png")}
+    make_tfds(features, [{"image": str(file)} for file in files])
+    split = load("tfds:things", "train", source_dir=tmp_path, memory_limit=0)
+    np.testing.assert_array_equal(split.read(np.array([0]))["image"][0], IMAGE[..., :channels])
+    with pytest.raises(RunError, match="EPS, not PNG"):
+        split.read(np.array([1]))
 
 
 def test_wrong_user_data_is_named(tmp_path, make_tfds):
