@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from diffusion_jax import stopping
 from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.reading.regular import read_regular
 
 NAME = "lock.json"
 BEAT = 5.0  # Seconds between two signs of life.
@@ -256,9 +257,11 @@ def _claim(what: str) -> str:
 def _read(path: Path) -> Owner | None:
     """Returns who holds a lock, None if nobody does; of a damaged file an owner of whom nothing is known."""
     try:
-        text = path.read_bytes()
+        text = read_regular(path)
     except FileNotFoundError:
         return None
+    except OSError:  # A pipe, say.
+        text = b""
     token = hashlib.sha256(text).hexdigest()[:16]
     try:
         known = json.loads(text)

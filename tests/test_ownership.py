@@ -126,6 +126,15 @@ def test_a_damaged_lock_is_held_while_it_is_written_and_taken_over_when_it_is_ol
         lock.release()
 
 
+def test_a_pipe_in_the_place_of_a_lock_hangs_nobody(path: Path):
+    os.mkfifo(path)
+    os.utime(path, (1, 1))
+    lock = Lock(path, "--mode=train")
+    lock.acquire()
+    lock.release()
+    assert not path.exists()
+
+
 def no_links(*_: object) -> None:
     raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
