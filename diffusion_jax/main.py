@@ -279,8 +279,9 @@ def _tell(error: BaseException) -> int:
         print(f"error: {error}", file=sys.stderr)
     elif isinstance(error, BrokenPipeError) and error.filename is None:
         _hush()
-    elif isinstance(error, OSError) and error.filename is not None:
-        print(f"error: {error.filename}: {reason(error)}", file=sys.stderr)
+    elif isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{reason(error)}", file=sys.stderr)
     else:
         if (
             "jax" in sys.modules

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from diffusion_jax.config.table import FIELDS, GROUPS
 from diffusion_jax.errors import InputError, nearest
+from diffusion_jax.stopping import Stopped
 
 
 def default_config() -> ConfigDict:
@@ -42,12 +43,10 @@ def load_file(path: str) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except (InputError, KeyboardInterrupt):
+    except (InputError, KeyboardInterrupt, Stopped):
         raise
     except BaseException as error:  # Also sys.exit, which would end the command as if it were done.
-        if isinstance(error, Exception) or not _is_ours(error):
-            raise InputError(f"--config: {path}: {_one_line(error)}") from error
-        raise  # The user stops the command.
+        raise InputError(f"--config: {path}: {_one_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"--config: get_config() of {path} must return a ConfigDict")
     try:
@@ -156,10 +155,6 @@ _FORMERLY: dict[tuple[str, bool], str] = {
     ("model.remat", False): "none",
     ("model.remat", True): "blocks",
 }
-
-
-def _is_ours(error: BaseException) -> bool:
-    return type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _one_line(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from tiny_run import write_config
 from diffusion_jax import data, main
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands.edit_inputs import load_mask
-from diffusion_jax.commands.signals import StopSignals
 from diffusion_jax.commands.trained import checkpoint_folder, load_run
 from diffusion_jax.config import load_file, to_json
 from diffusion_jax.errors import InputError
@@ -21,7 +20,7 @@ from diffusion_jax.main import MODES, parse, run
 def refused(*arguments: str) -> str:
     """Returns the one line by which a command is refused; of the command nothing is begun."""
     with pytest.raises(InputError) as error:
-        run(list(arguments), StopSignals(), 0.0)
+        run(list(arguments), 0.0)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -105,6 +104,7 @@ def test_an_error_of_the_system_is_one_line_with_its_path_and_another_a_tracebac
     for error, expected in (
         (IsADirectoryError(errno.EISDIR, "Is a directory", "a/b"), "error: a/b: is a directory\n"),
         (PermissionError(errno.EACCES, "Permission denied", "c"), "error: c: permission denied\n"),
+        (OSError(errno.EIO, "Input/output error"), "error: input/output error\n"),
     ):
         assert main._tell(error) == 1
         assert capsys.readouterr().err == expected

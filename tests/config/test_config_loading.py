@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax.commands.signals import Stopped
 from diffusion_jax.config import (
     FIELDS,
     default_config,
@@ -19,6 +18,7 @@ from diffusion_jax.config import (
     to_json,
 )
 from diffusion_jax.errors import InputError
+from diffusion_jax.stopping import Stopped
 
 
 def get(config: ConfigDict, name: str) -> Any:
