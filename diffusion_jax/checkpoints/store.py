@@ -312,9 +312,10 @@ class CheckpointStore:
                 if damage is None:
                     digest = hashlib.sha256(read(path / MANIFEST)).hexdigest()
                     content = json_text.parse_object(read(path / META), finite=False)
-                    if content["step"] == candidates[-1]:
-                        return {"step": candidates[-1], "content": content, "digest": digest}
-                    damage = f"{META}: it is the checkpoint of step {content['step']}"
+                    inside = content.get("step", candidates[-1])
+                    if inside == candidates[-1]:
+                        return {"step": inside, "content": content, "digest": digest}
+                    damage = f"{META}: it is the checkpoint of step {inside}"
             if self._listing.is_committed(path):
                 self._move_aside(candidates[-1], damage or f"{META}: not there")
                 if step is not None:
