@@ -127,10 +127,10 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def losses(workdir: Path) -> list[tuple[int, float]]:
+def losses(workdir: Path) -> list[tuple[int, float | None]]:
     """Returns step and loss of every row of metrics.jsonl."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
+    return [(row["step"], row.get("loss")) for row in map(json.loads, lines)]
 
 
 def differing(one: Path, other: Path) -> Iterator[str]:
