@@ -59,7 +59,12 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
     from diffusion_jax.processes.ncsn import NCSN, ladder_ratio, largest_distance, num_levels
     from diffusion_jax.processes.process import Grid, Point, Process, Rates
     from diffusion_jax.processes.reverse import p_posterior, posterior_kl
-    from diffusion_jax.processes.schedules import Schedule, make_schedule, respace
+    from diffusion_jax.processes.schedules import (
+        Schedule,
+        make_schedule,
+        respace,
+        schedule_from_betas,
+    )
     from diffusion_jax.processes.sde import VE, VP, ContinuousProcess, SubVP
     from diffusion_jax.reporting.pictures import grid, strip
     from diffusion_jax.samplers import (
@@ -198,6 +203,7 @@ __all__ = [
     "respace",
     "reverse_diffusion",
     "sample_loop",
+    "schedule_from_betas",
     "score_from_eps",
     "shared_structure",
     "simple_loss",
@@ -310,6 +316,7 @@ _MODULES = {
     "respace": "processes.schedules",
     "reverse_diffusion": "samplers",
     "sample_loop": "samplers",
+    "schedule_from_betas": "processes.schedules",
     "score_from_eps": "processes.gaussian",
     "shared_structure": "samplers",
     "simple_loss": "losses",

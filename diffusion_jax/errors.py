@@ -4,10 +4,11 @@ import difflib
 import errno
 import os
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+LONGEST = 60  # Characters of a value in a message.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # The last: a limit on the size of files.
 
 
@@ -40,14 +41,26 @@ def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def shortened(value: object) -> str:
+    """Returns the value for a message, or its type alone where the value is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST and "\n" not in text else f"of type {type(value).__name__}"
+
+
+def expect(name: str, value: object, kind: Any, such_as: str) -> None:
+    """Raises an InputError if an argument of that name is no instance of a kind, with what it should be."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name} is {shortened(value)}; it must be {such_as}")
+
+
 def choose(what: str, name: str, known: Mapping[str, T]) -> T:
     """Returns known[name].
 
     Raises:
       InputError: Unknown name; the message lists the known ones and the nearest.
     """
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(
-            f"unknown {what} {name!r}; choose one of {', '.join(known)}.{nearest(name, known)}"
+            f"unknown {what} {shortened(name)}; choose one of {', '.join(known)}.{nearest(str(name), known)}"
         )
     return known[name]

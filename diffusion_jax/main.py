@@ -184,11 +184,16 @@ def run(argv: list[str], started: float) -> int:
 
     from diffusion_jax import config as config_lib
     from diffusion_jax.commands import evaluate, inpaint, interpolate, run_config, sample
-    from diffusion_jax.commands.environment import check_layout, keep_compiled_programs
+    from diffusion_jax.commands.environment import (
+        check_layout,
+        keep_compiled_programs,
+        pin_settings,
+    )
     from diffusion_jax.experiment import build
     from diffusion_jax.parallel import join
     from diffusion_jax.reporting import results
 
+    pin_settings()
     file = None if flags.config is None else config_lib.load_file(flags.config)
     stopping.check()
     note = None

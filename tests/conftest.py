@@ -2,10 +2,11 @@
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -39,6 +40,14 @@ def compiled(request: pytest.FixtureRequest) -> Callable[..., Any]:
     # chex.variants does this for methods of absl's TestCase alone, where pytest neither parametrises nor hands
     # in fixtures.
     return jax.jit if request.param == "jit" else lambda function: function
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without checks of annotations, which the users of the package do not have either: for wrong arguments."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """What a command needs around it: a folder to write to and to own, and programs that were compiled before."""
 
+import enum
 import os
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -31,6 +34,19 @@ def check_layout(workdir: Path) -> None:
                 raise InputError(f"{path} is not a {what}; move it away")
 
 
+# Settings of JAX by environment that decide results, types, or whether a program runs at all.
+PINNED = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_disable_jit": False,
+    "jax_no_execution": False,
+    "jax_legacy_prng_key": "allow",
+}
+
+
 def check_writable(workdir: Path) -> None:
     """Makes the workdir.
 
@@ -57,6 +73,28 @@ def own(folder: Path, mode: str) -> None:
         ownership.own(folder, f"--mode={mode}")
 
     first_decides("own a folder", take)
+
+
+def pin_settings() -> None:
+    """Sets what decides JAX's results and types to what the commands are written for; warns of what was set otherwise.
+
+    So a run does not depend on the environment: it resumes, and draws the same images, on another machine.
+    """
+    set_otherwise = []
+    for name, value in PINNED.items():
+        if name in jax.config.values and _plain(jax.config.values[name]) != value:
+            set_otherwise.append(f"{name.upper()}={_plain(jax.config.values[name])}")
+            jax.config.update(name, value)
+    if set_otherwise:
+        warnings.warn(
+            f"of the environment, {', '.join(set_otherwise)} is not used, since results would depend on it",
+            stacklevel=2,
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Returns a setting as it is written: some are members of an enumeration."""
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def keep_compiled_programs(cache_dir: str | None) -> None:

@@ -68,7 +68,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
         labels = None if inputs.labels is None else inputs.labels[indices]
         rows = indices.astype(np.int32), labels, inputs.images[indices]
         images, finished = program((run.params, settings), rows)
-        sampling.check_finished(config, finished)
+        sampling.check_finished(config, run.params, finished)
         return images
 
     drawn = job.draw_missing(files, bar, draw, num_images, batch_size)

@@ -198,7 +198,7 @@ def _mixed_at(
             ends = inputs.images[part.first], inputs.images[part.second]
             whole = run.params, settings, np.int32(point)
             images, finished = program(whole, (part.pair, part.labels, *ends, part.fraction))
-            sampling.check_finished(run.config, finished)
+            sampling.check_finished(run.config, run.params, finished)
             drawn.append(images)
             bar.done(len(part.pair))
     return np.concatenate(drawn)
@@ -224,11 +224,13 @@ def _latents(
         latents.append(encoded)
         stopping.check()
     encoded = np.concatenate(latents)
-    decode = make_program(editing.make_decode(run), mesh, batch_size, out_axes=(0, 0))
+    decode = make_program(editing.make_decode(run), mesh, batch_size, out_axes=(0, 0, 0))
     drawn = []
     for part in _parts(rows, batch_size):
         ends = encoded[part.first], encoded[part.second]
-        images, solve = decode(whole, (part.pair, part.labels, *ends, part.fraction))
+        images, finite, solve = decode(whole, (part.pair, part.labels, *ends, part.fraction))
+        if solve is None:
+            sampling.check_finished(run.config, run.params, finite)
         decodings += _costs(run, solve)
         drawn.append(images)
         bar.done(len(part.pair))
@@ -239,7 +241,8 @@ def _costs(run: TrainedRun, solve: Solve | None) -> list[int]:
     """Returns the evaluations of each image by an adaptive sampler, none by another; refuses unfinished ones."""
     if solve is None:
         return []
-    sampling.check_finished(run.config, np.asarray(solve.finished), np.asarray(solve.reached))
+    finished, reached = np.asarray(solve.finished), np.asarray(solve.reached)
+    sampling.check_finished(run.config, run.params, finished, reached)
     return np.asarray(solve.evaluations).tolist()
 
 

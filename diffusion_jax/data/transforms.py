@@ -1,17 +1,63 @@
 """What happens to images on the device: pixel range and random flips, pure and jittable."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Key, Shaped, UInt8
 
+from diffusion_jax.errors import InputError
 
-def to_model_range(
-    images: UInt8[Array, "*dims"] | Float32[Array, "*dims"],
-) -> Float32[Array, "*dims"]:
-    """Returns x / 127.5 - 1: pixels in {0, ..., 255} become floats in [-1, 1]; floats stay as they are."""
-    if images.dtype == jnp.float32:
-        return images
-    return images.astype(jnp.float32) / 127.5 - 1
+FAR = 1.5  # About [-1, 1]: what is drawn without clipping may lie beyond.
+BRIGHT = 0.9  # The brightest of pixels that go from 0 on.
+
+
+def to_model_range(images: Shaped[Array | np.ndarray, "*dims"]) -> Float32[Array, "*dims"]:
+    """Returns images in the model's range, [-1, 1]: pixels by x / 127.5 - 1; floats stay as they are.
+
+    Values of NumPy's arrays are checked; of JAX's, which may be traced, the type alone.
+
+    Args:
+      images: Pixels in {0, ..., 255} of any integer type but uint16, whose are in {0, ..., 65535}; booleans, which
+        become -1 and 1; or floats, which are in [-1, 1] already.
+
+    Raises:
+      InputError: Another type, or integers beyond their range.
+    """
+    dtype = images.dtype
+    known = isinstance(images, np.ndarray)
+    if jnp.issubdtype(dtype, jnp.floating):
+        if known:
+            _warn_of_range(np.asarray(images, np.float32))
+        return jnp.asarray(images, jnp.float32)
+    if dtype == jnp.bool_:
+        return jnp.where(images, jnp.float32(1), jnp.float32(-1))
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise InputError(f"images have dtype {dtype}; they must be integers, floats or booleans")
+    largest = 65535 if dtype == jnp.uint16 else 255
+    if known and images.size and not 0 <= np.min(images) <= np.max(images) <= largest:
+        raise InputError(
+            f"pixels of dtype {dtype} go from {np.min(images)} to {np.max(images)}; they must be in 0 to {largest}"
+        )
+    return jnp.asarray(images).astype(jnp.float32) / (largest / 2) - 1
+
+
+def _warn_of_range(images: Float32[np.ndarray, "*dims"]) -> None:
+    """Warns of floats that are hardly meant to be in [-1, 1]: taken as they are, they would be noise to a network."""
+    if images.size == 0:
+        return
+    low, high = float(images.min()), float(images.max())
+    if low < -FAR or high > FAR:
+        seen = f"from {low:g} to {high:g}"
+    elif 0 <= low and BRIGHT < high <= 1:
+        seen = "all in [0, 1]"
+    else:
+        return
+    warnings.warn(
+        f"images are floats {seen}; a network is given them as they are, and learns from [-1, 1]",
+        stacklevel=3,
+    )
 
 
 def to_uint8(images: Float[Array, "*dims"]) -> UInt8[Array, "*dims"]:

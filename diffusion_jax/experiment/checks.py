@@ -20,6 +20,15 @@ LONG_STEP = 30  # Factor of std / signal in a step of Heun's method; digits draw
 UNEVEN = 2  # The longest step over the shortest: rounding to timesteps alone makes it no more.
 TINY_SIGNAL = 1e-3
 LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
+MOST_LEFT = 0.101  # Of the signal relative to the noise at the last time: a tenth, of VE by Technique 1 for digits.
+# Fields that leave less signal at the last time.
+LESS_SIGNAL = {
+    "ddpm": "process.num_timesteps or process.beta_end larger, or leave beta_start and beta_end unset",
+    "vp": "process.beta_max larger, such as 20",
+    "subvp": "process.beta_max larger, such as 20",
+    "ve": "process.sigma_max to about the largest distance between two images",
+    "ncsn": "process.sigma_max to about the largest distance between two images",
+}
 LARGE_VARIANCE = 2  # Relative to the posterior's: in less the two are much the same.
 FITTING = {"langevin": ("ve", "ncsn")}  # Processes of the solvers that are not for all.
 # Fields of the sampler group that no update rule takes: its name, grid and x_T, limits and guidance of its denoiser.
@@ -271,6 +280,18 @@ def warn_of_grid(grid: Grid, whole: Grid, variance: str | None, group: str) -> N
                 f"{most:,.0f} times the posterior's; set --config.{group}.variance=fixed_small",
                 stacklevel=3,
             )
+
+
+def warn_of_prior(name: str, whole: Grid) -> None:
+    """Warns of a process of that name at whose last time images still show: samples start from pure noise there."""
+    signal, std = float(whole.signal[0]), float(whole.std[0])
+    if signal > MOST_LEFT * std:
+        warnings.warn(
+            f"the process {name} does not end in noise alone: at t = {whole.time[0]:g} images keep a signal of "
+            f"{signal:.2g} beside noise of {std:.2g}, but samples start without it, so they differ from the data in "
+            f"what shows there; set {LESS_SIGNAL[name]}",
+            stacklevel=3,
+        )
 
 
 def warn_of_solver(name: str, grid: Grid) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
@@ -12,7 +11,7 @@ from diffusion_jax import data
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.experiment.checks import accepted
-from diffusion_jax.experiment.sampling import Settings, drawing, evaluations
+from diffusion_jax.experiment.sampling import Settings, all_finite, drawing, evaluations
 from diffusion_jax.processes.ode import Solution
 from diffusion_jax.samplers import (
     INVERSES,
@@ -78,7 +77,7 @@ def edit_nfe(experiment: Experiment, sampler: Sampler) -> int | None:
 
 def _pixels(images: Array) -> tuple[Array, Array]:
     """Returns uint8 images, and whether they are: an adaptive sampler that is cut short returns NaN."""
-    return data.to_uint8(images), jnp.isfinite(images).all((1, 2, 3))
+    return data.to_uint8(images), all_finite(images)
 
 
 def make_inpaint(experiment: Experiment, merge: Merge) -> Callable[..., tuple[Array, Array]]:
@@ -149,15 +148,15 @@ def make_encode(experiment: Experiment) -> Callable[..., tuple[Array, Solve | No
     return draw
 
 
-def make_decode(experiment: Experiment) -> Callable[..., tuple[Array, Solve | None]]:
-    """Returns (params, settings, indices, labels, latents, others, fraction) -> (images, solve).
+def make_decode(experiment: Experiment) -> Callable[..., tuple[Array, Array, Solve | None]]:
+    """Returns (params, settings, indices, labels, latents, others, fraction) -> (images, finite, solve).
 
     The images, uint8, are those of the x_T on the arc between, times the temperature.
     """
 
     def draw(
         params: Any, numbers: Settings, indices: Array, labels: Array | None, *rows: Array
-    ) -> tuple[Array, Solve | None]:
+    ) -> tuple[Array, Array, Solve | None]:
         parts = drawing(experiment, params, numbers, indices, labels)
         x_init = numbers.temperature * slerp(*rows)
         if (
@@ -166,9 +165,9 @@ def make_decode(experiment: Experiment) -> Callable[..., tuple[Array, Solve | No
             ends = parts.denoise, parts.sampler.grid, experiment.process
             solution = ode_decode(*ends, x_init, **_tolerances(experiment, numbers))
             images, solve = _solved(solution)
-            return data.to_uint8(images), solve
+            return *_pixels(images), solve
         images = sample_loop(*parts, experiment.image_shape, x_init=x_init).images
-        return data.to_uint8(images), None
+        return *_pixels(images), None
 
     return draw
 

@@ -6,14 +6,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.denoiser import Denoise
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment.build import Experiment, make_process
-from diffusion_jax.experiment.checks import accepted, sampler_takes, warn_of_grid, warn_of_solver
+from diffusion_jax.experiment.checks import (
+    accepted,
+    sampler_takes,
+    warn_of_grid,
+    warn_of_prior,
+    warn_of_solver,
+)
 from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.samplers import (
     DEFAULT_STEPS,
@@ -72,7 +78,9 @@ def make_sampler(experiment: Experiment) -> Sampler:
     variance = accepted(
         SAMPLERS[experiment.config.sampler.name], sampler_options(experiment.config)
     )
-    warn_of_grid(sampler.grid, experiment.process.grid(), variance.get("variance"), "sampler")
+    whole = experiment.process.grid()
+    warn_of_prior(experiment.config.process.name, whole)
+    warn_of_grid(sampler.grid, whole, variance.get("variance"), "sampler")
     warn_of_solver(experiment.config.sampler.name, sampler.grid)
     return sampler
 
@@ -97,22 +105,43 @@ def evaluations(config: ConfigDict) -> int:
     return 1 if config.sampler.guidance_scale is None else 2
 
 
+def all_finite(images: Float[Array, " b *dims"]) -> Bool[Array, " b"]:
+    """Whether all numbers of an image are finite."""
+    return jnp.isfinite(images).all(tuple(range(1, images.ndim)))
+
+
 def check_finished(
-    config: ConfigDict, finished: Bool[np.ndarray, " n"], reached: np.ndarray | None = None
+    config: ConfigDict,
+    params: Any,
+    finished: Bool[np.ndarray, " n"],
+    reached: np.ndarray | None = None,
 ) -> None:
-    """Refuses images that an adaptive sampler has not finished.
+    """Refuses images that are not finite, or that an adaptive sampler has not finished.
 
     Args:
       config: The config.
+      params: Parameters that they were drawn with.
       finished: Whether an image is one.
       reached: Time that each has come to, if known.
 
     Raises:
+      RunError: Not all are finite.
       InputError: Not all are finished.
     """
     if finished.all():
         return
-    fields = config.sampler
+    fields, wrong = config.sampler, f"{(~finished).sum()} of {len(finished)} images are not finite"
+    arrays = jax.tree.leaves(params)
+    if broken := sum(not bool(jnp.isfinite(array).all()) for array in arrays):
+        raise RunError(
+            f"{wrong}, and neither are {broken} of the {len(arrays)} arrays of the checkpoint's parameters; take an "
+            "earlier checkpoint, by sample.step"
+        )
+    if "max_steps" not in sampler_takes(fields.name):
+        raise RunError(
+            f"{wrong}, though the parameters are: numbers grow beyond float range in the sampler {fields.name!r}; "
+            "try model.dtype=float32, sampler.clip=true, or less guidance"
+        )
     where = "" if reached is None else f" at t = {reached[~finished].max():.4g}"
     raise InputError(
         f"{(~finished).sum()} of {len(finished)} images were not finished: the solver stopped{where} after "
@@ -157,7 +186,7 @@ def make_draw(
             progress=progress,
         )
         pixels = jax.tree.map(data.to_uint8, result._replace(solve=None))
-        return pixels._replace(solve=result.solve)
+        return pixels._replace(solve=result.solve, finite=all_finite(result.images))
 
     return draw
 

@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise, Prediction
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, expect
 from diffusion_jax.keys import at_time, folded, image_normal
 from diffusion_jax.likelihood.decoder import Decoder, check_levels, discretized_gaussian
 from diffusion_jax.processes.gaussian import per_image, q_sample
@@ -162,6 +162,8 @@ def variational_bound(
       InputError: num_terms outside {2, ..., N} (1 if the grid has one step); unknown variance, or learned of a
         network without it; images that `discretized_gaussian` cannot count, unless they are traced.
     """
+    expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
+    expect("grid", grid, Grid, "a Grid, such as process.grid()")
     last = grid.num_steps - 1
     count = check_num_terms(num_terms, grid.num_steps) - 1
     if decoder is discretized_gaussian and not isinstance(x0, Tracer):

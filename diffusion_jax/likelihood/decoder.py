@@ -159,9 +159,8 @@ def discretized_gaussian(
     inverse_std = jnp.exp(-log_variance / 2)
     first, last = x0 < -1 + HALF_BIN, x0 > 1 - HALF_BIN
     if approximate_cdf:
-        upper = jnp.where(last, 1.0, _tanh_cdf(inverse_std * (x0 + HALF_BIN - mean)))
-        lower = jnp.where(first, 0.0, _tanh_cdf(inverse_std * (x0 - HALF_BIN - mean)))
-        return jnp.log(jnp.maximum(upper - lower, FARTHEST))
+        log_p = _log_tanh_bin(inverse_std * (x0 - mean), inverse_std * HALF_BIN, first, last)
+        return jnp.maximum(log_p, math.log(FARTHEST))
     off, is_open = x0 - mean, first | last
     # The open bins begin half a bin inside of -1 and 1.
     above = log_above(_beyond_bin(jnp.where(first, -off, off), inverse_std))
@@ -170,8 +169,20 @@ def discretized_gaussian(
     return jnp.where(is_open, above, closed)
 
 
-def _tanh_cdf(z: Array) -> Array:
-    return (1 + jnp.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
+def _log_tanh_bin(z: Array, h: Array, first: Array, last: Array) -> Array:
+    """Returns the log of Phi(z + h) - Phi(z - h) where Phi(z) is taken as (1 + tanh g(z)) / 2.
+
+    With a = g(z + h) and b = g(z - h) that is sinh(a - b) / (2 cosh a cosh b), of which no digits are lost far out.
+    """
+    c, k = math.sqrt(2 / math.pi), 0.044715
+    a, b = (c * (y + k * y**3) for y in (z + h, z - h))
+    between = c * 2 * h * (1 + k * (3 * jnp.square(z) + jnp.square(h)))  # a - b
+    same_side = jnp.sign(a) * jnp.sign(b) > 0
+    nearer = jnp.where(same_side, jnp.minimum(jnp.abs(a), jnp.abs(b)), 0.0)
+    outside = jnp.log1p(jnp.exp(-2 * jnp.abs(a))) + jnp.log1p(jnp.exp(-2 * jnp.abs(b)))
+    closed = jnp.log(-jnp.expm1(-2 * between)) - 2 * nearer - outside
+    open_ = jax.nn.log_sigmoid(2 * jnp.where(first, a, -b))
+    return jnp.where(first | last, open_, closed)
 
 
 def gaussian_density(

@@ -22,6 +22,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from diffusion_jax.denoiser import Denoise
+from diffusion_jax.errors import expect
 from diffusion_jax.flow import field_of, level, size
 from diffusion_jax.keys import folded
 from diffusion_jax.likelihood.decoder import check_levels
@@ -113,6 +114,7 @@ def exact_likelihood(
       divergence: `exact_divergence` for a few dimensions, `hutchinson(draw_probes(...))` for images.
       **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
     """
+    _check(denoise, grid, process)
     dims, prior = math.prod(x.shape[1:]), normal_prior(grid.prior_std)
     first, last = (grid.at(jnp.full(len(x), i)) for i in (grid.num_steps - 1, 0))
 
@@ -124,6 +126,12 @@ def exact_likelihood(
     z = x / per_image(size(first), x)
     field = field_of(denoise, process)
     return flow_likelihood(field, z, level(first), level(last), log_prior, divergence, **tolerances)
+
+
+def _check(denoise: Denoise, grid: Grid, process: Process) -> None:
+    expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
+    expect("grid", grid, Grid, "a Grid, such as process.grid(2)")
+    expect("process", process, Process, "a process, such as VP()")
 
 
 def dequantised_likelihood(
@@ -152,6 +160,7 @@ def dequantised_likelihood(
     Raises:
       InputError: Images that are not of 256 levels, unless they are traced; unknown probes.
     """
+    _check(denoise, grid, process)
     x = dequantise(images, folded(keys, OF_DEQUANTISATION))
     drawn = draw_probes(folded(keys, OF_PROBES), x.shape[1:], num_probes, probes)
     return exact_likelihood(denoise, grid, process, x, hutchinson(drawn), **tolerances)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 
 from diffusion_jax.denoiser import Network, parameterization
-from diffusion_jax.errors import InputError, choose
+from diffusion_jax.errors import InputError, choose, expect, shortened
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.simple import simple, simple_loss
 from diffusion_jax.losses.sliced import sliced, sliced_objective
@@ -78,6 +78,12 @@ def loss_function(
         "vlb_weight": vlb_weight,
         "num_probes": num_probes,
     }
+    if weighting is not None and not callable(weighting):
+        raise InputError(
+            f"weighting is {shortened(weighting)}; it must be a function of the point, such as WEIGHTINGS['min_snr']()"
+        )
+    if times is not None:
+        expect("times", times, Times, "a Times, such as TIMES['stratified']()")
     given = {option: value for option, value in options.items() if value is not None}
     for option in sorted(given.keys() - inspect.signature(make).parameters.keys()):
         raise InputError(f"the loss {name!r} takes no {option}; leave it unset")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.keys import indexed, standard_normal
+from diffusion_jax.keys import indexed, standard_normal, threefry
 from diffusion_jax.losses.objective import Draws, Loss, Objective
 from diffusion_jax.processes.process import Process
 
@@ -41,7 +41,7 @@ def objective_of(loss: Loss, times: Times) -> Objective:
     """Returns the objective with this loss, whose times are drawn so, and whose noise is normal."""
 
     def draw(aux: Any, key: Key[Array, ""], shape: tuple[int, ...]) -> Draws:
-        u_key, eps_key, own_key = jax.random.split(key, 3)
+        u_key, eps_key, own_key = jax.random.split(threefry(key), 3)
         u, weight = times.draw(aux, u_key, shape[0])
         keys = indexed(own_key, jnp.arange(shape[0]))
         return Draws(u, standard_normal(eps_key, shape), weight, keys)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax.errors import InputError
 from diffusion_jax.keys import standard_normal
 from diffusion_jax.models.conv import conv, conv_of_doubled, matmul
 from diffusion_jax.models.norm import group_norm
@@ -42,7 +43,12 @@ def time_embedding(t: Float[Array, " b"], channels: int) -> Float[Array, "b c"]:
     Args:
       t: Times; any real number.
       channels: Even number of columns, at least 4.
+
+    Raises:
+      InputError: Another number of columns.
     """
+    if channels < 4 or channels % 2:
+        raise InputError(f"channels is {channels}; it must be even, and at least 4")
     half = channels // 2
     frequencies = jnp.exp(-math.log(10_000) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
@@ -58,13 +64,13 @@ def group_count(channels: int, groups: int | None = None) -> int:
         at least four channels a group.
 
     Raises:
-      ValueError: `groups` does not divide `channels`.
+      InputError: `groups` does not divide `channels`.
     """
     if groups is None:
         most = max(1, min(32, channels // 4))
         return next(n for n in range(most, 0, -1) if channels % n == 0)
     if channels % groups:
-        raise ValueError(
+        raise InputError(
             f"norm_groups is {groups}; it must divide the channels of every norm, of which one has {channels}"
         )
     return groups

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax.errors import InputError
 from diffusion_jax.models.layers import (
     ClassEmbedding,
     Conv,
@@ -93,6 +94,15 @@ class UNet(nn.Module):
         h = GroupNorm(self.norm_groups, self.norm_eps, swish=True, name="norm_out")(h)
         outputs = x.shape[-1] if self.out_channels is None else self.out_channels
         return Conv(outputs, kernel_init=zero_init, name="conv_out")(h)  # In float32.
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises an InputError for images whose size the levels do not divide."""
+        factor = 2 ** (len(self.channel_mult) - 1)
+        if image_shape[0] % factor or image_shape[1] % factor:
+            raise InputError(
+                f"images of {image_shape[0]}x{image_shape[1]} are not divisible by {factor}, the factor of "
+                f"{len(self.channel_mult)} levels; pad or resize them, or shorten channel_mult"
+            )
 
     def _embedding(self, t: Array, labels: Array | None) -> Array:
         """Embeds the time and, if conditional, adds an embedding of the class."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, expect
 from diffusion_jax.processes.process import (
     Grid,
     Numbers,
@@ -40,6 +40,8 @@ class DDPM:
     prior_std: float = dataclasses.field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
+        such_as = "a Schedule, such as make_schedule('cosine', 1000) or schedule_from_betas(betas)"
+        expect("schedule", self.schedule, Schedule, such_as)
         times = np.asarray(self.schedule.timesteps)
         if not np.array_equal(times, np.arange(len(times))):
             raise InputError(

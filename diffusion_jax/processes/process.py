@@ -54,7 +54,7 @@ class Point(NamedTuple):
     std: Float[Array, " b"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Points:
     """Some points, in float64 on the host.
 
@@ -79,12 +79,17 @@ class Points:
         with np.errstate(divide="ignore"):
             return 2 * (self.log_signal - np.log(self.std))
 
+    def __repr__(self) -> str:
+        """Says how many there are, and the first and the last time."""
+        ends = f", times {self.time[0]:g} to {self.time[-1]:g}" if len(self.time) else ""
+        return f"{type(self).__name__}({len(self.time)} points{ends})"
+
     def at(self, i: Int[Array, " b"]) -> Point:
         """Returns the points with these indices, in float32; NaN for an i below 0 or beyond the end."""
         return floored(*(take(values, i) for values in (self.time, self.signal, self.std)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Grid(Points):
     """N + 1 points from noise to data; step i goes from point i to point i + 1.
 

@@ -29,7 +29,7 @@ Values = Float[np.ndarray | Array, " T"]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
     """A variance schedule of T steps: a pytree of (T,) arrays, float32 unless said otherwise.
 
@@ -80,6 +80,14 @@ class Schedule:
         """Number T of steps."""
         return self.betas.shape[0]
 
+    def __repr__(self) -> str:
+        """Says T, and the first and the last beta where they are known."""
+        if not isinstance(self.betas, np.ndarray):
+            return f"Schedule(betas={self.betas!r}, ...)"
+        return (
+            f"Schedule({self.num_timesteps} steps, betas {self.betas[0]:g} to {self.betas[-1]:g})"
+        )
+
 
 def make_schedule(
     name: str = "linear",
@@ -116,9 +124,36 @@ def make_schedule(
         start = beta_start or _default_beta("beta_start", 1e-4, num_timesteps)
         end = beta_end or _default_beta("beta_end", 0.02, num_timesteps)
         betas = _RANGED[name](num_timesteps, start, end)
+    return _of_betas(betas)
+
+
+def schedule_from_betas(betas: Sequence[float] | Float[np.ndarray, " T"]) -> Schedule:
+    """Returns the schedule with these variances, for one that `SCHEDULES` does not have.
+
+    Args:
+      betas: beta_t of each step, the least noisy first; in (0, 1].
+
+    Raises:
+      InputError: No steps, not one number a step, or one outside (0, 1].
+    """
+    values = np.asarray(betas, np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise InputError(
+            f"betas have shape {values.shape}; they must be one number for each of T steps"
+        )
+    outside = np.flatnonzero(~((values > 0) & (values <= 1)))
+    if len(outside):
+        first = outside[0]
+        raise InputError(
+            f"betas[{first}] is {values[first]:g}; betas must be in the interval (0, 1]"
+        )
+    return _of_betas(values)
+
+
+def _of_betas(betas: Float[np.ndarray, " T"]) -> Schedule:
     with np.errstate(divide="ignore"):
         log_alphas = np.maximum(np.log1p(-betas), -_MAX_ABS_LOGSNR)  # jsd ends at beta = 1
-    return _from_log_alpha_bar(np.cumsum(log_alphas), np.arange(num_timesteps))
+    return _from_log_alpha_bar(np.cumsum(log_alphas), np.arange(len(betas)))
 
 
 def respace(

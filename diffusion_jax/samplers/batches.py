@@ -42,13 +42,13 @@ class Samples(NamedTuple):
     frames_x0: UInt8[np.ndarray, "f n h w c"] | None
     labels: Int32[np.ndarray, " n"] | None
     solve: Solve | None = None
+    finite: Bool[np.ndarray, " n"] | None = None
 
     @property
     def finished(self) -> Bool[np.ndarray, " n"]:
-        """Whether each is an image: not one whose adaptive solution was cut short."""
-        if self.solve is None:
-            return np.ones(len(self.images), bool)
-        return np.asarray(self.solve.finished)
+        """Whether each is an image: its numbers are finite, and no adaptive solution was cut short."""
+        finished = np.ones(len(self.images), bool) if self.finite is None else self.finite
+        return finished if self.solve is None else finished & np.asarray(self.solve.finished)
 
     def grid(self) -> UInt8[np.ndarray, "gh gw c"]:
         """Pictures all images, magnified if they are tiny; a row a class if they have classes."""
@@ -96,7 +96,7 @@ def make_batch_sampler(
       num_classes: Number of classes of the model; 0 if it is unconditional.
       with_frames: Whether `draw` keeps frames.
     """
-    out_axes = (0, 1, 1, 0) if with_frames else (0, None, None, 0)
+    out_axes = (0, 1, 1, 0, 0) if with_frames else (0, None, None, 0, 0)
     run = make_program(draw, mesh, batch_size, out_axes=out_axes)
 
     def draw_batch(
@@ -104,8 +104,8 @@ def make_batch_sampler(
     ) -> Samples:
         indices = np.asarray(indices, np.int32)
         classes = class_of_images(indices, num_classes, labels)
-        images, x_t, x0_hat, solve = run((params, settings), (indices, classes))
-        return Samples(images, x_t, x0_hat, classes, solve)
+        images, x_t, x0_hat, solve, finite = run((params, settings), (indices, classes))
+        return Samples(images, x_t, x0_hat, classes, solve, finite)
 
     return draw_batch
 

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
 from diffusion_jax.denoiser import Denoise
-from diffusion_jax.errors import InputError
-from diffusion_jax.keys import at_time, folded, image_normal, indexed, stream
+from diffusion_jax.errors import InputError, expect
+from diffusion_jax.keys import at_time, folded, image_normal, indexed, stream, threefry
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.reporting.progress import report
 
@@ -101,15 +101,17 @@ class SampleResult(NamedTuple):
         num_frames is 0.
       frames_x0: The clean image predicted from each of those; the last is the images.
       solve: How far an adaptive sampler came, and at what cost; None for a rule whose steps are given.
+      finite: Whether all of an image's numbers are finite; None if nobody has looked.
     """
 
     images: Float[Array, " b *dims"]
     frames_x_t: Float[Array, " f b *dims"] | None
     frames_x0: Float[Array, " f b *dims"] | None
     solve: Solve | None = None
+    finite: Bool[Array, " b"] | None = None
 
 
-def image_keys(seed: int | Array, indices: Int[Array, " b"]) -> Key[Array, " b"]:
+def image_keys(seed: int | Array, indices: Int[Array | np.ndarray, " b"]) -> Key[Array, " b"]:
     """Returns the keys of the images with these indices: fold_in(stream(seed, "sample"), i)."""
     return indexed(stream(seed, "sample"), indices)
 
@@ -174,6 +176,13 @@ def sample_loop(
       InputError: start, stop or num_frames out of range, frames of a run that has none, or start > 0 without
         x_init.
     """
+    expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
+    expect("sampler", sampler, Sampler, "a Sampler, such as ancestral(process.grid())")
+    keys = threefry(keys)
+    if keys.ndim != 1:
+        raise InputError(
+            f"keys have shape {keys.shape}; there must be one an image, as of image_keys(seed, indices)"
+        )
     grid_steps = sampler.grid.num_steps
     stop = grid_steps if stop is None else stop
     _check(grid_steps, start, stop, num_frames, x_init)

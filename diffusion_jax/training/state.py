@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
+from diffusion_jax.keys import threefry
 from diffusion_jax.losses import Objective
 from diffusion_jax.models import Model
 from diffusion_jax.parallel import sharding
@@ -53,7 +54,7 @@ def create_state(
       averages: Names of the parameters' averages.
       objective: What is minimised, if it has a state of its own.
     """
-    params = model.init(key)
+    params = model.init(threefry(key))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -10,7 +10,8 @@ import optax
 from jaxtyping import Array, Float, Float32, Key, UInt8
 
 from diffusion_jax.data.transforms import drop_labels, random_flip, to_model_range
-from diffusion_jax.keys import indexed
+from diffusion_jax.errors import InputError
+from diffusion_jax.keys import indexed, threefry
 from diffusion_jax.losses import Draws, Objective
 from diffusion_jax.parallel.sharding import LIKE_WHOLE, divided_like, gathered, over_batch
 from diffusion_jax.training.optimizer import Decay
@@ -52,7 +53,7 @@ def make_train_step(
     flip: bool = False,
     conditional: bool = False,
     label_dropout: float = 0.0,
-    no_label: int = 0,
+    no_label: int | None = None,
     accumulate: int = 1,
     mesh: jax.sharding.Mesh | None = None,
 ) -> TrainStep:
@@ -70,12 +71,17 @@ def make_train_step(
       conditional: Whether the objective is given labels.
       label_dropout: Share of the labels that are replaced by `no_label`, so that the network learns to do without too
         (Ho & Salimans, 2022).
-      no_label: The label that stands for no class: the number of classes.
+      no_label: The label that stands for no class, the number of classes; needed for label_dropout.
       accumulate: Number of equal micro-batches, one after the other, whose gradients are averaged.
       mesh: Devices, each of which computes loss and gradients of its own rows of every micro-batch, and along `fsdp`
         updates its part of the state (`state_shardings`); None: one.
+
+    Raises:
+      InputError: A key that is none, a decay that is no function of the step, or label_dropout without labels or
+        without no_label.
     """
-    decays = dict(averages or {})
+    key, decays = threefry(key), dict(averages or {})
+    _check(decays, conditional, label_dropout, no_label)
 
     def gradients(params: Any, inputs: tuple) -> tuple[tuple[Array, Array], Any]:
         places = mesh and divided_like(params, mesh)
@@ -89,7 +95,7 @@ def make_train_step(
         x0 = to_model_range(random_flip(flip_key, images) if flip else images)
         draws = objective.draw(state.aux, draw_key, x0.shape)
         labels = batch["label"] if conditional else None
-        if labels is not None and label_dropout > 0:
+        if labels is not None and no_label is not None and label_dropout > 0:
             labels = drop_labels(label_key, labels, label_dropout, no_label)
         inputs = x0, labels, draws, indexed(dropout_key, jnp.arange(len(x0)))
         (losses, weighted), grads = gradients(state.params, inputs)
@@ -111,6 +117,26 @@ def make_train_step(
         return TrainState(state.step + 1, params, ema, opt_state, aux), metrics
 
     return train_step
+
+
+def _check(
+    decays: Mapping[str, Decay], conditional: bool, label_dropout: float, no_label: int | None
+) -> None:
+    for name, decay in decays.items():
+        if not callable(decay):
+            raise InputError(
+                f"averages[{name!r}] is {decay!r}; it must be a function of the step, such as ema_decay({decay!r})"
+            )
+    if not 0 <= label_dropout <= 1:
+        raise InputError(f"label_dropout is {label_dropout!r}; it must be from 0 to 1")
+    if label_dropout > 0 and not conditional:
+        raise InputError(
+            f"label_dropout is {label_dropout!r}, but no labels are used; set conditional=True"
+        )
+    if label_dropout > 0 and no_label is None:
+        raise InputError(
+            f"label_dropout is {label_dropout!r}, but no_label is missing: the number of classes, the label for none"
+        )
 
 
 def _follow(average: Any, params: Any, decay: Float[Array, ""]) -> Any:

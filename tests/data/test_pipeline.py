@@ -2,6 +2,7 @@
 
 import threading
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +161,7 @@ def test_flips_do_not_depend_on_how_the_batch_is_spread():
     np.testing.assert_array_equal(flip(jax.random.key(1), spread), flip(jax.random.key(1), images))
 
 
+@pytest.mark.filterwarnings("ignore:images are floats")
 def test_pixels_get_the_models_range_and_data_that_are_floats_stay(compiled):
     levels = np.arange(256, dtype=np.uint8)
     np.testing.assert_allclose(
@@ -167,3 +169,60 @@ def test_pixels_get_the_models_range_and_data_that_are_floats_stay(compiled):
     )
     points = np.array([-3.5, 0.25, 7.0], np.float32)
     np.testing.assert_array_equal(compiled(to_model_range)(jnp.asarray(points)), points)
+
+
+U8 = np.arange(256, dtype=np.uint8)
+AS_PIXELS = {
+    "uint8": U8,
+    "int32": U8.astype(np.int32),
+    "int64": U8.astype(np.int64),
+    "uint16": U8.astype(np.uint16) * 257,
+}
+AS_RANGE = {
+    "float32": (U8 / 127.5 - 1).astype(np.float32),
+    "float64": U8 / 127.5 - 1,
+    "float16": (U8 / 127.5 - 1).astype(np.float16),
+    "bfloat16": jnp.asarray(U8 / 127.5 - 1, jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", [*AS_PIXELS, *AS_RANGE])
+def test_every_type_of_pixels_reaches_the_models_range(name, compiled):
+    pixels = (AS_PIXELS | AS_RANGE)[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        floats = compiled(to_model_range)(pixels)
+    assert floats.dtype == jnp.float32
+    # bfloat16 and float16 have 3 and 4 digits.
+    digits = {"bfloat16": 4e-3, "float16": 5e-4}.get(name, 1e-6)
+    np.testing.assert_allclose(floats, U8 / 127.5 - 1, atol=digits)
+
+
+def test_booleans_are_black_and_white(compiled):
+    np.testing.assert_array_equal(compiled(to_model_range)(np.array([False, True])), [-1, 1])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.array([0, 256]), "pixels of dtype int64 go from 0 to 256; they must be in 0 to 255"),
+        (np.array([-1, 3], np.int8), "go from -1 to 3"),
+        (np.array([1j]), "images have dtype complex128"),
+    ],
+)
+def test_pixels_of_no_range_are_refused(pixels, message):
+    with pytest.raises(InputError, match=message):
+        to_model_range(pixels)
+
+
+@pytest.mark.parametrize(
+    ("floats", "seen"),
+    [
+        (U8.astype(np.float32), "from 0 to 255"),
+        (U8 / 255, r"all in \[0, 1\]"),
+        (np.linspace(-3, 3, 9), "from -3 to 3"),
+    ],
+)
+def test_floats_that_are_hardly_meant_for_the_models_range_are_warned_of(floats, seen):
+    with pytest.warns(UserWarning, match=f"images are floats {seen}; a network is given them"):
+        np.testing.assert_allclose(to_model_range(floats), floats, rtol=1e-6)

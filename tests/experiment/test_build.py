@@ -223,8 +223,10 @@ def test_a_sampler_that_starts_where_images_still_show_is_warned_of(spacing: str
         sampling.make_sampler(experiment(small, ("sampler.spacing", spacing)))
     with warnings.catch_warnings(action="error"):
         sampling.make_sampler(experiment(small, ("sampler.spacing", f"{spacing},999")))
-        # Of a process that never hides the image, the last time is the best there is.
+    # Of a process that never hides the image, the last time is the best there is.
+    with pytest.warns(UserWarning) as seen:
         sampling.make_sampler(experiment(small, ("process.beta_end", "0.0002")))
+    assert len(seen) == 1 and "does not end in noise alone" in str(seen[0].message)
 
 
 def test_a_sampler_that_takes_no_variance_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,3 +319,42 @@ def test_learned_variances_are_refused_for_a_network_that_was_trained_without() 
 def test_what_loss_variance_and_bound_do_not_fit_is_refused(fields: dict, message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         experiment(*fields.items())
+
+
+# ---- a process that does not end in its prior --------------------------------------------------------
+
+
+PAPERS_BETAS = ("process.beta_start", "1e-4"), ("process.beta_end", "0.02")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            (("process.num_timesteps", "100"), *PAPERS_BETAS),
+            "ddpm .* at t = 99 images keep a signal of 0.6 beside noise of 0.8, .*; set process.num_timesteps",
+        ),
+        ((("process.name", "vp"), ("process.beta_max", "1")), "signal of 0.76 .* process.beta_max"),
+        ((("process.name", "ve"), ("process.sigma_max", "1")), "signal of 1 .* process.sigma_max"),
+        ((("process.name", "ncsn"), ("process.sigma_max", "2")), "noise of 2, .*sigma_max"),
+    ],
+)
+def test_a_process_that_does_not_end_in_noise_alone_is_warned_of(fields, message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        sampling.make_sampler(experiment(*fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        PAPERS_BETAS,
+        (("process.num_timesteps", "100"),),
+        (("process.name", "vp"),),
+        (("process.name", "subvp"),),
+        (("process.name", "ve"), ("process.sigma_max", "10")),
+    ],
+)
+def test_a_process_of_the_recipes_is_not_warned_of(fields) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        sampling.make_sampler(experiment(*fields))

@@ -110,5 +110,5 @@ def test_dropout_acts_with_keys_only(forward, params):
 
 
 def test_a_conditional_model_without_labels_is_an_error(params):
-    with pytest.raises(ValueError, match="a model of 3 classes needs labels"):
+    with pytest.raises(ValueError, match="labels are missing: the network has 3 classes"):
         jax.eval_shape(mlp().apply, params, X, T)

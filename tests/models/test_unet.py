@@ -482,7 +482,7 @@ def test_the_label_after_the_last_stands_for_no_class_and_others_outside_give_na
 
 
 def test_a_conditional_model_without_labels_is_an_error(params, inputs):
-    with pytest.raises(ValueError, match="a model of 3 classes needs labels"):
+    with pytest.raises(ValueError, match="labels are missing: the network has 3 classes"):
         jax.eval_shape(tiny().apply, params, *inputs[:2])
 
 
