@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: the first asks the command to stop at the next safe point, a second one ends it at once."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -34,6 +35,7 @@ def install() -> None:
     for number in NUMBERS:
         signal.signal(number, _handle)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
+    atexit.register(_ignore)
 
 
 @contextlib.contextmanager
@@ -53,7 +55,15 @@ def handled() -> Iterator[None]:
             signal.signal(number, handler)
         os.close(signal.set_wakeup_fd(wakeup))  # Its thread ends.
         _handled = False
+        atexit.unregister(_ignore)
         stopping.forget()
+
+
+def _ignore() -> None:
+    """Lets the status stand that is decided: Python takes its handlers away before the process is gone."""
+    if _handled:
+        for number in NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _handle(number: int, frame: types.FrameType | None) -> None:

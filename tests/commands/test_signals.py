@@ -231,6 +231,14 @@ def test_a_signal_during_the_first_moments_of_the_command_counts() -> None:
     assert outcome.status == 75 and outcome.err.splitlines() == [SAID]
 
 
+def test_a_signal_after_the_end_leaves_the_status_that_was_decided() -> None:
+    """It comes when Python has given its handlers up, and modules are taken apart."""
+    trap = "import os, signal\nfrom diffusion_jax.commands import signals\nsignals.install()\n"
+    trap += "class Late:\n    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, 15)\n"
+    outcome = finish(start(["--help"], environment(), f"{trap}late = Late()\n"))
+    assert outcome.status == 0 and not outcome.err
+
+
 def test_handlers_are_as_they_were_after_a_command_in_a_program_of_ones_own() -> None:
     before = [signal.getsignal(number) for number in signals.NUMBERS]
     wakeup = signal.set_wakeup_fd(-1)
