@@ -23,10 +23,10 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusion_jax import ownership, stopping
 from diffusion_jax.commands.signals import EXIT_STOPPED, handled
 from diffusion_jax.config import reference
 from diffusion_jax.errors import DISK_FULL, InputError, RunError, nearest, reason
+from diffusion_jax.lifecycle import ownership, stopping
 
 MODES = {
     "train": "train the config's model; continue the run if the workdir holds one",

@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 
-from diffusion_jax import data, ownership
+from diffusion_jax import data
 from diffusion_jax.addresses import expand
 from diffusion_jax.errors import InputError
+from diffusion_jax.lifecycle import ownership
 from diffusion_jax.parallel.distributed import first_decides
 
 # What a run has in its workdir.

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from diffusion_jax import stopping
 from diffusion_jax.errors import RunError, reason
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.reading.npz import open_array, open_npz, read_npz
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.reporting.files import remove, whole

@@ -6,7 +6,7 @@ import time
 
 import jax
 
-from diffusion_jax import stopping
+from diffusion_jax.lifecycle import stopping
 
 LINE_EVERY = 30.0  # Seconds between two lines where nobody looks.
 BAR = "{l_bar}{bar}| {n:.0f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from ml_collections import ConfigDict
 
-from diffusion_jax import stopping
 from diffusion_jax.commands import job
 from diffusion_jax.commands.edit_inputs import Inputs, load_inputs
 from diffusion_jax.commands.environment import own
@@ -19,6 +18,7 @@ from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
 from diffusion_jax.experiment.checks import check_invertible, check_temperature, warn_of_times
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler, Solve, nearest_point
 from diffusion_jax.samplers.batches import make_program

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import stopping
 from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.experiment.training import make_training_mesh
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.planning import fit, program
 from diffusion_jax.planning.bound import Bound, bound, estimate, gflop_per_image
 from diffusion_jax.planning.chips import Chip, chip_of

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import Float64
 
-from diffusion_jax import stopping
 from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.experiment import sampling
 from diffusion_jax.experiment.checks import warn_of_times
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.parallel import distributed
 from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.reporting import pictures, results

@@ -9,7 +9,7 @@ import time
 import types
 from collections.abc import Iterator
 
-from diffusion_jax import stopping
+from diffusion_jax.lifecycle import stopping
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: saved, not finished; run the same command again.
 NUMBERS = (signal.SIGINT, signal.SIGTERM)

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax import data, stopping
+from diffusion_jax import data
 from diffusion_jax.addresses import is_local
 from diffusion_jax.checkpoints.places import check_writable as check_writable_place
 from diffusion_jax.checkpoints.store import CheckpointStore
@@ -28,6 +28,7 @@ from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import AVERAGE, Experiment
 from diffusion_jax.experiment.training import Training, make_training, make_training_mesh
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.models import count_parameters
 from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.parallel.preemption import stop_point

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from diffusion_jax.config.table import FIELDS, GROUPS
 from diffusion_jax.errors import InputError, nearest
-from diffusion_jax.stopping import Stopped
+from diffusion_jax.lifecycle.stopping import Stopped
 
 
 def default_config() -> ConfigDict:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from etils import epath
 
-from diffusion_jax import addresses, stopping
+from diffusion_jax import addresses
 from diffusion_jax.data.locked import locked
 from diffusion_jax.errors import InputError, RunError, disk_full, reason
+from diffusion_jax.lifecycle import stopping
 
 THREADS = 8
 

@@ -9,10 +9,10 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffusion_jax import stopping
 from diffusion_jax.data import picture
 from diffusion_jax.data.sources.base import digest_of
 from diffusion_jax.errors import InputError, reason
+from diffusion_jax.lifecycle import stopping
 
 NAMED = 3
 PassedOver = dict[str, list[str]]  # Names by what they are.

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from diffusion_jax import stopping
 from diffusion_jax.data import image_file, picture
 from diffusion_jax.data.folder import shown
 from diffusion_jax.errors import InputError, reason
+from diffusion_jax.lifecycle import stopping
 
 A = TypeVar("A")
 B = TypeVar("B")

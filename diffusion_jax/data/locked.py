@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffusion_jax import stopping
+from diffusion_jax.lifecycle import stopping
 
 
 @contextlib.contextmanager

@@ -15,11 +15,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from diffusion_jax import stopping
 from diffusion_jax.data.folder import some
 from diffusion_jax.data.locked import locked
 from diffusion_jax.data.sources.base import Contents, Source
 from diffusion_jax.errors import InputError, RunError, disk_full
+from diffusion_jax.lifecycle import stopping
 
 NAME, VERSION = "images", tfds.core.Version("1.0.0")
 NAMED_FILES = 10

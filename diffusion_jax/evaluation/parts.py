@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, jaxtyped
 
-from diffusion_jax import data, stopping
+from diffusion_jax import data
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.errors import InputError
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.reporting.files import remove, whole

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from diffusion_jax import stopping
 from diffusion_jax.errors import InputError, RunError, reason
+from diffusion_jax.lifecycle import stopping
 
 T = TypeVar("T")
 

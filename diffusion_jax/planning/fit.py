@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax import stopping
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.planning.program import Compiled, DoesNotFit
 
 Changes = dict[str, Any]  # Name of a config field -> its value.

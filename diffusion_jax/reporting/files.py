@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffusion_jax import ownership
+from diffusion_jax.lifecycle import ownership
 
 
 @contextlib.contextmanager

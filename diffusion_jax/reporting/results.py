@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 import diffusion_jax
-from diffusion_jax import ownership
 from diffusion_jax.errors import InputError
+from diffusion_jax.lifecycle import ownership
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reporting.files import whole

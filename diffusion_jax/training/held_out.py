@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import data, stopping
+from diffusion_jax import data
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.keys import image_normal, indexed
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.losses import Draws, Objective
 from diffusion_jax.parallel import sharding
 from diffusion_jax.training.step import DeviceBatch

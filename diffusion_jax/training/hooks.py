@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax import ownership
 from diffusion_jax.checkpoints.store import CheckpointStore
+from diffusion_jax.lifecycle import ownership
 from diffusion_jax.parallel import distributed
 from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers.batches import Samples

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from diffusion_jax import data
+from diffusion_jax.lifecycle.stopping import Stopped
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.preemption import AskStop
-from diffusion_jax.stopping import Stopped
 from diffusion_jax.training.meter import Meter
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import StepMetrics, TrainStep, make_multi_step

@@ -39,7 +39,7 @@ from diffusion_jax.commands import (
 from diffusion_jax.commands import train as train_command
 from diffusion_jax.errors import RunError
 from diffusion_jax.evaluation import parts
-from diffusion_jax.ownership import Lock
+from diffusion_jax.lifecycle.ownership import Lock
 from diffusion_jax.reporting import pictures
 from diffusion_jax.training.meter import Meter
 from diffusion_jax.training.run_log import RunLog
@@ -59,7 +59,7 @@ from diffusion_jax.commands import (
 from diffusion_jax.commands import train as train_command
 from diffusion_jax.evaluation import parts
 from diffusion_jax.errors import RunError
-from diffusion_jax.ownership import Lock
+from diffusion_jax.lifecycle.ownership import Lock
 def trap(directory):
     write_manifest(directory)
     if directory.name.startswith("8."):

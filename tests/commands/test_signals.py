@@ -26,12 +26,12 @@ from tiny_run import (
     write_config,
 )
 
-from diffusion_jax import stopping
 from diffusion_jax.commands import interpolate, sample_pictures, signals
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.data import prepare
 from diffusion_jax.data.locked import locked
 from diffusion_jax.evaluation import parts
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.parallel import sharding
 from diffusion_jax.planning import fit
 from diffusion_jax.reporting import pictures

@@ -18,7 +18,7 @@ from diffusion_jax.config import (
     to_json,
 )
 from diffusion_jax.errors import InputError
-from diffusion_jax.stopping import Stopped
+from diffusion_jax.lifecycle.stopping import Stopped
 
 
 def get(config: ConfigDict, name: str) -> Any:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_jax import ownership
 from diffusion_jax.errors import RunError
+from diffusion_jax.lifecycle import ownership
 from diffusion_jax.reporting.files import whole
 
 

@@ -6,8 +6,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from diffusion_jax import stopping
 from diffusion_jax.errors import InputError
+from diffusion_jax.lifecycle import stopping
 
 TIMEOUT_SECONDS = 10
 BLOCK = 2**18

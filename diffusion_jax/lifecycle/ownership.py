@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion_jax import stopping
 from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.reading.regular import read_regular
 
 NAME = "lock.json"

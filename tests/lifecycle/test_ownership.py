@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_jax import ownership
 from diffusion_jax.errors import InputError, RunError
-from diffusion_jax.ownership import Lock
+from diffusion_jax.lifecycle import ownership
+from diffusion_jax.lifecycle.ownership import Lock
 from diffusion_jax.reporting import results
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from diffusion_jax.ownership import Lock
+from diffusion_jax.lifecycle.ownership import Lock
 Lock(Path(sys.argv[1]), "--mode=train").acquire()
 os.kill(os.getpid(), signal.SIGKILL)
 """
