@@ -73,13 +73,15 @@ class ImageFiles:
                 break
         return np.concatenate(read)[:num_images]
 
-    def write(self, formats: Iterable[str], labels: Labels, num_classes: int = 0) -> list[Path]:
+    def write(
+        self, formats: Iterable[str], labels: Labels, class_names: tuple[str, ...] = ()
+    ) -> list[Path]:
         """Writes the files of a job that is drawn, unless they are there; then deletes the parts.
 
         Args:
           formats: Keys of `FORMATS`.
           labels: Class of each image; None without classes.
-          num_classes: Number of classes that there are, some perhaps without an image.
+          class_names: Name of each class that there is, some perhaps without an image.
 
         Returns:
           The file or folder of each format.
@@ -96,7 +98,7 @@ class ImageFiles:
             if self._sound([name]) is None:
                 shape = (self._num_images, *self._image_shape)
                 with _explained(path), whole(path) as unfinished:
-                    FORMATS[name].write(unfinished, self._read(), shape, labels, num_classes)
+                    FORMATS[name].write(unfinished, self._read(), shape, labels, class_names)
         remove(self._folder / "parts")
         return paths
 
@@ -158,19 +160,23 @@ class Format(NamedTuple):
 
     Attributes:
       path: Name of its file or folder.
-      write: (path, batches of images, shape of all images, labels, number of classes) -> None.
+      write: (path, batches of images, shape of all images, labels, names of classes) -> None.
       read: path -> batches of images; raises one of `BROKEN` if it is damaged.
     """
 
     path: str
-    write: Callable[[Path, Iterator[Images], Shape, Labels, int], None]
+    write: Callable[[Path, Iterator[Images], Shape, Labels, tuple[str, ...]], None]
     read: Callable[[Path], Iterator[Images]]
 
 
 def _write_npz(
-    path: Path, batches: Iterator[Images], shape: Shape, labels: Labels, num_classes: int
+    path: Path,
+    batches: Iterator[Images],
+    shape: Shape,
+    labels: Labels,
+    class_names: tuple[str, ...],
 ) -> None:
-    del num_classes
+    del class_names
     path.parent.mkdir(parents=True, exist_ok=True)
     header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -197,9 +203,13 @@ def _read_npz(path: Path) -> Iterator[Images]:
 
 
 def _write_png(
-    path: Path, batches: Iterator[Images], shape: Shape, labels: Labels, num_classes: int
+    path: Path,
+    batches: Iterator[Images],
+    shape: Shape,
+    labels: Labels,
+    class_names: tuple[str, ...],
 ) -> None:
-    del shape, labels, num_classes
+    del shape, labels, class_names
     path.mkdir(parents=True)
     i = 0
     for images in batches:
@@ -219,14 +229,18 @@ def _read_png(path: Path) -> Iterator[Images]:
 
 
 def _write_array_record(
-    path: Path, batches: Iterator[Images], shape: Shape, labels: Labels, num_classes: int
+    path: Path,
+    batches: Iterator[Images],
+    shape: Shape,
+    labels: Labels,
+    class_names: tuple[str, ...],
 ) -> None:
     """Writes a TFDS data set, so that `data.name=tfds:images` can train on it."""
     from diffusion_jax.data.prepare import write_images
     from diffusion_jax.data.sources.base import Contents
 
     num_images, image_shape = shape[0], shape[1:]
-    classes = () if labels is None else tuple(map(str, range(num_classes)))
+    classes = () if labels is None else class_names
 
     def rows() -> Iterator[tuple[np.ndarray, int]]:
         i = 0

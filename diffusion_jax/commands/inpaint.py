@@ -76,11 +76,11 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
         return 0
     picture = _picture(inputs.images[:SHOWN], files.head(SHOWN), merge, fields.keep)
     pictures.save_png(folder / "edit.png", picture)
-    num_classes = config.model.num_classes
-    paths = files.write(config.sample.formats, inputs.known_labels(num_classes), num_classes)
+    labels = inputs.known_labels(config.model.num_classes)
+    paths = files.write(config.sample.formats, labels, run.names_to_draw)
     result = {
         "num_images": num_images,
-        **job.record(config, run.step, editing.edit_nfe(run, sampler)),
+        **job.record(run, editing.edit_nfe(run, sampler), labels),
         "edit": {**config.edit.to_dict(), **options},
         "files": [path.name for path in paths],
         "drawn_this_start": drawn,

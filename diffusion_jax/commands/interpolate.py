@@ -104,7 +104,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     _save(folder, inputs, between, names, fraction)
     result = {
         "num_pairs": len(between),
-        **job.record(run.config, run.step, nfe),
+        **job.record(run, nfe, inputs.known_labels(run.config.model.num_classes)),
         "edit": fields.to_dict(),
         "seconds_this_start": round(time.monotonic() - started, 1),
     }

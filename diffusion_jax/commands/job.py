@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int, Int64, UInt8
 from ml_collections import ConfigDict
 
 import diffusion_jax
@@ -19,10 +19,11 @@ from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.trained import TrainedRun, load_run
+from diffusion_jax.data.split import count
 from diffusion_jax.experiment import sampling
 from diffusion_jax.lifecycle import ownership, stopping
 from diffusion_jax.parallel import distributed, sharding
-from diffusion_jax.reporting import results
+from diffusion_jax.reporting import classes, results
 
 
 def open_run(
@@ -136,8 +137,15 @@ def num_finished(files: ImageFiles) -> int:
     return distributed.first_decides("images finished", files.num_finished)
 
 
-def record(config: ConfigDict, step: int, nfe: Any) -> dict[str, Any]:
-    """Returns what every job says of itself."""
+def record(run: TrainedRun, nfe: Any, labels: Int[np.ndarray, " n"] | None) -> dict[str, Any]:
+    """Returns what every job says of itself.
+
+    Args:
+      run: What it draws with.
+      nfe: Network evaluations of an image.
+      labels: Class of each image; None: they have none, or not all of them.
+    """
+    config, step = run.config, run.step
     return {
         "config_hash": config_lib.config_hash(config),
         "step": step,
@@ -146,7 +154,14 @@ def record(config: ConfigDict, step: int, nfe: Any) -> dict[str, Any]:
         "nfe": nfe,
         "seed": config.sample.seed,
         "labels": config.sample.labels,
+        "classes": None if labels is None else _classes(run, labels),
     }
+
+
+def _classes(run: TrainedRun, labels: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
+    """Returns the classes that there are images of."""
+    counts = count(labels, run.config.model.num_classes)
+    return [row for row in classes.table(run.class_names, counts) if row["num_images"]]
 
 
 def save_result(workdir: Path, mode: str, folder: Path, result: dict[str, Any], done: str) -> None:

@@ -67,12 +67,13 @@ def sample(config: ConfigDict, workdir: Path) -> int:
         return 0
     labels = class_of_images(np.arange(num_images), num_classes, fields.labels)
     first = files.head(GRID_IMAGES)
-    shown = Samples(first, None, None, None if labels is None else labels[: len(first)])
+    classes = None if labels is None else labels[: len(first)]
+    shown = Samples(first, None, None, classes, class_names=run.class_names)
     pictures.save_png(folder / "grid.png", shown.grid())
-    paths = files.write(fields.formats, labels, num_classes)
+    paths = files.write(fields.formats, labels, run.names_to_draw)
     result = {
         "num_images": num_images,
-        **job.record(config, run.step, _nfe(config, sampler, costs, folder)),
+        **job.record(run, _nfe(config, sampler, costs, folder), labels),
         "shared_t": shared_t,
         "files": [path.name for path in paths],
         "drawn_this_start": drawn,

@@ -19,10 +19,10 @@ from diffusion_jax import data
 from diffusion_jax.addresses import is_local
 from diffusion_jax.checkpoints.places import check_writable as check_writable_place
 from diffusion_jax.checkpoints.store import CheckpointStore
+from diffusion_jax.commands import train_report
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.held_out import held_out_measures
 from diffusion_jax.commands.signals import EXIT_STOPPED
-from diffusion_jax.commands.train_report import write_report
 from diffusion_jax.commands.trained import checkpoint_folder, saved_checkpoint_dir
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build, sampling
@@ -75,7 +75,7 @@ def train(
     saved = store.meta()
     _check_resume(saved, config, allow_config_change)
     split = build.load_split(config, "train")
-    exp = build.build(config, split.image_shape, split.num_classes)
+    exp = build.build(config, split.image_shape, split.num_classes, split.class_names)
     training = make_training(exp, mesh)
     measures = held_out_measures(exp, mesh)
     if saved is None:
@@ -92,7 +92,7 @@ def train(
     stopping.check()
     log = RunLog(workdir, start, fields.num_steps, writes=jax.process_index() == 0)
     log.say(
-        f"{config.data.name}: {split.num_images} images {'x'.join(map(str, split.image_shape))}; "
+        f"{config.data.name}: {train_report.images_in_words(split, config.model.num_classes)}\n"
         f"{count_parameters(state.params):,} parameters; {mesh.size} device(s); "
         + (f"resuming at step {start}" if start else f"workdir {workdir}")
     )
@@ -133,7 +133,9 @@ def train(
             stopping.check()
             if jax.process_index() == 0:
                 seconds = time.monotonic() - drawing
-                write_report(config, workdir, log, state.params, step, seconds, started)
+                train_report.write_report(
+                    config, split, workdir, log, state.params, step, seconds, started
+                )
     except NotFinite as error:
         kept = store.steps()
         raise RunError(
@@ -213,6 +215,8 @@ def _meta(
         "fingerprint": fingerprint,
         "image_shape": split.image_shape,
         "num_classes": split.num_classes,
+        "class_names": split.class_names,
+        "class_counts": split.class_counts,
     }
     return {
         "config": json.loads(config_lib.to_json(config)),
@@ -230,6 +234,7 @@ def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any]
         mesh,
         num_images,
         num_classes=exp.config.model.num_classes,
+        class_names=exp.class_names,
         with_frames=True,
     )
     settings = sampling.settings(exp.config)

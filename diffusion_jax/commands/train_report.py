@@ -8,14 +8,33 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import data
 from diffusion_jax.models import count_parameters
-from diffusion_jax.reporting import pictures, results
+from diffusion_jax.reporting import classes, pictures, results
 from diffusion_jax.training.hooks import picture_path
 from diffusion_jax.training.run_log import RunLog
 
 
+def images_in_words(split: data.Split, conditioned_on: int) -> str:
+    """Returns a line on the data: how many images, of which shape, and each class with its training images.
+
+    Args:
+      split: Those to train on.
+      conditioned_on: model.num_classes.
+    """
+    test = f" and {split.sizes['test']:,} test" if split.sizes.get("test") else ""
+    images = f"{split.num_images:,} training{test} images {'x'.join(map(str, split.image_shape))}; "
+    if split.num_classes == 0:
+        return images + "no classes"
+    unused = "" if conditioned_on else ", unused since model.num_classes is 0"
+    counted = "" if split.class_counts is None else " (training images)"
+    named = classes.listed(split.class_names, split.class_counts)
+    return f"{images}{split.num_classes:,} classes{unused}{counted}: {named}"
+
+
 def write_report(
     config: ConfigDict,
+    split: data.Split,
     workdir: Path,
     log: RunLog,
     params: Any,
@@ -27,6 +46,7 @@ def write_report(
 
     Args:
       config: The run's config.
+      split: The images that it was trained on.
       workdir: Folder of the run.
       log: The run's log, which has all rows.
       params: The parameters.
@@ -46,6 +66,13 @@ def write_report(
             "loss": trained[-1]["loss"] if trained else None,
             **{name: last.get(name) for name in ("eval_loss", "eval_bpd", "eval_bpd_stderr")},
             "config_hash": config_lib.config_hash(config),
+            "data": {
+                "name": config.data.name,
+                "num_images": split.num_images,
+                "num_test_images": split.sizes.get("test"),
+                "image_shape": split.image_shape,
+                "classes": classes.table(split.class_names, split.class_counts),
+            },
             "parameters": count_parameters(params),
             "train_seconds": round(sum(row.get("seconds") or 0 for row in trained), 3),
             "sampling_seconds": round(sampling_seconds, 3),

@@ -35,6 +35,12 @@ class TrainedRun(Experiment):
     digest: str
     trained: ConfigDict
 
+    @property
+    def names_to_draw(self) -> tuple[str, ...]:
+        """Names of the classes that the model draws, their numbers if the checkpoint holds no names."""
+        num_classes = self.config.model.num_classes
+        return (self.class_names or tuple(map(str, range(num_classes))))[:num_classes]
+
 
 def checkpoint_folder(workdir: Path, checkpoint_dir: str | None) -> str | Path:
     """Returns where the checkpoints of a run are.
@@ -102,8 +108,9 @@ def load_run(
                 group, leaf = config_lib.locate(trained, name)
                 source, _ = config_lib.locate(config, name)
                 group[leaf] = source[leaf]
-        shape = tuple(meta["data"]["image_shape"])
-        experiment = build.build(trained, shape, meta["data"]["num_classes"])
+        seen = meta["data"]  # Older versions saved no names.
+        names = tuple(seen.get("class_names", ()))
+        experiment = build.build(trained, tuple(seen["image_shape"]), seen["num_classes"], names)
         part = average_part(AVERAGE) if ema else "params"
         where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         template = {part: abstract_like(experiment.model.init, where)}

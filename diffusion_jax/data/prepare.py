@@ -120,8 +120,9 @@ def _write(name: str, read: Callable[[], Contents], folder: Path) -> None:
 def _write_splits(name: str, contents: Contents, directory: Path) -> None:
     """Writes image by image: TFDS's builders would hold all in memory, and need TensorFlow beyond 1 GB."""
     size = math.prod(contents.image_shape) + BYTES_PER_IMAGE
+    counts: dict[str, list[int]] = {}
     writer = tfds.core.SequentialWriter(
-        _info(contents, directory),
+        _info(contents, counts, directory),
         max_examples_per_shard=max(1, SHARD_BYTES // size),
         file_format="array_record",
     )
@@ -130,9 +131,12 @@ def _write_splits(name: str, contents: Contents, directory: Path) -> None:
         shown = tqdm(images, f"{name}: {split}", leave=False, disable=not sys.stderr.isatty())
         rows = ({"image": image, "label": label} for image, label in shown)
         any_written = False
+        of_class = counts[split] = [0] * len(contents.class_names)
         while chunk := list(itertools.islice(rows, max(1, min(1000, CHUNK_BYTES // size)))):
             stopping.check()
             writer.add_examples({split: chunk})
+            for row in chunk if of_class else ():
+                of_class[row["label"]] += 1
             any_written = True
         if not any_written:
             raise InputError(
@@ -142,8 +146,16 @@ def _write_splits(name: str, contents: Contents, directory: Path) -> None:
     writer.close_all()
 
 
-def _info(contents: Contents, directory: Path) -> tfds.core.DatasetInfo:
-    """Returns what TFDS is to know: the image as raw bytes, the label as an integer."""
+def _info(
+    contents: Contents, counts: dict[str, list[int]], directory: Path
+) -> tfds.core.DatasetInfo:
+    """Returns what TFDS is to know: the image as raw bytes, the label as an integer.
+
+    Args:
+      contents: What is written.
+      counts: Number of images of each class of each split, complete once all are written.
+      directory: Where they are written.
+    """
     image = tfds.features.Tensor(
         shape=contents.image_shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
     )
@@ -159,7 +171,9 @@ def _info(contents: Contents, directory: Path) -> tfds.core.DatasetInfo:
         ),
         features=tfds.features.FeaturesDict({"image": image, "label": label}),
         disable_shuffling=True,
-        metadata=tfds.core.MetadataDict(class_names=names, left_out=contents.left_out),
+        metadata=tfds.core.MetadataDict(
+            class_names=names, class_counts=counts, left_out=contents.left_out
+        ),
     )
 
 

@@ -36,6 +36,7 @@ def open_prepared(directory: Path, name: str, split: str) -> tuple[Split, dict[s
         shape = builder.info.features["image"].shape
         class_names = tuple(builder.info.metadata["class_names"])
         left_out = builder.info.metadata["left_out"]
+        counts = builder.info.metadata.get("class_counts", {})
         sources = {
             key: builder.as_data_source(
                 key, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -47,7 +48,9 @@ def open_prepared(directory: Path, name: str, split: str) -> tuple[Split, dict[s
     if split not in sources:
         raise InputError(f"{name} has no {split} images; it has {', '.join(sources)}")
     read = _reader(sources[split], directory, lambda records: _parse(records, shape))
-    return Split(len(sources[split]), shape, class_names, read), left_out
+    sizes = {key: len(source) for key, source in sources.items()}
+    counted = tuple(counts[split]) if split in counts else None
+    return Split(sizes[split], shape, class_names, read, counted, sizes), left_out
 
 
 def read_images(folder: Path) -> Split:
@@ -144,7 +147,10 @@ def open_user(name: str, data_dir: Path | None, split: str, image_size: int | No
 
     decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
     source = builder.as_data_source(split, decoders=decoders)
-    return Split(len(source), shape, class_names, _reader(source, Path(builder.data_dir), parse))
+    return Split(
+        *(len(source), shape, class_names, _reader(source, Path(builder.data_dir), parse)),
+        sizes={key: part.num_examples for key, part in info.splits.items()},
+    )
 
 
 def _image_shape(name: str, info: Any, image_size: int | None) -> tuple[int, int, int]:

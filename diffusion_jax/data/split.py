@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -28,12 +28,16 @@ class Split:
       image_shape: (H, W, C) of each image.
       class_names: Name of each class; empty if the images are not labelled.
       read: Takes the indices of any number of images (repeats allowed), returns those images.
+      class_counts: Number of images of each class; None where they have not been counted.
+      sizes: Number of images of each split of the data set, if it has several.
     """
 
     num_images: int
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     read: Callable[[Int64[np.ndarray, " b"]], Batch]
+    class_counts: tuple[int, ...] | None = None
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -71,7 +75,14 @@ def from_arrays(
         return {"image": images.take(indices, axis=0), "label": labels.take(indices)}
 
     height, width, channels = images.shape[1:]
-    return Split(len(images), (height, width, channels), class_names, read)
+    counts = count(labels, len(class_names))
+    return Split(len(images), (height, width, channels), class_names, read, counts)
+
+
+def count(labels: Int[np.ndarray, " n"], num_classes: int) -> tuple[int, ...]:
+    """Returns the number of images of each class."""
+    valid = labels[(labels >= 0) & (labels < num_classes)]
+    return tuple(np.bincount(valid, minlength=num_classes).tolist()) if num_classes else ()
 
 
 def in_memory(split: Split) -> Split:
@@ -82,4 +93,4 @@ def in_memory(split: Split) -> Split:
         rows = np.arange(start, min(start + READ_CHUNK, split.num_images))
         batch = split.read(rows)
         images[rows], labels[rows] = batch["image"], batch["label"]
-    return from_arrays(images, labels, split.class_names)
+    return dataclasses.replace(from_arrays(images, labels, split.class_names), sizes=split.sizes)

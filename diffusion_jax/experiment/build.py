@@ -104,12 +104,14 @@ class Experiment:
       process: Forward process.
       model: Network as pure functions.
       image_shape: (H, W, C).
+      class_names: Names of the data's classes; empty if there are none, or they are not known.
     """
 
     config: ConfigDict
     process: Process
     model: Model
     image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
 
     def objective(self) -> Objective:
         """Returns what training minimises."""
@@ -233,13 +235,19 @@ def load_split(config: ConfigDict, split: str) -> data.Split:
     )
 
 
-def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int) -> Experiment:
+def build(
+    config: ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    class_names: tuple[str, ...] = (),
+) -> Experiment:
     """Builds process and network for images of this shape.
 
     Args:
       config: A valid config.
       image_shape: (H, W, C) of the data.
       num_classes: Number of classes that the data has; 0 if it is not labelled.
+      class_names: Their names, if they are known.
 
     Raises:
       InputError: Image size or classes that the model does not fit.
@@ -251,7 +259,7 @@ def build(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: in
     options["dtype"] = DTYPES[model.dtype]
     options["out_channels"] = image_shape[2] * (2 if config.process.variance == "learned" else 1)
     network = as_functions(make(**accepted(make, options)), image_shape)
-    return Experiment(config, make_process(config), network, image_shape)
+    return Experiment(config, make_process(config), network, image_shape, class_names)
 
 
 def validate(config: ConfigDict) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from diffusion_jax.reporting import classes as class_words
 from diffusion_jax.reporting.files import whole
 
 MARGIN = 2
 LABEL, GAP = 64, 18  # Room for a text beside a row, and above one.
+LONGEST = 24  # Characters of a text beside a row.
 SMALLEST_SIDE = 56  # Tiny images are magnified to about this many pixels, each pixel a square.
 
 
@@ -31,9 +33,17 @@ def grid(
 
 
 def grid_by_class(
-    images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"] | None
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"] | None,
+    class_names: Sequence[str] | None = None,
 ) -> UInt8[np.ndarray, "gh gw c"]:
-    """Lays images out like `grid`, but a row a class, if they are of several classes and some of one class."""
+    """Lays images out like `grid`, but a row a class, if they are of several classes and some of one class.
+
+    Args:
+      images: The images.
+      labels: The class of each; None: they have none.
+      class_names: Names to write beside the rows with the classes' numbers; empty: the numbers alone; None: neither.
+    """
     classes, counts = np.unique(labels if labels is not None else [], return_counts=True)
     if len(classes) < 2 or counts.max() < 2:
         return grid(images)
@@ -41,7 +51,11 @@ def grid_by_class(
     for row, label in zip(rows, classes, strict=True):
         of_class = images[labels == label]
         row[: len(of_class)] = of_class
-    return grid(rows.reshape(-1, *images.shape[1:]), columns=rows.shape[1])
+    picture = grid(rows.reshape(-1, *images.shape[1:]), columns=rows.shape[1])
+    if class_names is None:
+        return picture
+    names = [class_words.label(number, class_names, LONGEST) for number in classes.tolist()]
+    return _named_rows(picture, names, 0)
 
 
 def magnified(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n mh mw c"]:
@@ -134,21 +148,40 @@ def edits(
     rows: UInt8[np.ndarray, "r n h w c"], names: Sequence[str]
 ) -> UInt8[np.ndarray, "gh gw c"]:
     """Shows edited images: a column an image, and named rows, such as as given, what is kept, and as drawn."""
-    num_rows, n = rows.shape[:2]
-    images = grid(magnified(rows.reshape(-1, *rows.shape[2:])), columns=n)
-    row = (images.shape[0] - MARGIN) // num_rows
+    images = grid(magnified(rows.reshape(-1, *rows.shape[2:])), columns=rows.shape[1])
+    return _named_rows(images, names, LABEL)
+
+
+def _named_rows(
+    picture: UInt8[np.ndarray, "h w c"], names: Sequence[str], least: int
+) -> UInt8[np.ndarray, "h gw c"]:
+    """Writes a name on the left of each row of a grid, with that much room for it or more."""
+    font, row = _font("".join(names)), (picture.shape[0] - MARGIN) // len(names)
+    widest = math.ceil(max(font.getlength(name) for name in names))
+    room = ((0, 0), (max(least, widest + 3 * MARGIN), 0), (0, 0))
     texts = [(MARGIN, r * row + row // 2, name) for r, name in enumerate(names)]
-    return _with_texts(np.pad(images, ((0, 0), (LABEL, 0), (0, 0)), constant_values=255), texts)
+    return _with_texts(np.pad(picture, room, constant_values=255), texts)
+
+
+def _font(text: str) -> Any:
+    """Returns a font that can write a text; Pillow's own has ASCII alone."""
+    from PIL import ImageFont
+
+    if text.isascii():
+        return ImageFont.load_default(size=13)
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12)
 
 
 def _with_texts(
     picture: UInt8[np.ndarray, "h w c"], texts: Sequence[tuple[int, int, str]]
 ) -> UInt8[np.ndarray, "h w c"]:
     """Writes each text, black, from x on and about the height y."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     image = Image.fromarray(picture[:, :, 0] if picture.shape[-1] == 1 else picture)
-    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(size=13)
+    canvas, font = ImageDraw.Draw(image), _font("".join(text for _, _, text in texts))
     for x, y, text in texts:
         canvas.text((x, y), text, fill=0, font=font, anchor="lm")
     return np.asarray(image).reshape(picture.shape)

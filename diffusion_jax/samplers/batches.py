@@ -35,7 +35,10 @@ def class_of_images(
 
 
 class Samples(NamedTuple):
-    """Images on the host, and how they came about; see `samplers.SampleResult`."""
+    """Images on the host, and how they came about; see `samplers.SampleResult`.
+
+    Class i of the labels has the name class_names[i], if that is known.
+    """
 
     images: UInt8[np.ndarray, "n h w c"]
     frames_x_t: UInt8[np.ndarray, "f n h w c"] | None
@@ -43,6 +46,7 @@ class Samples(NamedTuple):
     labels: Int32[np.ndarray, " n"] | None
     solve: Solve | None = None
     finite: Bool[np.ndarray, " n"] | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def finished(self) -> Bool[np.ndarray, " n"]:
@@ -51,8 +55,9 @@ class Samples(NamedTuple):
         return finished if self.solve is None else finished & np.asarray(self.solve.finished)
 
     def grid(self) -> UInt8[np.ndarray, "gh gw c"]:
-        """Pictures all images, magnified if they are tiny; a row a class if they have classes."""
-        return pictures.grid_by_class(pictures.magnified(self.images), self.labels)
+        """Pictures all images, magnified if they are tiny; a named row a class if they have classes."""
+        images = pictures.magnified(self.images)
+        return pictures.grid_by_class(images, self.labels, self.class_names)
 
     def strip(self) -> UInt8[np.ndarray, "gh gw c"] | None:
         """Pictures the reverse process of the first images; None without frames."""
@@ -82,6 +87,7 @@ def make_batch_sampler(
     batch_size: int,
     *,
     num_classes: int = 0,
+    class_names: tuple[str, ...] = (),
     with_frames: bool = False,
 ) -> Callable[..., Samples]:
     """Returns (params, settings, indices, labels=None) -> Samples.
@@ -94,6 +100,7 @@ def make_batch_sampler(
       mesh: Devices.
       batch_size: Most images at once.
       num_classes: Number of classes of the model; 0 if it is unconditional.
+      class_names: Their names, for pictures.
       with_frames: Whether `draw` keeps frames.
     """
     out_axes = (0, 1, 1, 0, 0) if with_frames else (0, None, None, 0, 0)
@@ -105,7 +112,7 @@ def make_batch_sampler(
         indices = np.asarray(indices, np.int32)
         classes = class_of_images(indices, num_classes, labels)
         images, x_t, x0_hat, solve, finite = run((params, settings), (indices, classes))
-        return Samples(images, x_t, x0_hat, classes, solve, finite)
+        return Samples(images, x_t, x0_hat, classes, solve, finite, class_names)
 
     return draw_batch
 

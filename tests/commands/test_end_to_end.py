@@ -328,9 +328,12 @@ def test_a_run_is_loaded_from_python_and_draws_what_the_command_draws(
 def test_a_job_folder_says_what_the_job_is(
     conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
 ) -> None:
-    result, folder = sample(conditional, "sample.labels=3,5", "sampler.num_steps=4")
+    fields = ("sample.labels=3,5", "sampler.num_steps=4", "sample.num_images=9")
+    result, folder = sample(conditional, *fields)
     job = json.loads((folder / "job.json").read_text())
     assert job["labels"] == [3, 5] and job["nfe"] == 4 and job["sampler"]["num_steps"] == 4
+    drawn = [{"label": i, "name": str(i), "num_images": n} for i, n in ((3, 5), (5, 4))]
+    assert job["classes"] == drawn and job["num_images"] == 9
     assert job.items() <= result.items()
 
 
@@ -583,7 +586,20 @@ def test_a_folder_of_colour_images_trains_and_samples(
         *("model.num_classes=2", "train.accumulate=2", "train.num_steps=3", "train.eval_every=3"),
     )
     shutil.rmtree(tmp_path / "pictures")  # Sampling needs no data.
-    _, folder = sample(workdir, "sample.num_images=3")
+    seen = results(workdir, "train")["data"]
+    assert seen["num_images"] == 14 and seen["num_test_images"] == 6
+    named = [{"label": i, "name": name, "num_images": 7} for i, name in enumerate(("cats", "dogs"))]
+    assert seen["classes"] == named
+    trained = diffusion_jax.load_run(workdir)
+    assert trained.class_names == ("cats", "dogs")
+    formats = "sample.formats=png,npz,array_record"
+    result, folder = sample(workdir, "sample.num_images=3", formats)
+    assert [row["name"] for row in result["classes"]] == ["cats", "dogs"]
+    opened = load("tfds:images", "train", source_dir=str(folder / "array_record"))
+    assert opened.class_names == ("cats", "dogs")
+    side = 4 * 14 + 2
+    height, width = pixels(folder / "grid.png").shape[:2]
+    assert height == 2 * side + 2 and width > 2 * side + 2  # A row a class, and its name.
     assert images(folder).shape == (3, 4, 4, 3)
     np.testing.assert_array_equal(pixels(folder / "png" / "000002.png"), images(folder)[2])
     assert "eval_loss" in rows(workdir)[-1]

@@ -14,6 +14,7 @@ from diffusion_jax.errors import RunError
 SHAPE = (3, 5, 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2500, *SHAPE), dtype=np.uint8)
 LABELS = np.arange(2500, dtype=np.int32) % 7
+NAMES = tuple("abcdefg")
 
 
 def drawn(folder: Path, num_images: int = 9) -> ImageFiles:
@@ -28,7 +29,7 @@ def drawn(folder: Path, num_images: int = 9) -> ImageFiles:
 def test_what_is_written_is_read_back_and_the_parts_are_gone(name: str, tmp_path: Path) -> None:
     files = drawn(tmp_path)
     assert files.num_finished() == 9
-    assert files.write([name], LABELS[:9], 7) == [tmp_path / FORMATS[name].path]
+    assert files.write([name], LABELS[:9], NAMES) == [tmp_path / FORMATS[name].path]
     assert [path.name for path in tmp_path.iterdir()] == [FORMATS[name].path]
     assert files.num_finished() == 9
     np.testing.assert_array_equal(files.head(6), IMAGES[:6])
@@ -41,7 +42,7 @@ def test_numpy_reads_a_large_npz_that_was_written_in_parts(tmp_path: Path) -> No
     files = ImageFiles(tmp_path, 2500, SHAPE)
     for first in range(0, 2500, 700):
         files.keep(first, IMAGES[first : first + 700])
-    files.write(["npz"], LABELS, 7)
+    files.write(["npz"], LABELS, NAMES)
     with np.load(tmp_path / "images.npz") as arrays:
         np.testing.assert_array_equal(arrays["images"], IMAGES)
         np.testing.assert_array_equal(arrays["labels"], LABELS)
@@ -107,7 +108,7 @@ def test_a_part_that_holds_something_else_is_not_taken_for_images(
 def test_no_flipped_bit_of_a_part_or_of_a_finished_file_changes_an_image(tmp_path: Path) -> None:
     files = drawn(tmp_path)
     part = tmp_path / "parts" / "000000000.npz"
-    files.write(["npz"], LABELS[:9], 7)
+    files.write(["npz"], LABELS[:9], NAMES)
     whole = (tmp_path / "images.npz").read_bytes()
     files.keep(0, IMAGES[:5])
     other = part.read_bytes()
@@ -141,7 +142,7 @@ def test_where_the_disk_is_full_a_line_says_so_and_the_parts_stay(
 ) -> None:
     files = drawn(tmp_path)
     with files_up_to(50), pytest.raises(RunError, match=f"cannot write .*{FORMATS[name].path} "):
-        files.write([name], LABELS[:9], 7)
+        files.write([name], LABELS[:9], NAMES)
     with files_up_to(50), pytest.raises(RunError, match="finished batches are kept"):
         files.keep(0, IMAGES[:5])
     again = ImageFiles(tmp_path, 9, SHAPE)

@@ -152,6 +152,27 @@ def test_classes_are_numbered_in_natural_order(folder: Path, tmp_path: Path) -> 
     assert sorted(names, key=natural) == ["", "02", "2", "10", "x2", "x2y", "x10y"]
 
 
+def test_a_split_says_how_many_images_each_class_and_each_split_has(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "a.png").unlink()
+    for name, count in (("cat", 8), ("dog", 4), ("owl", 1)):
+        for i in range(count):
+            save(folder / name / f"{i}.png")
+    cache: dict[str, Any] = {
+        "image_size": 4,
+        "test_fraction": 0.25,
+        "cache_dir": tmp_path / "cache",
+    }
+    for limit in (0, 2**30, 1):  # In place; prepared, then held in memory; prepared, then streamed.
+        train, test = (
+            load("image_folder", name, source_dir=folder, memory_limit=limit, **cache)
+            for name in ("train", "test")
+        )
+        assert train.sizes == test.sizes == {"train": 10, "test": 3}
+        assert train.class_counts == (6, 3, 1) and test.class_counts == (2, 1, 0)
+
+
 def test_a_class_keeps_its_number_if_none_of_its_images_can_be_read(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -145,3 +145,25 @@ def test_the_loss_curve_is_a_png_with_a_line_for_each_metric_there_is(tmp_path):
     red = (drawn[..., 0] > 150) & (drawn[..., 1] < 80) & (drawn[..., 2] < 80)  # held-out loss
     assert red.any() and not ((empty[..., 0] > 150) & (empty[..., 1] < 80)).any()
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rows_of_classes_have_their_number_and_name_beside_them(channels: int) -> None:
+    images = flat_images(150, 160, 170, 180, shape=(56, 56, channels))
+    labels, bare = np.array([1, 0, 1, 0]), grid_by_class(images, np.array([1, 0, 1, 0]))
+    rooms = []
+    for names in ((), ("cat", "dog"), ("cat", "w" * 300)):
+        named = grid_by_class(images, labels, names)
+        rooms.append(room := named.shape[1] - bare.shape[1])
+        np.testing.assert_array_equal(named[:, room:], bare)
+        for row in range(2):
+            beside = named[2 + 58 * row :, :room][:56]
+            assert (beside < 100).any() and (beside[:14] == 255).all()
+    assert 0 < rooms[0] < rooms[1] < rooms[2] < 400  # However long the name is.
+    np.testing.assert_array_equal(grid_by_class(images, np.arange(4), ("a",)), grid(images))
+
+
+def test_names_in_other_letters_are_written_and_not_as_boxes() -> None:
+    images, labels = np.full((4, 56, 56, 1), 255, np.uint8), np.array([0, 0, 1, 1])
+    one, two = np.split(grid_by_class(images, labels, ("кот", "пёс"))[2:118], 2)
+    assert (one != two).mean() > 0.01

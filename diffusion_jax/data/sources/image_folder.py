@@ -29,7 +29,7 @@ from diffusion_jax.data.sources.base import (
     held_out,
     refuse_options,
 )
-from diffusion_jax.data.split import Batch, Split
+from diffusion_jax.data.split import Batch, Split, count
 from diffusion_jax.errors import InputError, RunError, reason
 
 VERSION = 2  # Of what is made of the same files: a copy made by another is not used.
@@ -189,7 +189,9 @@ def _split(images: _Images, names: list[str], labels: Int[np.ndarray, " n"]) -> 
         image = np.stack(pixels) if pixels else np.empty((0, *images.shape), np.uint8)
         return {"image": image, "label": labels[indices].astype(np.int32)}
 
-    return Split(len(names), images.shape, images.class_names, read)
+    counts = count(labels, len(images.class_names))
+    sizes = {name: len(files) for name, (files, _) in images.splits.items()}
+    return Split(len(names), images.shape, images.class_names, read, counts, sizes)
 
 
 def _decode(images: _Images, name: str) -> UInt8[np.ndarray, "size size c"]:
