@@ -13,6 +13,7 @@ from diffusion_jax.likelihood.bound import Bound
 from diffusion_jax.likelihood.progressive import GREY_LEVELS
 
 NAMED_STEPS = 10
+SUMS = "count", "terms", "squares", "x0_errors", "eps_errors", "not_finite", "weighted"  # By step.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class BoundPart(Part):
       x0_errors: Sum of the squared errors of x_0 as predicted where the step begins.
       eps_errors: The same of eps.
       not_finite: Number of terms of each step that are not finite.
-      scale: Number of steps that each term but L_0 stands for, as in `Bound`.
+      weighted: Sum of the finite terms of each step, each times how many steps it stands for.
     """
 
     prior: Float[np.ndarray, " b"]
@@ -43,7 +44,7 @@ class BoundPart(Part):
     x0_errors: Float[np.ndarray, " n"]
     eps_errors: Float[np.ndarray, " n"]
     not_finite: Int[np.ndarray, " n"]
-    scale: Float[np.ndarray, ""] | np.float64
+    weighted: Float[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,7 @@ def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> Bou
         np.asarray(values, np.float64) for values in (bound.terms, bound.x0_mse, bound.eps_mse)
     )
     prior = np.asarray(bound.prior, np.float64)
+    weighted = np.asarray(bound.weights, np.float64) * terms
     finite = np.isfinite(terms)
     steps = np.asarray(bound.steps)
 
@@ -104,7 +106,7 @@ def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> Bou
     return BoundPart(
         indices=np.asarray(indices),
         prior=prior,
-        rate=prior + float(bound.scale) * terms[:-1].sum(0),
+        rate=prior + weighted[:-1].sum(0),
         distortion=terms[-1],
         x0_mse=x0_mse[-1],
         count=np.bincount(steps[finite], minlength=num_steps),
@@ -113,19 +115,17 @@ def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> Bou
         x0_errors=by_step(x0_mse, finite),
         eps_errors=by_step(eps_mse, finite),
         not_finite=np.bincount(steps[~finite], minlength=num_steps),
-        scale=np.float64(bound.scale),
+        weighted=by_step(weighted, finite),
     )
 
 
 def _can_be(part: BoundPart) -> bool:
     """Whether a part of a file can be what `part_of` returned: every image has its L_0."""
     drawn = part.count + part.not_finite
-    sums = np.stack([part.terms, part.squares, part.x0_errors, part.eps_errors])
+    sums = np.stack([part.terms, part.squares, part.x0_errors, part.eps_errors, part.weighted])
     return bool(
         min(part.count.min(), part.not_finite.min(), part.squares.min()) >= 0
         and drawn[-1] == len(part.indices)
-        and np.isfinite(part.scale)
-        and part.scale >= 0
         and not np.isnan(sums[:2]).any()
     )
 
@@ -136,12 +136,9 @@ def combine(parts: list[BoundPart]) -> BitsPerDim:
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("prior", "rate", "distortion", "x0_mse")
     )
-    count, terms, squares, x0_errors, eps_errors, not_finite = (
-        np.sum([getattr(part, name) for part in parts], axis=0)
-        for name in ("count", "terms", "squares", "x0_errors", "eps_errors", "not_finite")
+    count, terms, squares, x0_errors, eps_errors, not_finite, weighted = (
+        np.sum([getattr(part, name) for part in parts], axis=0) for name in SUMS
     )
-    # L_0 is among the terms of every image.
-    scales = np.append(np.full(len(terms) - 1, parts[0].scale), 1.0)
     mse = estimate(x0_mse)
     rmse = np.sqrt(mse.value)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -160,7 +157,7 @@ def combine(parts: list[BoundPart]) -> BitsPerDim:
             num_images=len(prior),
             terms=mean,
             terms_stderr=np.sqrt(variance / known),
-            contributions=np.where(not_finite > 0, np.nan, scales * terms / len(prior)),
+            contributions=np.where(not_finite > 0, np.nan, weighted / len(prior)),
             x0_mse=x0_errors / known,
             eps_mse=eps_errors / known,
             count=count,
@@ -194,7 +191,7 @@ def bound_figure(
 
     return Figure(
         compute=compute,
-        axes=(0, 1, 1, 1, 1, None),  # Of prior, terms, steps, x0_mse, eps_mse and scale.
+        axes=(0, 1, 1, 1, 1, 1),  # Of prior, terms, steps, x0_mse, eps_mse and weights.
         part=BoundPart,
         part_of=lambda indices, *values: part_of(indices, Bound(*values), num_steps),
         fits=lambda part: len(part.count) == num_steps and _can_be(part),

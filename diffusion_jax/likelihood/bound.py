@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
@@ -25,6 +26,10 @@ from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.reverse import p_posterior, posterior_kl, prior_kl
 from diffusion_jax.reporting.progress import report
 
+DATA_PRECISION = (
+    4.0  # 1 / variance of pixels, for which a sample of the terms is good; it is right for any.
+)
+LONGEST = 50.0  # Of a step, in logsnr: at the end of jsd.
 OF_TIMES = 1  # In an image's key; as the bits of a time it would be 1e-45, which no grid has.
 
 
@@ -37,7 +42,8 @@ class Bound(NamedTuple):
       steps: Which step of the grid that is, 0 at the noise.
       x0_mse: Mean squared error of the x_0 predicted at the point that the step begins at.
       eps_mse: The same of eps.
-      scale: Number of steps that each of the terms but the last stands for; 1 if there are all.
+      weights: How many steps each term stands for, itself included: the reciprocal of how often it is expected to be
+        drawn; 1 if there are all.
     """
 
     prior: Float[Array, " b"]
@@ -45,7 +51,7 @@ class Bound(NamedTuple):
     steps: Int[Array, " k b"]
     x0_mse: Float[Array, " k b"]
     eps_mse: Float[Array, " k b"]
-    scale: Float[Array, ""]
+    weights: Float[Array, " k b"]
 
     @property
     def distortion(self) -> Float[Array, " b"]:
@@ -55,7 +61,7 @@ class Bound(NamedTuple):
     @property
     def rate(self) -> Float[Array, " b"]:
         """L_T + ... + L_1, or an unbiased estimate of it."""
-        return self.prior + self.scale * self.terms[:-1].sum(0)
+        return self.prior + self._weighted.sum(0)
 
     @property
     def total(self) -> Float[Array, " b"]:
@@ -67,15 +73,21 @@ class Bound(NamedTuple):
         """Standard error of the rate, for the times and the noise that were drawn; NaN with fewer than three terms.
 
         From the differences within pairs of neighbouring terms (collapsed strata: Cochran, 1977, Section 5A.12), so
-        that a trend over the steps is counted as noise: on average its square is too large rather than too small.
+        that a trend over the steps is counted as noise: on average its square is too large rather than too small. Of
+        few pairs it is itself uncertain: for intervals, take Student's t with half as many degrees of freedom as there
+        are terms.
         """
         count = len(self.terms) - 1
         if count < 2:
             return jnp.full_like(self.prior, jnp.nan)
-        differences = jnp.square(jnp.diff(self.terms[:-1], axis=0))
+        differences = jnp.square(jnp.diff(self._weighted, axis=0))
         # A term without a partner is compared with one that has had its own.
         alone = differences[-1] if count % 2 else 0.0
-        return self.scale * jnp.sqrt(differences[::2].sum(0) + alone)
+        return jnp.sqrt(differences[::2].sum(0) + alone)
+
+    @property
+    def _weighted(self) -> Float[Array, " j b"]:
+        return self.weights[:-1] * self.terms[:-1]
 
 
 def to_bits(nats: Float[Array, " b *dims"]) -> Float[Array, " b"]:
@@ -154,8 +166,8 @@ def variational_bound(
       keys: One key an image.
       variance: A key of `VARIANCES`.
       decoder: (x0, mean, log_variance) -> log-likelihood of each dimension in nats.
-      num_terms: Number K of terms for each image. L_0 is always one of them; the N - 1 other steps are divided into
-        K - 1 equal parts, and one step is drawn from each. None: all N.
+      num_terms: Number K of terms for each image. L_0 is always one of them; of the N - 1 other steps K - 1 are drawn,
+        one from each of as many parts, which are shorter where terms are larger (`drawn_shares`). None: all N.
       progress: Host function, called with the number of terms done; see `report`.
 
     Raises:
@@ -168,8 +180,8 @@ def variational_bound(
     count = check_num_terms(num_terms, grid.num_steps) - 1
     if decoder is discretized_gaussian and not isinstance(x0, Tracer):
         check_levels(x0)
-    scale, whole = last / max(count, 1), count == last
-    steps = _strata(keys, count, last)
+    whole = count == last
+    steps, weights = _all(keys, last) if whole else _strata(keys, count, drawn_shares(grid))
 
     def pass_(_: None, xs: tuple[Array, Array]) -> tuple[None, tuple]:
         k, step = xs
@@ -190,7 +202,7 @@ def variational_bound(
 
     _, (terms, x0_mse, eps_mse) = jax.lax.scan(pass_, None, (jnp.arange(count + 1), steps))
     prior = to_bits(prior_kl(grid, x0))
-    return Bound(prior, terms, steps, x0_mse, eps_mse, jnp.float32(scale))
+    return Bound(prior, terms, steps, x0_mse, eps_mse, weights)
 
 
 def check_num_terms(num_terms: int | None, num_steps: int) -> int:
@@ -209,17 +221,36 @@ def check_num_terms(num_terms: int | None, num_steps: int) -> int:
     return num_terms
 
 
-def _strata(keys: Key[Array, " b"], count: int, last: int) -> Int[Array, " k b"]:
-    """Returns a step of each of `count` equal parts of the steps before the last, and the last, for each key."""
-    first = jnp.arange(count)[:, None]
-    if count == last:  # A part is a step.
-        steps = jnp.broadcast_to(first, (count, len(keys)))
-    else:
-        uniform = jax.vmap(lambda key: jax.random.uniform(key, (count,)), out_axes=1)
-        offsets = uniform(folded(keys, OF_TIMES))
-        part = (jnp.broadcast_to(first, offsets.shape) + offsets) * (last / count)
-        steps = jnp.minimum(part.astype(jnp.int32), last - 1)
-    return jnp.concatenate([steps, jnp.full((1, len(keys)), last)]).astype(jnp.int32)
+def drawn_shares(grid: Grid) -> Float[np.ndarray, " m"]:
+    """Returns how a sample of the terms is shared among the steps before the last; sums to 1.
+
+    Half of it goes to the steps evenly, so that no term weighs more than twice as much as in an even sample. The other
+    half goes to them by the size that terms have for white data of variance 1/4, (SNR_s / SNR_t - 1) / 2 times
+    Var(eps | x_t): without that, a few large terms near the data decide an estimate that seldom meets one.
+    """
+    logsnr = grid.logsnr[:-1]
+    left = 1 / (1 + DATA_PRECISION * np.exp(-logsnr[:-1]))
+    sizes = np.expm1(np.minimum(np.diff(logsnr), LONGEST)) * left
+    return (sizes / sizes.sum() + 1 / len(sizes)) / 2
+
+
+def _all(keys: Key[Array, " b"], last: int) -> tuple[Int[Array, " k b"], Float[Array, " k b"]]:
+    """Returns every step for each key, and that each stands for itself."""
+    shape = last + 1, len(keys)
+    return jnp.broadcast_to(jnp.arange(last + 1)[:, None], shape), jnp.ones(shape)
+
+
+def _strata(
+    keys: Key[Array, " b"], count: int, shares: Float[np.ndarray, " m"]
+) -> tuple[Int[Array, " k b"], Float[Array, " k b"]]:
+    """Returns a step of each of `count` equal parts of the shares, and the last, and what each of them weighs."""
+    last = len(shares)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (count,)), out_axes=1)
+    position = (jnp.arange(count)[:, None] + uniform(folded(keys, OF_TIMES))) / count
+    step = jnp.searchsorted(jnp.asarray(np.cumsum(shares), jnp.float32), position, side="right")
+    drawn = jnp.concatenate([step, jnp.full((1, len(keys)), last)]).astype(jnp.int32)
+    drawn = drawn.at[:-1].min(last - 1)  # The sum of all shares is 1 but for rounding.
+    return drawn, jnp.asarray(np.append(1 / (count * shares), 1.0), jnp.float32)[drawn]
 
 
 def _mse(error: Float[Array, " b *dims"]) -> Float[Array, " b"]:

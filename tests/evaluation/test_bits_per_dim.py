@@ -16,7 +16,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, bound_figure
 from diffusion_jax.evaluation.parts import make_measure
 from diffusion_jax.keys import indexed
-from diffusion_jax.likelihood.bound import Bound, variational_bound
+from diffusion_jax.likelihood.bound import Bound, drawn_shares, variational_bound
 from diffusion_jax.parallel.sharding import make_mesh
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
@@ -130,7 +130,7 @@ def test_a_stratified_sample_of_the_terms_has_the_mean_of_all(whole: Bound) -> N
     )
     error = np.hypot(result.total.stderr, everything.total.stderr)
     assert abs(result.total.value - everything.total.value) < 3 * error
-    np.testing.assert_allclose(result.count[:-1], 3000 * 3 / 7, rtol=0.1)
+    np.testing.assert_allclose(result.count[:-1], 3000 * 3 * drawn_shares(GRID), rtol=0.1)
     assert result.count[-1] == 3000  # L_0 is always there.
     errors = np.hypot(result.terms_stderr, everything.terms_stderr)
     assert (np.abs(result.terms - everything.terms) < 4 * errors).all()
