@@ -9,6 +9,7 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+from slow import slow
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -34,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@pytest.fixture(params=["eager", "jit"])
+@pytest.fixture(params=[slow("eager"), "jit"])
 def compiled(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Either the identity or jax.jit: a test that uses it runs eagerly and compiled."""
     # chex.variants does this for methods of absl's TestCase alone, where pytest neither parametrises nor hands

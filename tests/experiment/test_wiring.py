@@ -129,52 +129,94 @@ def built(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def by_hand(
+def process_by_hand(
     *,
     schedule: str = "linear",
     num_timesteps: int = T,
     beta_start: float | None = None,
     beta_end: float | None = None,
     make_process: Callable[[Any], Process] = DDPM,
+) -> Process:
+    return make_process(make_schedule(schedule, num_timesteps, beta_start, beta_end))
+
+
+def objective_by_hand(
+    *,
     prediction: str = "eps",
     make_objective: Callable[..., Objective] = simple,
     weighting: Weighting | None = None,
     times: Times | None = None,
+    **process: Any,
+) -> Objective:
+    return make_objective(
+        process_by_hand(**process),
+        prediction,
+        MODEL.apply,
+        weighting=weighting,
+        times=times or uniform(),
+    )
+
+
+def images_by_hand(
+    *,
+    prediction: str = "eps",
     make_sampler: Callable[..., Sampler] = ancestral,
     num_steps: int | None = None,
     spacing: Any = "uniform",
     variance: str = "fixed_large",
     temperature: float = 1.0,
     limit: Callable[[Denoise], Denoise] = clip_denoised,
+    **process_arguments: Any,
+) -> jax.Array:
+    process = process_by_hand(**process_arguments)
+    denoise = make_denoiser(process, prediction, MODEL.apply, PARAMS)
+    sampler = make_sampler(process.grid(num_steps, spacing), variance=variance)
+    keys = image_keys(3, jnp.arange(4))
+    x_init = temperature * (sampler.grid.prior_std * first_noise(keys, SHAPE))
+    drawn = sample_loop(limit(denoise), sampler, keys, SHAPE, x_init=x_init)
+    return to_uint8(drawn.images)
+
+
+def updates_by_hand(
+    *,
     learning_rate: float = 2e-4,
     warmup_steps: int = 5000,
     grad_clip: float = 1.0,
     rate_decay: str = "constant",
     total_steps: int = 800_000,
-    decay: float = 0.9999,
-    warmup: bool = True,
-) -> dict[str, Any]:
-    """Returns the same as `built` without a config; the defaults are those of the config."""
-    process = make_process(make_schedule(schedule, num_timesteps, beta_start, beta_end))
-    denoise = make_denoiser(process, prediction, MODEL.apply, PARAMS)
-    sampler = make_sampler(process.grid(num_steps, spacing), variance=variance)
-    keys = image_keys(3, jnp.arange(4))
-    average = ema_decay(decay, warmup=warmup)
-    objective = make_objective(
-        process, prediction, MODEL.apply, weighting=weighting, times=times or uniform()
+) -> list[Any]:
+    return updates(
+        make_optimizer(
+            *(learning_rate, warmup_steps, grad_clip), decay=rate_decay, num_steps=total_steps
+        )
     )
-    x_init = temperature * (sampler.grid.prior_std * first_noise(keys, SHAPE))
-    drawn = sample_loop(limit(denoise), sampler, keys, SHAPE, x_init=x_init)
+
+
+def decays_by_hand(*, decay: float = 0.9999, warmup: bool = True) -> list[jax.Array]:
+    average = ema_decay(decay, warmup=warmup)
+    return [average(jnp.asarray(step)) for step in (10, 10**6)]
+
+
+OF_PROCESS = {"schedule", "num_timesteps", "beta_start", "beta_end", "make_process", "prediction"}
+OF_OBJECTIVE = OF_PROCESS | {"make_objective", "weighting", "times"}
+OF_SAMPLER = {"make_sampler", "num_steps", "spacing", "variance", "temperature", "limit"}
+OF_OPTIMIZER = {"learning_rate", "warmup_steps", "grad_clip", "rate_decay", "total_steps"}
+# What is seen -> (how it is made, of which arguments). Most cases leave most of it as it is.
+PARTS: dict[str, tuple[Callable[..., Any], set[str]]] = {
+    "losses": (functools.cache(lambda **of: losses(objective_by_hand(**of))), OF_OBJECTIVE),
+    "draws": (functools.cache(lambda **of: draws(objective_by_hand(**of))), OF_OBJECTIVE),
+    "images": (functools.cache(images_by_hand), OF_PROCESS | OF_SAMPLER),
+    "updates": (functools.cache(updates_by_hand), OF_OPTIMIZER),
+    "decays": (functools.cache(decays_by_hand), {"decay", "warmup"}),
+}
+
+
+def by_hand(**arguments: Any) -> dict[str, Any]:
+    """Returns the same as `built` without a config; the defaults are those of the config."""
+    assert arguments.keys() <= set[str]().union(*(names for _, names in PARTS.values()))
     return {
-        "losses": losses(objective),
-        "draws": draws(objective),
-        "images": to_uint8(drawn.images),
-        "updates": updates(
-            make_optimizer(
-                *(learning_rate, warmup_steps, grad_clip), decay=rate_decay, num_steps=total_steps
-            )
-        ),
-        "decays": [average(jnp.asarray(step)) for step in (10, 10**6)],
+        part: make(**{name: value for name, value in arguments.items() if name in names})
+        for part, (make, names) in PARTS.items()
     }
 
 
@@ -377,13 +419,9 @@ WITH_VARIANCES = {"loss.vlb_weight"}  # Only in networks that have them: see the
 WITH_CLASSES = {"sampler.guidance_scale", "sampler.guidance_interval", "sampler.guidance_rescale"}
 
 
-# Several fields have the same needs.
-by_hand_once = functools.cache(by_hand)
-
-
 @pytest.fixture(scope="module")
 def usual() -> dict[str, Any]:
-    return by_hand_once()
+    return by_hand()
 
 
 @pytest.mark.filterwarnings("ignore:in .* steps the variance fixed_large")
@@ -399,7 +437,7 @@ def usual() -> dict[str, Any]:
 def test_a_field_changes_what_it_should_as_its_argument_does(name: str) -> None:
     text, argument, seen = CASES[name]
     expected, (needs, default) = by_hand(**argument), NEEDS.get(name, ({}, {}))
-    assert differing(expected, by_hand_once(**default)) == seen
+    assert differing(expected, by_hand(**default)) == seen
     chex.assert_trees_all_equal(built(config_with(BASE | needs | {name: text})), expected)
 
 
@@ -546,13 +584,13 @@ def test_a_decay_ends_with_the_training() -> None:
 # ---- the network -------------------------------------------------------------------------------------
 
 IMAGE = (4, 4, 1)
-UNET = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (2,)}
+UNET = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 0, "attention_resolutions": (2,)}
 
 # Field -> (text on the command line, the same as an argument of the network).
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "model.channels": ("12", {"channels": 12}),
     "model.channel_mult": ("1,1", {"channel_mult": (1, 1)}),
-    "model.num_res_blocks": ("2", {"num_res_blocks": 2}),
+    "model.num_res_blocks": ("1", {"num_res_blocks": 1}),
     "model.attention_resolutions": ("4", {"attention_resolutions": (4,)}),
     "model.dropout": ("0.5", {"dropout": 0.5}),
     "model.num_classes": ("3", {"num_classes": 3}),

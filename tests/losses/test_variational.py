@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import slow, slow_after, slow_but
 
 from diffusion_jax.denoiser import PARAMETERIZATIONS, make_denoiser
 from diffusion_jax.errors import InputError
@@ -64,7 +65,10 @@ def bound(x0: jax.Array, prediction: str, variance: str) -> Any:
 
 @pytest.mark.parametrize(
     ("prediction", "variance"),
-    [*((p, "learned") for p in PARAMETERIZATIONS), *(("eps", v) for v in FIXED)],
+    slow_but(
+        [("eps", "learned"), ("eps", "fixed_large")],
+        [*((p, "learned") for p in PARAMETERIZATIONS), *(("eps", v) for v in FIXED)],
+    ),
 )
 def test_the_mean_over_all_steps_is_the_bound_without_its_prior(
     prediction: str, variance: str
@@ -86,7 +90,8 @@ def test_the_mean_over_all_steps_is_the_bound_without_its_prior(
 
 
 @pytest.mark.parametrize(
-    ("prediction", "variance"), [("eps", "learned"), ("x0", "fixed_large"), ("v", "fixed_small")]
+    ("prediction", "variance"),
+    slow_after(1, [("v", "fixed_small"), ("x0", "fixed_large"), ("eps", "learned")]),
 )
 def test_the_expected_loss_is_the_bound_without_its_prior(prediction: str, variance: str) -> None:
     """Statistically, at the times and with the noise that the objective draws."""
@@ -129,6 +134,7 @@ def test_with_the_posteriors_variance_it_is_the_papers_weighted_error_of_eps() -
     np.testing.assert_allclose(loss(None, jnp.asarray(x0), None, draws, None), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_importance_times_leave_the_expected_loss_unchanged_and_lower_its_spread() -> None:
     n = 40_000
     level = jnp.round((images(2)[1:] * 0.3 + 1) * 127.5)  # The bound wants one of the 256.
@@ -193,10 +199,10 @@ def _hybrid(prediction: str, variance: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("pair", "prediction", "variance"),
     [
-        (_vlb, "eps", "learned"),
+        slow(_vlb, "eps", "learned"),
         (_vlb, "v", "fixed_large"),
-        (_vlb, "mean", "learned"),
-        (_hybrid, "eps", "learned"),
+        slow(_vlb, "mean", "learned"),
+        slow(_hybrid, "eps", "learned"),
         (_hybrid, "x0", "learned"),
     ],
 )
@@ -305,7 +311,8 @@ def test_each_step_has_its_part_of_u_as_in_l_simple(num_timesteps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "prediction"), [*(("vlb", p) for p in PARAMETERIZATIONS), ("hybrid", "eps")]
+    ("name", "prediction"),
+    slow_but([("vlb", "eps")], [*(("vlb", p) for p in PARAMETERIZATIONS), ("hybrid", "eps")]),
 )
 def test_a_chain_that_ends_in_noise_alone_has_finite_losses_and_gradients(
     name: str, prediction: str

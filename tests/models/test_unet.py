@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from slow import slow
 
 from diffusion_jax.models import Model, UNet, as_functions, count_parameters
 from diffusion_jax.models.layers import (
@@ -292,7 +293,7 @@ def doubles(tree: Any) -> Any:
     return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
 
 
-@pytest.mark.parametrize("mode", ["eager", "jit", "scan", "linearize", "remat"])
+@pytest.mark.parametrize("mode", ["jit", "linearize", slow("eager"), slow("scan"), slow("remat")])
 def test_tangents_are_differences_of_the_float64_network(params, small, inputs, mode):
     x, t, labels = inputs
     if mode == "jit":
@@ -326,6 +327,7 @@ def test_tangents_are_differences_of_the_float64_network(params, small, inputs, 
     np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_tangents_in_bfloat16_are_close_to_those_in_float32(small, inputs):
     x, t, labels = inputs
     tangents = tangents_of(small, x)
@@ -340,6 +342,7 @@ def test_tangents_in_bfloat16_are_close_to_those_in_float32(small, inputs):
     assert 1e-4 < error < 0.1  # As the outputs, and products of two rounded factors.
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_both_compositions_are_those_of_the_float64_network(small, inputs):
     """v^T (d/dx output) v, which sliced score matching trains on, and its derivative by the parameters."""
     x, t, labels = inputs
@@ -404,7 +407,7 @@ def test_recomputing_changes_neither_outputs_nor_gradients(inputs):
 
 @pytest.mark.parametrize(
     ("remat", "convolutions", "products"),
-    [("blocks", 8, 8), (("attention",), 8, 4), (("conv", "attention"), 0, 4)],
+    [slow("blocks", 8, 8), slow(("attention",), 8, 4), (("conv", "attention"), 0, 4)],
 )
 def test_the_backward_pass_computes_again_what_is_not_kept(
     params, inputs, remat, convolutions, products
@@ -421,7 +424,10 @@ def test_the_backward_pass_computes_again_what_is_not_kept(
     assert more == {"convolution": convolutions, "dot_general": products}
 
 
-@pytest.mark.parametrize("of_parameters", [False, True], ids=["batches", "networks"])
+@pytest.mark.parametrize(
+    "of_parameters",
+    [pytest.param(False, id="batches"), pytest.param(True, id="networks", marks=pytest.mark.slow)],
+)
 def test_gradients_mapped_over_batches_or_networks_are_those_of_a_loop(inputs, of_parameters):
     """Such as per-example gradients, and ensembles."""
     small = tiny(channel_mult=(1,), num_res_blocks=0)
