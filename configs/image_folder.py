@@ -3,8 +3,8 @@
   python -m diffusion_jax.main --config=configs/image_folder.py --config.data.source_dir=FOLDER
 
 Data: every image below --config.data.source_dir, centre-cropped and resized to data.image_size and
-  mirrored at random; one in twenty is held out. Set model.num_classes to the number of sub-folders
-  to condition on them.
+  mirrored at random; one in twenty is held out. --config.model.num_classes=auto conditions on
+  the sub-folders, which are the classes.
 Parameters: 35,746,307 for colour images.
 Steps: 200,000 of batch 64.
 Expected: depends on the images; some thousands of them are needed for samples that are not copies.

@@ -134,6 +134,7 @@ def passed_over(
         for name, field in config_lib.FIELDS.items()
         if field.changeable != "resume" or config_lib.group_of(name) not in ("train", "data")
     } - {name for name, _ in assignments}
+    told -= config_lib.left_open(file)
     names = [name for name in config_lib.differing(file, config) if name in told]
     if not names:
         return None

@@ -73,9 +73,12 @@ def train(
     own(workdir, "train")
     store = _open_store(config, workdir)
     saved = store.meta()
+    if saved is not None:
+        config = config_lib.with_num_classes(config, saved["data"]["num_classes"])
     _check_resume(saved, config, allow_config_change)
     split = build.load_split(config, "train")
     exp = build.build(config, split.image_shape, split.num_classes, split.class_names)
+    config = exp.config
     training = make_training(exp, mesh)
     measures = held_out_measures(exp, mesh)
     if saved is None:

@@ -1,5 +1,6 @@
 """A trained run as its checkpoint says: config, process, network and parameters."""
 
+import copy
 import dataclasses
 import os
 from pathlib import Path
@@ -102,7 +103,7 @@ def load_run(
             raise InputError(f"no checkpoint in {store.directory}")
         # Not the workdir's config: that may have changed since.
         trained = config_lib.from_dict(meta["config"])
-        of_training = ConfigDict(trained)
+        of_training = copy.deepcopy(trained)
         if config is not None:
             for name in filter(config_lib.is_settable, config_lib.FIELDS):
                 group, leaf = config_lib.locate(trained, name)

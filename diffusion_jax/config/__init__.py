@@ -12,6 +12,7 @@ from diffusion_jax.config.compare import (
     is_settable,
     settable_groups,
 )
+from diffusion_jax.config.data_fields import AUTO, left_open, with_num_classes, with_numbers
 from diffusion_jax.config.field import Field
 from diffusion_jax.config.loading import (
     default_config,
@@ -25,6 +26,7 @@ from diffusion_jax.config.loading import (
 from diffusion_jax.config.table import FIELDS, GROUPS, group_of
 
 __all__ = [
+    "AUTO",
     "FIELDS",
     "GROUPS",
     "Field",
@@ -37,10 +39,13 @@ __all__ = [
     "group_of",
     "is_free",
     "is_settable",
+    "left_open",
     "load_file",
     "locate",
     "override",
     "settable_groups",
     "to_json",
     "validate",
+    "with_num_classes",
+    "with_numbers",
 ]

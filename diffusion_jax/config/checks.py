@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.config.data_fields import AUTO
 from diffusion_jax.config.loading import fields
 from diffusion_jax.config.table import FIELDS
 from diffusion_jax.errors import InputError
@@ -29,5 +30,6 @@ def validate(config: ConfigDict) -> None:
     labels, classes = config.sample.labels, config.model.num_classes
     if labels is not None and classes == 0:
         raise InputError(f"sample.labels is {labels}, but the model is unconditional")
-    if labels is not None and max(labels) >= classes:
+    numbers = [label for label in labels or () if not isinstance(label, str)]
+    if classes != AUTO and numbers and max(numbers) >= classes:
         raise InputError(f"sample.labels is {labels}; labels must be from 0 to {classes - 1}")

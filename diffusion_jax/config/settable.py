@@ -1,7 +1,7 @@
 """Fields of what is done with a trained network: every mode may set them."""
 
 from diffusion_jax.config.field import SEEDS, SPACING, VARIANCE, Field
-from diffusion_jax.config.kinds import Bool, Choice, Float, Int, Text, Tuple
+from diffusion_jax.config.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
 
 SETTABLE = {
     # ---- sampler
@@ -149,8 +149,8 @@ SETTABLE = {
     "sample.seed": Field(0, SEEDS, "image i depends on this seed and i alone", "always"),
     "sample.labels": Field(
         None,
-        Tuple(Int(0, 1_000_000), empty=False),
-        "classes, repeated over the images; unset: all classes in turn",
+        Tuple(Either(Int(0, 1_000_000), Text("a class's name")), empty=False),
+        "classes, by number or name, repeated over the images; unset: all classes in turn",
         "always",
     ),
     "sample.ema": Field(True, Bool(), "draw with the averaged weights", "always"),

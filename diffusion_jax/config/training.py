@@ -1,5 +1,6 @@
 """Fields that decide what is trained, and how: the run's own, in every other mode."""
 
+from diffusion_jax.config.data_fields import AUTO
 from diffusion_jax.config.field import SEEDS, VARIANCE, Field
 from diffusion_jax.config.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
 
@@ -51,7 +52,9 @@ TRAINING = {
     ),
     "model.dropout": Field(0.0, Float(0, 0.99), "rate of dropout while training"),
     "model.num_classes": Field(
-        0, Int(0, 1_000_000), "classes to condition on, those of the data; 0: unconditional"
+        0,
+        Either(Int(0, 1_000_000), Choice((AUTO,))),
+        "classes to condition on, those of the data; auto: as many as they have; 0: unconditional",
     ),
     "model.norm_groups": Field(
         None,

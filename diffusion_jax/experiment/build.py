@@ -100,7 +100,7 @@ class Experiment:
     """What data, model and process of a config stand for.
 
     Attributes:
-      config: The config.
+      config: The config, with what it left to the data (`config.left_open`).
       process: Forward process.
       model: Network as pure functions.
       image_shape: (H, W, C).
@@ -250,8 +250,13 @@ def build(
       class_names: Their names, if they are known.
 
     Raises:
-      InputError: Image size or classes that the model does not fit.
+      InputError: Image size or classes that the model does not fit, or a name that no class has.
     """
+    open_fields = config_lib.left_open(config)
+    config = config_lib.with_num_classes(config, num_classes)
+    config = config_lib.with_numbers(config, class_names)
+    if open_fields:
+        validate(config)
     model = config.model
     check_model_fits(config, image_shape, num_classes)
     make = MODELS[model.name]

@@ -1,5 +1,6 @@
 """The train step of a config, compiled for some devices without data or arrays, and what the compiler says of it."""
 
+import copy
 import dataclasses
 import math
 import re
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from diffusion_jax.config import AUTO
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.training import batch_template, make_training, make_training_mesh
@@ -89,6 +91,10 @@ def assumed_images(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
     """
     name, size = config.data.name, config.data.image_size
     shape, classes = KNOWN_IMAGES.get(name, (None, config.model.num_classes))
+    if classes == AUTO:
+        raise InputError(
+            "model.num_classes is 'auto', but --mode=plan reads no images; set it to the number of classes"
+        )
     if shape is None and size is None:
         raise InputError(
             f"data.image_size is unset; --mode=plan reads no images, and {name} may be of any size"
@@ -120,6 +126,8 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
       DoesNotFit: The compiler says so.
     """
     started = time.monotonic()
+    config = copy.deepcopy(config)
+    config.sample.labels = None  # The classes may be named, and no names are known here.
     exp = build.build(config, *assumed_images(config))
     mesh = make_training_mesh(config, devices)
     training = make_training(exp, mesh)

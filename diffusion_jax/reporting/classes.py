@@ -14,9 +14,12 @@ def shortened(text: str, longest: int = LONGEST) -> str:
 
 
 def label(number: int, names: Sequence[str], longest: int = LONGEST) -> str:
-    """Returns "3: cat", or "3" where the class has no other name, or its name is not known."""
+    """Returns "3: cat", or "3: '4'" for another number, or "3" where the class has no other name, or none is known."""
     name = names[number] if number < len(names) else str(number)
-    return str(number) if name == str(number) else f"{number}: {shortened(name, longest)}"
+    if name == str(number):
+        return name
+    name = shortened(name, longest)
+    return f"{number}: {name!r}" if name.isdecimal() else f"{number}: {name}"
 
 
 def listed(names: Sequence[str], counts: Sequence[int] | None = None) -> str:

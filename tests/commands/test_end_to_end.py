@@ -319,8 +319,11 @@ def test_a_run_is_loaded_from_python_and_draws_what_the_command_draws(
     # Rounding in another program may move a pixel by one.
     found = np.asarray(diffusion_jax.to_uint8(drawn), int)
     np.testing.assert_allclose(found, images(folder).astype(int), atol=1)
-    plain = diffusion_jax.load_run(conditional, ema=False, step=4)
-    assert plain.step == 4
+    other = config_lib.from_dict(trained.config.to_dict())
+    other.sample.labels, other.sample.seed = (3, "5"), 7
+    plain = diffusion_jax.load_run(conditional, ema=False, step=4, config=other)
+    assert plain.step == 4 and plain.config.sample.labels == (3, 5)
+    assert (plain.config.sample.seed, plain.trained.sample.seed) == (7, 0)
     with pytest.raises(InputError, match="no checkpoint in"):
         diffusion_jax.load_run(conditional / "nowhere")
 
@@ -583,7 +586,12 @@ def test_a_folder_of_colour_images_trains_and_samples(
     workdir = train(
         *("data.name=image_folder", f"data.source_dir={tmp_path / 'pictures'}"),
         *("data.image_size=4", "data.random_flip=true", "data.test_fraction=0.3"),
-        *("model.num_classes=2", "train.accumulate=2", "train.num_steps=3", "train.eval_every=3"),
+        *(
+            "model.num_classes=auto",
+            "train.accumulate=2",
+            "train.num_steps=3",
+            "train.eval_every=3",
+        ),
     )
     shutil.rmtree(tmp_path / "pictures")  # Sampling needs no data.
     seen = results(workdir, "train")["data"]
@@ -591,7 +599,8 @@ def test_a_folder_of_colour_images_trains_and_samples(
     named = [{"label": i, "name": name, "num_images": 7} for i, name in enumerate(("cats", "dogs"))]
     assert seen["classes"] == named
     trained = diffusion_jax.load_run(workdir)
-    assert trained.class_names == ("cats", "dogs")
+    assert trained.class_names == ("cats", "dogs") and trained.config.model.num_classes == 2
+    assert json.loads((workdir / "config.json").read_text())["model"]["num_classes"] == 2
     formats = "sample.formats=png,npz,array_record"
     result, folder = sample(workdir, "sample.num_images=3", formats)
     assert [row["name"] for row in result["classes"]] == ["cats", "dogs"]
@@ -600,6 +609,12 @@ def test_a_folder_of_colour_images_trains_and_samples(
     side = 4 * 14 + 2
     height, width = pixels(folder / "grid.png").shape[:2]
     assert height == 2 * side + 2 and width > 2 * side + 2  # A row a class, and its name.
+    by_name, _ = sample(workdir, "sample.num_images=3", "sample.labels=dogs,cats")
+    by_number, _ = sample(workdir, "sample.num_images=3", "sample.labels=1,0")
+    assert by_name["job"] == by_number["job"] and by_name["labels"] == [1, 0]
+    assert (by_name["drawn_this_start"], by_number["drawn_this_start"]) == (3, 0)
+    unknown = run("--mode=sample", f"--workdir={workdir}", "--config.sample.labels=cat")
+    assert unknown.status == 2 and "no class 'cat'" in unknown.err and "'cats'?" in unknown.err
     assert images(folder).shape == (3, 4, 4, 3)
     np.testing.assert_array_equal(pixels(folder / "png" / "000002.png"), images(folder)[2])
     assert "eval_loss" in rows(workdir)[-1]

@@ -9,7 +9,10 @@ import pytest
 from tiny_run import Outcome, environment, finish, results, run, start, write_config
 
 from diffusion_jax.commands import plan
+from diffusion_jax.config import default_config
+from diffusion_jax.errors import InputError
 from diffusion_jax.planning.chips import TOPOLOGIES, Chip
+from diffusion_jax.planning.program import assumed_images
 
 NOWHERE = "--config.data.source_dir=/there/is/nothing"
 
@@ -91,6 +94,15 @@ def test_an_unknown_topology_is_answered_with_those_there_are(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     outcome = run("--mode=plan", f"--config={write_config(tmp_path)}", "--topology=v9:4x4")
     refused(outcome, "unknown --topology 'v9:4x4'", *TOPOLOGIES, "16x16", "8x8x16")
+
+
+def test_a_plan_reads_no_images_so_it_knows_the_classes_of_some_data_alone():
+    config = default_config()
+    config.model.num_classes = "auto"
+    assert assumed_images(config) == ((8, 8, 1), 10)
+    config.data.name, config.data.image_size = "image_folder", 64
+    with pytest.raises(InputError, match="model.num_classes is 'auto', but --mode=plan reads no"):
+        assumed_images(config)
 
 
 def test_a_topology_is_for_plans_alone(tmp_path: Path):

@@ -55,6 +55,13 @@ def test_a_file_that_differs_in_a_field_is_told_of_it_unless_no_other_mode_uses_
     assert passed_over(file, config, [(name, "whatever")]) is None
 
 
+def test_what_a_file_leaves_to_the_data_does_not_differ_from_what_they_said() -> None:
+    file, config = default_config(), default_config()
+    file.model.num_classes, file.sample.labels = "auto", ("cat", 1)
+    config.model.num_classes, config.sample.labels = 3, (0, 1)
+    assert passed_over(file, config, []) is None
+
+
 def test_all_differing_fields_are_told_in_one_line() -> None:
     file = default_config()
     file.model.channels, file.sample.num_images, file.seed = 64, 5, 1

@@ -25,7 +25,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "model.num_res_blocks": COUNT,
     "model.attention_resolutions": ([(), (1,), (16, 8)], [(0,), (4.5,), ("a",)]),
     "model.dropout": ([0.0, 0.99], [-0.01, 1.0]),
-    "model.num_classes": COUNT_OR_NONE,
+    "model.num_classes": ([0, 1000, "auto"], [-1, 2**31, 10**12, "all", 1.5]),
     "model.norm_groups": ([1, 32, 128], [0, 3]),  # Divisors of the default's 128 channels.
     "model.norm_eps": ([1e-12, 1.0], [0.0, 1.1]),
     "process.num_timesteps": COUNT,
@@ -88,7 +88,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "sample.batch_size": COUNT,
     "sample.formats": ([("npz",), ("png", "array_record")], [(), ("jpg",)]),
     "sample.seed": SEED,
-    "sample.labels": ([], [(), (-1,), (1.5,), ("cat",)]),
+    "sample.labels": ([], [(), (-1,), (1.5,), ("",), (None,)]),
     "sample.step": COUNT_OR_NONE,
     "sample.shared_t": ([(0,), (999, 0.5, -12)], [(), (math.nan,), ("cat",)]),
     "edit.images": ([("a.png",), ("a.png", "b")], [(), (1,)]),

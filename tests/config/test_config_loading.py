@@ -59,6 +59,9 @@ def overridden(*assignments: tuple[str, str]) -> ConfigDict:
         ("model.attention_resolutions", "16", (16,)),
         ("model.attention_resolutions", "()", ()),
         ("sample.labels", "3,1", (3, 1)),
+        ("sample.labels", "cat, 1,sea lion,-1", ("cat", 1, "sea lion", "-1")),
+        ("model.num_classes", "auto", "auto"),
+        ("model.num_classes", "10", 10),
         ("sample.labels", "None", None),
         ("process.beta_start", "1e-4", 1e-4),
         ("process.beta_start", "none", None),
@@ -90,7 +93,8 @@ def test_a_value_on_the_command_line_gets_the_type_of_its_field(name, text, valu
         ("model.channel_mult", "1,2.5", f"at most 14 {SEVERAL} 1 to 1024"),
         ("model.channel_mult", "(1,2", f"at most 14 {SEVERAL} 1 to 1024"),
         ("model.channel_mult", "", f"at most 14 {SEVERAL} 1 to 1024"),
-        ("sample.labels", "cat", f"{SEVERAL} 0 to 1000000, or none"),
+        ("sample.labels", "3,,1", f"{SEVERAL} 0 to 1000000; or a class's name, or none"),
+        ("model.num_classes", "all", "an integer from 0 to 1000000; or auto"),
     ],
 )
 def test_a_value_of_another_type_is_refused(name, text, allowed):

@@ -5,7 +5,7 @@ from diffusion_jax.reporting.classes import label, listed, table
 
 def test_a_class_is_named_by_its_number_and_its_name_if_that_is_another() -> None:
     names = ("cat", "1", "1", "a\x1b\nb", "x" * 300)
-    assert [label(i, names) for i in range(4)] == ["0: cat", "1", "2: 1", r"3: a\x1b\nb"]
+    assert [label(i, names) for i in range(4)] == ["0: cat", "1", "2: '1'", r"3: a\x1b\nb"]
     assert label(4, names, longest=10) == "4: xxxxxxxxx…"
     assert label(7, ()) == "7"
 
