@@ -1,10 +1,10 @@
 """Measures how often stated standard errors cover the truth: on normal data, whose bound and likelihood are known.
 
 Data N(0, 0.25), independent in each dimension, rounded to 256 levels for the exact likelihood, with the denoiser that
-is best for them. For each seed, some images are measured as `--mode=evaluate` measures a split: the bound with few of its
-1,000 terms an image or with all (total and rate over the images), and the rate of single images with the error that is
-stated for each; bits per dimension by the flow, with Hutchinson's probes and dequantisation. The truth is the mean of
-many other images with all terms (or probes); its own error is shown.
+is best for them. For each seed, some images are measured as `--mode=evaluate` measures a split: the bound with few of
+its 1,000 terms an image or with all (total and rate over the images), and the rate of single images with the error that
+is stated for each; bits per dimension by the flow, with Hutchinson's probes and dequantisation. The truth is the mean
+of many other images with all terms (or probes); its own error is shown.
 
 Of a normal estimate, one standard error covers 68.3% and 1.96 of them 95.0%; with 200 seeds these are known to 3.3% and
 1.5% (one standard error).

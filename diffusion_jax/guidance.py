@@ -7,36 +7,66 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.denoiser import Denoise, Prediction, complete
-from diffusion_jax.processes.gaussian import clip_x0, eps_from_x0, per_image, x0_from_eps
+from diffusion_jax.errors import choose
+from diffusion_jax.processes.gaussian import (
+    clip_x0,
+    eps_from_x0,
+    per_image,
+    x0_from_eps,
+    x0_from_v,
+)
 from diffusion_jax.processes.process import Point
 
 TINY = 1e-12  # An image without any contrast has nothing to rescale.
 
 
-def clip_denoised(denoise: Denoise) -> Denoise:
-    """Returns the denoiser with its x0 limited to [-1, 1], and eps, v and score those of the limited x0."""
-
-    def clipped(x_t: Float[Array, " b *dims"], point: Point) -> Prediction:
-        prediction = denoise(x_t, point)
-        x0 = clip_x0(prediction.x0)
-        return complete(point, x0, eps_from_x0(point, x_t, x0), prediction.fraction)
-
-    return clipped
+# Forms of a prediction that guidance is rescaled in: (point, x_t, the form) -> x0
+RESCALED: dict[str, Callable[[Point, Array, Array], Array]] = {
+    "x0": lambda point, x_t, x0: x0,
+    "eps": x0_from_eps,
+    "v": x0_from_v,
+}
 
 
-def dynamic_threshold(denoise: Denoise, percentile: float = 0.995) -> Denoise:
+def clip_denoised(denoise: Denoise, *, keep_eps: bool = False) -> Denoise:
+    """Returns the denoiser with its x0 limited to [-1, 1].
+
+    Args:
+      denoise: Any denoiser.
+      keep_eps: Whether eps, v and score stay the network's, as in diffusers' DDIM; x_0 and eps are then not of one x_t.
+        Else they are those of the limited x0, as in Nichol & Dhariwal's code.
+    """
+    return _limited(denoise, clip_x0, keep_eps)
+
+
+def dynamic_threshold(
+    denoise: Denoise, percentile: float = 0.995, *, keep_eps: bool = False
+) -> Denoise:
     """Returns the denoiser with its x0 clipped to [-s, s] and divided by s, image by image.
 
     s is the given quantile of |x0|, or 1 if that is larger (Saharia et al., 2022, Section 2.3): strong guidance would
     else drive many pixels to the ends of their range.
+
+    Args:
+      denoise: Any denoiser.
+      percentile: The quantile, in (0, 1).
+      keep_eps: See `clip_denoised`.
     """
 
+    def limit(x0: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
+        sizes = jnp.abs(x0).reshape(len(x0), -1)
+        s = per_image(jnp.maximum(jnp.quantile(sizes, percentile, axis=1), 1.0), x0)
+        return jnp.clip(x0, -s, s) / s
+
+    return _limited(denoise, limit, keep_eps)
+
+
+def _limited(denoise: Denoise, limit: Callable[[Array], Array], keep_eps: bool) -> Denoise:
     def limited(x_t: Float[Array, " b *dims"], point: Point) -> Prediction:
         prediction = denoise(x_t, point)
-        sizes = jnp.abs(prediction.x0).reshape(len(x_t), -1)
-        s = per_image(jnp.maximum(jnp.quantile(sizes, percentile, axis=1), 1.0), x_t)
-        x0 = jnp.clip(prediction.x0, -s, s) / s
-        return complete(point, x0, eps_from_x0(point, x_t, x0), prediction.fraction)
+        x0 = limit(prediction.x0)
+        eps = prediction.eps if keep_eps else eps_from_x0(point, x_t, x0)
+        return complete(point, x0, eps, prediction.fraction)
 
     return limited
 
@@ -47,6 +77,7 @@ def classifier_free(
     *,
     interval: tuple[float, float] | None = None,
     rescale: float | Float[Array, ""] = 0.0,
+    rescale_of: str = "x0",
 ) -> Denoise:
     """Returns the guided denoiser: eps = eps_without + scale (eps_with - eps_without), and x0 likewise.
 
@@ -59,9 +90,15 @@ def classifier_free(
       scale: How far to go; it may be traced.
       interval: Lowest and highest sigma = std / signal at which to guide (Kynkäänniemi et al., 2024); elsewhere the
         conditional model is returned. None: everywhere.
-      rescale: Share of the guided x0 that gets back the standard deviation of the conditional one (Lin et al., 2024,
-        Eq. 15-16), in [0, 1]; it may be traced.
+      rescale: Share of the guided prediction that gets back the standard deviation of the conditional one (Lin et al.,
+        2024, Eq. 15-16), in [0, 1]; it may be traced.
+      rescale_of: In which form, a key of `RESCALED`: x0; or, as diffusers' rescale_noise_cfg does, what the network
+        predicts, eps or v.
+
+    Raises:
+      InputError: Unknown form.
     """
+    to_x0 = choose("rescale_of", rescale_of, RESCALED)
 
     def guided(x_t: Float[Array, " b *dims"], point: Point) -> Prediction:
         twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x_t, point))
@@ -74,9 +111,10 @@ def classifier_free(
             sigma = point.std / point.signal
             inside = (interval[0] <= sigma) & (sigma <= interval[1])
             strength = jnp.where(inside, strength, 1.0)
-        x0 = without.x0 + per_image(strength, x_t) * (with_class.x0 - without.x0)
-        ratio = _std(with_class.x0) / jnp.maximum(_std(x0), TINY)
-        x0 = x0 * per_image(1 + rescale * (ratio - 1), x_t)
+        conditional, other = (getattr(one, rescale_of) for one in (with_class, without))
+        form = other + per_image(strength, x_t) * (conditional - other)
+        ratio = _std(conditional) / jnp.maximum(_std(form), TINY)
+        x0 = to_x0(point, x_t, form * per_image(1 + rescale * (ratio - 1), x_t))
         return complete(point, x0, eps_from_x0(point, x_t, x0), with_class.fraction)
 
     return guided

@@ -76,6 +76,29 @@ def test_outside_of_the_interval_the_conditional_model_counts():
         assert np.abs(x0[i] - everywhere[i]).max() > 1e-3
 
 
+@pytest.mark.parametrize("form", ["x0", "eps", "v"])
+def test_rescaling_gives_any_form_the_spread_of_the_conditional_one(form: str):
+    """Lin et al. (2024), Eq. 15-16, written for what the network predicts, by hand in NumPy."""
+    with_class, without = (np.asarray(getattr(one, form), float) for one in (WITH, WITHOUT))
+    plain = without + 4.0 * (with_class - without)
+    factor = with_class.std((1, 2, 3)) / plain.std((1, 2, 3))
+    expected = plain * (0.7 * factor + 0.3)[:, None, None, None]
+    got = getattr(guided(4.0, rescale=0.7, rescale_of=form)(X_T, POINT), form)
+    # From the form to x0 and back, where the noise is 0.03 of x_t or the signal 0.15.
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("limit", [clip_denoised, dynamic_threshold])
+def test_a_limited_prediction_keeps_either_x_t_or_eps(limit):
+    wild = lambda x_t, point: denoiser(LABELS)(3 * x_t, point)  # noqa: E731
+    whole, kept = limit(wild)(X_T, POINT), limit(wild, keep_eps=True)(X_T, POINT)
+    np.testing.assert_array_equal(kept.x0, whole.x0)
+    np.testing.assert_array_equal(kept.eps, wild(X_T, POINT).eps)
+    signal, std = (v[:, None, None, None] for v in (POINT.signal, POINT.std))
+    np.testing.assert_allclose(signal * whole.x0 + std * whole.eps, X_T, atol=1e-5)
+    assert np.abs(signal * kept.x0 + std * kept.eps - X_T).max() > 0.1
+
+
 def test_rescaled_images_have_the_contrast_of_the_conditional_ones():
     whole = guided(6.0, rescale=1.0)(X_T, POINT).x0
     half = guided(6.0, rescale=0.5)(X_T, POINT).x0

@@ -111,6 +111,12 @@ SETTABLE = {
         "always",
     ),
     "sampler.clip": Field(True, Bool(), "limit each prediction of x_0 to [-1, 1]", "always"),
+    "sampler.clip_keeps": Field(
+        None,
+        Choice(("eps",)),
+        "where x_0 is limited: eps stays the network's, as in diffusers' DDIM; unset: x_t stays, and eps follows",
+        "always",
+    ),
     "sampler.dynamic_threshold": Field(
         None,
         Float(0, 1, open=True),
@@ -133,6 +139,12 @@ SETTABLE = {
         0.0,
         Float(0, 1),
         "how far guided images get back the contrast of unguided ones; 0: not at all, 1: fully",
+        "always",
+    ),
+    "sampler.guidance_rescale_of": Field(
+        None,
+        Choice(("x0", "eps", "v")),
+        "what guidance_rescale is of; diffusers' is of what the network predicts; unset: x0",
         "always",
     ),
     # ---- sample

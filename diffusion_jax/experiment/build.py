@@ -21,6 +21,7 @@ from diffusion_jax.experiment.checks import (
     check_corrector,
     check_edit,
     check_guidance,
+    check_limits,
     check_loss_takes,
     check_model_fits,
     check_model_takes,
@@ -280,6 +281,7 @@ def validate(config: ConfigDict) -> None:
     check_corrector(config)
     check_solver_fits(config)
     check_guidance(config)
+    check_limits(config)
     check_variance(config)
     check_loss_takes(config)
     check_process_takes(config, set(inspect.signature(PROCESSES[config.process.name]).parameters))

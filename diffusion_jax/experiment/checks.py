@@ -33,8 +33,8 @@ LARGE_VARIANCE = 2  # Relative to the posterior's: in less the two are much the 
 FITTING = {"langevin": ("ve", "ncsn")}  # Processes of the solvers that are not for all.
 # Fields of the sampler group that no update rule takes: its name, grid and x_T, limits and guidance of its denoiser.
 OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "u_min", "temperature"}
-OF_ALL_SAMPLERS |= {"clip", "dynamic_threshold"}
-OF_GUIDANCE = {"guidance_scale", "guidance_interval", "guidance_rescale"}
+OF_ALL_SAMPLERS |= {"clip", "clip_keeps", "dynamic_threshold"}
+OF_GUIDANCE = {"guidance_scale", "guidance_interval", "guidance_rescale", "guidance_rescale_of"}
 
 
 def accepted(make: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +171,17 @@ def check_guidance(config: ConfigDict) -> None:
         raise InputError(
             f"sampler.guidance_interval is {interval}; it must be two numbers, the smaller one first"
         )
+
+
+def check_limits(config: ConfigDict) -> None:
+    """Refuses what stays as it is where x_0 is limited, if nothing limits it."""
+    fields = config.sampler
+    if not fields.clip and fields.dynamic_threshold is None:
+        taken = set(fields) - {"clip_keeps"}
+        _refuse_unused(config, "sampler", taken, "sampler.clip=false")
+    if fields.guidance_scale is not None and fields.guidance_rescale == 0:
+        taken = set(fields) - {"guidance_rescale_of"}
+        _refuse_unused(config, "sampler", taken, "sampler.guidance_rescale=0")
 
 
 def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:

@@ -219,7 +219,9 @@ def _denoiser(
             numbers.guidance_scale,
             interval=fields.guidance_interval,
             rescale=numbers.guidance_rescale,
+            rescale_of=fields.guidance_rescale_of or "x0",
         )
+    keep_eps = fields.clip_keeps == "eps"
     if fields.dynamic_threshold is not None:
-        return dynamic_threshold(denoise, fields.dynamic_threshold)
-    return clip_denoised(denoise) if fields.clip else denoise
+        return dynamic_threshold(denoise, fields.dynamic_threshold, keep_eps=keep_eps)
+    return clip_denoised(denoise, keep_eps=keep_eps) if fields.clip else denoise

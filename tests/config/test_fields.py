@@ -14,6 +14,7 @@ from diffusion_jax.config.table import group_of
 from diffusion_jax.data.loading import TFDS_PREFIX
 from diffusion_jax.denoiser import PARAMETERIZATIONS
 from diffusion_jax.experiment import build
+from diffusion_jax.guidance import RESCALED
 from diffusion_jax.likelihood.divergence import PROBES
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.layers import SAVEABLE
@@ -40,6 +41,8 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "optimizer.decay": DECAYS,
     "sampler.name": SAMPLERS,
     "sampler.predictor": PREDICTORS,
+    "sampler.clip_keeps": ("eps",),
+    "sampler.guidance_rescale_of": RESCALED,
     "sampler.spacing": SPACINGS,
     "sampler.variance": VARIANCES,
     "edit.keep": MERGES,

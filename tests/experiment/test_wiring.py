@@ -354,6 +354,14 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "sampler.atol": ("0.1", {"make_sampler": adaptive_with(atol=0.1)}, {"images"}),
     "sampler.max_steps": ("2", {"make_sampler": adaptive_with(max_steps=2)}, {"images"}),
     "sampler.clip": ("false", {"limit": lambda denoise: denoise}, {"images"}),
+    "sampler.clip_keeps": (
+        "eps",
+        {
+            "make_sampler": ddim_with(0.0),
+            "limit": lambda denoise: clip_denoised(denoise, keep_eps=True),
+        },
+        {"images"},
+    ),
     "sampler.dynamic_threshold": (
         "0.6",
         {"limit": lambda denoise: dynamic_threshold(denoise, 0.6)},
@@ -373,7 +381,10 @@ NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         ("loss.p2_k", "loss.p2_gamma"), ({"loss.weighting": "p2"}, {"weighting": p2()})
     ),
     "loss.sigmoid_bias": ({"loss.weighting": "sigmoid"}, {"weighting": sigmoid()}),
-    "sampler.eta": ({"sampler.name": "ddim"}, {"make_sampler": ddim_with(0.0)}),
+    **dict.fromkeys(
+        ("sampler.eta", "sampler.clip_keeps"),  # `ancestral` takes x_0 and x_t, and no eps.
+        ({"sampler.name": "ddim"}, {"make_sampler": ddim_with(0.0)}),
+    ),
     **dict.fromkeys(
         [f"sampler.churn{end}" for end in ("", "_min", "_max", "_noise")],
         ({"sampler.name": "heun", "sampler.churn": 9.0}, {"make_sampler": heun_with()}),
@@ -416,7 +427,7 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
 
 
 WITH_VARIANCES = {"loss.vlb_weight"}  # Only in networks that have them: see the test below.
-WITH_CLASSES = {"sampler.guidance_scale", "sampler.guidance_interval", "sampler.guidance_rescale"}
+WITH_CLASSES = {f"sampler.guidance_{end}" for end in ("scale", "interval", "rescale", "rescale_of")}
 
 
 @pytest.fixture(scope="module")
@@ -518,6 +529,11 @@ OF_CLASSES = as_functions(MLP(channels=8, num_res_blocks=1, num_classes=2), SHAP
         ({"sampler.guidance_scale": 0}, 0.0, {}),
         ({"sampler.guidance_interval": "0.5,2"}, 3.0, {"interval": (0.5, 2.0)}),
         ({"sampler.guidance_rescale": 0.7}, 3.0, {"rescale": 0.7}),
+        (
+            {"sampler.guidance_rescale": 0.7, "sampler.guidance_rescale_of": "v"},
+            3.0,
+            {"rescale": 0.7, "rescale_of": "v"},
+        ),
     ],
 )
 def test_fields_of_guidance_change_what_their_arguments_do(
@@ -566,6 +582,8 @@ def test_another_seed_eta_temperature_or_guidance_is_drawn_by_the_same_program()
             {"sampler.guidance_scale": "none", "sampler.guidance_rescale": 0.5},
             "rescale is 0.5, but an unset sampler.guidance_scale has none; leave it at its default",
         ),
+        ({"sampler.guidance_rescale_of": "eps"}, "rescale_of is 'eps', but sampler.guidance_resc"),
+        ({"sampler.clip": "false", "sampler.clip_keeps": "eps"}, "clip_keeps is 'eps', but samp"),
     ],
 )
 def test_guidance_that_the_model_does_not_know_is_refused(fields: dict, message: str) -> None:
