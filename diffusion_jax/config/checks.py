@@ -32,4 +32,7 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"sample.labels is {labels}, but the model is unconditional")
     numbers = [label for label in labels or () if not isinstance(label, str)]
     if classes != AUTO and numbers and max(numbers) >= classes:
-        raise InputError(f"sample.labels is {labels}; labels must be from 0 to {classes - 1}")
+        raise InputError(
+            f"sample.labels is {labels}; labels must be from 0 to {classes - 1}, the numbers that the "
+            "training gave the classes, or their names"
+        )

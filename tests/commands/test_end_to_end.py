@@ -18,6 +18,7 @@ from tiny_run import checkpoint_steps, digits_in, results, rows, run, state_of, 
 
 import diffusion_jax
 from diffusion_jax import config as config_lib
+from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.job import job_name
 from diffusion_jax.data import load
@@ -326,6 +327,25 @@ def test_a_run_is_loaded_from_python_and_draws_what_the_command_draws(
     assert (plain.config.sample.seed, plain.trained.sample.seed) == (7, 0)
     with pytest.raises(InputError, match="no checkpoint in"):
         diffusion_jax.load_run(conditional / "nowhere")
+
+
+def test_a_checkpoint_that_holds_no_names_of_classes_is_drawn_from_by_number(
+    conditional: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meta(store: CheckpointStore, step: int | None = None) -> Any:
+        found = whole(store, step)
+        assert found is not None
+        names = {"class_names", "class_counts"}
+        return {**found, "data": {k: v for k, v in found["data"].items() if k not in names}}
+
+    whole = CheckpointStore.meta
+    monkeypatch.setattr(CheckpointStore, "meta", meta)
+    old = diffusion_jax.load_run(conditional)
+    assert old.class_names == () and old.names_to_draw == tuple("0123456789")
+    config = config_lib.from_dict(old.config.to_dict())
+    config.sample.labels = ("cat",)
+    with pytest.raises(InputError, match="knows its 10 classes by number alone"):
+        diffusion_jax.load_run(conditional, config=config)
 
 
 def test_a_job_folder_says_what_the_job_is(
