@@ -194,8 +194,9 @@ def test_on_ve_it_is_algorithm_2_from_the_first_noise_on(sigma_max):
     process = VE(sigma_min=0.01, sigma_max=sigma_max)
 
     def ideal(x: Any, sigma: Any, xp: Any = np) -> Any:
-        """E[x_0 | x] of pixels that are each -0.9 or 0.9, whatever the others are."""
-        return 0.9 * xp.tanh(0.9 * x / sigma**2)
+        """E[x_0 | x] of pixels from N(-0.5, 0.2^2) or N(0.5, 0.2^2), as often."""
+        mode = 0.5 * xp.tanh(0.5 * x / (0.04 + sigma**2))
+        return mode + 0.04 / (0.04 + sigma**2) * (x - mode)
 
     def network(params, x, log_sigma, labels):
         sigma = jnp.exp(log_sigma)[:, None, None, None]
