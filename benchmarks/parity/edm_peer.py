@@ -39,7 +39,11 @@ class Denoiser:
 def edm_sampler(folder: str) -> Any:
     """Returns that function of generate.py, without the imports that the rest of the file needs."""
     tree = ast.parse((Path(folder) / "generate.py").read_text())
-    found = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "edm_sampler"]
+    found: list[ast.stmt] = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == "edm_sampler"
+    ]
     scope: dict[str, Any] = {"np": np, "torch": torch}
     exec(compile(ast.Module(found, []), "generate.py", "exec"), scope)
     return scope["edm_sampler"]
