@@ -457,6 +457,7 @@ def test_a_resume_with_another_config_lists_the_fields_and_the_flag(
     assert (trained / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_whose_learning_rate_decays_is_made_longer_only_by_allowing_it(
     tiny: Path, tmp_path: Path
 ) -> None:

@@ -129,6 +129,7 @@ def test_files_and_folders_are_edited_from_a_chosen_time_on_and_enlarged(
     assert other != edited and again["files"] == ["png", "images.npz"] and again["nfe"] == 20
 
 
+@pytest.mark.slow
 def test_coloured_images_keep_their_grey_values_which_the_picture_shows_as_grey(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
@@ -192,6 +193,7 @@ def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_ima
         assert picture.size == (64 + 7 * side + 2, 2 * (4 * side + 2 + 18))
 
 
+@pytest.mark.slow
 def test_the_ends_of_an_arc_between_latents_of_the_flow_are_the_given_images(
     edit: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -328,6 +330,7 @@ def test_times_that_the_sampler_does_not_visit_and_guidance_without_classes_are_
     ]
 
 
+@pytest.mark.slow
 def test_a_model_that_needs_classes_asks_for_those_of_other_images(tmp_path: Path) -> None:
     config = write_config(tmp_path, MORE)
     assert run(f"--config={config}", f"--workdir={tmp_path / 'run'}").status == 0

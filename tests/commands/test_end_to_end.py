@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from slow import slow_after
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tiny_run import checkpoint_steps, digits_in, results, rows, run, state_of, write_config
 
@@ -385,14 +386,17 @@ def usual(conditional: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 @pytest.mark.parametrize(
     ("field", "entry", "nfe"),
-    [
-        ("sampler.num_steps=5", {"num_steps": 5}, 5),
-        ("sampler.spacing=0,19,4", {"spacing": [0, 19, 4]}, 3),
-        ("sampler.variance=fixed_small", {"variance": "fixed_small"}, 20),
-        ("sampler.clip=false", {"clip": False}, 20),
-        ("sample.ema=false", {}, 20),
-        ("sample.seed=1", {}, 20),
-    ],
+    slow_after(
+        1,
+        [
+            ("sampler.num_steps=5", {"num_steps": 5}, 5),
+            ("sampler.spacing=0,19,4", {"spacing": [0, 19, 4]}, 3),
+            ("sampler.variance=fixed_small", {"variance": "fixed_small"}, 20),
+            ("sampler.clip=false", {"clip": False}, 20),
+            ("sample.ema=false", {}, 20),
+            ("sample.seed=1", {}, 20),
+        ],
+    ),
 )
 def test_what_decides_pixels_gives_other_pixels_in_another_folder(
     conditional: Path,
@@ -408,6 +412,7 @@ def test_what_decides_pixels_gives_other_pixels_in_another_folder(
     assert (images(folder) != images(usual[1])).any()
 
 
+@pytest.mark.slow
 def test_each_command_warns_once_of_fixed_large_in_few_steps(tmp_path: Path) -> None:
     tiny, workdir = write_config(tmp_path), tmp_path / "run"
 
@@ -495,6 +500,7 @@ def test_progressive_pictures_show_what_was_predicted_at_each_time(
         np.testing.assert_array_equal(row[: side + 2], other[: side + 2])
 
 
+@pytest.mark.slow
 def test_a_job_killed_before_its_progressive_pictures_makes_them_and_the_same_images(
     conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
 ) -> None:
@@ -536,6 +542,7 @@ def test_shared_structure_is_pictured_at_the_samplers_nearest_times(
     assert few["shared_t"] == [19, 6, 0] and other != folder
 
 
+@pytest.mark.slow
 def test_a_shared_picture_is_drawn_once_for_its_times_and_is_no_part_of_the_job(
     conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
 ) -> None:
@@ -582,6 +589,7 @@ def test_every_prediction_trains_and_samples(train: Callable[..., Path], fields:
         assert leaf.dtype == np.float32 and np.isfinite(leaf).all()
 
 
+@pytest.mark.slow
 def test_a_shared_picture_of_a_sampler_without_noise_warns_that_its_samples_are_the_same(
     conditional: Path, tmp_path: Path
 ) -> None:
@@ -640,6 +648,7 @@ def test_a_folder_of_colour_images_trains_and_samples(
     assert "eval_loss" in rows(workdir)[-1]
 
 
+@pytest.mark.slow
 def test_as_many_cpu_devices_train_as_share_a_micro_batch(tmp_path: Path) -> None:
     fields = ("train.batch_size=384", "train.accumulate=2", "train.num_steps=1", "mesh.data=-1")
     flags = [f"--config.{field}" for field in fields]
@@ -647,6 +656,7 @@ def test_as_many_cpu_devices_train_as_share_a_micro_batch(tmp_path: Path) -> Non
     assert outcome.status == 0 and " 6 device(s)" in outcome.err
 
 
+@pytest.mark.slow
 def test_steps_in_one_dispatch_or_in_several_train_alike(train: Callable[..., Path]) -> None:
     single, several = train(), train("train.steps_per_dispatch=3")
     for one, other in zip(rows(single), rows(several), strict=True):

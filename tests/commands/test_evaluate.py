@@ -115,6 +115,7 @@ def test_arrays_and_plots_of_the_terms_lie_beside_the_figures(
             assert np.asarray(image).std() > 1
 
 
+@pytest.mark.slow
 def test_options_reach_the_bound_and_the_figures_before_them_stay(copied: Path) -> None:
     whole = evaluate(copied)
     seen = {whole["total"]["value"]}

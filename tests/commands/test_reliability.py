@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from slow import slow_after
 from tiny_run import (
     Outcome,
     assert_same_run,
@@ -147,7 +148,7 @@ def signal_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, signal.Signa
     return signal_after
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", slow_after(1, [signal.SIGINT, signal.SIGTERM]))
 def test_a_signal_saves_exits_75_and_the_same_command_goes_on(
     number: signal.Signals,
     signal_after: Callable[[int, signal.Signals], None],
@@ -321,6 +322,7 @@ def test_a_longer_run_continues_a_finished_one_as_if_it_had_always_been_longer(
     assert_same_run(workdir, whole)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_its_times_by_the_losses_of_before(
     train: Callable[..., Outcome], tiny: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import io_callback
+from slow import slow, slow_after
 from tiny_run import (
     Outcome,
     checkpoint_steps,
@@ -111,14 +112,14 @@ def test_a_signal_in_a_callback_of_a_compiled_program_is_not_swallowed():
     ("mode", "fields", "owner", "name"),
     [
         ("sample", ["sample.batch_size=2"], ImagesBar, "done"),
-        ("sample", ["sample.progressive=true"], sample_pictures, "moments"),
-        ("sample", ["sample.shared_t=5,10"], sample_pictures, "nearest_point"),
-        ("sample", ["sample.formats=npz"], pictures, "save_png"),
-        ("inpaint", ["edit.keep=coarse", "sample.batch_size=2"], ImagesBar, "done"),
-        ("interpolate", ["edit.num_between=1"], ImagesBar, "done"),
-        ("interpolate", ["edit.latents=true", "sampler.name=ddim"], interpolate, "_costs"),
         ("evaluate", ["eval.num_images=4", "eval.batch_size=2"], parts, "_write_part"),
-        ("evaluate", ["eval.metrics=ode_bpd", "eval.num_images=2"], parts, "_write_part"),
+        slow("sample", ["sample.progressive=true"], sample_pictures, "moments"),
+        slow("sample", ["sample.shared_t=5,10"], sample_pictures, "nearest_point"),
+        slow("sample", ["sample.formats=npz"], pictures, "save_png"),
+        slow("inpaint", ["edit.keep=coarse", "sample.batch_size=2"], ImagesBar, "done"),
+        slow("interpolate", ["edit.num_between=1"], ImagesBar, "done"),
+        slow("interpolate", ["edit.latents=true", "sampler.name=ddim"], interpolate, "_costs"),
+        slow("evaluate", ["eval.metrics=ode_bpd", "eval.num_images=2"], parts, "_write_part"),
     ],
 )
 def test_a_signal_that_python_would_swallow_stops_a_job_which_goes_on_later(
@@ -156,7 +157,7 @@ def figures(workdir: Path) -> set[tuple[Any, ...]]:
     return {tuple(row.get(name) for name in names) for row in rows(workdir)}
 
 
-@pytest.mark.parametrize("owner", [held_out, parts])
+@pytest.mark.parametrize("owner", slow_after(1, [held_out, parts]))
 def test_a_signal_while_training_measures_saves_there_and_the_rest_is_measured_later(
     owner: Any, tiny: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

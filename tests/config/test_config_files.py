@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from slow import slow_after
 
 from diffusion_jax.config import load_file
 from diffusion_jax.experiment.build import (
@@ -59,7 +60,7 @@ def test_the_recipes_from_papers_average_without_a_warm_up(path):
     assert first == pytest.approx(decay if path.stem in PARAMETERS else 0.1)
 
 
-@pytest.mark.parametrize("name", ["cifar10_hybrid", "cifar10_vlb"])
+@pytest.mark.parametrize("name", slow_after(1, ["cifar10_hybrid", "cifar10_vlb"]))
 def test_the_recipes_with_learned_variances_train_means_and_variances(name):
     """With a perceptron instead of the U-Net, which compiles sooner, and whose outputs are all 0 at first."""
     config = load_file(str(FILES[0].parent / f"{name}.py"))

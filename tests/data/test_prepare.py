@@ -80,6 +80,7 @@ def test_a_killed_preparation_is_done_again(tmp_path):
     assert not list(tmp_path.glob("*/*/incomplete.*"))
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_prepares_and_both_read(tmp_path):
     log = tmp_path / "log"
     children = [in_child(tmp_path / "data", 20, 0.02, log) for _ in range(2)]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import slow_after
 
 from diffusion_jax.data.split import Split, from_arrays
 from diffusion_jax.data.transforms import to_model_range
@@ -102,7 +103,9 @@ def test_the_rmse_is_in_grey_levels_and_its_error_is_that_of_resampled_images(wh
     np.testing.assert_allclose(result.rmse.stderr, spread, rtol=0.1)
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 11), (1, 3), (4, 5), (8, 100)])
+@pytest.mark.parametrize(
+    ("devices", "batch_size"), slow_after(1, [(1, 11), (1, 3), (4, 5), (8, 100)])
+)
 def test_neither_devices_nor_batches_change_the_figures(devices: int, batch_size: int) -> None:
     one, other = measure(), measure(devices=devices, batch_size=batch_size)
     np.testing.assert_allclose(other.terms, one.terms, rtol=1e-5)

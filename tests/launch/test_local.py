@@ -212,6 +212,7 @@ def test_help_shows_every_option(tmp_path: Path):
         assert f"  --{option} " in result.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_started_again_with_its_peer_and_the_training_is_finished(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
+from slow import slow_after
 
 from diffusion_jax.denoiser import Denoise, complete
 from diffusion_jax.errors import InputError
@@ -92,7 +93,16 @@ def minus_log_ratio_of_chains(rng, x0, times, variance: str, n: int) -> np.ndarr
 
 @pytest.mark.parametrize(
     ("variance", "num_steps"),
-    [("fixed_small", T), ("fixed_large", T), ("learned", T), ("learned", 5), ("fixed_large", 5)],
+    slow_after(
+        1,
+        [
+            ("fixed_small", T),
+            ("fixed_large", T),
+            ("learned", T),
+            ("learned", 5),
+            ("fixed_large", 5),
+        ],
+    ),
 )
 def test_the_terms_add_up_to_the_expected_log_ratio_of_simulated_chains(rng, variance, num_steps):
     n = 20_000
@@ -138,6 +148,7 @@ def gap_to_the_exact_likelihood(num_timesteps: int, dims: int = 40_000) -> float
     return float(np.mean(value) * np.log(2) - exact.mean())
 
 
+@pytest.mark.slow
 def test_on_gaussian_data_the_gap_to_the_exact_likelihood_falls_as_one_over_the_steps():
     steps = np.array([50, 140, 400])
     gaps = np.array([gap_to_the_exact_likelihood(int(n)) for n in steps])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import slow_after
 
 from diffusion_jax.losses import weightings
 from diffusion_jax.losses.objective import Draws, Objective
@@ -203,7 +204,7 @@ def test_losses_that_are_all_0_or_not_finite_are_drawn_evenly(value: float) -> N
     np.testing.assert_allclose(probabilities(full(losses)), 0.25)
 
 
-@pytest.mark.parametrize("num_bins", [1, 3, 1000, 4000, 123_457])
+@pytest.mark.parametrize("num_bins", slow_after(2, [1, 3, 1000, 4000, 123_457]))
 def test_a_bin_is_a_timestep_and_gets_its_losses(num_bins: int) -> None:
     steps = np.unique(np.linspace(0, num_bins - 1, 1000).astype(int))
     times = importance(num_bins=num_bins)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import pytest
+from slow import slow
 from tiny_run import Outcome, finish_all
 
 from diffusion_jax.errors import InputError, RunError
@@ -112,6 +113,7 @@ from diffusion_jax.parallel import join
 """
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_cpu_device_of_each_core_unless_the_user_says_how_many():
     forced = "--xla_force_host_platform_device_count=5"
     begin, show = "join.initialize()\n", "print(jax.device_count())\n"
@@ -208,7 +210,7 @@ def test_processes_that_leave_alike_keep_their_own_status():
     assert [outcome.status for outcome in outcomes] == [2, 2], outcomes
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", [1, slow(0)])
 def test_when_one_process_fails_the_other_ends_soon_and_says_which_and_why(failing: int):
     outcomes, seconds = in_two_processes(
         f"""
@@ -228,6 +230,7 @@ def test_when_one_process_fails_the_other_ends_soon_and_says_which_and_why(faili
     assert seconds < 60, outcomes
 
 
+@pytest.mark.slow
 def test_a_failed_process_that_jax_aborts_keeps_its_own_status():
     """As it does when process 0 ends first, and the coordination service with it."""
     outcomes, _ = in_two_processes(
@@ -243,7 +246,7 @@ def test_a_failed_process_that_jax_aborts_keeps_its_own_status():
     assert [outcome.status for outcome in outcomes] == [1, 3], outcomes
 
 
-@pytest.mark.parametrize("doing", ["time.sleep(200)", "gather(1)"])
+@pytest.mark.parametrize("doing", ["gather(1)", slow("time.sleep(200)")])
 @pytest.mark.parametrize("dead", [0, 1])
 def test_when_one_process_dies_the_other_ends_soon_and_names_it(dead: int, doing: str):
     outcomes, seconds = in_two_processes(
@@ -337,6 +340,7 @@ def test_a_signal_ends_a_process_that_waits_for_another():
     assert outcomes[0].status == 7, outcomes
 
 
+@pytest.mark.slow
 def test_a_process_that_comes_late_to_the_first_computation_is_waited_for(
     late: "list[subprocess.Popen[str]]",
 ):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from slow import slow_after
 
 from diffusion_jax.reading.npz import read_npz
 
@@ -40,7 +41,7 @@ def test_what_numpy_writes_is_read_back(tmp_path: Path, compressed: bool):
         np.testing.assert_array_equal(found[name], array)
 
 
-@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("compressed", slow_after(1, [True, False]))
 def test_no_damage_gives_other_arrays_or_another_error(tmp_path: Path, compressed: bool):
     """Every bit of a small file, and a thousand harsher mutations of it."""
     path = tmp_path / "x.npz"

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from samplers.normal_data import MEAN, STD, counted, flow, optimal, slopes
+from slow import slow_after
 
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError
@@ -85,7 +86,7 @@ def test_at_eta_1_the_images_have_the_distribution_that_ancestral_sampling_reach
     np.testing.assert_allclose(*images, atol=2e-5)  # Fifty steps of rounding.
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("eta", slow_after(1, [0.0, 0.5, 1.0]))
 def test_normal_data_are_reached_with_their_mean_and_variance(eta):
     sampler = ddim(PROCESS.grid(200), eta=eta)
     draw = jax.jit(lambda k: sample_loop(optimal, sampler, k, SHAPE).images)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from samplers.normal_data import MEAN, STD, flow, optimal, slopes
+from slow import slow_after
 
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.guidance import clip_denoised
@@ -170,7 +171,7 @@ def test_a_run_that_starts_later_begins_with_no_memory_as_on_a_shorter_grid(comp
     np.testing.assert_allclose(one, other, atol=1e-6)  # The same steps in two loops: rounding.
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", slow_after(1, SOLVERS))
 def test_a_run_may_stop_on_its_way_and_images_do_not_depend_on_their_batch(solver):
     sampler = solver(PROCESS.grid(None, TIMES))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from samplers.normal_data import counted, flow, optimal
+from slow import slow_after
 
 from diffusion_jax.data import to_model_range, to_uint8
 from diffusion_jax.denoiser import complete
@@ -75,7 +76,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_after(1, CASES))
 def test_resampled_edits_have_the_distribution_given_what_is_known(name):
     covariance, shape, merge, known = CASES[name]
     x0 = jnp.broadcast_to(
@@ -102,6 +103,7 @@ def test_resampled_edits_have_the_distribution_given_what_is_known(name):
     np.testing.assert_allclose(cov, expected_cov, atol=0.02)
 
 
+@pytest.mark.slow
 def test_resampling_brings_the_rest_nearer_to_what_is_known():
     covariance, shape, merge, known = CASES["pixels"]
     x0 = jnp.full((MANY, *shape), 0.8)

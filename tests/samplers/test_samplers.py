@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from slow import slow, slow_after, slow_but
 
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError
@@ -74,9 +75,9 @@ def draw(process: DDPM, num_steps: int, keys: jax.Array, variance: str) -> np.nd
 @pytest.mark.parametrize(
     ("num_timesteps", "num_steps", "variance", "discretisation"),
     [
-        (1000, 1000, "fixed_small", 0.005),
+        slow(1000, 1000, "fixed_small", 0.005),
         (1000, 50, "fixed_small", 0.06),
-        (1000, 50, "fixed_large", 0.06),
+        slow(1000, 50, "fixed_large", 0.06),
         (8, 8, "fixed_small", 0.3),
         (8, 8, "fixed_large", 0.3),
         (1, 1, "fixed_large", 1.0),
@@ -150,7 +151,7 @@ def test_image_i_is_the_same_in_any_batch():
     assert np.abs(others - reference[:1]).mean(axis=(1, 2, 3)).min() > 0.1
 
 
-@pytest.mark.parametrize("num_devices", [2, 8])
+@pytest.mark.parametrize("num_devices", slow_after(1, [2, 8]))
 def test_image_i_is_the_same_on_any_number_of_devices(num_devices):
     mesh = jax.make_mesh(
         (num_devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:num_devices]
@@ -201,7 +202,9 @@ def reference_path(clip: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
     raise AssertionError
 
 
-@pytest.mark.parametrize(("num_frames", "clip"), [(0, True), (1, True), (4, False), (31, True)])
+@pytest.mark.parametrize(
+    ("num_frames", "clip"), slow_after(2, [(4, False), (31, True), (0, True), (1, True)])
+)
 def test_frames_are_evenly_spaced_moments_of_the_path(num_frames, clip):
     keys = image_keys(5, jnp.arange(3))
     loop = lambda k: sample_loop(denoiser(clip), SAMPLER, k, SHAPE, num_frames=num_frames)  # noqa: E731
@@ -228,7 +231,7 @@ def test_clipped_samples_stay_in_the_range_of_pixels():
     assert jnp.abs(unclipped(keys)).max() > 1
 
 
-@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("num_devices", slow_after(1, [8, 1]))
 def test_progress_is_reported_once_every_n_steps_and_at_the_end(num_devices):
     seen = []
     mesh = jax.make_mesh(
@@ -338,7 +341,7 @@ def test_a_sampler_may_remember_earlier_predictions(compiled, num_frames):
         np.testing.assert_allclose(result.frames_x0, jnp.stack([*predictions, x]), atol=1e-5)
 
 
-@pytest.mark.parametrize("start", [1, 11, 29, 30])
+@pytest.mark.parametrize("start", slow_but([11, 30], [1, 11, 29, 30]))
 def test_starting_later_from_the_image_of_that_point_gives_the_tail_of_the_full_run(start):
     keys = image_keys(5, jnp.arange(3))
     full = jax.jit(lambda k: sample_loop(denoiser(), SAMPLER, k, SHAPE, num_frames=31))(keys)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slow import slow_after
 
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.data import from_arrays, to_model_range
@@ -436,7 +437,7 @@ def test_one_device_and_eight_have_the_same_loss_curve():
         np.testing.assert_array_equal(eight.quartile_images, one.quartile_images)
 
 
-@pytest.mark.parametrize(("dropout", "accumulate"), [(0.0, 1), (0.3, 4)])
+@pytest.mark.parametrize(("dropout", "accumulate"), slow_after(1, [(0.0, 1), (0.3, 4)]))
 def test_two_devices_have_the_loss_curve_of_one_over_200_steps(dropout, accumulate):
     model = as_functions(MLP(channels=8, num_res_blocks=1, dropout=dropout), (1, 1, 2))
     optimizer = make_optimizer(1e-3, 20)
@@ -459,7 +460,7 @@ def test_two_devices_have_the_loss_curve_of_one_over_200_steps(dropout, accumula
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)  # Float32 sums in another order.
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("prediction", slow_after(1, ["eps", "x0", "v"]))
 def test_training_reduces_the_loss(prediction):
     model = as_functions(MLP(channels=32, num_res_blocks=1), (1, 1, 2))
     optimizer = make_optimizer(1e-2, 10)
@@ -589,7 +590,7 @@ def test_dispatches_are_full_where_no_event_is_near():
     assert list(dispatch_sizes(20, 20, 10, ())) == []
 
 
-@pytest.mark.parametrize("per_dispatch", [1, 3])
+@pytest.mark.parametrize("per_dispatch", slow_after(1, [1, 3]))
 def test_a_step_is_traced_once_whatever_the_batch_and_also_after_a_resume(
     per_dispatch: int, tmp_path: Path
 ) -> None:
