@@ -254,7 +254,8 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
         except (Exception, stopping.Stopped) as raised:
             status, error = _tell(raised), raised
-        ownership.release()
+        finally:  # Also where something else passes through, since the process may live on.
+            ownership.release()
         if "jax" in sys.modules:
             from diffusion_jax.parallel import peers
 

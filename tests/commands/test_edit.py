@@ -308,7 +308,7 @@ def test_interpolations_that_cannot_be_written_are_refused_before_they_are_drawn
     monkeypatch.setattr(interpolate, "_mixed_at", None)  # It would fail.
     (tmp_path / "run" / "edits").write_text("no folder")
     outcome = edit("interpolate")
-    assert outcome.status == 2 and "cannot write to" in outcome.err
+    assert outcome.status == 2 and "edits is not a folder; move it away" in outcome.err
     assert len(outcome.err.splitlines()) == 1
 
 
