@@ -21,5 +21,6 @@ def slow_after(count: int, cases: Iterable[Any]) -> list[Any]:
 
 def slow_but(quick: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
     """Marks all cases but the quick ones as slow."""
-    kept = list(quick)
+    kept, cases = list(quick), list(cases)
+    assert all(case in cases for case in kept), f"{kept} are not all among {cases}"
     return slow_after(len(kept), [*kept, *(case for case in cases if case not in kept)])

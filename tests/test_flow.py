@@ -6,6 +6,7 @@ import mixture_data
 import numpy as np
 import pytest
 from samplers import normal_data
+from slow import slow
 
 from diffusion_jax.flow import field_of, level, size
 from diffusion_jax.processes.ddpm import DDPM
@@ -22,7 +23,7 @@ PROCESSES = {
 }
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", [normal_data, slow(mixture_data)])
 @pytest.mark.parametrize("data", [mixture_data, normal_data])
 def test_the_flow_of_every_process_is_the_exact_one(name, data, rng):
     process = PROCESSES[name]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from slow import slow_after
 from tiny_run import digits_in, results, run, write_config
 
 ADAPTIVE = (
@@ -42,7 +43,7 @@ def test_training_goes_on_without_a_picture_that_the_solver_did_not_finish(folde
     assert results(folder / "run", "train")["step"] == 2
 
 
-@pytest.mark.parametrize("mode", ["sample", "inpaint", "interpolate"])
+@pytest.mark.parametrize("mode", slow_after(1, ["sample", "inpaint", "interpolate"]))
 def test_a_job_that_the_limit_of_steps_cut_short_is_refused_and_leaves_no_images(
     folder: Path, mode: str
 ):

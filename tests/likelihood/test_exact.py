@@ -6,6 +6,7 @@ import mixture_data
 import numpy as np
 import pytest
 from samplers import normal_data
+from slow import slow_but
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import indexed
@@ -55,7 +56,7 @@ def log_mixture(grid: Grid, x: np.ndarray) -> np.ndarray:
     return np.log(parts.sum(-1))
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", slow_but(["vp"], PROCESSES))
 def test_the_likelihood_of_a_mixture_is_its_density_to_a_thousandth_of_a_nat_a_dimension(name, rng):
     process = PROCESSES[name]
     grid = process.grid(2)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slow import slow
 
 from diffusion_jax.keys import folded, indexed
 from diffusion_jax.likelihood.divergence import draw_probes
@@ -57,9 +58,9 @@ def agree(a, b) -> None:
 @pytest.mark.parametrize(
     ("prediction", "process", "probes"),
     [
-        ("eps", VP(train_u_min=0.05), 1),
+        slow("eps", VP(train_u_min=0.05), 1),
         ("score", VE(sigma_min=0.3), 1),
-        ("v", VP(train_u_min=0.05), 2),
+        slow("v", VP(train_u_min=0.05), 2),
     ],
 )
 def test_loss_and_gradient_are_those_of_the_squared_error_of_eps_in_expectation(
@@ -140,6 +141,7 @@ def wells(x):
     return jnp.concatenate([4 * x1 * (1 - x1**2) + x2 - x1, x1 - x2], -1)
 
 
+@pytest.mark.slow
 def test_a_train_step_finds_the_score_of_a_stationary_density(rng):
     """Least squares of a score in a basis that has -grad U: the coefficients of the stationary Gibbs density."""
     sde = SDE(

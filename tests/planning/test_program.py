@@ -3,6 +3,7 @@
 import jax
 import pytest
 from ml_collections import ConfigDict
+from slow import slow_after
 
 from diffusion_jax.config import default_config
 from diffusion_jax.errors import InputError
@@ -22,7 +23,7 @@ def small(**mesh: int) -> ConfigDict:
     return config
 
 
-@pytest.mark.parametrize("data, fsdp", [(8, 1), (1, 8)])
+@pytest.mark.parametrize("data, fsdp", slow_after(1, [(1, 8), (8, 1)]))
 def test_a_device_holds_its_part_of_parameters_moments_and_averages(data: int, fsdp: int):
     """Of the perceptron only its four square kernels have 2^14 numbers, from which on arrays are divided."""
     step = compile_step(small(data=data, fsdp=fsdp), jax.devices()[:8])

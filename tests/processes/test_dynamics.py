@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import kstest, norm
+from slow import slow_after, slow_but
 
 from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.exact import flow_likelihood
@@ -46,7 +47,7 @@ def is_normal(x, mean, variance, bias: float) -> None:
     assert kstest(x, "norm", (mean, spread)).statistic < 1.95 / np.sqrt(N) + bias
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", slow_but(["vp"], PROCESSES))
 def test_simulation_has_the_moments_of_the_closed_form_at_each_images_own_time(name):
     process = PROCESSES[name]
     sde = of_process(process)
@@ -87,7 +88,7 @@ def normal_score(process):
     return score
 
 
-@pytest.mark.parametrize("name", ["vp", "ve"])
+@pytest.mark.parametrize("name", slow_after(1, ["vp", "ve"]))
 def test_the_reverse_sde_takes_the_last_marginal_of_normal_data_to_the_first(name, rng):
     process = PROCESSES[name]
     back = reverse(of_process(process), normal_score(process))

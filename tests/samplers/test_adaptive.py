@@ -8,6 +8,7 @@ import mixture_data
 import numpy as np
 import pytest
 from samplers import normal_data
+from slow import slow_after, slow_but
 
 from diffusion_jax.parallel.sharding import make_mesh, over_batch
 from diffusion_jax.processes.ddpm import DDPM
@@ -36,7 +37,7 @@ def run(
     return jax.jit(lambda keys: sample_loop(denoise, sampler, keys, (2,), **options))(keys)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", slow_but(["vp"], PROCESSES))
 def test_samples_are_the_denoised_ends_of_the_exact_flow_of_every_process(name):
     process = PROCESSES[name]
     grid = process.grid(2)
@@ -126,7 +127,7 @@ def test_an_error_smaller_by_the_tolerance_costs_more():
     assert errors[0] > 2 * errors[1] > 4 * errors[2] and costs == sorted(costs), (errors, costs)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ve"])
+@pytest.mark.parametrize("name", slow_after(1, ["ddpm", "ve"]))
 def test_images_are_encoded_and_decoded_without_loss(name, rng):
     process = PROCESSES[name]
     grid = process.grid(2)

@@ -14,6 +14,7 @@ from mixture_data import (
     make_sampler,
     optimal,
 )
+from slow import slow_but
 
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule
@@ -47,7 +48,13 @@ COARSE = {"ancestral": 0.01, "ddim": 0.01, "pndm": 0.01}
 OF_SCORES = {"euler_maruyama", "langevin", "pc", "reverse_diffusion"}
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in OF_SCORES])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ["ancestral", "ddim", "heun", "dpmpp_2m", "unipc"],
+        [name for name in SAMPLERS if name not in OF_SCORES],
+    ),
+)
 def test_every_sampler_draws_the_mixture_in_50_steps_or_its_own_number(name):
     grid = PROCESS.grid(DEFAULT_STEPS.get(name, 50), "leading" if name == "pndm" else "logsnr")
     options = {"variance": "fixed_small"} if name == "ancestral" else {}

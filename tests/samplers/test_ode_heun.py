@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from samplers.normal_data import counted, flow, optimal, slopes
+from slow import slow_but
 
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.process import Process
@@ -25,7 +26,7 @@ def solved(process: Process, num_steps: int, x: np.ndarray) -> tuple[np.ndarray,
     return np.asarray(draw(jnp.float32(x))), flow(grid, x, 0, num_steps)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", slow_but(["ve"], PROCESSES))
 def test_the_ode_is_solved_with_order_2(name):
     process = PROCESSES[name]
     x = process.prior_std * np.linspace(-2, 2, 5)[:, None, None, None] * np.ones(SHAPE)

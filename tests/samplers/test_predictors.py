@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from samplers.normal_data import MEAN, STD, optimal, slopes, width
+from slow import slow_after, slow_but
 
 from diffusion_jax.keys import image_normal
 from diffusion_jax.processes.ddpm import DDPM
@@ -30,7 +31,7 @@ def affine(sampler: Sampler) -> np.ndarray:
     return np.stack([(of_1 - of_0).mean(1), of_0.mean(1) - c * z.mean(1), c])
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", slow_but(["ddpm"], PROCESSES))
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_mean_and_variance_are_reached_with_order_1(name, process):
     """Weak order: what is left between the chain's moments and the exact ones halves in twice as many steps."""
@@ -68,7 +69,7 @@ def exact_end(process: VP | SubVP | VE, grid: Grid, y: np.ndarray, dw: np.ndarra
     return (y * at_ends[0] + sums) / at_ends[-2]
 
 
-@pytest.mark.parametrize("process", [VP(), SubVP(), VE()])
+@pytest.mark.parametrize("process", slow_after(1, [VE(), VP(), SubVP()]))
 def test_euler_and_maruyamas_rule_has_strong_order_1_along_one_brownian_path(process, rng):
     n, finest = 200, 2560
     u = np.linspace(0.05, 0.7, finest + 1)

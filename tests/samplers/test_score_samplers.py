@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from mixture_data import ks_distance, make_sampler, optimal
+from slow import slow_but
 
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.ncsn import NCSN
@@ -35,7 +36,12 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "process"), RUNS)
+@pytest.mark.parametrize(
+    ("name", "process"),
+    slow_but(
+        [("langevin", "ve"), ("pc", "subvp"), ("ode_heun", "vp"), ("euler_maruyama", "ddpm")], RUNS
+    ),
+)
 def test_20_000_samples_are_the_mixture_with_the_noise_left_at_the_last_point(name, process):
     num_steps, error = STEPS[name]
     made = PROCESSES[process]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import slow
 
 from diffusion_jax.denoiser import Denoise, Prediction, complete
 from diffusion_jax.parallel.sharding import make_mesh
@@ -63,7 +64,7 @@ def chain_variance(alpha_bar: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("t", "discretisation"), [(399, 0.03), (300, 0.03), (200, 0.03), (100, 0.05), (20, 0.2)]
+    ("t", "discretisation"), [slow(399, 0.03), slow(300, 0.03), (200, 0.03), (100, 0.05), (20, 0.2)]
 )
 def test_samples_from_one_x_t_have_the_mean_and_variance_of_x0_given_x_t(t, discretisation):
     x_t, x0_hat, samples = map(np.asarray, draw(nearest_point(SAMPLER.grid, t)))
@@ -106,7 +107,7 @@ def test_a_time_has_the_nearest_point_that_a_step_begins_at():
     assert found == [3, 3, 2, 2, 0, 0, 0]
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [slow(1), 8])
 def test_one_program_draws_all_points_on_any_number_of_devices(devices):
     short = ancestral(PROCESS.grid(20), variance="fixed_small")
     classes = jnp.array([-0.5, 0.0, 0.5])

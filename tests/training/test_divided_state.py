@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from slow import slow, slow_after
 
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.losses import Draws, objective_of, uniform
@@ -107,7 +108,7 @@ def program(mesh: Mesh) -> str:
     return str(compiled_step(mesh).lower(state, batch(0, mesh)).compile().as_text())
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [slow(2), 4])
 def test_each_device_along_fsdp_keeps_and_updates_its_part(devices: int) -> None:
     mesh = make_mesh(8 // devices, devices)
     compiled, state = compiled_step(mesh), new_state(mesh)
@@ -153,7 +154,7 @@ def test_a_device_of_eight_along_fsdp_keeps_an_eighth() -> None:
     assert kept[1] <= (1 / 8 + 0.02) * kept[0]
 
 
-@pytest.mark.parametrize("mesh", [(2, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize("mesh", [slow((2, 1)), slow((1, 2)), (2, 4)])
 def test_a_mesh_updates_as_one_device(mesh: tuple[int, int]) -> None:
     states = []
     for shape in ((1, 1), mesh):
@@ -167,7 +168,7 @@ def test_a_mesh_updates_as_one_device(mesh: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [((1, 1), (1, 8)), ((1, 8), (2, 1)), ((2, 2), (1, 4))]
+    ("before", "after"), slow_after(1, [((1, 1), (1, 8)), ((1, 8), (2, 1)), ((2, 2), (1, 4))])
 )
 def test_a_checkpoint_is_read_on_another_mesh(
     before: tuple[int, int], after: tuple[int, int], tmp_path: Path
