@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from slow import slow_after
+from slow import slow, slow_after
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tiny_run import checkpoint_steps, digits_in, results, rows, run, state_of, write_config
 
@@ -577,7 +577,7 @@ def test_a_shared_picture_is_drawn_once_for_its_times_and_is_no_part_of_the_job(
     "fields",
     [
         ("process.prediction=v", "model.dtype=bfloat16", "optimizer.grad_clip=0"),
-        ("process.prediction=x0", "process.variance=fixed_small", "model.dropout=0.1"),
+        slow(("process.prediction=x0", "process.variance=fixed_small", "model.dropout=0.1")),
     ],
     ids=lambda fields: fields[0],
 )

@@ -87,6 +87,7 @@ def test_rows_come_every_n_steps_and_the_last_one_is_filed_and_drawn(measured: P
         assert image.height > 700  # A second panel; 540 without.
 
 
+@pytest.mark.slow
 def test_a_resumed_run_measures_what_is_missing_and_ends_with_the_parameters_of_one_that_measures_nothing(
     tiny: Path, measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,7 +187,7 @@ WRONG_PARTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG_PARTS)
+@pytest.mark.parametrize("wrong", slow_after(4, WRONG_PARTS))
 def test_a_part_that_cannot_have_been_measured_is_measured_again(
     tmp_path: Path, wrong: str
 ) -> None:

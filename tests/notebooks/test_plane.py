@@ -29,6 +29,7 @@ def test_the_true_density_integrates_to_1_and_gives_the_mean_of_its_points(name,
         assert (np.abs((points**power).mean(0) - exact) < error).all()
 
 
+@pytest.mark.slow
 def test_it_trains_draws_scores_and_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(plane, "SIDE", 6)
     monkeypatch.setattr(plane, "TOLERANCE", 0.01)

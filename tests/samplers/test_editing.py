@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from samplers.normal_data import counted, flow, optimal
-from slow import slow_after
+from slow import slow, slow_after
 
 from diffusion_jax.data import to_model_range, to_uint8
 from diffusion_jax.denoiser import complete
@@ -197,7 +197,7 @@ def test_numbers_that_make_no_sense_are_refused(options, message):
         )
 
 
-@pytest.mark.parametrize("make", [ancestral, heun, pndm])
+@pytest.mark.parametrize("make", [ancestral, slow(heun), slow(pndm)])
 @pytest.mark.parametrize(
     "options",
     [{}, {"start": 3}, {"resamplings": 3, "jump": 3}, {"start": 1, "resamplings": 2, "jump": 5}],

@@ -405,6 +405,7 @@ class Blocks(nn.Module):
         return Conv(x.shape[-1])(SelfAttention(jnp.float32)(h))
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_have_the_same_loss_curve():
     model = as_functions(Blocks(), (8, 8, 1))
     optimizer = make_optimizer(1e-3, 5)
