@@ -57,7 +57,11 @@ class Listing:
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, ascending."""
-        named = (path for path in self.entries() if is_step(path) and self.is_committed(path))
+        named = (
+            path
+            for path in self.entries()
+            if is_step(path) and (self.is_committed(path) or not path.is_dir())
+        )
         return sorted(int(path.name) for path in named if self._is_ours(path))
 
     def others(self) -> list[int]:

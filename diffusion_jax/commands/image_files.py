@@ -62,7 +62,7 @@ class ImageFiles:
           RunError: It cannot be written: disk full, ….
         """
         with _explained(self._part(first)):
-            results.write_npz(self._part(first), images=images)
+            results.write_npz(self._part(first), images=images, first=np.int64(first))
 
     def head(self, num_images: int) -> Images:
         """Returns the first images of a job that is drawn; all, if it has fewer."""
@@ -144,6 +144,8 @@ class ImageFiles:
             if images.dtype != np.uint8 or images.shape[1:] != self._image_shape:
                 return
             if not 0 < len(images) <= self._num_images - first:
+                return
+            if arrays.get("first", first) != first:  # Another part's file.
                 return
             first += len(images)
             yield images

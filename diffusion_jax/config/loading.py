@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,11 @@ def load_file(path: str) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except (InputError, KeyboardInterrupt, Stopped):
+    except (InputError, Stopped):
         raise
     except BaseException as error:  # Also sys.exit, which would end the command as if it were done.
+        if isinstance(error, KeyboardInterrupt) and _interrupts():
+            raise
         raise InputError(f"--config: {path}: {_one_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"--config: get_config() of {path} must return a ConfigDict")
@@ -160,4 +163,12 @@ _FORMERLY: dict[tuple[str, bool], str] = {
 def _one_line(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return "it calls sys.exit; get_config() must return a ConfigDict"
-    return " ".join(str(error).split()) or type(error).__name__
+    try:
+        return " ".join(str(error).split()) or type(error).__name__
+    except Exception:  # A class of the user's.
+        return type(error).__name__
+
+
+def _interrupts() -> bool:
+    """Whether a KeyboardInterrupt can be the user's; a command's own handler raises none."""
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -14,6 +14,7 @@ from diffusion_jax.data import image_file, picture
 from diffusion_jax.data.folder import shown
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.lifecycle import stopping
+from diffusion_jax.reading.regular import read_regular
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -85,8 +86,8 @@ def in_threads(function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
 
 def _kept(index: Path) -> Headers | None:
     try:
-        checksum, _, contents = index.read_bytes().partition(b"\n")
-    except OSError:  # It is not there.
+        checksum, _, contents = read_regular(index).partition(b"\n")
+    except OSError:  # It is not there, or a pipe is.
         return None
     if checksum != hashlib.sha256(contents).hexdigest().encode():
         return None

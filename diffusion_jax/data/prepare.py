@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import itertools
+import json
 import math
 import os
 import shutil
@@ -20,8 +21,11 @@ from diffusion_jax.data.locked import locked
 from diffusion_jax.data.sources.base import Contents, Source
 from diffusion_jax.errors import InputError, RunError, disk_full
 from diffusion_jax.lifecycle import stopping
+from diffusion_jax.reading import json_text
+from diffusion_jax.reading.regular import read_regular
 
 NAME, VERSION = "images", tfds.core.Version("1.0.0")
+SEAL = "checksums.json"
 NAMED_FILES = 10
 CHUNK_BYTES, SHARD_BYTES = 2**24, 2**29  # In memory at once; in one file.
 # Measured: up to 130 bytes an image and 140 kB a split, besides the pixels.
@@ -144,6 +148,31 @@ def _write_splits(name: str, contents: Contents, directory: Path) -> None:
                 f"{some(sorted(contents.left_out), NAMED_FILES)}"
             )
     writer.close_all()
+    (directory / SEAL).write_text(json.dumps(_checksums(directory), indent=1) + "\n")
+
+
+def check_seal(directory: Path) -> None:
+    """Compares the text files of a prepared set, which say what its bytes mean, with their checksums.
+
+    The bytes need none: array_record has its own.
+
+    Raises:
+      OSError: A file is not there or cannot be read.
+      ValueError: One has been changed.
+    """
+    try:
+        sealed = json_text.parse_object(read_regular(directory / SEAL))
+    except FileNotFoundError:  # Of an earlier version, or prepared by TFDS.
+        return
+    found = _checksums(directory)
+    for name in sorted({*sealed, *found}):
+        if sealed.get(name) != found.get(name):
+            raise ValueError(f"{name} has been changed")
+
+
+def _checksums(directory: Path) -> dict[str, str]:
+    files = sorted({*directory.glob("*.json"), *directory.glob("*.txt")} - {directory / SEAL})
+    return {path.name: hashlib.sha256(read_regular(path)).hexdigest() for path in files}
 
 
 def _info(

@@ -1,5 +1,6 @@
 """Reads prepared TFDS data through tfds.data_source, many images a call, without TensorFlow."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from PIL import Image
 from tensorflow_datasets.core import constants, read_only_builder
 from tensorflow_datasets.proto import tf_example_pb2
 
-from diffusion_jax.data import picture
+from diffusion_jax.data import picture, prepare
 from diffusion_jax.data.image_file import fit
 from diffusion_jax.data.prepare import NAME, directory_in
 from diffusion_jax.data.split import Batch, Split
-from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.errors import InputError, RunError, reason
+from diffusion_jax.reading.regular import only_regular
 
 # Its module makes the class as it is imported, where no type checker sees it.
 _Example: Any = vars(tf_example_pb2)["Example"]
@@ -32,6 +34,8 @@ def open_prepared(directory: Path, name: str, split: str) -> tuple[Split, dict[s
       RunError: The prepared files are damaged.
     """
     try:
+        only_regular(directory)
+        prepare.check_seal(directory)
         builder: Any = tfds.builder_from_directory(directory)
         shape = builder.info.features["image"].shape
         class_names = tuple(builder.info.metadata["class_names"])
@@ -63,9 +67,8 @@ def read_images(folder: Path) -> Split:
 
 
 def _damaged(directory: Path, error: Exception) -> RunError:
-    reason = str(error).splitlines()[0] if str(error) else repr(error)
     return RunError(
-        f"the prepared data in {str(directory)!r} cannot be read ({reason}); "
+        f"the prepared data in {str(directory)!r} cannot be read ({reason(error)}); "
         "delete that folder to have it prepared again"
     )
 
@@ -110,15 +113,8 @@ def open_user(name: str, data_dir: Path | None, split: str, image_size: int | No
     Raises:
       InputError: There is no such data or split, or it does not hold uint8 images.
     """
-    folder = str(data_dir or Path(constants.DATA_DIR).expanduser())
-    try:
-        builder: Any = read_only_builder.builder_from_files(name, data_dir=folder)
-        info = builder.info
-    except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
-        raise InputError(
-            f"TFDS data {name!r} is not prepared in {folder!r}; prepare it there with "
-            "file_format='array_record', or set source_dir to the data_dir that holds it"
-        ) from error
+    builder = _user_builder(name, data_dir)
+    info = builder.info
     if split not in info.splits:
         raise InputError(f"tfds:{name} has no split {split!r}; it has {', '.join(info.splits)}")
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
@@ -127,10 +123,7 @@ def open_user(name: str, data_dir: Path | None, split: str, image_size: int | No
             "prepare it with file_format='array_record'"
         )
     shape = _image_shape(name, info, image_size)
-    label = info.features["label"] if "label" in info.features else None
-    class_names = ()
-    if isinstance(label, tfds.features.ClassLabel):
-        class_names = tuple(label.int2str(i) for i in range(label.num_classes or 0))
+    class_names = _class_names(name, info)
 
     # Encoded images are not left to TFDS, whose Pillow opens any format, some by starting programs.
     encoded = isinstance(info.features["image"], tfds.features.Image)
@@ -151,6 +144,37 @@ def open_user(name: str, data_dir: Path | None, split: str, image_size: int | No
         *(len(source), shape, class_names, _reader(source, Path(builder.data_dir), parse)),
         sizes={key: part.num_examples for key, part in info.splits.items()},
     )
+
+
+def _user_builder(name: str, data_dir: Path | None) -> Any:
+    """Returns what TFDS knows of a user's data; raises an InputError if that is not there or cannot be read."""
+    folder = str(data_dir or Path(constants.DATA_DIR).expanduser())
+    try:
+        for below in Path(folder).glob(re.split("[/:]", name)[0]):
+            only_regular(below)
+        return read_only_builder.builder_from_files(name, data_dir=folder)
+    except tfds.core.DatasetNotFoundError as error:
+        raise InputError(
+            f"TFDS data {name!r} is not prepared in {folder!r}; prepare it there with "
+            "file_format='array_record', or set source_dir to the data_dir that holds it"
+        ) from error
+    except Exception as error:  # Damaged metadata can raise nearly anything.
+        raise InputError(
+            f"TFDS data {name!r} in {folder!r} cannot be read: {reason(error)[:200]}; prepare it anew"
+        ) from error
+
+
+def _class_names(name: str, info: Any) -> tuple[str, ...]:
+    """Returns the name of each class of a user's data; none if there are no labels."""
+    label = info.features["label"] if "label" in info.features else None
+    if not isinstance(label, tfds.features.ClassLabel):
+        return ()
+    names = tuple(label.names or ()) if label.num_classes else ()
+    if len(names) != (label.num_classes or 0):
+        raise InputError(
+            f"tfds:{name} names {len(names)} classes, but has {label.num_classes}; prepare it anew"
+        )
+    return names
 
 
 def _image_shape(name: str, info: Any, image_size: int | None) -> tuple[int, int, int]:

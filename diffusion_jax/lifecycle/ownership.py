@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.lifecycle import stopping
+from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
 
 NAME = "lock.json"
@@ -223,7 +224,7 @@ def _link(claim: Path, path: Path) -> bool:
         return True
     except FileExistsError:
         # On NFS the answer to a link that was made may be lost, and the next says that it is there.
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # Gone by now, or a link to nothing.
             return path.samefile(claim)
         return False
     except OSError as error:
@@ -259,14 +260,21 @@ def _read(path: Path) -> Owner | None:
     try:
         text = read_regular(path)
     except FileNotFoundError:
-        return None
+        if not path.is_symlink():
+            return None
+        text = b""  # A link to nothing is there all the same.
     except OSError:  # A pipe, say.
         text = b""
     token = hashlib.sha256(text).hexdigest()[:16]
     try:
-        known = json.loads(text)
-        owner = Owner(**{**known, "token": token})
-        if isinstance(owner.pid, int) and isinstance(owner.born, int | None):
+        owner = Owner(**{**json_text.parse_object(text), "token": token})
+        words = (owner.what, owner.host, owner.since, owner.place)
+        if (
+            type(owner.pid) is int
+            and 0 < owner.pid < 2**31
+            and isinstance(owner.born, int | None)
+            and all(isinstance(word, str) and word.isprintable() for word in words)
+        ):
             return owner
     except (ValueError, TypeError):
         pass
@@ -285,7 +293,9 @@ def _is_gone(owner: Owner, path: Path, claim: Path) -> bool:
                 claim
             )  # By the clock of the file system, which may be another than this host's.
             age = claim.stat().st_mtime - beat
-        except FileNotFoundError:
+        except OSError:  # It was released just now, or is a link to nothing.
+            return False
+        if path.is_dir():  # Which no file can replace.
             return False
         if now is None or now.token != owner.token or first not in (None, beat):
             return False  # It lived until now.

@@ -26,6 +26,21 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
         raise
 
 
+def only_regular(folder: str | os.PathLike[str]) -> None:
+    """Looks at all that lies in a folder, and in those below it, before a library opens it.
+
+    Raises:
+      OSError: A pipe, a socket, a device, or a link that cannot be followed is there, or the folder cannot be listed.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            mode = entry.stat().st_mode
+            if stat.S_ISDIR(mode):
+                only_regular(entry.path)
+            elif not stat.S_ISREG(mode):
+                raise OSError(errno.EINVAL, "not a regular file", entry.path)
+
+
 def read_regular(path: str | os.PathLike[str]) -> bytes:
     """Returns the contents of a file, as `open_regular` opens it."""
     with open_regular(Path(path)) as file:

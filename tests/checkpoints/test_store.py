@@ -446,6 +446,18 @@ def test_a_folder_of_something_else_is_left_alone_whatever_its_name(
         saved(open_store(), 2023)
 
 
+def test_a_file_with_a_steps_name_is_named(
+    open_store: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store()
+    saved(store, 1, 2)
+    path = Path(store.directory) / "2"
+    shutil.rmtree(path)
+    path.touch()
+    assert open_store().meta() == {"position": 1}
+    assert f"{path} is not a checkpoint, and is left alone" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "meta.json", "params/manifest.ocdbt"])
 @pytest.mark.parametrize("instead", ["pipe", "folder"])
 def test_a_pipe_or_a_folder_in_place_of_a_file_is_damage(

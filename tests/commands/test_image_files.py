@@ -159,3 +159,14 @@ def test_what_a_killed_command_began_to_write_is_removed_whatever_is_written_nex
     (tmp_path / "images.npz.part").touch()
     files.write(["npz"], None)
     assert [path.name for path in tmp_path.iterdir()] == ["images.npz"]
+
+
+def test_the_file_of_another_part_is_not_taken_for_the_one_whose_name_it_has(
+    tmp_path: Path,
+) -> None:
+    files = ImageFiles(tmp_path, 10, SHAPE)
+    for first in (0, 5):
+        files.keep(first, IMAGES[first : first + 5])
+    one, other = sorted((tmp_path / "parts").iterdir())
+    other.write_bytes(one.read_bytes())
+    assert files.num_finished() == 5

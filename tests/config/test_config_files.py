@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import pytest
 from slow import slow_after
 
+from diffusion_jax.commands.signals import handled
 from diffusion_jax.config import load_file
+from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import (
     AVERAGE,
     build,
@@ -84,3 +86,22 @@ def test_the_recipes_with_learned_variances_train_means_and_variances(name):
     for leaf in jax.tree.leaves(gradients["dense_out"]):
         means, variances = jnp.split(leaf.reshape(-1, 6), 2, axis=1)  # Of each pixel.
         assert jnp.isfinite(leaf).all() and (means != 0).any() and (variances != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("class E(Exception): __str__ = None\n    raise E", "E"),
+    ],
+)
+def test_a_config_file_that_raises_what_no_command_expects_is_refused(tmp_path, body, named):
+    (tmp_path / "config.py").write_text(f"def get_config():\n    {body}\n")
+    with handled(), pytest.raises(InputError, match=f"config.py: {named}$"):
+        load_file(str(tmp_path / "config.py"))
+
+
+def test_in_a_notebook_an_interrupt_while_a_config_file_runs_is_the_users(tmp_path):
+    (tmp_path / "config.py").write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        load_file(str(tmp_path / "config.py"))

@@ -1,5 +1,6 @@
 """Image folders: which files are read, how they become square arrays, and damaged ones."""
 
+import os
 import warnings
 from typing import Any
 
@@ -273,3 +274,10 @@ def test_a_large_set_without_test_images_or_a_cache_says_so(folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot prepare image_folder in .* set cache_dir"):
         in_place(folder, tmp_path / "file")
+
+
+def test_a_pipe_in_place_of_an_index_is_not_waited_for(folder, tmp_path):
+    save(folder / "a.png")
+    os.mkfifo(tmp_path / "index")
+    said = headers.headers(folder, ["a.png"], tmp_path / "index")
+    assert said == headers.headers(folder, ["a.png"], tmp_path / "index") == (headers.COLOUR, {})

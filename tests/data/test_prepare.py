@@ -1,6 +1,7 @@
 """Prepared data appears whole or not at all, once, and is plain TFDS data without TensorFlow."""
 
 import multiprocessing
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from diffusion_jax.data import load, prepare
-from diffusion_jax.data.prepare import CHUNK_BYTES, prepared
+from diffusion_jax.data.prepare import CHUNK_BYTES, SEAL, prepared
 from diffusion_jax.data.sources.base import Contents, Source, split_arrays
 from diffusion_jax.errors import InputError, RunError
 
@@ -275,3 +276,73 @@ def test_images_in_several_files_stay_in_order(tmp_path, monkeypatch):
     directory = prepared("x", source_of(10), tmp_path)
     assert len(list(directory.glob("*array_record*"))) == 4
     assert [int(item["image"][0, 0, 0]) for item in tfds_source(directory)] == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("features.json", '"8"', '"4"'),
+        ("metadata.json", '"3"', '"4"'),
+        ("dataset_info.json", "1438", "1437"),
+    ],
+)
+def test_other_words_in_the_text_of_prepared_data_are_noticed(tmp_path, name, old, new):
+    """They have no checksum of TFDS's: images of another shape, or under other names, were read."""
+    load("digits", "train", cache_dir=tmp_path)
+    (file,) = (tmp_path / "data").rglob(name)
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    with pytest.raises(RunError, match=f"{name} has been changed.*delete that folder"):
+        load("digits", "train", cache_dir=tmp_path)
+
+
+def test_data_prepared_by_an_earlier_version_are_read(tmp_path):
+    load("digits", "train", cache_dir=tmp_path)
+    for file in (tmp_path / "data").rglob(SEAL):
+        file.unlink()
+    assert load("digits", "train", cache_dir=tmp_path).num_images == 1438
+
+
+@pytest.mark.parametrize("part", ["features.json", "array_record"])
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_pipe_among_prepared_data_is_not_waited_for(tmp_path, make_tfds, part, ours):
+    image = tfds.features.Tensor(shape=(4, 4, 3), dtype=np.uint8)
+    make_tfds({"image": image}, [{"image": IMAGE}])
+    if ours:
+        load("digits", "train", cache_dir=tmp_path)
+    file = next(f for f in (tmp_path / ("data" if ours else "things")).rglob("*") if part in f.name)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(RunError if ours else InputError, match="not a regular file"):
+        load(
+            "digits" if ours else "tfds:things",
+            "train",
+            source_dir=None if ours else tmp_path,
+            cache_dir=tmp_path,
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "dataset_info.json",
+            '{"splits": [{"__class__": 1}]}',
+            "cannot be read: Failed to parse splits",
+        ),
+        ("features.json", "{}", "cannot be read"),
+        ("label.labels.txt", "cat\n", "names 1 classes, but has 2"),
+    ],
+)
+def test_damaged_user_data_is_refused_in_one_line(tmp_path, make_tfds, name, text, message):
+    features = {
+        "image": tfds.features.Tensor(shape=(4, 4, 3), dtype=np.uint8),
+        "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+    }
+    make_tfds(features, [{"image": IMAGE, "label": 0}])
+    (file,) = (tmp_path / "things").rglob(name)
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        load("tfds:things", "train", source_dir=tmp_path)
+    assert len(str(error.value).splitlines()) == 1

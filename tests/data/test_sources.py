@@ -463,3 +463,33 @@ def test_the_number_of_images_is_known_before_they_are_read(
     expected = {"digits": 1797, "fashion_mnist": 10, "cifar10": 11, "image_folder": 5}[name]
     assert contents.num_images == expected
     assert sum(len(list(images)) for images in contents.splits.values()) == expected
+
+
+@pytest.fixture
+def packed(cifar_batches):
+    blobs = {name: python3_pickle(batch) for name, batch in cifar_batches.items()}
+    return lambda path: write_tar(path / cifar10.FILE_NAME, blobs)
+
+
+def test_a_repacked_file_is_read_to_its_checksum(tmp_path, packed):
+    """Pixels hardly compress: a byte in the middle is one of them."""
+    packed(tmp_path)
+    path = tmp_path / cifar10.FILE_NAME
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    stream = bytearray(gzip.compress(bytes(data), 0))  # Stored as it is.
+    stream[len(stream) // 2] ^= 1
+    path.write_bytes(stream)
+    sha256 = hashlib.sha256(stream).hexdigest()
+    with pytest.raises(InputError, match="is not a whole tar.gz file .CRC check failed"):
+        load("cifar10", "train", source_dir=path, sha256=sha256, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_promises_terabytes_is_refused_before_they_are_read(tmp_path, kind):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 2**40
+    path = tmp_path / cifar10.FILE_NAME
+    path.write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(10**6)))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(InputError, match="a header of it says that 1099511627776 bytes follow"):
+        load("cifar10", "train", source_dir=path, sha256=sha256, cache_dir=tmp_path)

@@ -118,7 +118,10 @@ def test_an_owner_on_another_host_is_heard_by_its_signs_of_life(
 def test_a_damaged_lock_is_held_while_it_is_written_and_taken_over_when_it_is_old(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for damage in ("", "{", "[1]", '{"pid": "x"}', '{"what": 1}'):
+    live = json.loads(ownership._claim("--mode=train"))
+    fields = ({"pid": 2**70}, {"pid": -1}, {"pid": True}, {"host": "a\nb"}, {"since": {}})
+    damages = [json.dumps({**live, **changed}) for changed in fields]
+    for damage in ("", "{", "[1]", '{"pid": "x"}', '{"what": 1}', "[" * 10**5, *damages):
         path.write_text(damage)
         os.utime(path, (1, 1))
         lock = Lock(path, "--mode=train")
@@ -211,3 +214,13 @@ def test_results_that_two_commands_write_at_once_are_all_kept(
     kept = json.loads((tmp_path / "results" / "evaluate.json").read_text())
     assert set(names) < set(kept)
     assert [file.name for file in (tmp_path / "results").iterdir()] == ["evaluate.json"]
+
+
+@pytest.mark.parametrize("what", ["folder", "link to nothing", "link to itself"])
+def test_what_cannot_be_replaced_by_a_lock_is_named(path: Path, what: str):
+    path.mkdir() if what == "folder" else path.symlink_to(path if "itself" in what else "nowhere")
+    with contextlib.suppress(NotImplementedError):
+        os.utime(path, (1, 1), follow_symlinks=False)
+    with pytest.raises(InputError, match=f"if that is gone, delete {path}"):
+        Lock(path, "--mode=train").acquire()
+    assert list(path.parent.iterdir()) == [path]

@@ -1,5 +1,6 @@
 """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 images of 32x32x3, cifar-10-python.tar.gz."""
 
+import gzip
 import hashlib
 import re
 import tarfile
@@ -29,8 +30,17 @@ URL = "https://www.cs.toronto.edu/~kriz/" + FILE_NAME
 NUM_BYTES = 170_498_071
 _MEMBER = re.compile(r"batches\.meta|test_batch|data_batch_[1-9][0-9]{0,3}")
 _NUMBERED = re.compile(rb"training batch ([0-9]{1,4}) of ([0-9]{1,4})")
-_LARGEST_MEMBER = 1 << 30
+_LARGEST_MEMBER, _BLOCK = 1 << 30, 1 << 20
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+
+
+class _Bounded(gzip.GzipFile):
+    """Unpacks a file; tarfile asks at once for whatever length a header names, which may be more than the memory."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _LARGEST_MEMBER:
+            raise tarfile.ReadError(f"a header of it says that {size} bytes follow")
+        return super().read(size)
 
 
 def find(request: Request) -> Source:
@@ -73,7 +83,11 @@ def _read(path: Path, sha256: str) -> Contents:
     check_file(path, sha256)
     batches: dict[str, dict[str, Any]] = {}
     try:
-        with open_regular(path) as whole, tarfile.open(fileobj=whole, mode="r:gz") as archive:
+        with (
+            open_regular(path) as packed,
+            _Bounded(fileobj=packed) as whole,
+            tarfile.open(fileobj=whole, mode="r:") as archive,
+        ):
             for member in archive:
                 name = Path(member.name).name
                 file = archive.extractfile(member) if member.isfile() else None
@@ -83,6 +97,8 @@ def _read(path: Path, sha256: str) -> Contents:
                     if member.size > _LARGEST_MEMBER:
                         raise InputError(f"{name} in {str(path)!r} has {member.size} bytes")
                     batches[name] = load_batch(file.read(), f"{name} in {str(path)!r}")
+            while whole.read(_BLOCK):  # The checksum is at the end, which tarfile does not read.
+                pass
     except InputError:
         raise
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error) as error:
