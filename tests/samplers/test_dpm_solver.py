@@ -188,7 +188,7 @@ def test_a_run_may_stop_on_its_way_and_images_do_not_depend_on_their_batch(solve
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("num_steps", [2, 20])
+@pytest.mark.parametrize("num_steps", slow_after(1, [20, 2]))
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(solver, num_steps):
     process = DDPM(make_schedule("jsd", 20))
     denoise = make_denoiser(process, "eps", lambda p, x, t, labels: 0.5 * x, None)
