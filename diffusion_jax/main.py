@@ -166,6 +166,15 @@ def _check_alike(flags: argparse.Namespace, config: Any) -> None:
     distributed.check_alike("command", {"--mode": flags.mode, "--workdir": flags.workdir, **fields})
 
 
+def _import_jax() -> Any:
+    """Returns JAX, which reads its variables of the environment as it is imported."""
+    try:
+        import jax
+    except ValueError as error:
+        raise InputError(f"the environment says what JAX does not take: {reason(error)}") from error
+    return jax
+
+
 def run(argv: list[str], started: float) -> int:
     """Runs one command; returns the exit status.
 
@@ -180,12 +189,12 @@ def run(argv: list[str], started: float) -> int:
             f"--workdir is {flags.workdir!r}; it must be a folder of a file system, not a URL"
         )
     workdir = Path(flags.workdir)
-    import jax
-
+    jax = _import_jax()
     from diffusion_jax import config as config_lib
     from diffusion_jax.commands import evaluate, inpaint, interpolate, run_config, sample
     from diffusion_jax.commands.environment import (
         check_layout,
+        check_xla_flags,
         keep_compiled_programs,
         pin_settings,
     )
@@ -194,6 +203,7 @@ def run(argv: list[str], started: float) -> int:
     from diffusion_jax.reporting import results
 
     pin_settings()
+    check_xla_flags()
     file = None if flags.config is None else config_lib.load_file(flags.config)
     stopping.check()
     note = None

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import xla_bridge
+from jaxlib import xla_client
 
 from diffusion_jax import data
 from diffusion_jax.addresses import expand
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, shortened
 from diffusion_jax.lifecycle import ownership
 from diffusion_jax.parallel.distributed import first_decides
 
@@ -91,6 +93,33 @@ def pin_settings() -> None:
             f"of the environment, {', '.join(set_otherwise)} is not used, since results would depend on it",
             stacklevel=2,
         )
+
+
+def check_xla_flags() -> None:
+    """Has a child read XLA_FLAGS first: XLA ends the process that reads a flag which it does not know.
+
+    Raises:
+      InputError: There is such a flag.
+    """
+    # In a program that has used JAX, they were read.
+    if not os.environ.get("XLA_FLAGS") or xla_bridge.backends_are_initialized():
+        return
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns of forks; this child does nothing else.
+        child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(writing, 2)
+            xla_client.CompileOptions()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as said:
+        text = said.read().decode(errors="replace")
+    if os.waitpid(child, 0)[1] != 0:
+        what = text.partition("\n")[0].rpartition("] ")[2]
+        raise InputError(f"XLA_FLAGS is {shortened(os.environ['XLA_FLAGS'])}: {what}")
 
 
 def _plain(value: Any) -> Any:

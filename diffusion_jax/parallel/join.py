@@ -146,9 +146,15 @@ def _wait_for(address: str) -> None:
 
 
 def _use_cores() -> None:
-    """Makes a CPU device of each core that this process may use. It is not used where JAX finds an accelerator."""
-    chosen = jax.config.values["jax_num_cpu_devices"] != -1  # JAX_NUM_CPU_DEVICES sets this too.
-    if chosen or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    """Makes a CPU device of each core that this process may use. It is not used where JAX finds an accelerator.
+
+    Raises:
+      InputError: JAX_NUM_CPU_DEVICES is no number of devices.
+    """
+    chosen = jax.config.values["jax_num_cpu_devices"]  # JAX_NUM_CPU_DEVICES sets this too.
+    if chosen != -1 and chosen < 1:
+        raise InputError(f"JAX_NUM_CPU_DEVICES is {chosen}; it must be at least 1")
+    if chosen != -1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     with contextlib.suppress(
         RuntimeError
