@@ -32,7 +32,7 @@ from diffusion_jax.lifecycle import stopping
 from diffusion_jax.models import count_parameters
 from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.parallel.preemption import stop_point
-from diffusion_jax.reporting import results
+from diffusion_jax.reporting import classes, results
 from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
 from diffusion_jax.training.hooks import (
     checkpoint_hook,
@@ -86,7 +86,8 @@ def train(
     else:
         state, meta = _restore(training, store, split, config.data.name, allow_config_change)
     if jax.process_index() == 0:
-        results.write_text(workdir / "config.json", config_lib.to_json(config))
+        of_data = classes.table(split.class_names, split.class_counts)
+        results.write_text(workdir / "config.json", config_lib.to_json(config, of_data))
     start = int(state.step)
     if start > fields.num_steps:
         raise InputError(

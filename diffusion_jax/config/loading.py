@@ -13,6 +13,8 @@ from diffusion_jax.config.table import FIELDS, GROUPS
 from diffusion_jax.errors import InputError, nearest
 from diffusion_jax.lifecycle.stopping import Stopped
 
+CLASSES = "classes"  # Beside the config's groups in its JSON.
+
 
 def default_config() -> ConfigDict:
     """Returns the config that every file in configs/ starts from: DDPM's hyper-parameters on digits."""
@@ -118,19 +120,25 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def to_json(config: ConfigDict) -> str:
-    """Returns the config as JSON text."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+def to_json(config: ConfigDict, classes: Sequence[dict[str, Any]] = ()) -> str:
+    """Returns the config as JSON text.
+
+    Args:
+      config: The config.
+      classes: What the reader is to know of the data's classes beside it; no part of the config, and not read back.
+    """
+    more = {CLASSES: list(classes)} if classes else {}
+    return json.dumps({**config.to_dict(), **more}, indent=2) + "\n"
 
 
 def from_dict(saved: dict[str, Any]) -> ConfigDict:
-    """Returns a config from `json.loads(to_json(config))`; fields that it lacks get their default.
+    """Returns a config from `json.loads(to_json(config, …))`; fields that it lacks get their default.
 
     Raises:
       InputError: A field that does not exist, or has another type.
     """
     config = default_config()
-    for name, value in _flat(saved):
+    for name, value in _flat({k: v for k, v in saved.items() if k != CLASSES}):
         if name not in FIELDS:
             raise InputError(f"saved config: unknown field {name!r}.{nearest(name, FIELDS)}")
         group, leaf = locate(config, name)

@@ -78,6 +78,9 @@ def test_config_json_is_the_whole_config(unet: Path) -> None:
         == dict(config_lib.fields(config_lib.default_config())).keys()
     )
     assert saved["model"]["channel_mult"] == [1, 2] and saved["train"]["num_steps"] == 12
+    # Beside it, what the numbers of the classes mean.
+    assert [row["label"] for row in saved["classes"]] == list(range(10))
+    assert saved["classes"][3]["name"] == "3" and saved["classes"][3]["num_images"] > 100
 
 
 def test_metrics_have_a_row_per_logged_step_and_per_held_out_loss(unet: Path) -> None:
