@@ -522,6 +522,7 @@ def test_a_job_killed_before_its_progressive_pictures_makes_them_and_the_same_im
 SHARED = ("sample.shared_t=0,19,7", "sample.num_images=5")
 
 
+@pytest.mark.slow
 def test_shared_structure_is_pictured_at_the_samplers_nearest_times(
     conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
 ) -> None:

@@ -203,6 +203,7 @@ def test_a_field_of_another_metric_is_refused(copied: Path, field: str, metrics:
     assert f"config field eval.{name} decides nothing of eval.metrics=('{metrics}',)" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_where_it_was_whatever_the_batch_size(
     trained: Path, copied: Path
 ) -> None:
