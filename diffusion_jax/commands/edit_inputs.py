@@ -16,7 +16,6 @@ from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.data import image_file, picture
 from diffusion_jax.data.folder import pictures_in, shown
 from diffusion_jax.errors import InputError, reason
-from diffusion_jax.experiment.build import load_split
 from diffusion_jax.samplers.batches import class_of_images
 
 WHITE = 128  # Mask pixels from here on are drawn anew.
@@ -47,12 +46,13 @@ def load_inputs(run: TrainedRun) -> Inputs:
     the model was trained to do without (`train.label_dropout`).
 
     Raises:
-      InputError: An image that cannot be read, no test images, or a class that nobody says.
+      InputError: An image that cannot be read, no test images, classes that have moved, or one that nobody says.
     """
     config, labels = run.config, None
     num_classes, paths = config.model.num_classes, config.edit.images
     if paths is None:
-        split = load_split(config, "test")
+        labelled = num_classes > 0 and config.sample.labels is None
+        split = run.load_split("test", labelled=labelled)
         batch = split.read(np.arange(min(config.sample.num_images, split.num_images)))
         images, labels = batch["image"], batch["label"].astype(np.int32)
     else:

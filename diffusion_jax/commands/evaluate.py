@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.commands import evaluate_bound, evaluate_exact, job, run_config
 from diffusion_jax.commands.trained import TrainedRun
-from diffusion_jax.experiment import build
 
 # What each metric measures, and writes besides results/evaluate.json.
 METRICS: dict[str, Callable[[TrainedRun, data.Split, jax.sharding.Mesh, Path], None]] = {
@@ -24,12 +23,13 @@ def evaluate(config: ConfigDict, workdir: Path) -> int:
     Writes results/evaluate.json, and for each metric what `METRICS` says.
 
     Raises:
-      InputError: No checkpoint, another one than the config's, no images, or workdir not writable.
+      InputError: No checkpoint, another one than the config's, no images, classes that have moved, or workdir not
+        writable.
       RunError: No sound checkpoint; disk full; figures that are not finite.
     """
     run, mesh = job.open_run(config, workdir, "eval")
     run_config.check_trained(config, run.trained, f"checkpoint {run.step}")
-    split = build.load_split(run.config, config.eval.split)
+    split = run.load_split(config.eval.split, labelled=run.conditional)
     for name in dict.fromkeys(config.eval.metrics):
         METRICS[name](run, split, mesh, workdir)
     return 0

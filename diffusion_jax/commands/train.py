@@ -23,7 +23,12 @@ from diffusion_jax.commands import train_report
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.held_out import held_out_measures
 from diffusion_jax.commands.signals import EXIT_STOPPED
-from diffusion_jax.commands.trained import checkpoint_folder, saved_checkpoint_dir
+from diffusion_jax.commands.trained import (
+    SAME_CLASSES,
+    checkpoint_folder,
+    classes_moved,
+    saved_checkpoint_dir,
+)
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import AVERAGE, Experiment
@@ -77,6 +82,7 @@ def train(
         config = config_lib.with_num_classes(config, saved["data"]["num_classes"])
     _check_resume(saved, config, allow_config_change)
     split = build.load_split(config, "train")
+    _check_classes(saved, split, config, allow_config_change)
     exp = build.build(config, split.image_shape, split.num_classes, split.class_names)
     config = exp.config
     training = make_training(exp, mesh)
@@ -185,6 +191,17 @@ def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) 
             "this run was started with another config (field: saved -> now): "
             f"{'; '.join(changed)}. {ADVICE}"
         )
+
+
+def _check_classes(
+    meta: dict[str, Any] | None, split: data.Split, config: ConfigDict, allow: bool
+) -> None:
+    """Refuses to continue a run whose labels have come to mean other classes; warns if that is allowed."""
+    names = meta["data"].get("class_names", ()) if meta else split.class_names
+    if changed := classes_moved(names, split, config.data.name):
+        if not allow:
+            raise InputError(f"this run {changed}; {SAME_CLASSES}. {ADVICE}")
+        warnings.warn(f"this run {changed}; training goes on with these", stacklevel=1)
 
 
 def _restore(

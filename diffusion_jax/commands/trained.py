@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
+from diffusion_jax import data
 from diffusion_jax.addresses import expand
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError
@@ -17,7 +19,10 @@ from diffusion_jax.experiment import build
 from diffusion_jax.experiment.build import AVERAGE, Experiment
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
+from diffusion_jax.reporting import classes
 from diffusion_jax.training.state import abstract_like, average_part
+
+SAME_CLASSES = "rename them so that each has its number of the training"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,36 @@ class TrainedRun(Experiment):
         """Names of the classes that the model draws, their numbers if the checkpoint holds no names."""
         num_classes = self.config.model.num_classes
         return (self.class_names or tuple(map(str, range(num_classes))))[:num_classes]
+
+    def load_split(self, name: str, *, labelled: bool) -> data.Split:
+        """Opens a split of the run's data.
+
+        Args:
+          name: "train" or "test".
+          labelled: Whether the model is given its labels; they must be the numbers that the model knows its classes by.
+
+        Raises:
+          InputError: Labels that have come to mean other classes than at training.
+        """
+        split = build.load_split(self.config, name)
+        if labelled and (changed := classes_moved(self.class_names, split, self.config.data.name)):
+            raise InputError(f"checkpoint {self.step} {changed}; {SAME_CLASSES}")
+        return split
+
+
+def classes_moved(names: Sequence[str], split: data.Split, source: str) -> str | None:
+    """Returns in words which classes of the data are not those of a training; None if all are.
+
+    Args:
+      names: The training's classes; empty of older versions, which saved none.
+      split: The data as they are now.
+      source: The field data.name.
+    """
+    now = split.class_names
+    if not names:  # Those versions numbered folders by the letters of their names: 1, 10, 2.
+        names = tuple(sorted(now)) if source == "image_folder" else now
+    changed = classes.moved(names, now)
+    return changed and f"was trained with other classes than {source} now has: {changed}"
 
 
 def checkpoint_folder(workdir: Path, checkpoint_dir: str | None) -> str | Path:

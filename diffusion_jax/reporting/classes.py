@@ -5,6 +5,7 @@ from typing import Any
 
 SHOWN = 12  # Of more classes a line has the first ones and the last.
 LONGEST = 40  # Characters of a name.
+TOLD = 3  # Classes that have moved, in one line.
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:
@@ -48,3 +49,19 @@ def table(names: Sequence[str], counts: Sequence[int] | None) -> list[dict[str, 
         }
         for i in range(len(names if counts is None else counts))
     ]
+
+
+def moved(before: Sequence[str], now: Sequence[str]) -> str | None:
+    """Returns which numbers do not mean the class that they meant: "class 1 was 'cat' and is 'dog'"; None if all do."""
+
+    def name(names: Sequence[str], i: int) -> str:
+        return f"'{shortened(names[i])}'" if i < len(names) else "none"
+
+    told = [
+        f"class {i} was {name(before, i)} and is {name(now, i)}"
+        for i in range(max(len(before), len(now)))
+        if tuple(before[i : i + 1]) != tuple(now[i : i + 1])
+    ]
+    if not told:
+        return None
+    return "; ".join(told[:TOLD]) + (f"; … ({len(told)} in all)" if len(told) > TOLD else "")

@@ -1,5 +1,6 @@
 """`--mode=evaluate`: its figures are the library's, add up, and survive a kill; wrong input is named."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,8 +17,10 @@ from tiny_run import digits_in, environment, finish, results, run, start, write_
 
 import diffusion_jax
 from diffusion_jax.commands import held_out
-from diffusion_jax.data import load, to_model_range
+from diffusion_jax.commands.trained import classes_moved
+from diffusion_jax.data import Split, load, to_model_range
 from diffusion_jax.denoiser import make_denoiser
+from diffusion_jax.experiment import build
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import indexed, stream
 from diffusion_jax.likelihood.bound import variational_bound
@@ -346,3 +349,68 @@ def test_a_damaged_result_file_is_refused_before_anything_is_measured(copied: Pa
     outcome = run("--mode=evaluate", f"--workdir={copied}", *FEW, "--config.eval.seed=7")
     assert outcome.status == 2 and "does not hold results; move it away" in outcome.err
     assert set((copied / "results").rglob("*")) == before
+
+
+@pytest.fixture
+def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits whose class 8 is called 9, and the other way round."""
+    load = build.load_split
+
+    def load_renamed(*arguments: Any) -> Split:
+        names = ("0", "1", "2", "3", "4", "5", "6", "7", "9", "8")
+        return dataclasses.replace(load(*arguments), class_names=names)
+
+    monkeypatch.setattr(build, "load_split", load_renamed)
+
+
+@pytest.mark.usefixtures("renamed")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--mode=evaluate"],
+        ["--mode=evaluate", "--config.eval.metrics=ode_bpd", "--config.eval.split=train"],
+        ["--mode=inpaint", "--config.edit.keep=coarse"],
+        ["--mode=interpolate"],
+        ["--config.train.num_steps=13"],
+    ],
+    ids=" ".join,
+)
+def test_labels_that_have_come_to_mean_other_classes_are_refused_and_the_classes_named(
+    tiny: Path, copied: Path, flags: list[str]
+) -> None:
+    config = [] if "--mode" in flags[0] else [f"--config={tiny}"]
+    outcome = run(f"--workdir={copied}", *config, *flags)
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert (
+        "was trained with other classes than digits now has: class 8 was '8' and is '9'; class 9 was '9' and is '8'; "
+        "rename them so that each has its number of the training" in outcome.err
+    )
+
+
+@pytest.mark.usefixtures("renamed")
+def test_classes_that_have_moved_matter_only_where_labels_of_the_data_are_used(
+    tiny: Path, copied: Path
+) -> None:
+    flags = (
+        "--config.sample.labels=3",
+        "--config.sample.num_images=1",
+        "--config.edit.keep=coarse",
+    )
+    assert run("--mode=inpaint", f"--workdir={copied}", *flags).status == 0
+    outcome = run(
+        *(f"--config={tiny}", f"--workdir={copied}", "--config.train.num_steps=13"),
+        "--allow_config_change",
+    )
+    assert outcome.status == 0
+    assert "warning: this run was trained with other classes than digits now has" in outcome.err
+
+
+def test_folders_of_a_checkpoint_without_names_are_taken_to_be_numbered_by_their_letters() -> None:
+    def split(*names: str) -> Split:
+        return Split(1, (4, 4, 1), names, lambda _: {})  # pyright: ignore[reportArgumentType]
+
+    numbered, named = split("1", "2", "10"), split("cat", "dog")
+    moved = classes_moved((), numbered, "image_folder")
+    assert moved is not None and "class 1 was '10' and is '2'" in moved
+    assert classes_moved((), numbered, "tfds:numbers") is None
+    assert classes_moved((), named, "image_folder") is None
