@@ -25,12 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import report
 from fuzzing import loaders
-from fuzzing.loader import CRASH, FAULTS, HANG, OUTCOMES, Loader, Verdict
+from fuzzing.loader import CRASH, FAULTS, HANG, OUTCOMES, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 15.0  # Seconds for one case,
@@ -96,14 +97,14 @@ def work(folder: Path) -> None:
     kinds, made = loaders(), {}
     for line in sys.stdin:
         name, seed, number = json.loads(line)
-        if name not in made:
-            made[name] = _made(kinds[name], folder)
-        answers.write(json.dumps(made[name].case(seed, number)) + "\n")
+        try:
+            if name not in made:
+                made[name] = kinds[name](Path(tempfile.mkdtemp(dir=folder)))
+            verdict = made[name].case(seed, number)
+        except BaseException:  # An answer of a form that nobody judges.
+            verdict = Verdict(CRASH, traceback.format_exc())
+        answers.write(json.dumps(verdict) + "\n")
         answers.flush()
-
-
-def _made(kind: type[Loader], folder: Path) -> Loader:
-    return kind(Path(tempfile.mkdtemp(dir=folder)))
 
 
 def fuzz(flags: argparse.Namespace) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def fuzz(flags: argparse.Namespace) -> dict[str, Any]:
                 if verdict.outcome in FAULTS:
                     faults.append({"loader": name, "number": number, **verdict._asdict()})
                     if sum(fault["loader"] == name for fault in faults) <= SHOWN:
-                        detail = verdict.detail if flags.verbose else verdict.detail[:400]
+                        detail = verdict.detail if flags.verbose else verdict.detail[-600:]
                         print(f"{name} {number}: {verdict.outcome}: {detail}", flush=True)
                 elif flags.verbose:
                     print(f"{name} {number}: {verdict.outcome}: {verdict.detail}", flush=True)

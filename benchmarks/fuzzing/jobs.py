@@ -26,7 +26,7 @@ def resealed(path: Path, rng: Rng) -> str:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file}
     name = pick(rng, sorted(arrays))
-    array = arrays[name]
+    array = np.atleast_1d(arrays[name])
     what = pick(
         rng,
         [

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from jax._src import xla_bridge
-from jax._src.lib import xla_client
+from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
 
 from diffusion_jax import data
 from diffusion_jax.addresses import expand
