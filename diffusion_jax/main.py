@@ -25,7 +25,8 @@ from typing import Any, NoReturn
 
 from diffusion_jax.commands.signals import EXIT_STOPPED, handled
 from diffusion_jax.config import reference
-from diffusion_jax.errors import DISK_FULL, InputError, RunError, nearest, reason
+from diffusion_jax.config.kinds import Text
+from diffusion_jax.errors import DISK_FULL, InputError, RunError, nearest, reason, shortened
 from diffusion_jax.lifecycle import ownership, stopping
 
 MODES = {
@@ -136,8 +137,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
         if flags.config is None:
             raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
         flags.workdir = f"runs/{Path(flags.config).stem}"
-    if not flags.workdir:
-        raise InputError("--workdir is empty; it must be a folder")
+    if not (folder := Text("a folder")).accepts(flags.workdir):
+        raise InputError(f"--workdir is {shortened(flags.workdir)}; it must be {folder.allowed}")
     from diffusion_jax.addresses import expand  # The help does without.
 
     flags.workdir = expand(flags.workdir)

@@ -145,7 +145,7 @@ class ImageFiles:
                 return
             if not 0 < len(images) <= self._num_images - first:
                 return
-            if arrays.get("first", first) != first:  # Another part's file.
+            if "first" in arrays and arrays["first"].tolist() != first:  # Another part's file.
                 return
             first += len(images)
             yield images
@@ -193,6 +193,8 @@ def _write_npz(
 
 def _read_npz(path: Path) -> Iterator[Images]:
     with open_npz(path) as archive:
+        if not {"images.npy"} <= {*archive.namelist()} <= {"images.npy", "labels.npy"}:
+            raise ValueError(f"it holds {', '.join(archive.namelist())}")
         with open_array(archive, "images") as (header, file):
             if header.dtype != np.uint8 or header.fortran_order or len(header.shape) != 4:
                 raise ValueError(f"images of {header}")

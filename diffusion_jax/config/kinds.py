@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import math
+import os
 from typing import Any, ClassVar
 
 from diffusion_jax.errors import nearest
@@ -119,7 +120,7 @@ class Bool(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Text(Kind):
-    """Any text but the empty one; `what` says what it stands for, as in "a folder"."""
+    """Any text that could be a path, so not the empty one; `what` says what it stands for, as in "a folder"."""
 
     what: str
     python_type = str
@@ -132,7 +133,12 @@ class Text(Kind):
         return text
 
     def accepts(self, value: object) -> bool:
-        return isinstance(value, str) and value != ""
+        if not isinstance(value, str):
+            return False
+        try:  # No path has a zero byte, or half of a surrogate pair.
+            return value != "" and b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:
+            return False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -150,7 +150,8 @@ def _user_builder(name: str, data_dir: Path | None) -> Any:
     """Returns what TFDS knows of a user's data; raises an InputError if that is not there or cannot be read."""
     folder = str(data_dir or Path(constants.DATA_DIR).expanduser())
     try:
-        for below in Path(folder).glob(re.split("[/:]", name)[0]):
+        first = re.match(r"\w*", name)
+        if first and first[0] and (below := Path(folder, first[0])).is_dir():
             only_regular(below)
         return read_only_builder.builder_from_files(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError as error:

@@ -92,11 +92,12 @@ def test_a_home_folder_is_meant_by_a_tilde_wherever_a_path_is_given(tmp_path, mo
     assert not (tmp_path / "~").exists()
 
 
-@pytest.mark.parametrize("flag", ["--workdir=~nobody-of-that-name/x", "--workdir="])
-def test_a_workdir_that_is_no_folder_of_anybody_is_refused(flag):
-    said = refused(flag)
+@pytest.mark.parametrize("workdir", ["~nobody-of-that-name/x", "", "a\0b"])
+def test_a_workdir_that_is_no_folder_of_anybody_is_refused(workdir):
+    said = refused(f"--workdir={workdir}")
     assert (
-        said == "--workdir is empty; it must be a folder" or "no home folder of that user" in said
+        said == f"--workdir is {workdir!r}; it must be a folder"
+        or "no home folder of that user" in said
     )
 
 

@@ -86,7 +86,7 @@ def test_text_of_another_kind_is_refused(kind: Kind, text: str) -> None:
         (Float(0, 0.9), [0, 0.9], [-0.1, 0.91]),
         (Float(0, 1, open=True), [1e-9, 0.999], [0, 0.0, 1, 1.0, 2]),
         (Bool(), [True, False], [1, 0, "true"]),
-        (Text("a path"), ["x"], ["", 1, None]),
+        (Text("a path"), ["x", "\udce9.png"], ["", 1, None, "a\0b", "\ud800"]),
         (METRICS, ["fid"], ["fi", "", 1, ("fid",)]),
         (Choice(("a",), prefix="tfds:"), ["a", "tfds:my set"], ["b", "tfds:", "xtfds:y"]),
         (Tuple(Int(1)), [(), (1, 2)], [(0,), (1, True), (1.0,), [1], 1, "1"]),
