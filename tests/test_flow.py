@@ -23,8 +23,8 @@ PROCESSES = {
 }
 
 
-@pytest.mark.parametrize("name", [normal_data, slow(mixture_data)])
-@pytest.mark.parametrize("data", [mixture_data, normal_data])
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("data", [normal_data, slow(mixture_data)])
 def test_the_flow_of_every_process_is_the_exact_one(name, data, rng):
     process = PROCESSES[name]
     grid = process.grid(10, "logsnr")
