@@ -36,6 +36,7 @@ def job(folder: Path, mode: str, *fields: str):
     return run(f"--workdir={folder / 'run'}", f"--mode={mode}", *ADAPTIVE, *fields)
 
 
+@pytest.mark.slow
 def test_training_goes_on_without_a_picture_that_the_solver_did_not_finish(folder: Path):
     assert "no samples at step 2: 4 of 4 reached sampler.max_steps" in (folder / "said").read_text()
     assert not list((folder / "run").glob("samples/*.png"))

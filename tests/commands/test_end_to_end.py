@@ -209,6 +209,7 @@ def test_samples_are_pngs_a_grid_an_npz_and_a_result(
     assert result["sampler"]["name"] == "ancestral"
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_batch_size_devices_or_the_training_command(
     conditional: Path, sample: Callable[..., tuple[dict[str, Any], Path]]
 ) -> None:

@@ -24,6 +24,8 @@ from tiny_run import (
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.data import image_file
 
+pytestmark = pytest.mark.slow  # Every test starts several commands.
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -70,7 +72,6 @@ def pair(*flags: str, prologue: str = "", second: tuple[str, ...] = ()) -> list:
     ]
 
 
-@pytest.mark.slow
 def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: Path) -> None:
     tiny, workdir, alone = write_config(tmp_path), tmp_path / "run", tmp_path / "alone"
     fields = (f"--config={tiny}", "--config.train.eval_every=3", "--config.eval.num_images=8")
@@ -102,7 +103,6 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: values.astype(float) for name, values in arrays.items()}
 
 
-@pytest.mark.slow
 def test_two_processes_keep_what_is_drawn_and_image_i_is_the_same_whoever_draws_it(
     trained: Path, tmp_path: Path
 ) -> None:
@@ -137,7 +137,6 @@ def test_two_processes_keep_what_is_drawn_and_image_i_is_the_same_whoever_draws_
 IMPATIENT = "from diffusion_jax.parallel import peers\npeers.SILENCE = 5\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_one_process_stops_both_after_a_checkpoint_if_there_is_time(
     number: signal.Signals, tmp_path: Path
@@ -169,7 +168,6 @@ def test_a_signal_to_one_process_stops_both_after_a_checkpoint_if_there_is_time(
         assert "Traceback" not in outcomes[0].err and time.monotonic() - signalled < 60
 
 
-@pytest.mark.slow
 def test_processes_that_were_started_differently_both_stop_and_name_the_field(
     tmp_path: Path,
 ) -> None:
@@ -203,7 +201,6 @@ def test_a_coordinator_that_cannot_be_reached_is_named_with_how_long_it_was_trie
     assert outcome.status == 2 and "are needed together" in outcome.err
 
 
-@pytest.mark.slow
 def test_two_processes_measure_what_one_does_and_file_it_once(
     trained: Path, tmp_path: Path
 ) -> None:

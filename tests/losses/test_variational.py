@@ -200,7 +200,7 @@ def _hybrid(prediction: str, variance: str) -> tuple[Any, Any]:
     ("pair", "prediction", "variance"),
     [
         slow(_vlb, "eps", "learned"),
-        (_vlb, "v", "fixed_large"),
+        slow(_vlb, "v", "fixed_large"),
         slow(_vlb, "mean", "learned"),
         slow(_hybrid, "eps", "learned"),
         (_hybrid, "x0", "learned"),

@@ -293,7 +293,9 @@ def doubles(tree: Any) -> Any:
     return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
 
 
-@pytest.mark.parametrize("mode", ["jit", "linearize", slow("eager"), slow("scan"), slow("remat")])
+@pytest.mark.parametrize(
+    "mode", ["jit", slow("linearize"), slow("eager"), slow("scan"), slow("remat")]
+)
 def test_tangents_are_differences_of_the_float64_network(params, small, inputs, mode):
     x, t, labels = inputs
     if mode == "jit":
@@ -489,6 +491,7 @@ def test_a_conditional_model_without_labels_is_an_error(params, inputs):
         jax.eval_shape(tiny().apply, params, *inputs[:2])
 
 
+@pytest.mark.slow
 def test_parameters_may_be_numpy_arrays_as_other_tools_read_them(forward, params, inputs):
     expected = forward(params, *inputs)
     host = jax.tree.map(np.asarray, params)

@@ -45,6 +45,7 @@ def test_a_device_holds_its_part_of_parameters_moments_and_averages(data: int, f
     assert 0 < step.activations < step.temporaries
 
 
+@pytest.mark.slow
 def test_accumulation_needs_less_memory_and_computes_as_much():
     """XLA counts the loop over micro-batches once."""
     whole, micro = small(data=1), small(data=1)

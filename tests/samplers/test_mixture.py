@@ -51,7 +51,7 @@ OF_SCORES = {"euler_maruyama", "langevin", "pc", "reverse_diffusion"}
 @pytest.mark.parametrize(
     "name",
     slow_but(
-        ["ancestral", "ddim", "heun", "dpmpp_2m", "unipc"],
+        ["ancestral", "ddim", "dpmpp_2m"],
         [name for name in SAMPLERS if name not in OF_SCORES],
     ),
 )
