@@ -164,10 +164,9 @@ def _open_store(config: ConfigDict, workdir: Path) -> CheckpointStore:
         keep_last=fields.keep_last,
         keep_every=fields.keep_every,
     )
-    if fields.checkpoint_dir is not None:
-        check_writable_place(store.directory)
-        if is_local(store.directory):  # Another workdir may name the same one.
-            own(Path(store.directory), "train")
+    check_writable_place(store.directory)
+    if is_local(store.directory):  # Another workdir may name the same one, also this one's default.
+        own(Path(store.directory), "train")
 
     def check_moved() -> None:
         before = CheckpointStore(checkpoint_folder(workdir, saved_checkpoint_dir(workdir)))

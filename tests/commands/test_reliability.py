@@ -219,7 +219,12 @@ def test_a_workdir_that_another_command_trains_in_is_refused_and_not_touched(
     outcome = train("train.num_steps=15", f"train.checkpoint_dir={elsewhere}")
     assert outcome.status == 2 and f"{elsewhere} is in use by --mode=train" in outcome.err
     lock.release()
-    assert not list(workdir.glob("lock*"))
+    lock = held(workdir / "checkpoints", "train")  # Of another workdir, whose checkpoints are here.
+    outcome = train("train.num_steps=15")
+    assert outcome.status == 2
+    assert f"{workdir / 'checkpoints'} is in use by --mode=train" in outcome.err
+    lock.release()
+    assert not list(workdir.rglob("lock*"))
 
 
 @pytest.mark.parametrize(
