@@ -1,7 +1,8 @@
 """Reads prepared TFDS data through tfds.data_source, many images a call, without TensorFlow."""
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def open_user(name: str, data_dir: Path | None, split: str, image_size: int | No
         return {"image": np.stack(images), "label": np.array(labels, np.int32)}
 
     decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
-    source = builder.as_data_source(split, decoders=decoders)
+    with _understood(name, str(builder.data_dir)):
+        source = builder.as_data_source(split, decoders=decoders)
     return Split(
         *(len(source), shape, class_names, _reader(source, Path(builder.data_dir), parse)),
         sizes={key: part.num_examples for key, part in info.splits.items()},
@@ -149,17 +151,24 @@ def open_user(name: str, data_dir: Path | None, split: str, image_size: int | No
 def _user_builder(name: str, data_dir: Path | None) -> Any:
     """Returns what TFDS knows of a user's data; raises an InputError if that is not there or cannot be read."""
     folder = str(data_dir or Path(constants.DATA_DIR).expanduser())
-    try:
+    with _understood(name, folder):
         first = re.match(r"\w*", name)
         if first and first[0] and (below := Path(folder, first[0])).is_dir():
             only_regular(below)
         return read_only_builder.builder_from_files(name, data_dir=folder)
+
+
+@contextlib.contextmanager
+def _understood(name: str, folder: str) -> Iterator[None]:
+    """Raises an InputError for whatever damaged metadata of a user's data make TFDS raise, which is nearly anything."""
+    try:
+        yield
     except tfds.core.DatasetNotFoundError as error:
         raise InputError(
             f"TFDS data {name!r} is not prepared in {folder!r}; prepare it there with "
             "file_format='array_record', or set source_dir to the data_dir that holds it"
         ) from error
-    except Exception as error:  # Damaged metadata can raise nearly anything.
+    except Exception as error:
         raise InputError(
             f"TFDS data {name!r} in {folder!r} cannot be read: {reason(error)[:200]}; prepare it anew"
         ) from error

@@ -346,3 +346,12 @@ def test_damaged_user_data_is_refused_in_one_line(tmp_path, make_tfds, name, tex
     with pytest.raises(InputError, match=message) as error:
         load("tfds:things", "train", source_dir=tmp_path)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_user_data_whose_files_have_names_that_cannot_be_made_are_refused(tmp_path, make_tfds):
+    image = tfds.features.Tensor(shape=(4, 4, 3), dtype=np.uint8)
+    make_tfds({"image": image}, [{"image": IMAGE}])
+    (file,) = (tmp_path / "things").rglob("dataset_info.json")
+    file.write_text(file.read_text().replace("{SHARD_X_OF_Y}", "{X}"))
+    with pytest.raises(InputError, match="cannot be read: Could not format template"):
+        load("tfds:things", "train", source_dir=tmp_path)

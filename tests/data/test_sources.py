@@ -181,7 +181,7 @@ def test_a_pipe_in_place_of_an_archive_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="not a regular file"):
         fashion_mnist.read_idx(tmp_path / "pipe")
-    with pytest.raises(InputError, match="not a regular file"):
+    with pytest.raises(InputError, match="cannot read '.*pipe': not a regular file"):
         load("cifar10", "train", source_dir=tmp_path / "pipe", sha256="0" * 64, cache_dir=tmp_path)
 
 

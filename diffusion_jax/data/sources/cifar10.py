@@ -22,7 +22,7 @@ from diffusion_jax.data.sources.base import (
 )
 from diffusion_jax.data.sources.batch_pickle import load_batch
 from diffusion_jax.data.sources.download import download
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, reason
 from diffusion_jax.reading.regular import open_regular
 
 FILE_NAME = "cifar-10-python.tar.gz"
@@ -73,8 +73,11 @@ def check_file(path: Path, sha256: str) -> None:
             f"{str(path)!r} has {size} bytes; the published file has {NUM_BYTES}. "
             "To use a repacked file, set sha256 to its SHA-256"
         )
-    with open_regular(path) as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open_regular(path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {reason(error)}") from error
     if found != sha256:
         raise InputError(f"{str(path)!r} has SHA-256 {found}; it must have {sha256}")
 
