@@ -91,6 +91,7 @@ def train(
         state, meta = training.create(), {}
     else:
         state, meta = _restore(training, store, split, config.data.name, allow_config_change)
+    _own_checkpoints(store)
     if jax.process_index() == 0:
         of_data = classes.table(split.class_names, split.class_counts)
         results.write_text(workdir / "config.json", config_lib.to_json(config, of_data))
@@ -164,9 +165,9 @@ def _open_store(config: ConfigDict, workdir: Path) -> CheckpointStore:
         keep_last=fields.keep_last,
         keep_every=fields.keep_every,
     )
-    check_writable_place(store.directory)
-    if is_local(store.directory):  # Another workdir may name the same one, also this one's default.
-        own(Path(store.directory), "train")
+    is_there = Path(store.directory).exists
+    if fields.checkpoint_dir is not None or distributed.first_decides("whose they are", is_there):
+        _own_checkpoints(store)
 
     def check_moved() -> None:
         before = CheckpointStore(checkpoint_folder(workdir, saved_checkpoint_dir(workdir)))
@@ -178,6 +179,16 @@ def _open_store(config: ConfigDict, workdir: Path) -> CheckpointStore:
 
     distributed.first_decides("where the checkpoints are", check_moved)
     return store
+
+
+def _own_checkpoints(store: CheckpointStore) -> None:
+    """Makes the folder of the checkpoints this command's own: another workdir may name it, the default one too.
+
+    A run that is refused before its first step leaves no such folder behind, so a new one is made as late as that.
+    """
+    check_writable_place(store.directory)
+    if is_local(store.directory):
+        own(Path(store.directory), "train")
 
 
 def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) -> None:
