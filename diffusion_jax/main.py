@@ -193,8 +193,8 @@ def run(argv: list[str], started: float) -> int:
     jax = _import_jax()
     from diffusion_jax import config as config_lib
     from diffusion_jax.commands import evaluate, inpaint, interpolate, run_config, sample
-    from diffusion_jax.commands.environment import (
-        check_layout,
+    from diffusion_jax.commands.environment import check_layout
+    from diffusion_jax.commands.jax_settings import (
         check_xla_flags,
         keep_compiled_programs,
         pin_settings,

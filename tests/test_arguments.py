@@ -168,6 +168,9 @@ def test_a_schedule_of_own_betas_is_the_named_one_of_the_same():
         ([0.1, 0.0], r"betas\[1\] is 0"),
         ([float("nan")], r"betas\[0\] is nan"),
         ([0.1, 1.5], r"betas\[1\] is 1.5"),
+        ([0.5, 1e-20, 0.1], r"betas\[1\] is 1e-20, too small beside those before it"),
+        ("abc", "betas are no numbers"),
+        ([[0.1], [0.1, 0.2]], "betas are no numbers"),
     ],
 )
 def test_betas_that_are_no_schedule_are_refused(betas, message: str):

@@ -30,6 +30,8 @@ def test_the_noise_of_an_image_is_the_same_in_every_batch_and_by_every_default(g
 def test_keys_of_ones_own_give_the_same_noise_in_every_batch(generator):
     """Of `rbg`, a draw under `vmap` is of the whole batch."""
     keys = jax.random.split(jax.random.key(7), 4)
+    plain = image_normal(keys, SHAPE)
+    np.testing.assert_array_equal(image_normal(keys[2:3], SHAPE)[0], plain[2])
     together = image_normal(folded(keys, 0), SHAPE)
     np.testing.assert_array_equal(image_normal(folded(keys[2:3], 0), SHAPE)[0], together[2])
     assert len(np.unique(np.asarray(together))) == together.size

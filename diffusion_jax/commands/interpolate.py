@@ -241,8 +241,7 @@ def _costs(run: TrainedRun, solve: Solve | None) -> list[int]:
     """Returns the evaluations of each image by an adaptive sampler, none by another; refuses unfinished ones."""
     if solve is None:
         return []
-    finished, reached = np.asarray(solve.finished), np.asarray(solve.reached)
-    sampling.check_finished(run.config, run.params, finished, reached)
+    sampling.check_finished(run.config, run.params, np.asarray(solve.finished), solve)
     return np.asarray(solve.evaluations).tolist()
 
 

@@ -58,6 +58,10 @@ def job_name(config: ConfigDict, step: int, checkpoint: str, **more: Any) -> str
       more: What else decides them, such as the number of images.
     """
     options = sampling.sampler_options(config).items()
+    # Images of such a grid, drawn before its prior was its own, were others.
+    prior_std = sampling.own_prior_std(config)
+    if prior_std is not None:
+        more = {**more, "prior_std": round(prior_std, 6)}
     decisive = {
         "checkpoint": checkpoint,
         "trained": config_lib.config_hash(config),

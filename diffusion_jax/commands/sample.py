@@ -54,8 +54,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
 
     def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
         samples = draw_batch(run.params, settings, indices, fields.labels)
-        reached = None if samples.solve is None else np.asarray(samples.solve.reached)
-        sampling.check_finished(config, run.params, samples.finished, reached)
+        sampling.check_finished(config, run.params, samples.finite, samples.solve)
         if samples.solve is not None:
             costs.extend(np.asarray(samples.solve.evaluations).tolist())
         return samples.images

@@ -56,7 +56,7 @@ def draw_progressive(
         with_frames=True,
     )
     samples = draw(run.params, sampling.settings(run.config), np.arange(count), fields.labels)
-    sampling.check_finished(run.config, run.params, samples.finished)
+    sampling.check_finished(run.config, run.params, samples.finite, samples.solve)
     if jax.process_index() != 0:
         return
     assert samples.frames_x0 is not None

@@ -114,7 +114,7 @@ SETTABLE = {
     "sampler.clip_keeps": Field(
         None,
         Choice(("eps",)),
-        "where x_0 is limited: eps stays the network's, as in diffusers' DDIM; unset: x_t stays, and eps follows",
+        "ddim, where x_0 is limited: eps stays the network's, as in diffusers; unset: x_t stays, and eps follows",
         "always",
     ),
     "sampler.dynamic_threshold": Field(
@@ -280,7 +280,7 @@ SETTABLE = {
     "eval.num_terms": Field(
         None,
         Int(1, 1_000_000),
-        "bound: terms of each image, drawn evenly from the steps, L_0 always among them; unset: all",
+        "bound: terms of each image, drawn half evenly and half where they are large, L_0 among them; unset: all",
         "always",
     ),
     "eval.variance": Field(

@@ -48,7 +48,7 @@ def _warn_of_range(images: Float32[np.ndarray, "*dims"]) -> None:
     if images.size == 0:
         return
     low, high = float(images.min()), float(images.max())
-    if low < -FAR or high > FAR:
+    if not -FAR <= low <= high <= FAR:  # A NaN, too, is outside.
         seen = f"from {low:g} to {high:g}"
     elif 0 <= low and BRIGHT < high <= 1:
         seen = "all in [0, 1]"

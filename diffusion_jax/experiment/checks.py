@@ -33,7 +33,10 @@ LARGE_VARIANCE = 2  # Relative to the posterior's: in less the two are much the 
 FITTING = {"langevin": ("ve", "ncsn")}  # Processes of the solvers that are not for all.
 # Fields of the sampler group that no update rule takes: its name, grid and x_T, limits and guidance of its denoiser.
 OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "u_min", "temperature"}
-OF_ALL_SAMPLERS |= {"clip", "clip_keeps", "dynamic_threshold"}
+OF_ALL_SAMPLERS |= {"clip", "dynamic_threshold"}
+KEEPING = {
+    "ddim"
+}  # Samplers of which a peer keeps eps where x_0 is limited: their options have clip_keeps.
 OF_GUIDANCE = {"guidance_scale", "guidance_interval", "guidance_rescale", "guidance_rescale_of"}
 
 
@@ -71,7 +74,8 @@ def check_sampler_takes(config: ConfigDict) -> None:
 def sampler_takes(name: str) -> set[str]:
     """Returns the fields of the sampler group that decide what this sampler draws."""
     taken = inspect.signature(choose("sampler.name", name, SAMPLERS)).parameters
-    return OF_ALL_SAMPLERS | OF_GUIDANCE | taken.keys() - {"grid", "process"}
+    keeps = {"clip_keeps"} if name in KEEPING else set()
+    return OF_ALL_SAMPLERS | OF_GUIDANCE | keeps | taken.keys() - {"grid", "process"}
 
 
 def check_solver_fits(config: ConfigDict) -> None:

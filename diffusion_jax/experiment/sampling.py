@@ -27,6 +27,7 @@ from diffusion_jax.samplers import (
     Sampler,
     SampleResult,
     Shared,
+    Solve,
     image_keys,
     sample_loop,
     shared_structure,
@@ -85,14 +86,26 @@ def make_sampler(experiment: Experiment) -> Sampler:
     return sampler
 
 
+def own_prior_std(config: ConfigDict) -> float | None:
+    """Returns the standard deviation that the sampler's grid starts with, if that is not the process's."""
+    process = make_process(config, config.sampler.u_min)
+    prior_std = process.grid(_num_steps(config), config.sampler.spacing).prior_std
+    return None if np.isclose(prior_std, process.prior_std, rtol=1e-9) else prior_std
+
+
+def _num_steps(config: ConfigDict) -> int | None:
+    """Returns the steps of the sampler's grid: as set, or its own default; None leaves them to the process."""
+    fields = config.sampler
+    if fields.num_steps is None and isinstance(fields.spacing, str):  # A list says itself how many.
+        return DEFAULT_STEPS.get(fields.name)
+    return fields.num_steps
+
+
 def sampler_of(experiment: Experiment, numbers: Settings | None = None) -> Sampler:
     """Returns the sampler, where asked for with numbers that are arguments of the program."""
     options = sampler_options(experiment.config)
     process = make_process(experiment.config, options["u_min"])
-    num_steps = options["num_steps"]
-    if num_steps is None and isinstance(options["spacing"], str):  # A list says itself how many.
-        num_steps = DEFAULT_STEPS.get(options["name"])
-    grid = process.grid(num_steps, options["spacing"])
+    grid = process.grid(_num_steps(experiment.config), options["spacing"])
     make = SAMPLERS[options["name"]]
     if numbers is not None:
         options |= {name: getattr(numbers, name) for name in TRACED}
@@ -113,40 +126,48 @@ def all_finite(images: Float[Array, " b *dims"]) -> Bool[Array, " b"]:
 def check_finished(
     config: ConfigDict,
     params: Any,
-    finished: Bool[np.ndarray, " n"],
-    reached: np.ndarray | None = None,
+    finite: Bool[np.ndarray, " n"] | None,
+    solve: Solve | None = None,
 ) -> None:
-    """Refuses images that are not finite, or that an adaptive sampler has not finished.
+    """Refuses images that are not finite, or that an adaptive sampler has not finished, which are not finite either.
 
     Args:
       config: The config.
       params: Parameters that they were drawn with.
-      finished: Whether an image is one.
-      reached: Time that each has come to, if known.
+      finite: Whether all of an image's numbers are; None: nobody has looked.
+      solve: What an adaptive sampler says of them; None of another sampler, or where it is not known.
 
     Raises:
       RunError: Not all are finite.
       InputError: Not all are finished.
     """
-    if finished.all():
+    unfinished = None if solve is None else ~np.asarray(solve.finished)
+    if finite is None:
+        finite = np.ones(1, bool) if unfinished is None else ~unfinished
+    if finite.all() and (unfinished is None or not unfinished.any()):
         return
-    fields, wrong = config.sampler, f"{(~finished).sum()} of {len(finished)} images are not finite"
-    arrays = jax.tree.leaves(params)
-    if broken := sum(not bool(jnp.isfinite(array).all()) for array in arrays):
-        raise RunError(
-            f"{wrong}, and neither are {broken} of the {len(arrays)} arrays of the checkpoint's parameters; take an "
-            "earlier checkpoint, by sample.step"
-        )
-    if "max_steps" not in sampler_takes(fields.name):
-        raise RunError(
-            f"{wrong}, though the parameters are: numbers grow beyond float range in the sampler {fields.name!r}; "
-            "try model.dtype=float32, sampler.clip=true, or less guidance"
-        )
-    where = "" if reached is None else f" at t = {reached[~finished].max():.4g}"
-    raise InputError(
-        f"{(~finished).sum()} of {len(finished)} images were not finished: the solver stopped{where} after "
+    fields, arrays = config.sampler, jax.tree.leaves(params)
+    limit = (
         f"sampler.max_steps={fields.max_steps} steps with sampler.rtol={fields.rtol:g} and sampler.atol="
         f"{fields.atol:g}; allow more steps, or larger tolerances"
+    )
+    if broken := sum(not bool(jnp.isfinite(array).all()) for array in arrays):
+        raise RunError(
+            f"{(~finite).sum()} of {len(finite)} images are not finite, and neither are {broken} of the {len(arrays)} "
+            "arrays of the checkpoint's parameters; take an earlier checkpoint, by sample.step"
+        )
+    if solve is not None and unfinished is not None and unfinished.any():
+        furthest = np.asarray(solve.reached)[unfinished].max()
+        raise InputError(
+            f"{unfinished.sum()} of {len(finite)} images were not finished: the solver stopped at t = {furthest:.4g} "
+            f"after {limit}"
+        )
+    adaptive = solve is None and "max_steps" in sampler_takes(fields.name)
+    maybe = f", or the solver stopped after {limit}" if adaptive else ""
+    raise RunError(
+        f"{(~finite).sum()} of {len(finite)} images are not finite, though the parameters are: numbers grow beyond "
+        f"float range in the sampler {fields.name!r}; try model.dtype=float32, sampler.clip=true, or less guidance"
+        f"{maybe}"
     )
 
 

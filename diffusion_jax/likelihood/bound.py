@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
+from scipy.special import expit
 
 from diffusion_jax.denoiser import Denoise, Prediction
 from diffusion_jax.errors import InputError, expect
@@ -26,9 +27,7 @@ from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.reverse import p_posterior, posterior_kl, prior_kl
 from diffusion_jax.reporting.progress import report
 
-DATA_PRECISION = (
-    4.0  # 1 / variance of pixels, for which a sample of the terms is good; it is right for any.
-)
+DATA_VARIANCE = 0.25  # Of the pixels that the sample of terms is best for; it is unbiased for any.
 LONGEST = 50.0  # Of a step, in logsnr: at the end of jsd.
 OF_TIMES = 1  # In an image's key; as the bits of a time it would be 1e-45, which no grid has.
 
@@ -229,9 +228,10 @@ def drawn_shares(grid: Grid) -> Float[np.ndarray, " m"]:
     Var(eps | x_t): without that, a few large terms near the data decide an estimate that seldom meets one.
     """
     logsnr = grid.logsnr[:-1]
-    left = 1 / (1 + DATA_PRECISION * np.exp(-logsnr[:-1]))
+    left = expit(logsnr[:-1] + np.log(DATA_VARIANCE))
     sizes = np.expm1(np.minimum(np.diff(logsnr), LONGEST)) * left
-    return (sizes / sizes.sum() + 1 / len(sizes)) / 2
+    even = np.full(len(sizes), 1 / len(sizes))
+    return (sizes / sizes.sum() + even) / 2 if sizes.sum() > 0 else even
 
 
 def _all(keys: Key[Array, " b"], last: int) -> tuple[Int[Array, " k b"], Float[Array, " k b"]]:

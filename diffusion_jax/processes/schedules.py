@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax.errors import InputError, choose
+from diffusion_jax.errors import InputError, choose, reason
 from diffusion_jax.processes.gaussian import Steps, steps
 from diffusion_jax.processes.process import SMALLEST, Grid
 from diffusion_jax.processes.spacing import timesteps
@@ -136,7 +136,10 @@ def schedule_from_betas(betas: Sequence[float] | Float[np.ndarray, " T"]) -> Sch
     Raises:
       InputError: No steps, not one number a step, or one outside (0, 1].
     """
-    values = np.asarray(betas, np.float64)
+    try:
+        values = np.asarray(betas, np.float64)
+    except (TypeError, ValueError) as error:  # Text, or lists of several lengths.
+        raise InputError(f"betas are no numbers: {reason(error)}") from error
     if values.ndim != 1 or len(values) == 0:
         raise InputError(
             f"betas have shape {values.shape}; they must be one number for each of T steps"
@@ -147,13 +150,23 @@ def schedule_from_betas(betas: Sequence[float] | Float[np.ndarray, " T"]) -> Sch
         raise InputError(
             f"betas[{first}] is {values[first]:g}; betas must be in the interval (0, 1]"
         )
+    lost = np.flatnonzero(np.diff(_log_alpha_bar(values), prepend=0.0) >= 0)
+    if len(lost):
+        first = lost[0]
+        raise InputError(
+            f"betas[{first}] is {values[first]:g}, too small beside those before it to count in float64"
+        )
     return _of_betas(values)
 
 
 def _of_betas(betas: Float[np.ndarray, " T"]) -> Schedule:
+    return _from_log_alpha_bar(_log_alpha_bar(betas), np.arange(len(betas)))
+
+
+def _log_alpha_bar(betas: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
     with np.errstate(divide="ignore"):
         log_alphas = np.maximum(np.log1p(-betas), -_MAX_ABS_LOGSNR)  # jsd ends at beta = 1
-    return _from_log_alpha_bar(np.cumsum(log_alphas), np.arange(len(betas)))
+    return np.cumsum(log_alphas)
 
 
 def respace(

@@ -33,6 +33,7 @@ LAST_TIME = 999.0  # Of VP and sub-VP: their networks are given what DDPM's of 1
 LARGEST_LOGSNR = (
     1000.0  # For the data's own, which is infinite; no process in float64 has as much elsewhere.
 )
+SAME_SIGNAL = 1e-9  # Difference of log signals that counts as none.
 ROUNDING = 1e-6  # Of u in float32: beyond the ends by no more is at the end.
 
 
@@ -89,13 +90,6 @@ class ContinuousProcess(abc.ABC):
     def u_of(self, logsnr: Numbers) -> Numbers:
         """Returns u where 2 log(signal / std) takes these values; it may lie outside [0, 1]."""
 
-    def prior_std_at(self, part: float) -> float:
-        """Returns the standard deviation that a grid starts with where std is this part of std at u = 1.
-
-        It is the same part of `prior_std`: of VE sigma itself, with which Karras et al. (2022) start.
-        """
-        return float(part * self.prior_std)
-
     def at(self, time: Real[Array, " b"]) -> Point:
         """Returns the points at these times, of u in [0, 1]; NaN outside."""
         time = jnp.asarray(time, jnp.float32)
@@ -132,7 +126,18 @@ class ContinuousProcess(abc.ABC):
             np.append(points.time, self.ends[0]),
             np.append(points.log_signal, 0.0),
             np.append(points.std, 0.0),
-            self.prior_std_at(points.std[0] / ends.std[-1]),
+            self._prior_std_at(points, ends),
+        )
+
+    def _prior_std_at(self, points: Points, ends: Points) -> float:
+        """Returns the standard deviation of x at the first of these points.
+
+        Where the signal is that of u = 1, as of VE, all that differs is the noise, and x is drawn with the point's own
+        (Karras et al., 2022). Where it falls, x_u of data of the prior's size keeps that size: `prior_std`.
+        """
+        same_signal = abs(points.log_signal[0] - ends.log_signal[-1]) < SAME_SIGNAL
+        return (
+            self.prior_std * float(points.std[0] / ends.std[-1]) if same_signal else self.prior_std
         )
 
     def points(self, time: Float[np.ndarray, " n"]) -> Points:
@@ -186,11 +191,6 @@ class _OfBeta(ContinuousProcess):
     def ends(self) -> tuple[float, float]:
         """0 and 999."""
         return 0.0, LAST_TIME
-
-    def prior_std_at(self, part: float) -> float:
-        """Returns 1: of data of variance 1, VP has that variance at every u."""
-        del part
-        return self.prior_std
 
     def log_signal(self, u: Numbers) -> Numbers:
         """Returns -B / 2."""

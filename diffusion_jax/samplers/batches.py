@@ -48,12 +48,6 @@ class Samples(NamedTuple):
     finite: Bool[np.ndarray, " n"] | None = None
     class_names: tuple[str, ...] = ()
 
-    @property
-    def finished(self) -> Bool[np.ndarray, " n"]:
-        """Whether each is an image: its numbers are finite, and no adaptive solution was cut short."""
-        finished = np.ones(len(self.images), bool) if self.finite is None else self.finite
-        return finished if self.solve is None else finished & np.asarray(self.solve.finished)
-
     def grid(self) -> UInt8[np.ndarray, "gh gw c"]:
         """Pictures all images, magnified if they are tiny; a named row a class if they have classes."""
         images = pictures.magnified(self.images)

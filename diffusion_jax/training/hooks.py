@@ -62,10 +62,12 @@ def draw_pictures(
     result = draw(params)
     if jax.process_index() != 0:
         return
-    if not result.finished.all():
+    if result.finite is not None and not result.finite.all():
+        cut_short = result.solve is not None and not result.solve.finished.all()
+        advice = "reached sampler.max_steps; allow more, or larger sampler.rtol and sampler.atol"
         warnings.warn(
-            f"no samples at step {step}: {(~result.finished).sum()} of {len(result.finished)} reached "
-            "sampler.max_steps; allow more, or larger sampler.rtol and sampler.atol",
+            f"no samples at step {step}: {(~result.finite).sum()} of {len(result.finite)} "
+            f"{advice if cut_short else 'are not finite'}",
             stacklevel=1,
         )
         return

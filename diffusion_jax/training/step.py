@@ -59,6 +59,9 @@ def make_train_step(
 ) -> TrainStep:
     """Returns (state, batch) -> (state, metrics), to be compiled by the caller.
 
+    Images become floats by `to_model_range`, which in a compiled program sees their type alone: values of one's own
+    loader are checked by calling it on a NumPy batch once.
+
     All randomness of step k comes from fold_in(key, k) and is drawn for the global batch, so the result does
     not depend on the number of devices beyond float rounding.
 

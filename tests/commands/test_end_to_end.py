@@ -24,6 +24,7 @@ from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.job import job_name
 from diffusion_jax.data import load
 from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.sampling import own_prior_std
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -457,6 +458,17 @@ def test_the_job_is_named_by_the_options_that_its_sampler_takes_and_no_others() 
     assert name("ddim") == name("ddim", variance="fixed_small")
     for fields in ({"num_steps": 9}, {"spacing": "logsnr"}, {"clip": False}):
         assert name("ddim") != name("ddim", **fields)
+
+
+def test_the_job_is_named_by_a_prior_that_is_the_grids_own() -> None:
+    """Images of these grids were others before: a job of then must not be continued."""
+    config = config_lib.default_config()
+    config.process.update({"name": "ve", "sigma_max": 200.0})
+    assert own_prior_std(config) is None
+    config.sampler.update({"name": "heun", "spacing": "karras", "num_steps": 5})
+    assert own_prior_std(config) == pytest.approx(80)
+    config.process.name = "vp"
+    assert own_prior_std(config) is None
 
 
 def test_an_older_checkpoint_can_be_sampled(

@@ -221,6 +221,7 @@ def test_pixels_of_no_range_are_refused(pixels, message):
         (U8.astype(np.float32), "from 0 to 255"),
         (U8 / 255, r"all in \[0, 1\]"),
         (np.linspace(-3, 3, 9), "from -3 to 3"),
+        (np.array([0.0, np.nan]), "from nan to nan"),
     ],
 )
 def test_floats_that_are_hardly_meant_for_the_models_range_are_warned_of(floats, seen):

@@ -388,7 +388,7 @@ NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "loss.sigmoid_bias": ({"loss.weighting": "sigmoid"}, {"weighting": sigmoid()}),
     **dict.fromkeys(
-        ("sampler.eta", "sampler.clip_keeps"),  # `ancestral` takes x_0 and x_t, and no eps.
+        ("sampler.eta", "sampler.clip_keeps"),
         ({"sampler.name": "ddim"}, {"make_sampler": ddim_with(0.0)}),
     ),
     **dict.fromkeys(
@@ -598,6 +598,7 @@ def test_another_seed_eta_temperature_or_guidance_is_drawn_by_the_same_program()
         ),
         ({"sampler.guidance_rescale_of": "eps"}, "rescale_of is 'eps', but sampler.guidance_resc"),
         ({"sampler.clip": "false", "sampler.clip_keeps": "eps"}, "clip_keeps is 'eps', but samp"),
+        ({"sampler.name": "heun", "sampler.clip_keeps": "eps"}, "clip_keeps is 'eps', but the sam"),
     ],
 )
 def test_guidance_that_the_model_does_not_know_is_refused(fields: dict, message: str) -> None:

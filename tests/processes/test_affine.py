@@ -145,3 +145,12 @@ def test_coefficients_that_make_no_process_are_refused(options, message):
     usual = {"drift": lambda u: -u, "diffusion": lambda u: 1 + u}
     with pytest.raises(InputError, match=message):
         Affine(**{**usual, **options})
+
+
+@pytest.mark.parametrize("times", [(100.0, 300.0), (100.0, 500.0, 999.0)])
+def test_a_grid_of_vps_sde_has_vps_prior_wherever_it_begins(times):
+    affine, known = KNOWN["vp"]
+    assert affine.grid(None, times).prior_std == pytest.approx(
+        known.grid(None, times).prior_std,
+        rel=1e-4,  # std at u = 1 is short of 1 by that.
+    )

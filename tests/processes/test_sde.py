@@ -8,8 +8,9 @@ from scipy.integrate import solve_ivp
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.ncsn import NCSN
+from diffusion_jax.processes.process import Rates, namespace
 from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.processes.sde import VE, VP, SubVP
+from diffusion_jax.processes.sde import VE, VP, ContinuousProcess, SubVP
 from diffusion_jax.processes.spacing import SPACINGS
 
 CONTINUOUS = {
@@ -227,3 +228,36 @@ def test_the_smallest_signal_is_one_at_a_time_and_on_the_host():
     np.testing.assert_allclose(at.signal, points.signal, rtol=1e-3)  # float32 of the time: 6e-5.
     steep = VP(beta_max=200.0)
     assert float(steep.at(jnp.array([999.0])).signal[0]) == pytest.approx(np.exp(-20), rel=1e-6)
+
+
+class CosineVP(ContinuousProcess):
+    """A process of one's own that keeps the variance, of which prior_std says all that there is."""
+
+    @property
+    def prior_std(self):
+        return 1.0
+
+    @property
+    def ends(self):
+        return 0.0, 1.0
+
+    def log_signal(self, u):
+        return namespace(u).log(namespace(u).cos(1.55 * u))
+
+    def std(self, u):
+        return namespace(u).sin(1.55 * u)
+
+    def rates_in_u(self, u):
+        tan = 1.55 * namespace(u).tan(1.55 * u)
+        return Rates(-tan, 2 * tan)
+
+    def u_of(self, logsnr):
+        return namespace(logsnr).arctan(namespace(logsnr).exp(-logsnr / 2)) / 1.55
+
+
+@pytest.mark.parametrize("process", [VP(), SubVP(), CosineVP()])
+def test_where_the_signal_falls_every_grid_has_the_prior_of_the_process(process):
+    first, last = process.ends
+    times = (first + (last - first) * np.array([0.1, 0.4])).tolist()
+    assert process.grid(None, times).prior_std == process.prior_std
+    assert process.grid(7, "leading").prior_std == process.prior_std

@@ -9,7 +9,7 @@ import jax
 import pytest
 from slow import slow
 
-from diffusion_jax.commands.environment import PINNED, pin_settings
+from diffusion_jax.commands.jax_settings import PINNED, pin_settings
 
 OTHERWISE = {
     "jax_default_prng_impl": "rbg",
@@ -20,6 +20,10 @@ OTHERWISE = {
     "jax_disable_jit": True,
     "jax_no_execution": True,
     "jax_legacy_prng_key": "error",
+    "jax_transfer_guard": "disallow",
+    "jax_transfer_guard_host_to_device": "disallow",
+    "jax_transfer_guard_device_to_device": "log",
+    "jax_transfer_guard_device_to_host": "log",
 }
 
 
