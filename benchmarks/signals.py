@@ -43,11 +43,12 @@ PASSING = ("seconds", "provenance", "earlier", "drawn_this_start", "images_per_s
 
 
 class Ended(NamedTuple):
-    """How a command ended: its status, what it said, and after how many seconds."""
+    """How a command ended: its status, what it said, after how many seconds, and whether a signal still met it."""
 
     status: int
     said: str
     seconds: float
+    met: bool
 
 
 class Trial:
@@ -75,12 +76,14 @@ class Trial:
                 stdout=subprocess.DEVNULL,
                 stderr=said,
             )
+            met = False
             if number is not None:
                 time.sleep(moment)
+                met = process.poll() is None
                 process.send_signal(number)
             status = process.wait()
             said.seek(0)
-            return Ended(status, said.read(), time.monotonic() - started)
+            return Ended(status, said.read(), time.monotonic() - started, met)
 
     def results(self) -> dict[str, Any]:
         """Returns the figures and arrays of a finished job."""
@@ -118,7 +121,7 @@ def disturb(trial: Trial, number: int, moment: float, alone: Trial) -> tuple[str
         if "run the same command to go on" not in (lines or [""])[-1]:
             broken.append("no line about the stop")
     elif ended.status == 0:
-        what = "complete"
+        what = "complete" if ended.met else "over before the signal"
         if trial.results() != alone.results():
             broken.append("status 0 without the results")
     elif ended.status == -number and not lines:
