@@ -125,7 +125,8 @@ def trusted(blob: bytes) -> Any:
     try:
         try:
             batch = loaded(pickle.Unpickler)
-        except MemoryError:  # The one in C takes memory for a number that is only named.
+        # The one in C takes memory for a number that is only named, and refuses frames that end late.
+        except (MemoryError, pickle.UnpicklingError):
             batch = loaded(getattr(pickle, "_Unpickler"))  # noqa: B009
         return {k if isinstance(k, str) else str(k, "ascii"): v for k, v in batch.items()}
     except Exception as error:

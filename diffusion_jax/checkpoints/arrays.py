@@ -66,6 +66,15 @@ def describe(parts: Parts) -> dict[str, dict[str, str]]:
     }
 
 
+def is_description(saved: object) -> bool:
+    """Whether a value that was read from a file has the form that `describe` returns."""
+    return isinstance(saved, dict) and all(
+        isinstance(part, dict)
+        and all(isinstance(leaf, str) and leaf.isprintable() for leaf in part.values())
+        for part in saved.values()
+    )
+
+
 def misfit(saved: dict[str, dict[str, str]], template: Parts) -> str:
     """Returns how a template's leaves differ from the saved ones of the same parts, or "" if they do not."""
 

@@ -313,9 +313,13 @@ class CheckpointStore:
                     digest = hashlib.sha256(read(path / MANIFEST)).hexdigest()
                     content = json_text.parse_object(read(path / META), finite=False)
                     inside = content.get("step", candidates[-1])
-                    if inside == candidates[-1]:
+                    formed = arrays.is_description(content.get("leaves"))
+                    if not formed or not isinstance(content.get("meta"), dict):
+                        damage = f"{META}: it is of another form"
+                    elif inside == candidates[-1]:
                         return {"step": inside, "content": content, "digest": digest}
-                    damage = f"{META}: it is the checkpoint of step {inside}"
+                    else:
+                        damage = f"{META}: it is the checkpoint of step {inside}"
             if self._listing.is_committed(path):
                 self._move_aside(candidates[-1], damage or f"{META}: not there")
                 if step is not None:

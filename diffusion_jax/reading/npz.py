@@ -18,6 +18,7 @@ from diffusion_jax.reading.regular import open_regular
 
 _MOST_OF_DEFLATE = 1040  # No byte of it stands for more than 1,032.
 _SLACK = 1 << 16
+_START = b"PK\3\4"
 
 
 class Header(NamedTuple):
@@ -43,6 +44,9 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def open_npz(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
     """Opens a file; see `read_npz`, whose errors it raises for whatever happens inside."""
     with open_regular(path) as file, damage_named():
+        # zipfile alone would take a file with something before its first entry.
+        if file.read(len(_START)) != _START:
+            raise ValueError("it is not an .npz file")
         size = os.fstat(file.fileno()).st_size
         with zipfile.ZipFile(file) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > (

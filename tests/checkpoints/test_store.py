@@ -446,6 +446,19 @@ def test_a_folder_of_something_else_is_left_alone_whatever_its_name(
         saved(open_store(), 2023)
 
 
+@pytest.mark.parametrize("change", [{"leaves": "x"}, {"leaves": {"params": 1}}, {"meta": None}])
+def test_sealed_json_of_another_form_is_damage(open_store: Open, change: dict[str, Any]) -> None:
+    store = open_store()
+    saved(store, 1, 2)
+    path = Path(store.directory) / "2"
+    content = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**content, **change}))
+    (path / "manifest.json").unlink()
+    integrity.write_manifest(epath.Path(path))
+    restored = open_store().restore(template(make_state()))
+    assert restored is not None and restored.step == 1
+
+
 def test_a_file_with_a_steps_name_is_named(
     open_store: Open, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -123,3 +123,11 @@ def test_a_pipe_and_a_folder_are_errors_of_the_system(tmp_path: Path):
     for name in ("pipe.npz", "folder.npz", "none.npz"):
         with pytest.raises(OSError, match=re.escape(name)):
             read_npz(tmp_path / name)
+
+
+def test_a_file_that_numpy_does_not_open_is_not_read_either(tmp_path: Path):
+    """Python's zipfile looks for the end alone, and takes what comes before the first entry for a program."""
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"x" + packed({"a": np.arange(3)}, compressed=False))
+    with pytest.raises(ValueError, match="not an .npz file"):
+        read_npz(path)
