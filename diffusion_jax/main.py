@@ -176,6 +176,34 @@ def _import_jax() -> Any:
     return jax
 
 
+def _config_of(
+    flags: argparse.Namespace, assignments: list[tuple[str, str]], workdir: Path
+) -> tuple[Any, str | None]:
+    """Returns the valid config of the mode, the file's or the run's, and what to say of a file that does not count.
+
+    Raises:
+      InputError: A wrong file, field or run.
+    """
+    from diffusion_jax import config as config_lib
+    from diffusion_jax.commands import run_config
+    from diffusion_jax.experiment import build
+
+    file, note = None if flags.config is None else config_lib.load_file(flags.config), None
+    if flags.mode not in ("train", "plan"):
+        config = run_config.load_config(workdir, assignments, flags.mode)
+        if file is not None:
+            note = run_config.passed_over(file, config, assignments)
+            if flags.mode == "evaluate":
+                run_config.check_trained(file, config, f"the run in {workdir}")
+    elif file is not None:
+        config = file
+        config_lib.override(config, assignments)
+    else:
+        raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
+    build.validate(config)
+    return config, note
+
+
 def run(argv: list[str], started: float) -> int:
     """Runs one command; returns the exit status.
 
@@ -191,34 +219,18 @@ def run(argv: list[str], started: float) -> int:
         )
     workdir = Path(flags.workdir)
     jax = _import_jax()
-    from diffusion_jax import config as config_lib
-    from diffusion_jax.commands import evaluate, inpaint, interpolate, run_config, sample
     from diffusion_jax.commands.environment import check_layout
     from diffusion_jax.commands.jax_settings import (
         check_xla_flags,
         keep_compiled_programs,
         pin_settings,
     )
-    from diffusion_jax.experiment import build
     from diffusion_jax.parallel import join
     from diffusion_jax.reporting import results
 
     pin_settings()
     check_xla_flags()
-    file = None if flags.config is None else config_lib.load_file(flags.config)
-    stopping.check()
-    note = None
-    if flags.mode not in ("train", "plan"):
-        config = run_config.load_config(workdir, assignments, flags.mode)
-        note = None if file is None else run_config.passed_over(file, config, assignments)
-        if flags.mode == "evaluate" and file is not None:
-            run_config.check_trained(file, config, f"the run in {workdir}")
-    elif file is not None:
-        config = file
-        config_lib.override(config, assignments)
-    else:
-        raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
-    build.validate(config)
+    config, note = _config_of(flags, assignments, workdir)
     check_layout(workdir)
     results.check(workdir, flags.mode)  # Else what took hours would be lost at its end.
     stopping.check()
@@ -232,7 +244,14 @@ def run(argv: list[str], started: float) -> int:
     if note and jax.process_index() == 0:
         print(note, file=sys.stderr)
     keep_compiled_programs(config.data.cache_dir)
+    return _start(flags, config, workdir, started)
+
+
+def _start(flags: argparse.Namespace, config: Any, workdir: Path, started: float) -> int:
+    """Starts the mode; returns the exit status."""
     if flags.mode == "plan":
+        import jax
+
         from diffusion_jax.commands import plan
 
         return plan.plan(config, workdir, jax.devices(), None)
@@ -240,11 +259,10 @@ def run(argv: list[str], started: float) -> int:
         from diffusion_jax.commands import train
 
         return train.train(
-            config,
-            workdir,
-            started=started,
-            allow_config_change=flags.allow_config_change,
+            config, workdir, started=started, allow_config_change=flags.allow_config_change
         )
+    from diffusion_jax.commands import evaluate, inpaint, interpolate, sample
+
     uses = {
         "sample": sample.sample,
         "inpaint": inpaint.inpaint,
