@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from diffusion_jax import data
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.main import main
+from diffusion_jax.reading.metrics_rows import read_rows
 
 # A perceptron compiles in seconds; the cosine schedule warns of no small T.
 TINY = """
@@ -161,8 +162,11 @@ def finish_all(processes: "Sequence[subprocess.Popen[str]]", timeout: float = 60
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the rows of metrics.jsonl."""
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """Returns the rows of metrics.jsonl, none of which may be damaged."""
+    path = workdir / "metrics.jsonl"
+    found = read_rows(path)
+    assert len(found) == path.read_text().count("\n")
+    return found
 
 
 def results(workdir: Path, mode: str) -> dict[str, Any]:

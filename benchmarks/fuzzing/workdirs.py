@@ -14,6 +14,7 @@ from diffusion_jax.commands.environment import check_layout
 from diffusion_jax.config import default_config
 from diffusion_jax.experiment import build
 from diffusion_jax.lifecycle import ownership
+from diffusion_jax.reading import metrics_rows
 from diffusion_jax.reporting import results
 from diffusion_jax.training import run_log
 from fuzzing.loader import NOTICED, RIGHT, UNKNOWABLE, WRONG, Loader, same
@@ -66,7 +67,7 @@ class ConfigJson(Loader):
 class Metrics(Loader):
     """metrics.jsonl, as a resume reads it: no line is lost, and damaged ones are named.
 
-    A row has no checksum: another number in it cannot be known.
+    A row without its checksum is an older version's: another number in it cannot be known.
     """
 
     name = "metrics.jsonl"
@@ -78,7 +79,7 @@ class Metrics(Loader):
             {"step": 10 * i, "loss": float(rng.random()), "grad_norm": None, "images_per_sec": 99.5}
             for i in range(1, self.rows + 1)
         ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "metrics.jsonl").write_text("".join(map(metrics_rows.line_of, rows)))
 
     def mutate(self, folder: Path, rng: Rng) -> str:
         path = folder / "metrics.jsonl"
@@ -108,7 +109,7 @@ class Metrics(Loader):
         with mock.patch.object(run_log, "_Board"):
             log = run_log.RunLog(folder, start=10**9, num_steps=10**9)
             log.close()
-        aside = folder / run_log.DAMAGED
+        aside = folder / metrics_rows.DAMAGED
         return before, aside.read_bytes() if aside.exists() else b"", log.rows
 
     def judge(self, value: tuple[bytes, bytes, list[Any]], said: str, folder: Path) -> str:
@@ -119,9 +120,9 @@ class Metrics(Loader):
         everything = sorted(kept + aside.split(b"\n")[:-1])
         if everything not in (sorted(whole), sorted([*whole, cut_short])):
             return WRONG  # A line is lost.
-        if rows != [json.loads(line) for line in kept]:
+        if rows != metrics_rows.read_rows(folder / "metrics.jsonl") or len(rows) != len(kept):
             return WRONG
-        if aside and str(run_log.DAMAGED) not in said:
+        if aside and metrics_rows.DAMAGED not in said:
             return WRONG
         if any(rows[i]["step"] > rows[i + 1]["step"] for i in range(len(rows) - 1)):
             return WRONG

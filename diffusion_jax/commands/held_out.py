@@ -18,7 +18,7 @@ from diffusion_jax.processes.process import Grid
 from diffusion_jax.training.held_out import make_held_out_loss
 from diffusion_jax.training.hooks import Measure
 
-Figures = Callable[[Any], dict[str, float | None]]
+Figures = Callable[[Any], dict[str, float]]
 
 
 def held_out_measures(exp: Experiment, mesh: jax.sharding.Mesh) -> list[Measure]:
@@ -38,7 +38,8 @@ def held_out_measures(exp: Experiment, mesh: jax.sharding.Mesh) -> list[Measure]
     split = build.load_split(exp.config, "test")
     if split.num_images == 0:
         raise InputError(f"train.{next(iter(asked))} is set, but the data has no test images")
-    return [Measure(*make(exp, split, mesh), fields[every]) for every, make in asked.items()]
+    made = [(every, *make(exp, split, mesh)) for every, make in asked.items()]
+    return [Measure(name, _finite(figures), fields[every]) for every, name, figures in made]
 
 
 def bound_measure(
@@ -70,6 +71,16 @@ def bound_measure(
     )
 
 
+def _finite(figures: Figures) -> Callable[[Any], dict[str, float | None]]:
+    """Returns the figures with None for each that is not finite, which JSON has no number for."""
+
+    def finite(params: Any) -> dict[str, float | None]:
+        values = figures(params)
+        return {name: value if np.isfinite(value) else None for name, value in values.items()}
+
+    return finite
+
+
 def _loss(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[str, Figures]:
     held_out = make_held_out_loss(
         exp.objective(),
@@ -89,19 +100,18 @@ def _bound(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple
     measure = bound_measure(exp, grid, split, mesh)
     warned = False
 
-    def figures(params: Any) -> dict[str, float | None]:
+    def figures(params: Any) -> dict[str, float]:
         nonlocal warned
         result = measure(params)
         problem = not_finite_terms(result, grid.time)
         if problem and not warned:
             warnings.warn(f"bits/dim: {problem}; training goes on", stacklevel=2)
             warned = True
-        values = {
+        return {
             "eval_bpd": result.total.value,
             "eval_bpd_stderr": result.total.stderr,
             "eval_rate": result.rate.value,
             "eval_distortion": result.distortion.value,
         }
-        return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
     return "eval_bpd", figures

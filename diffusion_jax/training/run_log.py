@@ -1,9 +1,6 @@
 """What a run says of itself: progress bar, metrics.jsonl, TensorBoard."""
 
-import bisect
 import contextlib
-import json
-import math
 import os
 import sys
 import time
@@ -14,17 +11,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_jax.errors import RunError, reason
-from diffusion_jax.reading import json_text
-from diffusion_jax.reading.regular import read_regular
-
-DAMAGED = "metrics.damaged.jsonl"
+from diffusion_jax.reading import metrics_rows
 
 
 class RunLog:
     """Writes the metrics of a training run. Only process 0 of a run makes one that writes.
 
-    metrics.jsonl holds one JSON object a logged step. After a resume, rows past the checkpoint are
-    dropped: the run writes them again. Damaged ones are moved to metrics.damaged.jsonl.
+    metrics.jsonl holds one JSON object a logged step, with its checksum. After a resume, rows past the checkpoint are
+    dropped: the run writes them again. Damaged ones are moved to metrics.damaged.jsonl. Both are said.
 
     Args:
       workdir: Folder of the run.
@@ -49,34 +43,15 @@ class RunLog:
         if not writes:
             return
         try:
-            self._go_on(start)
+            self._rows, said = metrics_rows.go_on_from(self._path, start)
             self._file = self._path.open("a")
         except OSError as error:
             raise RunError(
                 f"cannot go on with {error.filename or self._path}: {reason(error)}"
             ) from error
+        for line in said:
+            self.say(line)
         self._board = _Board(workdir / "tensorboard", start)
-
-    def _go_on(self, start: int) -> None:
-        """Leaves the rows up to a step in the file, those that are damaged in one of their own."""
-        sound, damaged = _sort_out(self._path)
-        kept = [(line, row) for line, row in sound if row["step"] <= start]
-        self._rows += [row for _, row in kept]
-        if damaged:
-            aside = self._path.with_name(DAMAGED)
-            with aside.open("ab") as file:
-                file.writelines(line + b"\n" for _, line in damaged)
-                file.flush()
-                os.fsync(file.fileno())
-            numbers = [number for number, _ in damaged]
-            shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
-            self.say(
-                f"warning: {self._path} is damaged in {len(numbers)} of its lines ({shown}); "
-                f"moved to {aside}, the other rows are kept"
-            )
-        unfinished = self._path.with_suffix(".jsonl.part")
-        unfinished.write_bytes(b"".join(line + b"\n" for line, _ in kept))
-        os.replace(unfinished, self._path)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -96,15 +71,15 @@ class RunLog:
         self._rows.append(row)
         if not self._writes:
             return
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(metrics_rows.line_of(row))
         self._file.flush()
         self._board.scalars(
             {name: value for name, value in row.items() if name != "step"}, row["step"]
         )
         shown = {
             "loss": f"{row['loss']:.4f}" if row.get("loss") is not None else None,
-            "eval": f"{row['eval_loss']:.4f}" if "eval_loss" in row else None,
-            "bits/dim": _bits(row["eval_bpd"]) if "eval_bpd" in row else None,
+            "eval": _figure(row["eval_loss"]) if "eval_loss" in row else None,
+            "bits/dim": _figure(row["eval_bpd"]) if "eval_bpd" in row else None,
             "images/s": f"{row['images_per_sec']:.0f}" if row.get("images_per_sec") else None,
             "input wait": f"{row['input_wait']:.0%}" if "input_wait" in row else None,
         }
@@ -172,75 +147,7 @@ class _Board:
         self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl; damaged rows, and a last line that a kill cut short, are left out.
-
-    Raises:
-      OSError: It cannot be read.
-    """
-    return [row for _, row in _sort_out(path)[0]]
-
-
-Line = tuple[bytes, dict[str, Any]]
-
-
-def _sort_out(path: Path) -> tuple[list[Line], list[tuple[int, bytes]]]:
-    """Returns the sound rows as they are written, and the damaged lines by their number, from 1."""
-    content = read_regular(path) if path.exists() else b""
-    lines = content.split(b"\n")
-    cut_short = lines.pop()
-    sound, damaged = {}, {}
-    for number, line in enumerate(lines, 1):
-        try:
-            sound[number] = line, _row(line)
-        except ValueError:
-            damaged[number] = line
-    with contextlib.suppress(ValueError):  # Else a kill has cut it short: it was never a row.
-        sound[len(lines) + 1] = cut_short, _row(cut_short)
-    # A digit of a step may be damaged too: rows are in the order of their steps.
-    ordered = _in_order({number: row["step"] for number, (_, row) in sound.items()})
-    for number in sound.keys() - ordered:
-        damaged[number] = sound.pop(number)[0]
-    return [sound[number] for number in sorted(sound)], sorted(damaged.items())
-
-
-def _row(line: bytes) -> dict[str, Any]:
-    """Returns a row that `RunLog.metrics` may have written; ValueError for anything else."""
-    row = json_text.parse_object(line)
-    step = row.get("step")
-    if type(step) is not int or not 0 <= step < 2**63:
-        raise ValueError(f"its step is {step!r}")
-    for name, value in row.items():
-        if value is not None and (type(value) not in (int, float) or not _is_finite(value)):
-            raise ValueError(f"{name} is {value!r}")
-    return row
-
-
-def _is_finite(value: int | float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # An integer that no float can hold.
-        return False
-
-
-def _in_order(steps: dict[int, int]) -> set[int]:
-    """Returns the keys of the longest run of steps none of which is below one before it."""
-    ends: list[int] = []  # Of the runs of each length, the smallest last step,
-    keys: list[int] = []  # its key,
-    before: dict[int, int | None] = {}  # and the key before each.
-    for key, step in steps.items():
-        place = bisect.bisect_right(ends, step)
-        ends[place : place + 1], keys[place : place + 1] = [step], [key]
-        before[key] = keys[place - 1] if place else None
-    longest: set[int] = set()
-    key = keys[-1] if keys else None
-    while key is not None:
-        longest.add(key)
-        key = before[key]
-    return longest
-
-
-def _bits(value: float | None) -> str:
+def _figure(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
 

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 from tiny_run import digits_in, results, rows, run, state_of, write_config
 
+import diffusion_jax
 from diffusion_jax.commands import held_out
+from diffusion_jax.parallel import sharding
 
 # A bound of few terms on half of the chain's steps: the eval group's fields count.
 EVAL = (
@@ -153,3 +155,14 @@ def test_a_bound_that_is_not_finite_is_null_and_warned_of_once_and_training_goes
         assert row["eval_bpd"] is row["eval_bpd_stderr"] is row["eval_distortion"] is None
         assert row["eval_rate"] > 0
     assert results(tmp_path / "run", "train")["eval_bpd"] is None
+
+
+def test_no_figure_that_is_not_finite_reaches_a_row(
+    measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere_finite(*_: Any, **__: Any) -> Callable[[Any], float]:
+        return lambda params: float("nan")
+
+    monkeypatch.setattr(held_out, "make_held_out_loss", nowhere_finite)
+    loss, _ = held_out.held_out_measures(diffusion_jax.load_run(measured), sharding.make_mesh(1))
+    assert loss.figures(None) == {"eval_loss": None}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffusion_jax.reading.metrics_rows import read_rows
 from diffusion_jax.training.meter import Meter, NotFinite
 from diffusion_jax.training.run_log import RunLog
 from diffusion_jax.training.step import StepMetrics
@@ -39,8 +40,8 @@ def make(workdir: Path, start: int = 0, num_steps: int = 13, sums: Any = None) -
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
     timing = ("seconds", "seconds_left", "steps_per_sec", "images_per_sec", "input_wait")
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+    found = read_rows(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in timing} for row in found]
 
 
 def test_a_row_is_the_mean_since_the_last_multiple_and_the_end_has_one(tmp_path: Path) -> None:
