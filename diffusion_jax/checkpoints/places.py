@@ -1,5 +1,6 @@
 """What a folder of checkpoints needs where it lies, on a file system or in a bucket."""
 
+import os
 import shutil
 import sys
 
@@ -33,8 +34,9 @@ def check_writable(directory: epath.Path) -> None:
         try:
             if is_local(directory):
                 directory.mkdir(parents=True, exist_ok=True)
-            (directory / ".probe").write_text("")
-            (directory / ".probe").unlink()
+            made = directory / f".probe-{os.urandom(8).hex()}"  # Others may probe at once.
+            made.write_text("")
+            made.unlink()
         except Exception as error:  # Each kind of bucket has its own.
             if disk_full(error):
                 return  # Said when a checkpoint is saved: a run that is done has none to save.

@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM: the first asks the command to stop at the next safe point, a second one ends it at once."""
+"""SIGINT and SIGTERM: the first asks the command to stop at the next safe point, a second one ends it at once.
+
+But for a repeat within `SAME` seconds, and for SIGTERM while several processes train, which is JAX's
+(`parallel.preemption`).
+"""
 
 import atexit
 import contextlib

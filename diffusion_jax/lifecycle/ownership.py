@@ -164,9 +164,8 @@ class Lock:
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
-            with contextlib.suppress(
-                OSError
-            ):  # The next one may succeed; `check` says if it is lost.
+            # The next one may succeed; `check` says if it is lost.
+            with contextlib.suppress(OSError):
                 assert self._file is not None
                 os.utime(self._file)
 
@@ -192,17 +191,14 @@ def _take(path: Path, claim: Path, deadline: float) -> Owner | None:
       InputError: Its owner lives, also after the deadline.
     """
     while not _link(claim, path):
+        stopping.check()
         owner = _read(path)
         if owner is None:  # Released just now.
             continue
-        if not _is_gone(owner, path, claim):
-            if time.monotonic() > deadline:
+        try:
+            if not _is_gone(owner, path, claim):
                 raise InputError(_in_use(owner, path))
-            stopping.check()
-            time.sleep(POLL)
-            continue
-        turn = path.with_name(f"{path.name}.{owner.token}")
-        with contextlib.suppress(InputError):  # Another one takes it over: this one looks again.
+            turn = path.with_name(f"{path.name}.{owner.token}")
             _take(turn, claim, time.monotonic())
             try:
                 now = _read(path)
@@ -213,6 +209,9 @@ def _take(path: Path, claim: Path, deadline: float) -> Owner | None:
                     return owner
             finally:
                 turn.unlink(missing_ok=True)
+        except InputError:  # It lives, or another one that is taking over from it.
+            if time.monotonic() > deadline:
+                raise
         time.sleep(POLL)
     return None
 
@@ -289,9 +288,8 @@ def _is_gone(owner: Owner, path: Path, claim: Path) -> bool:
     while True:
         try:
             now, beat = _read(path), path.stat().st_mtime
-            os.utime(
-                claim
-            )  # By the clock of the file system, which may be another than this host's.
+            # By the clock of the file system, which may be another than this host's.
+            os.utime(claim)
             age = claim.stat().st_mtime - beat
         except OSError:  # It was released just now, or is a link to nothing.
             return False

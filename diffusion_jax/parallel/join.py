@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 
 from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.parallel import distributed, peers
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -135,13 +136,19 @@ def _connect() -> None:
 
 
 def _wait_for(address: str) -> None:
-    """Probes the coordinator: JAX itself would abort the process without a Python error."""
+    """Probes the coordinator: JAX itself would abort the process without a Python error.
+
+    Raises:
+      InputError: It cannot be reached.
+      Stopped: A signal came meanwhile.
+    """
     started = time.monotonic()
     while problem := peers.unreachable(address):
         if time.monotonic() - started > JOIN_TIMEOUT:
             raise InputError(
                 f"no coordinator at {address}, where process 0 should be: tried for {JOIN_TIMEOUT} s, {problem}"
             )
+        stopping.check()
         time.sleep(0.5)
 
 

@@ -15,8 +15,8 @@ AskStop = Callable[[], bool]
 def stop_point(requested: Callable[[], bool]) -> Iterator[AskStop]:
     """Within, a notice to one process stops all, by JAX's preemption sync point.
 
-    JAX takes SIGTERM for itself meanwhile. Its threads tell the others, and choose a step that none has begun, so that
-    no step waits for a decision.
+    JAX takes SIGTERM for itself meanwhile, so that a second one does not end the process at once; SIGINT does. JAX's
+    threads tell the others, and choose a step that none has begun, so that no step waits for a decision.
 
     Args:
       requested: Whether a signal has come to this process's own handler, such as SIGINT, and, of one process by

@@ -13,14 +13,27 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     Raises:
       OSError: It is not there or cannot be read, or it is a folder, a pipe, a socket or a device.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.fdopen(descriptor_of(path, os.O_RDONLY), "rb")
+
+
+def descriptor_of(path: str | os.PathLike[str], flags: int) -> int:
+    """Returns a descriptor of a file.
+
+    Args:
+      path: The file.
+      flags: How `os.open` opens it; with `O_CREAT`, it makes one that is not there.
+
+    Raises:
+      OSError: It cannot be opened so, or it is a folder, a pipe, a socket or a device.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return os.fdopen(descriptor, "rb")
+        return descriptor
     except BaseException:
         os.close(descriptor)
         raise

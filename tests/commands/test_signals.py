@@ -202,6 +202,14 @@ def test_a_wait_for_another_process_that_prepares_ends_at_a_signal(tmp_path: Pat
             pass
 
 
+def test_a_pipe_in_place_of_a_lock_of_the_system_is_refused_and_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(OSError, match="not a regular file.*lock"), locked(tmp_path / "lock"):
+        pass
+
+
 def second_signal(pause: float, *numbers: signal.Signals) -> Outcome:
     program = "import hashlib\nfrom diffusion_jax.commands import signals\nsignals.install()\n"
     program += "print('ready', flush=True)\n"

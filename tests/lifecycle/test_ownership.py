@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_jax.errors import InputError, RunError
-from diffusion_jax.lifecycle import ownership
+from diffusion_jax.lifecycle import ownership, stopping
 from diffusion_jax.lifecycle.ownership import Lock
 from diffusion_jax.reporting import results
 
@@ -179,6 +179,34 @@ def test_of_several_that_find_an_owner_gone_at_once_one_takes_over(
         won[0].check()
         won[0].release()
         assert not list(path.parent.iterdir())
+
+
+@pytest.fixture
+def stuck(path: Path) -> Path:
+    """A lock whose owner is gone, and that another one, which lives, has begun to take over."""
+    write_owner(path, born=1)
+    owner = ownership._read(path)
+    assert owner is not None
+    write_owner(path.with_name(f"{path.name}.{owner.token}"), what="--mode=taker")
+    return path
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.2])
+def test_one_that_is_stuck_while_it_takes_over_is_named_and_not_waited_for_without_an_end(
+    stuck: Path, wait: float
+):
+    with pytest.raises(InputError, match=f"is in use by --mode=taker on .*, pid {os.getpid()}"):
+        Lock(stuck, "--mode=train").acquire(wait)
+    assert len(list(stuck.parent.iterdir())) == 2
+
+
+def test_a_signal_ends_the_wait_for_one_that_takes_over(stuck: Path):
+    stopping.request("SIGTERM")
+    try:
+        with pytest.raises(stopping.Stopped):
+            Lock(stuck, "--mode=train").acquire(60.0)
+    finally:
+        stopping.forget()
 
 
 def test_an_owner_notices_that_its_folder_was_deleted_or_moved(tmp_path: Path):

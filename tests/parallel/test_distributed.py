@@ -18,6 +18,7 @@ from slow import slow
 from tiny_run import Outcome, finish_all
 
 from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.parallel import distributed, join, peers
 
 VARIABLES = (join.ADDRESS, join.COUNT, join.INDEX)
@@ -48,6 +49,17 @@ def test_a_pod_and_named_processes_join_with_the_same_time_outs(
     join.initialize()
     time_outs = {"initialization_timeout": 300, "heartbeat_timeout_seconds": 100}
     assert joined == [((None,) * 3, time_outs), (("localhost:1", 2, 0), time_outs)]
+
+
+def test_a_signal_ends_the_wait_for_the_coordinator(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(join, "JOIN_TIMEOUT", 2)
+    monkeypatch.setattr(peers, "unreachable", lambda address: "connection refused")
+    stopping.request("SIGTERM")
+    try:
+        with pytest.raises(stopping.Stopped):
+            join.initialize(join.Place("localhost:1", 2, 1))
+    finally:
+        stopping.forget()
 
 
 @pytest.mark.parametrize(
