@@ -1,7 +1,7 @@
 """A lock file of the system, for processes that wait until one of them has prepared something.
 
-A folder's owner (`lifecycle.ownership`) is another thing: those who are refused are told of it, also on other hosts. Here
-nobody is refused, however long it takes, and the system gives the lock back the moment that its owner dies.
+A folder's owner (`lifecycle.ownership`) is another thing: those who are refused are told of it, also on other hosts.
+Here nobody is refused, however long it takes, and the system gives the lock back the moment that its owner dies.
 """
 
 import contextlib

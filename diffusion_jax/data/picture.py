@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,12 @@ KINDS = "PNG, JPEG, WebP, TIFF, BMP or GIF"
 MAX_PIXELS = 178_956_970  # 512 MiB in RGB; where Pillow gives up, too.
 MAX_BYTES = 2**31
 DAMAGED = "damaged"
+BOTH_ORDERS = {
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "RGBa",
+}  # 16 bits of these Pillow reads in either order of bytes.
 DIM = 2**14  # 16 bits of which the brightest is below hold fewer bits: 10, 12 or 14.
 
 # What else is found under the name of a picture, by its first bytes.
@@ -83,7 +90,7 @@ def decoded(data: bytes) -> Image.Image:
                 data
             )  # It takes half as long as decoding, so only where rows may be missing.
         if deep:
-            _check_range(image)
+            _check_range(image, data)
     return image
 
 
@@ -116,19 +123,45 @@ def _ends_black(image: Image.Image) -> bool:
     return last.getbbox(alpha_only=False) is None
 
 
-def _check_range(image: Image.Image) -> None:
+def _check_range(image: Image.Image, data: bytes) -> None:
     """Refuses 16 bits that would become nearly black."""
+    most = ""
     if image.mode.startswith("I;16"):
         brightest = int(np.asarray(image).max())
-    else:  # Pillow keeps the upper byte of each, so this is the most that it can be.
-        colours = [image.getchannel(band) for band in image.getbands() if band != "A"]
-        upper = max(np.asarray(colour).max() for colour in colours)
-        brightest = 256 * int(upper) + 255
+    elif (upper := _largest(image)) or image.mode not in BOTH_ORDERS:
+        most, brightest = "at most ", 256 * upper + 255  # Pillow keeps the upper byte of each.
+    else:
+        brightest = _largest(_lower_bytes(data))
     if 0 < brightest < DIM:
         raise Unreadable(
-            f"nearly black: its brightest value is {brightest} of 65535, so its 16 bits seem to hold "
+            f"nearly black: its brightest value is {most}{brightest} of 65535, so its 16 bits seem to hold "
             f"{brightest.bit_length()}; scale it to all of 0...65535, or save it with 8 bits"
         )
+
+
+def _largest(image: Image.Image) -> int:
+    """Returns the largest byte of the colours."""
+    colours = [image.getchannel(band) for band in image.getbands() if band != "A"]
+    return int(max(np.asarray(colour).max() for colour in colours))
+
+
+def _lower_bytes(data: bytes) -> Image.Image:
+    """Returns the lower bytes of a picture of 16 bits a channel, by reading it in the other order of bytes."""
+    other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+    def swapped(raw: Any) -> Any:
+        if isinstance(raw, tuple):
+            return tuple(map(swapped, raw))
+        return raw[:-1] + other[raw[-1]] if isinstance(raw, str) and ";16" in raw else raw
+
+    image = _opened(io.BytesIO(data))
+    for i, tile in enumerate(image.tile):
+        make: Callable[[Any], Any] = getattr(
+            type(tile), "_make", tuple
+        )  # Of earlier Pillows they are plain tuples.
+        image.tile[i] = make((*tile[:3], swapped(tile[3])))
+    image.load()
+    return image
 
 
 @contextlib.contextmanager

@@ -38,9 +38,10 @@ def png(
 
 
 def deep_png(pixels: np.ndarray) -> bytes:
-    """A PNG of 16 bits of grey (h, w) or RGB (h, w, 3); Pillow cannot write the latter."""
+    """A PNG of 16 bits of grey (h, w), RGB or RGBA (h, w, c); Pillow cannot write the latter."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    return png(pixels.shape[1], pixels.shape[0], 16, 2 if pixels.ndim == 3 else 0, rows)
+    colour = 0 if pixels.ndim == 2 else {3: 2, 4: 6}[pixels.shape[2]]
+    return png(pixels.shape[1], pixels.shape[0], 16, colour, rows)
 
 
 @pytest.fixture
@@ -173,21 +174,58 @@ def test_interlaced_rows_are_counted(file: Path, size: tuple[int, int]) -> None:
         image_file.read(file)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_16_bits_are_scaled_if_they_are_used_and_else_refused(file: Path, channels: int) -> None:
     pixels = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    pixels = pixels if channels == 1 else np.stack([pixels, pixels[::-1], pixels], -1)
+    if channels > 1:
+        pixels = np.stack([pixels, pixels[::-1], pixels, pixels * 0 + 255][:channels], -1)
     file.write_bytes(deep_png(pixels * 257))
     np.testing.assert_array_equal(np.asarray(image_file.read(file)), pixels)
     file.write_bytes(deep_png(pixels * 0))
-    if channels == 1:  # Of RGB, Pillow reads only the upper bytes, so it may be of 8 bits.
-        assert not np.asarray(image_file.read(file)).any()
+    assert not np.asarray(image_file.read(file)).any()  # Black, not of few bits.
     for bits in (8, 10, 12, 14):
         file.write_bytes(deep_png((pixels + 1) * 2 ** (bits - 8) - 1))
         message = rf"nearly black: .* of 65535, so its 16 bits seem to hold {bits}; scale it"
         with pytest.raises(Unreadable, match=message) as caught:
             image_file.read(file)
         assert not isinstance(caught.value, Damaged)
+
+
+def deep_tiff(pixels: np.ndarray, order: str, compressed: bool) -> bytes:
+    """A TIFF of 16 bits of RGB, which Pillow cannot write."""
+    data = pixels.astype(f"{order}u2").tobytes()
+    data = zlib.compress(data) if compressed else data
+    height, width, _ = pixels.shape
+    bits = 8 + 2 + 12 * 9 + 4  # Where the bits of each channel stand; the pixels follow.
+    shorts = {256: width, 257: height, 259: 8 if compressed else 1, 262: 2, 277: 3, 278: height}
+    entries = {tag: (3, 1, struct.pack(f"{order}HH", value, 0)) for tag, value in shorts.items()}
+    for tag, kind, count, value in (
+        *((258, 3, 3, bits), (273, 4, 1, bits + 6)),
+        (279, 4, 1, len(data)),
+    ):
+        entries[tag] = kind, count, struct.pack(f"{order}I", value)
+    table = [
+        struct.pack(f"{order}HHI", tag, *entries[tag][:2]) + entries[tag][2]
+        for tag in sorted(entries)
+    ]
+    start = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HIH", 42, 8, len(table))
+    end = struct.pack(f"{order}IHHH", 0, 16, 16, 16)
+    return start + b"".join(table) + end + data
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bits_of_tiff_in_colours_are_scaled_if_they_are_used_and_black_is_black(
+    file: Path, order: str, compressed: bool
+) -> None:
+    pixels = np.arange(192, dtype=np.uint16).reshape(8, 8, 3)
+    for factor in (257, 0):
+        file.write_bytes(deep_tiff(pixels * factor, order, compressed))
+        expected = pixels * (factor > 0)
+        np.testing.assert_array_equal(np.asarray(image_file.read(file)), expected)
+    file.write_bytes(deep_tiff(pixels, order, compressed))
+    with pytest.raises(Unreadable, match="its brightest value is 191 of 65535"):
+        image_file.read(file)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
