@@ -156,9 +156,8 @@ def _lower_bytes(data: bytes) -> Image.Image:
 
     image = _opened(io.BytesIO(data))
     for i, tile in enumerate(image.tile):
-        make: Callable[[Any], Any] = getattr(
-            type(tile), "_make", tuple
-        )  # Of earlier Pillows they are plain tuples.
+        # Of earlier Pillows they are plain tuples.
+        make: Any = getattr(type(tile), "_make", tuple)
         image.tile[i] = make((*tile[:3], swapped(tile[3])))
     image.load()
     return image
