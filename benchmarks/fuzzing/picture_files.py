@@ -179,7 +179,7 @@ class Folders(Loader):
         pictures = {key: data for key, data in sound_pictures().items() if key[1] == "RGB"}
         suffixes = {"PNG": "png", "JPEG": "jpg", "BMP": "bmp", "WEBP": "webp"}
         for i in range(8):
-            kind = pick(np.random.default_rng(i), list(suffixes))
+            kind = list(suffixes)[i % len(suffixes)]
             path = folder / "data" / f"class{i % 3}" / f"{i}.{suffixes[kind]}"
             path.parent.mkdir(exist_ok=True, parents=True)
             path.write_bytes(pictures[kind, "RGB"])
