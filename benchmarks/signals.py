@@ -148,6 +148,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--signals", type=int, default=100)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file to write the figures to, as JSON")
     arguments, more = parser.parse_known_args()
@@ -163,7 +164,7 @@ def main() -> None:
             return found
 
         alone, seconds = {}, {}
-        for mode in list(MODES)[: arguments.signals]:
+        for mode in dict.fromkeys(["train", *arguments.modes]):  # The others are of its run.
             # The first fills the cache of compiled programs.
             for workdir in (f"first {mode}", mode):
                 alone[mode] = trial(mode, workdir)
@@ -172,7 +173,7 @@ def main() -> None:
                 seconds[mode] = ended.seconds
             print(f"{mode} left alone: {seconds[mode]:.1f} s", flush=True)
         for i in range(arguments.signals):
-            mode, number = list(MODES)[i % len(MODES)], rng.choice(NUMBERS)
+            mode, number = arguments.modes[i % len(arguments.modes)], rng.choice(NUMBERS)
             moment = rng.uniform(0, seconds[mode])
             what, broken = disturb(trial(mode, f"struck {i}"), number, moment, alone[mode])
             counts[mode][what] += 1

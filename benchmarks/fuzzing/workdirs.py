@@ -203,7 +203,7 @@ class Locks(Loader):
         self.before = (
             (folder / "lock.json").read_bytes() if (folder / "lock.json").is_file() else None
         )
-        with mock.patch.multiple(ownership, SILENCE=0.02, BEAT=0.01):
+        with mock.patch.multiple(ownership, STALE_AFTER_SECONDS=0.02, HEARTBEAT_SECONDS=0.01):
             lock = ownership.Lock(folder / "lock.json", "a test")
             with mock.patch.object(ownership, "_held", []):
                 try:

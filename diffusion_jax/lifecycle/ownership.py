@@ -25,10 +25,12 @@ from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
 
 NAME = "lock.json"
-BEAT = 5.0  # Seconds between two signs of life.
-SILENCE = 60.0  # An owner that cannot be looked for is taken to be gone after as long without one.
-BRIEF = 120.0  # Seconds to wait for one that only writes a file.
-POLL = 0.05
+HEARTBEAT_SECONDS = 5.0  # Seconds between two signs of life.
+STALE_AFTER_SECONDS = (
+    60.0  # An owner that cannot be looked for is taken to be gone after as long without one.
+)
+WRITE_WAIT_SECONDS = 120.0  # Seconds to wait for one that only writes a file.
+POLL_SECONDS = 0.05
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -41,7 +43,7 @@ class Owner(NamedTuple):
       pid: Its number there.
       since: When it took the lock.
       place: Names the running system and the processes in which its number counts.
-      born: When the process started, in the system's ticks; None where the system does not say.
+      start_ticks: When the process started, in the system's ticks; None where the system does not say.
       token: Names the contents of the file.
     """
 
@@ -50,7 +52,7 @@ class Owner(NamedTuple):
     pid: int
     since: str
     place: str = ""
-    born: int | None = None
+    start_ticks: int | None = None
     token: str = ""
 
     def __str__(self) -> str:
@@ -107,7 +109,7 @@ class Lock:
     def acquire(self, wait: float = 0.0) -> None:
         """Takes the lock; one whose owner is gone is taken over, with a line on standard error.
 
-        An owner on another host, which cannot be looked for, is given `SILENCE` seconds for a sign of life.
+        An owner on another host, which cannot be looked for, is given `STALE_AFTER_SECONDS` seconds for a sign of life.
 
         Args:
           wait: Seconds to wait for an owner that lives.
@@ -163,7 +165,7 @@ class Lock:
         return False
 
     def _beat(self) -> None:
-        while not self._released.wait(BEAT):
+        while not self._released.wait(HEARTBEAT_SECONDS):
             # The next one may succeed; `check` says if it is lost.
             with contextlib.suppress(OSError):
                 assert self._file is not None
@@ -174,7 +176,7 @@ class Lock:
 def briefly(path: Path) -> Iterator[None]:
     """Within, no other process reads and rewrites a file: it waits until this one is done."""
     lock = Lock(path.with_name(f"{path.name}.lock"), f"a command that writes {path.name}")
-    lock.acquire(wait=BRIEF)
+    lock.acquire(wait=WRITE_WAIT_SECONDS)
     try:
         yield
     finally:
@@ -212,7 +214,7 @@ def _take(path: Path, claim: Path, deadline: float) -> Owner | None:
         except InputError:  # It lives, or another one that is taking over from it.
             if time.monotonic() > deadline:
                 raise
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
     return None
 
 
@@ -250,7 +252,7 @@ def _in_use(owner: Owner, path: Path) -> str:
 def _claim(what: str) -> str:
     since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     pid = os.getpid()
-    owner = Owner(what, socket.gethostname(), pid, since, _place(), _born(pid))
+    owner = Owner(what, socket.gethostname(), pid, since, _place(), _start_ticks(pid))
     return json.dumps({**owner._asdict(), "token": os.urandom(8).hex()}) + "\n"
 
 
@@ -271,7 +273,7 @@ def _read(path: Path) -> Owner | None:
         if (
             type(owner.pid) is int
             and 0 < owner.pid < 2**31
-            and isinstance(owner.born, int | None)
+            and isinstance(owner.start_ticks, int | None)
             and all(isinstance(word, str) and word.isprintable() for word in words)
         ):
             return owner
@@ -283,7 +285,7 @@ def _read(path: Path) -> Owner | None:
 def _is_gone(owner: Owner, path: Path, claim: Path) -> bool:
     """Whether the owner has ended; one that cannot be looked for, by its signs of life."""
     if owner.place == _place():
-        return not _lives(owner.pid, owner.born)
+        return not _lives(owner.pid, owner.start_ticks)
     first = None
     while True:
         try:
@@ -297,25 +299,29 @@ def _is_gone(owner: Owner, path: Path, claim: Path) -> bool:
             return False
         if now is None or now.token != owner.token or first not in (None, beat):
             return False  # It lived until now.
-        if age > SILENCE:
+        if age > STALE_AFTER_SECONDS:
             return True
         if first is None:
-            line = f"{path.parent} is in use by {owner}; looking for a sign of it, {SILENCE:.0f} s at most"
+            line = f"{path.parent} is in use by {owner}; looking for a sign of it, {STALE_AFTER_SECONDS:.0f} s at most"
             print(f"note: {line}", file=sys.stderr)
         first = beat
         stopping.check()
-        time.sleep(min(1.0, BEAT / 4))
+        time.sleep(min(1.0, HEARTBEAT_SECONDS / 4))
 
 
 def _clean(path: Path) -> None:
     """Removes what killed claimants of a lock have left beside it."""
     for left in path.parent.glob(f"{path.name}.*"):
         owner = _read(left)
-        if owner is not None and owner.place == _place() and not _lives(owner.pid, owner.born):
+        if (
+            owner is not None
+            and owner.place == _place()
+            and not _lives(owner.pid, owner.start_ticks)
+        ):
             left.unlink(missing_ok=True)
 
 
-def _lives(pid: int, born: int | None) -> bool:
+def _lives(pid: int, start_ticks: int | None) -> bool:
     """Whether a process of this system runs, and is the one that started then."""
     try:
         os.kill(pid, 0)
@@ -323,12 +329,12 @@ def _lives(pid: int, born: int | None) -> bool:
         return False
     except PermissionError:
         pass
-    now = _born(pid)
+    now = _start_ticks(pid)
     # Without a word from the system it may be another one of that number.
-    return now != -1 and (born is None or now is None or now == born)
+    return now != -1 and (start_ticks is None or now is None or now == start_ticks)
 
 
-def _born(pid: int) -> int | None:
+def _start_ticks(pid: int) -> int | None:
     """Returns when a process started, in ticks; None where the system does not say, -1 of one that has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")

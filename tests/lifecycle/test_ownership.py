@@ -82,9 +82,9 @@ def test_an_owner_that_was_killed_and_not_waited_for_is_gone(path: Path):
 
 
 def test_another_process_with_the_number_of_an_owner_that_is_gone_is_not_the_owner(path: Path):
-    born = ownership._born(os.getpid())
-    assert born is not None and born > 0
-    write_owner(path, born=born - 1)
+    start_ticks = ownership._start_ticks(os.getpid())
+    assert start_ticks is not None and start_ticks > 0
+    write_owner(path, start_ticks=start_ticks - 1)
     lock = Lock(path, "--mode=train")
     lock.acquire()
     lock.release()
@@ -93,8 +93,8 @@ def test_another_process_with_the_number_of_an_owner_that_is_gone_is_not_the_own
 def test_an_owner_on_another_host_is_heard_by_its_signs_of_life(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(ownership, "BEAT", 0.1)
-    monkeypatch.setattr(ownership, "SILENCE", 1.0)
+    monkeypatch.setattr(ownership, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(ownership, "STALE_AFTER_SECONDS", 1.0)
     owner = Lock(path, "--mode=train")
     with monkeypatch.context() as patch:
         patch.setattr(ownership, "_place", lambda: "another system")
@@ -169,11 +169,11 @@ def test_of_several_that_find_an_owner_gone_at_once_one_takes_over(
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     for i in range(20):
-        write_owner(path, born=1)
+        write_owner(path, start_ticks=1)
         if i % 2:
             owner = ownership._read(path)
             assert owner is not None
-            write_owner(path.with_name(f"{path.name}.{owner.token}"), born=1)
+            write_owner(path.with_name(f"{path.name}.{owner.token}"), start_ticks=1)
         won = contend(path, 8)
         assert len(won) == 1
         won[0].check()
@@ -184,7 +184,7 @@ def test_of_several_that_find_an_owner_gone_at_once_one_takes_over(
 @pytest.fixture
 def stuck(path: Path) -> Path:
     """A lock whose owner is gone, and that another one, which lives, has begun to take over."""
-    write_owner(path, born=1)
+    write_owner(path, start_ticks=1)
     owner = ownership._read(path)
     assert owner is not None
     write_owner(path.with_name(f"{path.name}.{owner.token}"), what="--mode=taker")
