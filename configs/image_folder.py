@@ -1,4 +1,4 @@
-"""Your own images: any tree of PNG, JPEG or WebP files, at 64x64.
+"""Your own images: any tree of PNG, JPEG, WebP, TIFF, BMP or GIF files, at 64x64.
 
   python -m diffusion_jax.main --config=configs/image_folder.py --config.data.source_dir=FOLDER
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, shortened
 
 GENERATOR = "threefry2x32"
 
@@ -54,7 +54,15 @@ def stream(seed: int | Array, name: str) -> Key[Array, ""]:
 
 
 def indexed(key: Key[Array, ""], indices: Int[Array | np.ndarray, " b"]) -> Key[Array, " b"]:
-    """Returns a key for each index: fold_in(key, i)."""
+    """Returns a key for each index: fold_in(key, i).
+
+    Raises:
+      InputError: indices is no array of one axis.
+    """
+    if np.ndim(indices) != 1:
+        raise InputError(
+            f"indices is {shortened(indices)}; it must be an array, such as np.arange(4)"
+        )
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(threefry(key), indices)
 
 

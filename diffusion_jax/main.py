@@ -15,18 +15,17 @@ if (
 
 import argparse
 import logging
-import os
 import sys
 import time
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusion_jax.commands.signals import EXIT_STOPPED, handled
-from diffusion_jax.config import reference
+from diffusion_jax.commands.answers import show_warning, tell
+from diffusion_jax.commands.signals import handled
+from diffusion_jax.config import FIELDS, reference
 from diffusion_jax.config.kinds import Text
-from diffusion_jax.errors import DISK_FULL, InputError, RunError, nearest, reason, shortened
+from diffusion_jax.errors import InputError, nearest, reason, shortened
 from diffusion_jax.lifecycle import ownership, stopping
 
 MODES = {
@@ -47,7 +46,17 @@ EPILOG = "modes:\n" + "\n".join(f"  {name:11} {text}" for name, text in MODES.it
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
+        raise InputError(f"{message}{self._meant(message)} (see --help)")
+
+    def _meant(self, message: str) -> str:
+        """Returns what an unknown flag was probably meant to be."""
+        flag = message.rpartition(" --")[2].partition("=")[0]
+        if "unrecognized arguments: --" not in message:
+            return ""
+        if flag in FIELDS:
+            return f"; did you mean --config.{flag}?"
+        known = [name.removeprefix("--") for name in self._option_string_actions]
+        return nearest(flag, known)
 
 
 class _Help(argparse.Action):
@@ -135,7 +144,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
         raise InputError(f"--topology is for --mode=plan, not --mode={flags.mode}")
     if flags.workdir is None:
         if flags.config is None:
-            raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
+            either = "" if flags.mode in ("train", "plan") else "--workdir=FOLDER of the run, or "
+            raise InputError(f"{either}--config=FILE is needed, such as --config=configs/digits.py")
         flags.workdir = f"runs/{Path(flags.config).stem}"
     if not (folder := Text("a folder")).accepts(flags.workdir):
         raise InputError(f"--workdir is {shortened(flags.workdir)}; it must be {folder.allowed}")
@@ -275,14 +285,14 @@ def _start(flags: argparse.Namespace, config: Any, workdir: Path, started: float
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and answers errors with one line on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     started = time.monotonic()
     with handled():
         try:
             status, error = run(sys.argv[1:] if argv is None else argv, started), None
             sys.stdout.flush()
         except (Exception, stopping.Stopped) as raised:
-            status, error = _tell(raised), raised
+            status, error = tell(raised), raised
         finally:  # Also where something else passes through, since the process may live on.
             ownership.release()
         if "jax" in sys.modules:
@@ -290,52 +300,6 @@ def main(argv: list[str] | None = None) -> int:
 
             peers.finish() if error is None else peers.fail(status, reason(error))
     return status
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Prints a warning in one line; of several processes, the first one does."""
-    if "jax" in sys.modules:
-        from diffusion_jax.parallel import distributed
-
-        if distributed.is_another_than_first():
-            return
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def _tell(error: BaseException) -> int:
-    """Prints one line, or the traceback of an error that nobody foresaw; returns the exit status."""
-    if isinstance(error, stopping.Stopped):
-        print(f"{error}: stopped; run the same command to go on", file=sys.stderr)
-        return EXIT_STOPPED
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        where = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror}{where}; checkpoints are intact", file=sys.stderr)
-    elif isinstance(error, (InputError, RunError)):
-        print(f"error: {error}", file=sys.stderr)
-    elif isinstance(error, BrokenPipeError) and error.filename is None:
-        _hush()
-    elif isinstance(error, OSError) and error.errno is not None:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{reason(error)}", file=sys.stderr)
-    else:
-        if (
-            "jax" in sys.modules
-        ):  # A collective operation fails like this where another process is gone.
-            from diffusion_jax.parallel import peers
-
-            peers.name_the_missing()
-        traceback.print_exception(error)
-    return 2 if isinstance(error, InputError) else 1
-
-
-def _hush() -> None:
-    """Prints nothing more to a pipe that nobody reads: `| head` has seen enough."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            os.dup2(nowhere, stream.fileno())
 
 
 if __name__ == "__main__":

@@ -97,6 +97,16 @@ CASES = {
         lambda: dj.variational_bound(denoise, PROCESS, IMAGES, dj.image_keys(0, np.arange(4))),
         "grid is of type DDPM; it must be a Grid",
     ),
+    "a bound of pixels": (
+        lambda: dj.variational_bound(
+            denoise, GRID, jnp.zeros((4, *SHAPE), jnp.uint8), dj.image_keys(0, np.arange(4))
+        ),
+        r"x0 has dtype uint8; .*to_model_range\(images\)",
+    ),
+    "a number for indices": (
+        lambda: dj.image_keys(0, 4),
+        r"indices is 4; it must be an array, such as np.arange\(4\)",
+    ),
     "a size that the levels do not divide": (
         lambda: unet((9, 9, 1)),
         "images of 9x9 are not divisible by 2, the factor of 2 levels",

@@ -14,6 +14,7 @@ from diffusion_jax.commands.environment import check_layout
 from diffusion_jax.config import default_config
 from diffusion_jax.experiment import build
 from diffusion_jax.lifecycle import ownership
+from diffusion_jax.lifecycle.owner import claim_of
 from diffusion_jax.reading import metrics_rows
 from diffusion_jax.reporting import results
 from diffusion_jax.training import run_log
@@ -187,7 +188,7 @@ class Locks(Loader):
     name = "lock.json"
 
     def make(self, folder: Path) -> None:
-        (folder / "lock.json").write_text(ownership._claim("--mode=train"))
+        (folder / "lock.json").write_text(claim_of("--mode=train", folder))
 
     def expect(self) -> None:
         """It is refused."""

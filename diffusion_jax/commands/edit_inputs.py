@@ -18,6 +18,7 @@ from diffusion_jax.data.folder import pictures_in, shown
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.samplers.batches import class_of_images
 
+SHOWN = 5  # Images that cannot be read, in one line.
 WHITE = 128  # Mask pixels from here on are drawn anew.
 
 
@@ -56,7 +57,7 @@ def load_inputs(run: TrainedRun) -> Inputs:
         batch = split.read(np.arange(min(config.sample.num_images, split.num_images)))
         images, labels = batch["image"], batch["label"].astype(np.int32)
     else:
-        images = np.stack([_read(path, run.image_shape) for path in _files(paths)])
+        images = np.stack(_read_all(_files(paths), run.image_shape))
     if num_classes == 0:
         return Inputs(images, None)
     if config.sample.labels is not None:
@@ -121,13 +122,32 @@ def _files(paths: Sequence[str]) -> list[str]:
         found = pictures_in(Path(path), "edit.images", deep=False)
         if not found.names:
             raise InputError(
-                f"edit.images: no images in {shown(path)}; it must hold {picture.KINDS}"
-                + (f": {found.note()}" if found.passed_over else "")
+                f"edit.images: no images in {shown(path)}; it must hold {picture.KINDS} itself, since folders "
+                "in it are not searched"
+                + (f" ({found.passed_over_in_words()})" if found.passed_over else "")
             )
         if note := found.note():
             warnings.warn(f"edit.images: {note}", stacklevel=1)
         files += [os.path.join(path, name) for name in found.names]
     return files
+
+
+def _read_all(
+    paths: Sequence[str], image_shape: tuple[int, int, int]
+) -> list[UInt8[np.ndarray, "h w c"]]:
+    """Returns the images; names all that cannot be read, since each is one that the user asked for."""
+    images, wrong = [], []
+    for path in paths:
+        try:
+            images.append(_read(path, image_shape))
+        except InputError as error:
+            wrong.append(str(error))
+    if wrong:
+        more = (
+            f" (and {len(wrong) - 1} more: {'; '.join(wrong[1:SHOWN])})" if len(wrong) > 1 else ""
+        )
+        raise InputError(wrong[0] + more)
+    return images
 
 
 def _read(path: str, image_shape: tuple[int, int, int]) -> UInt8[np.ndarray, "h w c"]:

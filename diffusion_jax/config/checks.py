@@ -33,6 +33,6 @@ def validate(config: ConfigDict) -> None:
     numbers = [label for label in labels or () if not isinstance(label, str)]
     if classes != AUTO and numbers and max(numbers) >= classes:
         raise InputError(
-            f"sample.labels is {labels}; labels must be from 0 to {classes - 1}, the numbers that the "
-            "training gave the classes, or their names"
+            f"sample.labels is {labels}; numbers of classes go from 0 to {classes - 1}, in the order that the training "
+            "listed them in, whatever the classes' names are; a name that is no number can be given instead"
         )

@@ -38,9 +38,13 @@ class Listing:
         """Returns a line that counts and names what is passed over; None if nothing is."""
         if not self.passed_over:
             return None
+        return f"{len(self.names)} images are found in {shown(str(self.folder))}; {self.passed_over_in_words()}"
+
+    def passed_over_in_words(self) -> str:
+        """Returns what is passed over, counted and named by kind."""
         kinds = sorted(self.passed_over.items(), key=lambda item: -len(item[1]))
         counts = ", ".join(f"{kind}: {len(names)} ({some(names)})" for kind, names in kinds)
-        return f"{len(self.names)} images are found in {shown(str(self.folder))}; passed over: {counts}"
+        return f"passed over: {counts}"
 
 
 def pictures_in(folder: Path, field: str, *, deep: bool = True) -> Listing:

@@ -196,8 +196,8 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
         )
     if model.num_classes not in (0, num_classes):
         raise InputError(
-            f"model.num_classes is {model.num_classes}; {config.data.name} has {num_classes} classes"
-            f" (0 makes the model unconditional)"
+            f"model.num_classes is {model.num_classes}; {config.data.name} has {num_classes} classes: set "
+            f"{num_classes} or auto, or 0 for a model without classes"
         )
     if model.name != "unet":
         return

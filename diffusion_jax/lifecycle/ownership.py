@@ -6,23 +6,24 @@ found the same owner gone one replaces the file; that second lock is taken over 
 """
 
 import contextlib
-import datetime
 import errno
-import hashlib
-import json
 import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.lifecycle import stopping
-from diffusion_jax.reading import json_text
-from diffusion_jax.reading.regular import read_regular
+from diffusion_jax.lifecycle.owner import (
+    Owner,
+    claim_of,
+    is_copy,
+    lives,
+    read_owner,
+    this_system,
+)
 
 NAME = "lock.json"
 HEARTBEAT_SECONDS = 5.0  # Seconds between two signs of life.
@@ -32,31 +33,6 @@ STALE_AFTER_SECONDS = (
 WRITE_WAIT_SECONDS = 120.0  # Seconds to wait for one that only writes a file.
 POLL_SECONDS = 0.05
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-
-
-class Owner(NamedTuple):
-    """Who holds a lock.
-
-    Attributes:
-      what: What the process does.
-      host: Its host's name.
-      pid: Its number there.
-      since: When it took the lock.
-      place: Names the running system and the processes in which its number counts.
-      start_ticks: When the process started, in the system's ticks; None where the system does not say.
-      token: Names the contents of the file.
-    """
-
-    what: str
-    host: str
-    pid: int
-    since: str
-    place: str = ""
-    start_ticks: int | None = None
-    token: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.what} on {self.host}, pid {self.pid}, since {self.since}"
 
 
 _held: list["Lock"] = []
@@ -120,7 +96,7 @@ class Lock:
         """
         claim = self.path.with_name(f"{self.path.name}.{os.urandom(8).hex()}")
         with claim.open("x") as file:
-            file.write(_claim(self._what))
+            file.write(claim_of(self._what, self.path.parent))
         try:
             taken_from = _take(self.path, claim, time.monotonic() + wait)
             self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
@@ -128,7 +104,12 @@ class Lock:
             claim.unlink(missing_ok=True)
         self._heart.start()
         if taken_from is not None:
-            line = f"note: {taken_from} left {self.path} behind and is gone; taken over"
+            copied = is_copy(taken_from, self.path)
+            line = (
+                f"note: {self.path} is a copy of the lock of {taken_from}, which owns another folder; taken over"
+                if copied
+                else f"note: {taken_from} left {self.path} behind and is gone; taken over"
+            )
             print(line, file=sys.stderr)
             _clean(self.path)
 
@@ -139,7 +120,7 @@ class Lock:
           RunError: It is not: the folder was deleted or moved, or another process took it over.
         """
         if not self._is_mine():
-            folder, other = self.path.parent, _read(self.path)
+            folder, other = self.path.parent, read_owner(self.path)
             raise RunError(
                 f"{folder} was taken over by {other}"
                 if other
@@ -194,7 +175,7 @@ def _take(path: Path, claim: Path, deadline: float) -> Owner | None:
     """
     while not _link(claim, path):
         stopping.check()
-        owner = _read(path)
+        owner = read_owner(path)
         if owner is None:  # Released just now.
             continue
         try:
@@ -203,7 +184,7 @@ def _take(path: Path, claim: Path, deadline: float) -> Owner | None:
             turn = path.with_name(f"{path.name}.{owner.token}")
             _take(turn, claim, time.monotonic())
             try:
-                now = _read(path)
+                now = read_owner(path)
                 if now is not None and now.token == owner.token:
                     ours = claim.with_name(f"{claim.name}.new")
                     _link(claim, ours)
@@ -240,56 +221,23 @@ def _link(claim: Path, path: Path) -> bool:
 
 
 def _in_use(owner: Owner, path: Path) -> str:
-    known = owner.place == _place()
+    known = owner.place == this_system()
     advice = "wait until it is done, or stop it"
     sure = "" if known else f"; if that is gone, delete {path}"
     return f"{path.parent} is in use by {owner}: {advice}{sure}"
 
 
-# ---- owners ---------------------------------------------------------------------------------------------------
-
-
-def _claim(what: str) -> str:
-    since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    pid = os.getpid()
-    owner = Owner(what, socket.gethostname(), pid, since, _place(), _start_ticks(pid))
-    return json.dumps({**owner._asdict(), "token": os.urandom(8).hex()}) + "\n"
-
-
-def _read(path: Path) -> Owner | None:
-    """Returns who holds a lock, None if nobody does; of a damaged file an owner of whom nothing is known."""
-    try:
-        text = read_regular(path)
-    except FileNotFoundError:
-        if not path.is_symlink():
-            return None
-        text = b""  # A link to nothing is there all the same.
-    except OSError:  # A pipe, say.
-        text = b""
-    token = hashlib.sha256(text).hexdigest()[:16]
-    try:
-        owner = Owner(**{**json_text.parse_object(text), "token": token})
-        words = (owner.what, owner.host, owner.since, owner.place)
-        if (
-            type(owner.pid) is int
-            and 0 < owner.pid < 2**31
-            and isinstance(owner.start_ticks, int | None)
-            and all(isinstance(word, str) and word.isprintable() for word in words)
-        ):
-            return owner
-    except (ValueError, TypeError):
-        pass
-    return Owner("an unknown command", "an unknown host", 0, "an unknown time", token=token)
+# ---- owners that are gone ----------------------------------------------------------------------------------
 
 
 def _is_gone(owner: Owner, path: Path, claim: Path) -> bool:
     """Whether the owner has ended; one that cannot be looked for, by its signs of life."""
-    if owner.place == _place():
-        return not _lives(owner.pid, owner.start_ticks)
+    if owner.place == this_system():
+        return is_copy(owner, path) or not lives(owner.pid, owner.start_ticks)
     first = None
     while True:
         try:
-            now, beat = _read(path), path.stat().st_mtime
+            now, beat = read_owner(path), path.stat().st_mtime
             # By the clock of the file system, which may be another than this host's.
             os.utime(claim)
             age = claim.stat().st_mtime - beat
@@ -312,42 +260,10 @@ def _is_gone(owner: Owner, path: Path, claim: Path) -> bool:
 def _clean(path: Path) -> None:
     """Removes what killed claimants of a lock have left beside it."""
     for left in path.parent.glob(f"{path.name}.*"):
-        owner = _read(left)
+        owner = read_owner(left)
         if (
             owner is not None
-            and owner.place == _place()
-            and not _lives(owner.pid, owner.start_ticks)
+            and owner.place == this_system()
+            and not lives(owner.pid, owner.start_ticks)
         ):
             left.unlink(missing_ok=True)
-
-
-def _lives(pid: int, start_ticks: int | None) -> bool:
-    """Whether a process of this system runs, and is the one that started then."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    now = _start_ticks(pid)
-    # Without a word from the system it may be another one of that number.
-    return now != -1 and (start_ticks is None or now is None or now == start_ticks)
-
-
-def _start_ticks(pid: int) -> int | None:
-    """Returns when a process started, in ticks; None where the system does not say, -1 of one that has ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        state, *fields = stat.rpartition(")")[2].split()
-        return -1 if state in "ZX" else int(fields[18])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _place() -> str:
-    """Names this start of the system and its name space of processes; just the host where that is not known."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()

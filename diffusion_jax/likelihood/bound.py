@@ -170,13 +170,17 @@ def variational_bound(
       progress: Host function, called with the number of terms done; see `report`.
 
     Raises:
-      InputError: num_terms outside {2, ..., N} (1 if the grid has one step); unknown variance, or learned of a
-        network without it; images that `discretized_gaussian` cannot count, unless they are traced.
+      InputError: Images that are no floats, or that `discretized_gaussian` cannot count, unless they are traced;
+        num_terms outside {2, ..., N} (1 if the grid has one step); unknown variance, or learned of a network without.
     """
     expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
     expect("grid", grid, Grid, "a Grid, such as process.grid()")
     last = grid.num_steps - 1
     count = check_num_terms(num_terms, grid.num_steps) - 1
+    if not jnp.issubdtype(x0.dtype, jnp.floating):
+        raise InputError(
+            f"x0 has dtype {x0.dtype}; give images in [-1, 1], such as to_model_range(images)"
+        )
     if decoder is discretized_gaussian and not isinstance(x0, Tracer):
         check_levels(x0)
     whole = count == last

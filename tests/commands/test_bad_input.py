@@ -71,7 +71,9 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "arguments, fragments",
     [
         (["--mode=trian"], ["'trian'", *MODES, "Did you mean 'train'?"]),
-        (["--confg=x.py"], ["--confg=x.py"]),
+        (["--confg=x.py"], ["--confg=x.py", "Did you mean 'config'?"]),
+        (["--train.num_steps=5"], ["did you mean --config.train.num_steps?"]),
+        (["--mode=sample"], ["--workdir=FOLDER of the run, or --config=FILE is needed"]),
         (["configs/digits.py"], ["configs/digits.py"]),
         (["--workdir"], ["--workdir", "expected one argument"]),
         (["--config.train.num_steps"], ["--config.train.num_steps=VALUE"]),

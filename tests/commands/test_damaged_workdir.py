@@ -8,8 +8,9 @@ import sys
 import pytest
 from tiny_run import write_config
 
-from diffusion_jax import data, main
+from diffusion_jax import data
 from diffusion_jax.checkpoints.store import CheckpointStore
+from diffusion_jax.commands.answers import tell
 from diffusion_jax.commands.edit_inputs import load_mask
 from diffusion_jax.commands.trained import checkpoint_folder, load_run
 from diffusion_jax.config import load_file, to_json
@@ -107,9 +108,9 @@ def test_an_error_of_the_system_is_one_line_with_its_path_and_another_a_tracebac
         (PermissionError(errno.EACCES, "Permission denied", "c"), "error: c: permission denied\n"),
         (OSError(errno.EIO, "Input/output error"), "error: input/output error\n"),
     ):
-        assert main._tell(error) == 1
+        assert tell(error) == 1
         assert capsys.readouterr().err == expected
-    assert main._tell(TypeError("a bug")) == 1
+    assert tell(TypeError("a bug")) == 1
     assert "TypeError: a bug" in capsys.readouterr().err
 
 

@@ -92,11 +92,14 @@ def test_an_experiment_has_the_number_of_classes_and_is_checked_with_it() -> Non
     exp = build.build(config, (8, 8, 1), 3, ANIMALS)
     assert (exp.config.model.num_classes, exp.config.sample.labels) == (3, (2, 1))
     assert exp.conditional and exp.class_names == ANIMALS
-    with pytest.raises(InputError, match=r"sample.labels is .*, but the model is unconditional"):
+    with pytest.raises(InputError, match="num_classes is .auto., but digits has no classes"):
         build.build(config, (8, 8, 1), 0)
     config.sample.labels = (5,)
-    with pytest.raises(InputError, match=r"sample.labels is \(5,\); labels must be from 0 to 2"):
+    with pytest.raises(
+        InputError, match=r"sample.labels is \(5,\); numbers of classes go from 0 to 2"
+    ):
         build.build(config, (8, 8, 1), 3, ANIMALS)
     config.sample.labels, config.train.label_dropout = None, 0.1
+    config.model.num_classes = 0
     with pytest.raises(InputError, match=r"train.label_dropout is 0.1, but the model is uncond"):
-        build.build(config, (8, 8, 1), 0)
+        build.validate(config)

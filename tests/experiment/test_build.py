@@ -358,3 +358,11 @@ def test_a_process_of_the_recipes_is_not_warned_of(fields) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         sampling.make_sampler(experiment(*fields))
+
+
+def test_auto_asks_for_classes_that_the_data_must_have() -> None:
+    config = default_config()
+    override(config, [("model.num_classes", "auto"), ("model.name", "mlp")])
+    assert build.build(config, (8, 8, 1), 3).config.model.num_classes == 3
+    with pytest.raises(InputError, match="num_classes is 'auto', but digits has no classes; set"):
+        build.build(config, (8, 8, 1), 0)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.lifecycle import owner as owner_module
 from diffusion_jax.lifecycle import ownership, stopping
+from diffusion_jax.lifecycle.owner import claim_of, read_owner, start_ticks_of
 from diffusion_jax.lifecycle.ownership import Lock
 from diffusion_jax.reporting import results
 
@@ -44,7 +47,8 @@ def left(path: Path) -> Path:
 
 def write_owner(path: Path, **fields: object) -> None:
     """Writes a lock of this process, but for some fields."""
-    path.write_text(json.dumps({**json.loads(ownership._claim("--mode=train")), **fields}))
+    claim = json.loads(claim_of("--mode=train", path.parent))
+    path.write_text(json.dumps({**claim, **fields}))
 
 
 def test_a_second_owner_is_refused_and_told_of_the_first_until_that_has_released(path: Path):
@@ -73,6 +77,26 @@ def test_a_lock_whose_owner_was_killed_is_taken_over_with_a_word(
     assert not list(left.parent.iterdir())
 
 
+def test_a_lock_that_was_copied_with_its_folder_is_not_the_owners_and_a_linked_folder_is_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """`cp -r` of a workdir while it is trained in."""
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    run.mkdir()
+    first = Lock(run / "lock.json", "--mode=train")
+    first.acquire()
+    shutil.copytree(run, copy)
+    second = Lock(copy / "lock.json", "--mode=train")
+    second.acquire()
+    assert "is a copy of the lock of --mode=train" in capsys.readouterr().err
+    first.check()
+    second.release()
+    (tmp_path / "link").symlink_to(run)
+    with pytest.raises(InputError, match="in use by"):
+        Lock(tmp_path / "link" / "lock.json", "--mode=train").acquire()
+    first.release()
+
+
 def test_an_owner_that_was_killed_and_not_waited_for_is_gone(path: Path):
     with subprocess.Popen([sys.executable, "-c", KILLED, str(path)]) as killed:
         os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # It stays a zombie.
@@ -82,7 +106,7 @@ def test_an_owner_that_was_killed_and_not_waited_for_is_gone(path: Path):
 
 
 def test_another_process_with_the_number_of_an_owner_that_is_gone_is_not_the_owner(path: Path):
-    start_ticks = ownership._start_ticks(os.getpid())
+    start_ticks = start_ticks_of(os.getpid())
     assert start_ticks is not None and start_ticks > 0
     write_owner(path, start_ticks=start_ticks - 1)
     lock = Lock(path, "--mode=train")
@@ -97,7 +121,7 @@ def test_an_owner_on_another_host_is_heard_by_its_signs_of_life(
     monkeypatch.setattr(ownership, "STALE_AFTER_SECONDS", 1.0)
     owner = Lock(path, "--mode=train")
     with monkeypatch.context() as patch:
-        patch.setattr(ownership, "_place", lambda: "another system")
+        patch.setattr(owner_module, "this_system", lambda: "another system")
         patch.setattr(socket, "gethostname", lambda: "another host")
         owner.acquire()
     with pytest.raises(
@@ -118,7 +142,7 @@ def test_an_owner_on_another_host_is_heard_by_its_signs_of_life(
 def test_a_damaged_lock_is_held_while_it_is_written_and_taken_over_when_it_is_old(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    live = json.loads(ownership._claim("--mode=train"))
+    live = json.loads(claim_of("--mode=train", path.parent))
     fields = ({"pid": 2**70}, {"pid": -1}, {"pid": True}, {"host": "a\nb"}, {"since": {}})
     damages = [json.dumps({**live, **changed}) for changed in fields]
     for damage in ("", "{", "[1]", '{"pid": "x"}', '{"what": 1}', "[" * 10**5, *damages):
@@ -171,7 +195,7 @@ def test_of_several_that_find_an_owner_gone_at_once_one_takes_over(
     for i in range(20):
         write_owner(path, start_ticks=1)
         if i % 2:
-            owner = ownership._read(path)
+            owner = read_owner(path)
             assert owner is not None
             write_owner(path.with_name(f"{path.name}.{owner.token}"), start_ticks=1)
         won = contend(path, 8)
@@ -185,7 +209,7 @@ def test_of_several_that_find_an_owner_gone_at_once_one_takes_over(
 def stuck(path: Path) -> Path:
     """A lock whose owner is gone, and that another one, which lives, has begun to take over."""
     write_owner(path, start_ticks=1)
-    owner = ownership._read(path)
+    owner = read_owner(path)
     assert owner is not None
     write_owner(path.with_name(f"{path.name}.{owner.token}"), what="--mode=taker")
     return path
