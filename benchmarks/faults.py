@@ -69,6 +69,7 @@ def strike(run: Processes, workdir: Path, rng: random.Random, window: float) -> 
         "statuses": statuses,
         "seconds": seconds,
         "named": named,
+        "said": "" if named or kind == "SIGTERM" else survivor[-500:],
         "lost": sorted(there - checkpoints(workdir)),
     }
 

@@ -74,6 +74,8 @@ def fail(status: int, why: str) -> None:
     try:
         distributed.client().wait_at_barrier("fail", int(LEAVE_TIMEOUT * 1000))
     except Exception:  # Whatever it is: the others are not there.
+        if gone := _watch.silent():
+            print(f"note: no sign of {', '.join(gone)} since: it died or hangs", file=sys.stderr)
         _exit(status)
 
 
@@ -111,6 +113,17 @@ class _Watch(threading.Thread):
         self._ended, self._status = why, status
         with contextlib.suppress(Exception):  # Process 0 may be gone.
             self._tell()
+
+    def silent(self) -> list[str]:
+        """Returns the names of those that have given no sign of life lately, nor said that they have ended."""
+        with contextlib.suppress(Exception):  # Process 0 may be gone.
+            self._look()
+        now = time.monotonic()
+        return [
+            self._names[process]
+            for process, (said, when) in self._seen.items()
+            if _reason(said) is None and now - when > 2 * INTERVAL
+        ]
 
     def _tell(self) -> None:
         with self._telling:

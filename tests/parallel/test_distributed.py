@@ -306,6 +306,25 @@ def test_a_sign_of_life_that_is_under_way_does_not_undo_that_of_the_end(
     assert said == [None, ""]
 
 
+def test_one_that_failed_because_another_is_gone_names_it(monkeypatch: pytest.MonkeyPatch):
+    """As where a checkpoint cannot be saved: its own error says nothing of the other."""
+    monkeypatch.setattr(peers, "_on_abort", lambda _: None)
+    monkeypatch.setattr(peers, "INTERVAL", 0.1)
+    watch = peers._Watch(["me", "process 1 (a)", "process 2 (b)", "process 3 (c)"])
+
+    class Client:
+        def key_value_dir_get(self, _: str) -> list[tuple[str, str]]:
+            said = {1: {"count": 5, "ended": None}, 2: {"count": 9, "ended": None}}
+            ended = {"count": 7, "ended": "the disk is full"}
+            return [(f"alive/{i}", json.dumps(what)) for i, what in {**said, 3: ended}.items()]
+
+    monkeypatch.setattr(distributed, "client", Client)
+    assert watch.silent() == []  # All have just been heard.
+    time.sleep(0.3)
+    watch._seen[2] = "", 0.0  # From here on only process 2 is heard anew.
+    assert watch.silent() == ["process 1 (a)"]
+
+
 def test_process_0_decides_and_tells_the_others():
     outcomes, _ = in_two_processes(
         """
