@@ -101,6 +101,7 @@ def test_a_config_file_that_raises_what_no_command_expects_is_refused(tmp_path, 
         load_file(str(tmp_path / "config.py"))
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_in_a_notebook_an_interrupt_while_a_config_file_runs_is_the_users(tmp_path):
     (tmp_path / "config.py").write_text("raise KeyboardInterrupt\n")
     with pytest.raises(KeyboardInterrupt):

@@ -279,6 +279,7 @@ def test_whatever_a_config_file_raises_is_one_line(tmp_path, text):
     assert str(error.value).startswith("--config: ") and "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, Stopped])
 def test_a_user_who_stops_the_command_while_a_config_is_read_is_heeded(tmp_path, monkeypatch, stop):
     (tmp_path / "config.py").write_text("import builtins\nraise builtins.stop")
