@@ -162,12 +162,16 @@ def check_finished(
             f"{unfinished.sum()} of {len(finite)} images were not finished: the solver stopped at t = {furthest:.4g} "
             f"after {limit}"
         )
-    adaptive = solve is None and "max_steps" in sampler_takes(fields.name)
-    maybe = f", or the solver stopped after {limit}" if adaptive else ""
+    wrong = f"{(~finite).sum()} of {len(finite)} images are not finite, though the parameters are"
+    if solve is None and "max_steps" in sampler_takes(
+        fields.name
+    ):  # Edits do not say how far it came.
+        raise InputError(
+            f"{wrong}: the solver stopped after {limit}; or numbers grew beyond float range: try model.dtype=float32"
+        )
     raise RunError(
-        f"{(~finite).sum()} of {len(finite)} images are not finite, though the parameters are: numbers grow beyond "
-        f"float range in the sampler {fields.name!r}; try model.dtype=float32, sampler.clip=true, or less guidance"
-        f"{maybe}"
+        f"{wrong}: numbers grow beyond float range in the sampler {fields.name!r}; try model.dtype=float32, "
+        "sampler.clip=true, or less guidance"
     )
 
 
