@@ -29,7 +29,7 @@ def threefry(keys: Any) -> Key[Array, "*dims"]:
     """
     typed = isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
     if not typed and not _are_words(keys):
-        what = f"an array of {keys.dtype}" if hasattr(keys, "dtype") else repr(keys)
+        what = f"an array of {keys.dtype}" if hasattr(keys, "dtype") else shortened(keys)
         raise InputError(
             f"a key is needed, not {what}; make it by jax.random.key(seed), or one an image by "
             "image_keys(seed, indices)"

@@ -57,9 +57,8 @@ def check_xla_flags() -> None:
     try:
         from jax._src import xla_bridge
         from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
-    except (
-        ImportError
-    ):  # Another version of JAX has them elsewhere: it says itself what it does not know.
+    except ImportError:
+        # Another version of JAX has them elsewhere; there XLA says itself what it does not know, by an abort.
         return
     if xla_bridge.backends_are_initialized():  # They were read.
         return

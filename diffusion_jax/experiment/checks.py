@@ -34,9 +34,8 @@ FITTING = {"langevin": ("ve", "ncsn")}  # Processes of the solvers that are not 
 # Fields of the sampler group that no update rule takes: its name, grid and x_T, limits and guidance of its denoiser.
 OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "u_min", "temperature"}
 OF_ALL_SAMPLERS |= {"clip", "dynamic_threshold"}
-KEEPING = {
-    "ddim"
-}  # Samplers of which a peer keeps eps where x_0 is limited: their options have clip_keeps.
+# Samplers of which another code keeps eps where x_0 is limited: their options have clip_keeps.
+KEEPING = {"ddim"}
 OF_GUIDANCE = {"guidance_scale", "guidance_interval", "guidance_rescale", "guidance_rescale_of"}
 
 

@@ -163,9 +163,8 @@ def check_finished(
             f"after {limit}"
         )
     wrong = f"{(~finite).sum()} of {len(finite)} images are not finite, though the parameters are"
-    if solve is None and "max_steps" in sampler_takes(
-        fields.name
-    ):  # Edits do not say how far it came.
+    # Edits do not say how far the solver came.
+    if solve is None and "max_steps" in sampler_takes(fields.name):
         raise InputError(
             f"{wrong}: the solver stopped after {limit}; or numbers grew beyond float range: try model.dtype=float32"
         )
