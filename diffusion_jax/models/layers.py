@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import standard_normal
-from diffusion_jax.models.conv import conv, conv_of_doubled, matmul
-from diffusion_jax.models.norm import group_norm
+from diffusion_jax.ops.attention import attention
+from diffusion_jax.ops.convolution import conv, conv_of_doubled, matmul
+from diffusion_jax.ops.norm import group_norm
 
 Dtype = Any
 # What a recomputed block may keep (`jax.checkpoint_policies`): results of the 3x3 convolutions, and of the attention's
@@ -230,9 +231,7 @@ class SelfAttention(nn.Module):
 
         normed = self.norm(name="norm")(x).reshape(b, h * w, c)
         q, k, v = dense("query")(normed), dense("key")(normed), dense("value")(normed)
-        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits * c**-0.5, axis=-1).astype(self.dtype)
-        attended = checkpoint_name(jnp.einsum("bqk,bkc->bqc", weights, v), ATTENTION)
+        attended = checkpoint_name(attention(q, k, v), ATTENTION)
         out = dense("out", zero_init)(attended)
         return x + out.reshape(b, h, w, c)
 

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 from plain_conv import loops
 
-from diffusion_jax.models import cpu_conv
-from diffusion_jax.models.conv import conv, conv_of_doubled, matmul
+from diffusion_jax.ops.convolution import conv, conv_of_doubled, matmul
+from diffusion_jax.ops.cpu import convolution as cpu
 from diffusion_jax.parallel.sharding import batch_sharding, make_mesh, replicated
 
 # (batch, height, width, channels in, channels out, kernel, stride)
@@ -42,7 +42,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def _small_images_take_the_way_of_large_ones(monkeypatch):
-    monkeypatch.setattr(cpu_conv, "PRODUCTS_THAT_PAY", 0)
+    monkeypatch.setattr(cpu, "PRODUCTS_THAT_PAY", 0)
 
 
 def arrays(case: str) -> tuple[jax.Array, jax.Array, jax.Array, int]:

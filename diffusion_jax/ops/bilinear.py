@@ -14,7 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jaxtyping import Array
 
-from diffusion_jax.models.operation import implement, varying_alike
+from diffusion_jax.ops.operation import implement, varying_alike
 
 Product = Callable[[Array, Array, Any], Array]
 

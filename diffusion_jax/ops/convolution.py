@@ -1,7 +1,7 @@
 """Convolutions and matrix products with gradients that are fast on every platform.
 
 On GPUs and TPUs these are the convolution of XLA and the gradients that JAX derives for it; on the CPU
-those of `cpu_conv`. The three products, of image and kernel, of gradient and kernel, and of image and
+those of `ops.cpu.convolution`. The three products, of image and kernel, of gradient and kernel, and of image and
 gradient, are each other's transposes (`bilinear`), so that derivatives of any order and mode have them.
 """
 
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from diffusion_jax.models import cpu_conv
-from diffusion_jax.models.bilinear import bilinear
-from diffusion_jax.models.cpu_conv import Padding, Window
+from diffusion_jax.ops.bilinear import bilinear
+from diffusion_jax.ops.cpu import convolution as cpu
+from diffusion_jax.ops.window import Padding, Window, plain, transpose
 
 
 def conv(
@@ -87,22 +87,22 @@ def _same(x: Array, w: Array, stride: int) -> Padding:
 
 def _to_image_derived(dy: Array, w: Array, window: Window) -> Array:
     shape = (len(dy), *window.image, w.shape[2])
-    return cpu_conv.transpose(lambda x: cpu_conv.plain(x, w, window), shape, dy)
+    return transpose(lambda x: plain(x, w, window), shape, dy)
 
 
 def _to_kernel_derived(x: Array, dy: Array, window: Window) -> Array:
     shape = (*window.kernel, x.shape[3], dy.shape[3])
-    return cpu_conv.transpose(lambda w: cpu_conv.plain(x, w, window), shape, dy)
+    return transpose(lambda w: plain(x, w, window), shape, dy)
 
 
 _convolution = bilinear(
     "convolution",
-    cpu_conv.plain,
+    plain,
     lambda x, w, window: (x[0], *window.output, w[3]),
     to_first=lambda dy, w, window: _to_image(dy, w, window),
     to_second=lambda x, dy, window: _to_kernel(x, dy, window),
     by_rows=True,
-    on_cpu=cpu_conv.convolve,
+    on_cpu=cpu.convolve,
 )
 _to_image = bilinear(
     "convolution_to_image",
@@ -111,7 +111,7 @@ _to_image = bilinear(
     to_first=_convolution,
     to_second=lambda dy, dx, window: _to_kernel(dx, dy, window),
     by_rows=True,
-    on_cpu=cpu_conv.to_image,
+    on_cpu=cpu.to_image,
 )
 _to_kernel = bilinear(
     "convolution_to_kernel",
@@ -120,5 +120,5 @@ _to_kernel = bilinear(
     to_first=lambda dw, dy, window: _to_image(dy, dw, window),
     to_second=_convolution,
     by_rows=False,
-    on_cpu=cpu_conv.to_kernel,
+    on_cpu=cpu.to_kernel,
 )

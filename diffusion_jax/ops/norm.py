@@ -1,7 +1,7 @@
 """Group normalisation (Wu & He, 2018), and the swish that follows it, with a gradient that is one operation.
 
 Of what JAX derives, XLA's CPU backend computes the whole chain again in each of its consumers. Here the
-gradient is an operation of its own (`linear`), on the CPU of a few images at a time: it reads its inputs
+gradient is an operation of its own (`linear`), on the CPU of a few images at a time (`cpu.norm`): it reads its inputs
 and writes its output once.
 """
 
@@ -12,10 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.models.chunks import map_images
-from diffusion_jax.models.linear import Arrays, linear_map
-
-ELEMENTS_AT_ONCE = 2**17  # Of a float32 array: 512 KiB.
+from diffusion_jax.ops.cpu import norm as cpu
+from diffusion_jax.ops.linear import Arrays, linear_map
 
 
 class _Form(NamedTuple):
@@ -127,15 +125,6 @@ def _vjp(cotangents: Arrays, fixed: Arrays, form: _Form) -> Arrays:
     return dx, d_scale.sum(0), d_bias.sum(0)
 
 
-def _vjp_on_cpu(cotangents: Arrays, fixed: Arrays, form: _Form) -> Arrays:
-    (dy,), (*of_images, scale, bias) = cotangents, fixed
-    dx, d_scale, d_bias = map_images(
-        lambda dy, *fixed: _vjp_of_each(dy, *fixed, scale, bias, form=form),
-        dy,
-        *of_images,
-        pixels=ELEMENTS_AT_ONCE // dy.shape[3],
-    )
-    return dx, d_scale.sum(0), d_bias.sum(0)
-
-
-_tangent = linear_map("group_norm_tangent", _jvp, _vjp, transpose_on_cpu=_vjp_on_cpu)
+_tangent = linear_map(
+    "group_norm_tangent", _jvp, _vjp, transpose_on_cpu=cpu.by_chunks(_vjp_of_each)
+)

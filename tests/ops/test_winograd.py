@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from plain_conv import loops
 
-from diffusion_jax.models import winograd
+from diffusion_jax.ops.cpu import winograd
 
 
 @pytest.mark.parametrize("taps", [2, 3])

@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from diffusion_jax.models.chunks import map_images, sum_over_images
+from diffusion_jax.ops.cpu.chunks import map_images, sum_over_images
 
 TILE = 4  # Outputs of a row that are computed together.
 POINTS = (0, 0.75, -0.75, 1.5, -1.5)  # Finite ones, for three taps; exact in binary.

@@ -10,17 +10,15 @@ A convolution of stride s is one of stride 1 over the s x s pixels of each block
 pays, half of the multiplications are saved (`winograd`).
 """
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from diffusion_jax.models import winograd
-from diffusion_jax.models.chunks import sum_over_images
-from diffusion_jax.models.operation import varying_alike
+from diffusion_jax.ops.cpu import winograd
+from diffusion_jax.ops.cpu.chunks import sum_over_images
+from diffusion_jax.ops.window import Window, plain, transpose
 
 PIXELS_AT_ONCE = 2048  # Rows of the matrix products: 500 to 4000 were alike, 8000 slower.
 # What the transforms of `winograd` need to pay: with less work, starting their many operations takes longer;
@@ -30,41 +28,12 @@ WIDTH_THAT_PAYS = 7
 CHANNELS_THAT_PAY = 32
 PIXELS_OF_A_CHANNEL = 16  # Up to so many, a kernel of so many channels is not worth turning around.
 
-Padding = tuple[tuple[int, int], tuple[int, int]]  # Rows above and below, columns left and right.
-
-
-class Window(NamedTuple):
-    """How a kernel moves over the images, and the height and width of both."""
-
-    stride: int
-    padding: Padding
-    image: tuple[int, int]
-    kernel: tuple[int, int]
-
-    @property
-    def output(self) -> tuple[int, int]:
-        sizes = zip(self.image, self.kernel, self.padding, strict=True)
-        height, width = ((n + sum(edges) - k) // self.stride + 1 for n, k, edges in sizes)
-        return height, width
-
-    def transposed(self) -> "Window":
-        """Returns the window of the convolution that computes the images' gradient, for stride 1."""
-        (kh, kw), ((top, bottom), (left, right)) = self.kernel, self.padding
-        padding = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
-        return Window(1, padding, self.output, self.kernel)
-
 
 def convolve(x: Array, w: Array, window: Window) -> Array:
     """Returns the convolution of x with w."""
     if _transforms_pay(x, w.shape[3], window):
         return winograd.convolve(x, w, *window.padding)
     return plain(x, w, window)
-
-
-def plain(x: Array, w: Array, window: Window) -> Array:
-    """Returns the convolution of x with w, by XLA's own."""
-    strides, order = (window.stride, window.stride), ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, w, strides, window.padding, dimension_numbers=order)
 
 
 def to_image(dy: Array, w: Array, window: Window) -> Array:
@@ -88,13 +57,6 @@ def to_kernel(x: Array, dy: Array, window: Window) -> Array:
     if _transforms_pay(x, dy.shape[3], window):
         return winograd.kernel_gradient(x, dy, window.kernel[1], *window.padding)
     return _matrix_product(x, dy, window)
-
-
-def transpose(function: Callable[[Array], Array], shape: tuple[int, ...], dy: Array) -> Array:
-    """Returns the transpose, at dy, of a linear function of an array of this shape."""
-    example, _ = varying_alike(jnp.zeros(shape, dy.dtype), dy)
-    (transposed,) = jax.linear_transpose(function, example)(dy)
-    return transposed
 
 
 def _transforms_pay(x: Array, features: int, window: Window) -> bool:

@@ -14,7 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jaxtyping import Array
 
-from diffusion_jax.models.operation import implement, varying_alike
+from diffusion_jax.ops.operation import implement, varying_alike
 
 Arrays = tuple[Array, ...]
 Map = Callable[[Arrays, Arrays, Any], Arrays]  # (v, fixed, options) -> outputs

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from diffusion_jax.models.operation import varying_alike
+from diffusion_jax.ops.operation import varying_alike
 
 
 def images_at_once(batch: int, pixels_of_one: int, pixels: int) -> int:

@@ -1,0 +1,1 @@
+"""Implementations for XLA's CPU backend."""

@@ -1,0 +1,47 @@
+"""How a kernel moves over images, and the convolution of XLA under such a window."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from diffusion_jax.ops.operation import varying_alike
+
+Padding = tuple[tuple[int, int], tuple[int, int]]  # Rows above and below, columns left and right.
+
+
+class Window(NamedTuple):
+    """How a kernel moves over the images, and the height and width of both."""
+
+    stride: int
+    padding: Padding
+    image: tuple[int, int]
+    kernel: tuple[int, int]
+
+    @property
+    def output(self) -> tuple[int, int]:
+        sizes = zip(self.image, self.kernel, self.padding, strict=True)
+        height, width = ((n + sum(edges) - k) // self.stride + 1 for n, k, edges in sizes)
+        return height, width
+
+    def transposed(self) -> "Window":
+        """Returns the window of the convolution that computes the images' gradient, for stride 1."""
+        (kh, kw), ((top, bottom), (left, right)) = self.kernel, self.padding
+        padding = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
+        return Window(1, padding, self.output, self.kernel)
+
+
+def plain(x: Array, w: Array, window: Window) -> Array:
+    """Returns the convolution of x with w, by XLA's own."""
+    strides, order = (window.stride, window.stride), ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, w, strides, window.padding, dimension_numbers=order)
+
+
+def transpose(function: Callable[[Array], Array], shape: tuple[int, ...], dy: Array) -> Array:
+    """Returns the transpose, at dy, of a linear function of an array of this shape."""
+    example, _ = varying_alike(jnp.zeros(shape, dy.dtype), dy)
+    (transposed,) = jax.linear_transpose(function, example)(dy)
+    return transposed
