@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config.kinds import Int
+from diffusion_jax.options.kinds import Int
 from diffusion_jax.errors import InputError, nearest
 from diffusion_jax.reporting.classes import label, listed, shortened
 

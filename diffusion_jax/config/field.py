@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from diffusion_jax.config.kinds import Choice, Either, Float, Int, Kind, Tuple
+from diffusion_jax.options.kinds import Choice, Either, Float, Int, Kind, Tuple
 
 # never: it decides the trained parameters, so a resume may not change it.
 # resume: it alters them by no more than float rounding; other modes take it from the run.

@@ -1,7 +1,7 @@
 """Fields of what is done with a trained network: every mode may set them."""
 
 from diffusion_jax.config.field import SEEDS, SPACING, VARIANCE, Field
-from diffusion_jax.config.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
+from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
 
 SETTABLE = {
     # ---- sampler

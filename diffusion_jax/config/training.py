@@ -2,7 +2,7 @@
 
 from diffusion_jax.config.data_fields import AUTO
 from diffusion_jax.config.field import SEEDS, VARIANCE, Field
-from diffusion_jax.config.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
+from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
 
 TRAINING = {
     "seed": Field(0, SEEDS, "seed of initialisation, order of the images, noise and dropout"),

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import FIELDS, default_config, locate, validate
-from diffusion_jax.config.kinds import Bool, Choice, Text
+from diffusion_jax.options.kinds import Bool, Choice, Text
 from diffusion_jax.errors import InputError
 
 COUNT = ([1, 1000], [0, -7, 2**31, 10**12])

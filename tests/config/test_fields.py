@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax import data, losses
 from diffusion_jax.config import FIELDS, GROUPS, Field, default_config, fields, validate
-from diffusion_jax.config.kinds import Choice, Either, Int, Kind, Text, Tuple
+from diffusion_jax.options.kinds import Choice, Either, Int, Kind, Text, Tuple
 from diffusion_jax.config.table import group_of
 from diffusion_jax.data.loading import TFDS_PREFIX
 from diffusion_jax.denoiser import PARAMETERIZATIONS

@@ -1,4 +1,4 @@
-"""What a field of the config may hold: how its text is read, which values it accepts, and how to say so."""
+"""What an option may hold: how its text is read, which values it accepts, and how to say so."""
 
 import abc
 import dataclasses

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from diffusion_jax.config.kinds import Bool, Choice, Either, Float, Int, Kind, Text, Tuple
+from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Kind, Text, Tuple
 
 METRICS = Choice(("fid", "kid"))
 SPACING = Either(Choice(("uniform", "quadratic")), Tuple(Int(0)))

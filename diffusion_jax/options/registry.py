@@ -1,0 +1,97 @@
+"""The components of one kind, by name."""
+
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+from diffusion_jax.errors import choose
+from diffusion_jax.options.component import Component, Option
+from diffusion_jax.options.kinds import Choice
+
+C = TypeVar("C", bound=Component)
+
+
+class Registry(Mapping[str, C], Generic[C]):
+    """Components by name, such as `SAMPLERS`; the config's fields of the kind are made of it.
+
+    SAMPLERS.register("mine", Sampling(mine, "my own rule"))
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, C], *, given: tuple[str, ...] = ()) -> None:
+        """Makes a registry.
+
+        Args:
+          kind: What an entry is called in messages: "sampler".
+          entries: Components by name.
+          given: Names of the parameters that are not options, but what the caller has: "grid", "process".
+
+        Raises:
+          TypeError: See `register`.
+        """
+        self.kind, self._given, self._entries = kind, frozenset(given), dict[str, C]()
+        for name, component in entries.items():
+            self.register(name, component)
+
+    def register(self, name: str, component: C) -> None:
+        """Adds a component, or replaces the one of that name.
+
+        Raises:
+          TypeError: A parameter is neither an option nor given by the caller, so that nothing would ever set it; or
+            another component of the kind has an option of the same name with other values or another default.
+        """
+        declared = {option.parameter for option in component.options.values()}
+        unknown = component.parameters - declared - self._given
+        if unknown:
+            raise TypeError(
+                f"{self.kind} {name!r}: {', '.join(sorted(unknown))} must be annotated with an Option"
+            )
+        for field, option in component.options.items():
+            for owner in self.owners(field):
+                known = self[owner].options[field]
+                if owner != name and (known.kind, known.default) != (option.kind, option.default):
+                    raise TypeError(
+                        f"{self.kind} {name!r}: the option {field} is not that of {owner!r}: give it another name"
+                    )
+        self._entries[name] = component
+
+    def __getitem__(self, name: str) -> C:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def choose(self, name: str) -> C:
+        """Returns the component of that name.
+
+        Raises:
+          InputError: Unknown name; the message lists the known ones and the nearest.
+        """
+        return choose(self.kind, name, self)
+
+    def owners(self, field: str) -> tuple[str, ...]:
+        """Returns the names of the components that have an option of that field."""
+        return tuple(name for name, entry in self._entries.items() if field in entry.options)
+
+    def takers(self, parameter: str) -> tuple[str, ...]:
+        """Returns the names of the components that have a parameter of that name, an option or not."""
+        return tuple(name for name, entry in self._entries.items() if parameter in entry.parameters)
+
+    @property
+    def choice(self) -> Choice:
+        """The names, as the values of a config field."""
+        return Choice(tuple(self._entries))
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """The options of all components by field; an option of several components stands once."""
+        return {
+            name: option
+            for entry in self._entries.values()
+            for name, option in entry.options.items()
+        }
+
+    def help(self) -> str:
+        """Returns one line about all components: "heun: two evaluations per step; ..."."""
+        return "; ".join(f"{name}: {entry.help}" for name, entry in self._entries.items())
