@@ -1,12 +1,12 @@
-"""The folders of a command: of their layout, whether they can be written to, and whose they are."""
+"""The folders of a command: their layout, and whose they are."""
 
 import os
-import tempfile
 from pathlib import Path
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.lifecycle import ownership
 from diffusion_jax.parallel.distributed import first_decides
+from diffusion_jax.writing.writable import check_writable
 
 # What a run has in its workdir.
 _FOLDERS = ("checkpoints", "samples", "edits", "results", "tensorboard")
@@ -26,20 +26,6 @@ def check_layout(workdir: Path) -> None:
         for path in (workdir / name for name in names):
             if os.path.lexists(path) and not is_right(path):
                 raise InputError(f"{path} is not a {what}; move it away")
-
-
-def check_writable(workdir: Path) -> None:
-    """Makes the workdir.
-
-    Raises:
-      InputError: It cannot be made or written to.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise InputError(f"--workdir: cannot write to {workdir}: {error.strerror}") from error
 
 
 def own(folder: Path, mode: str) -> None:

@@ -17,9 +17,10 @@ from jaxtyping import Int, UInt8
 
 from diffusion_jax.errors import RunError, reason
 from diffusion_jax.lifecycle import stopping
+from diffusion_jax.lifecycle.ownership import owned_write
 from diffusion_jax.reading.npz import open_array, open_npz, read_npz
 from diffusion_jax.reporting import pictures, results
-from diffusion_jax.reporting.files import remove, whole
+from diffusion_jax.writing.atomic import remove, remove_unfinished
 
 Images = UInt8[np.ndarray, "n h w c"]
 Labels = Int[np.ndarray, " n"] | None
@@ -90,14 +91,13 @@ class ImageFiles:
           RunError: One cannot be written: disk full, …. The parts are still there.
         """
         paths = []
-        for unfinished in self._folder.glob("*.part"):  # Of a killed command.
-            remove(unfinished)
+        remove_unfinished(self._folder)
         for name in formats:
             path = self._folder / FORMATS[name].path
             paths.append(path)
             if self._sound([name]) is None:
                 shape = (self._num_images, *self._image_shape)
-                with _explained(path), whole(path) as unfinished:
+                with _explained(path), owned_write(path) as unfinished:
                     FORMATS[name].write(unfinished, self._read(), shape, labels, class_names)
         remove(self._folder / "parts")
         return paths

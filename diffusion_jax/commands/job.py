@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 import diffusion_jax
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
-from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.trained import TrainedRun, load_run
@@ -24,6 +23,7 @@ from diffusion_jax.experiment import sampling
 from diffusion_jax.lifecycle import ownership, stopping
 from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.reporting import classes, results
+from diffusion_jax.writing.writable import check_writable
 
 
 def open_run(

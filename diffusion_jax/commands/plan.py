@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax.commands.environment import check_writable
 from diffusion_jax.experiment.training import make_training_mesh
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.planning import fit, program
@@ -19,6 +18,7 @@ from diffusion_jax.planning.chips import Chip, chip_of
 from diffusion_jax.planning.fit import Attempt
 from diffusion_jax.planning.program import Compiled
 from diffusion_jax.reporting import results
+from diffusion_jax.writing.writable import check_writable
 
 
 def plan(config: ConfigDict, workdir: Path, devices: Sequence[Any], topology: str | None) -> int:

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
 from diffusion_jax.addresses import is_local
-from diffusion_jax.checkpoints.places import check_writable as check_writable_place
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands import train_report
 from diffusion_jax.commands.environment import own
@@ -50,6 +49,7 @@ from diffusion_jax.training.meter import Meter, NotFinite
 from diffusion_jax.training.run_log import RunLog
 from diffusion_jax.training.state import TrainState, from_parts, to_parts
 from diffusion_jax.training.watchdog import Watchdog
+from diffusion_jax.writing.writable import check_writable
 
 ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
 
@@ -186,7 +186,10 @@ def _own_checkpoints(store: CheckpointStore) -> None:
 
     A run that is refused before its first step leaves no such folder behind, so a new one is made as late as that.
     """
-    check_writable_place(store.directory)
+    distributed.first_decides(
+        "probe the folder of checkpoints",
+        lambda: check_writable(store.directory, "cannot write checkpoints to"),
+    )
     if is_local(store.directory):
         own(Path(store.directory), "train")
 

@@ -12,6 +12,7 @@ from diffusion_jax import addresses
 from diffusion_jax.data.locked import locked
 from diffusion_jax.errors import InputError, RunError, disk_full, reason
 from diffusion_jax.lifecycle import stopping
+from diffusion_jax.writing.atomic import atomic_write
 
 THREADS = 8
 
@@ -56,9 +57,6 @@ def _files(folder: epath.Path) -> Iterator[tuple[epath.Path, int]]:
 
 
 def _copy(source: epath.Path, copy: Path, sizes: dict[str, int]) -> None:
-    unfinished = copy.with_name(f"{copy.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-
     def one(name: str) -> None:
         target = unfinished / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,17 +68,14 @@ def _copy(source: epath.Path, copy: Path, sizes: dict[str, int]) -> None:
             )
 
     try:
-        with ThreadPoolExecutor(THREADS) as pool:
+        with atomic_write(copy) as unfinished, ThreadPoolExecutor(THREADS) as pool:
             try:
                 for _ in pool.map(one, sizes):
                     stopping.check()
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # Those that have not begun are not waited for.
                 raise
-        unfinished.rename(copy)
     except OSError as error:
         if disk_full(error):
             raise RunError(f"cannot copy {source} to {copy.parent}: {reason(error)}") from error
         raise InputError(f"cannot copy {source} to {copy.parent}: {reason(error)}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

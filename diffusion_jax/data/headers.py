@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +13,7 @@ from diffusion_jax.data.folder import shown
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.reading.regular import read_regular
+from diffusion_jax.writing.atomic import atomic_write
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -97,8 +96,5 @@ def _kept(index: Path) -> Headers | None:
 def _keep(index: Path, made: Headers) -> None:
     contents = json.dumps(made).encode()
     checksum = hashlib.sha256(contents).hexdigest().encode()
-    index.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=index.parent) as part:
-        unfinished = Path(part) / index.name
+    with atomic_write(index, shared=True) as unfinished:
         unfinished.write_bytes(checksum + b"\n" + contents)
-        os.replace(unfinished, index)  # Whole, or not at all.

@@ -23,6 +23,7 @@ from diffusion_jax.errors import InputError, RunError, disk_full
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
+from diffusion_jax.writing.atomic import atomic_write
 
 NAME, VERSION = "images", tfds.core.Version("1.0.0")
 SEAL = "checksums.json"
@@ -105,20 +106,13 @@ def write_images(folder: Path, contents: Contents) -> None:
 
 
 def _write(name: str, read: Callable[[], Contents], folder: Path) -> None:
-    for stale in folder.glob("*/incomplete.*"):  # What a killed process left behind.
-        shutil.rmtree(stale)
-    contents = read()
-    _check_space(name, contents, folder)
-    directory = directory_in(folder)
-    unfinished = directory.with_name(f"incomplete.{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    try:
+    with atomic_write(directory_in(folder)) as unfinished:
+        contents = read()
+        _check_space(name, contents, folder)
+        unfinished.mkdir()
         # TFDS prints sizes that it does not know.
         with contextlib.redirect_stdout(io.StringIO()), _system_errors():
             _write_splits(name, contents, unfinished)
-        os.replace(unfinished, directory)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_splits(name: str, contents: Contents, directory: Path) -> None:

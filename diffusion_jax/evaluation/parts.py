@@ -19,9 +19,10 @@ from diffusion_jax import data
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.errors import InputError
 from diffusion_jax.lifecycle import stopping
+from diffusion_jax.lifecycle.ownership import owned_write
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reading.npz import read_npz
-from diffusion_jax.reporting.files import remove, whole
+from diffusion_jax.writing.atomic import remove_unfinished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +119,7 @@ def make_measure(
     ) -> R:
         tell = done or (lambda count: None)
         if folder is not None and jax.process_index() == 0:
-            for unfinished in folder.glob("*.part"):  # Of a killed command.
-                remove(unfinished)
+            remove_unfinished(folder)
         parts = [] if folder is None else list(_read_parts(folder, figure, total))
         missing = np.setdiff1d(np.arange(total), [i for part in parts for i in part.indices])
         for part in parts:
@@ -147,7 +147,7 @@ def make_measure(
 def _write_part(folder: Path, part: Part) -> None:
     """Writes one part; a kill leaves either the whole file or none."""
     path = folder / f"{part.indices[0]:08}-{part.indices[-1]:08}.npz"
-    with whole(path) as unfinished, unfinished.open("wb") as file:
+    with owned_write(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **vars(part))
 
 

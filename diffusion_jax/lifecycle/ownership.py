@@ -24,6 +24,7 @@ from diffusion_jax.lifecycle.owner import (
     read_owner,
     this_system,
 )
+from diffusion_jax.writing.atomic import atomic_write
 
 NAME = "lock.json"
 HEARTBEAT_SECONDS = 5.0  # Seconds between two signs of life.
@@ -164,6 +165,18 @@ def briefly(path: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def owned_write(path: Path) -> Iterator[Path]:
+    """As `atomic_write`, in a folder of this command: it must still be there, and is not made anew.
+
+    Raises:
+      RunError: The folder that this command owns was deleted or taken over.
+    """
+    check()
+    with atomic_write(path) as unfinished:
+        yield unfinished
+
+
 # ---- taking ---------------------------------------------------------------------------------------------------
 
 
@@ -186,9 +199,8 @@ def _take(path: Path, claim: Path, deadline: float) -> Owner | None:
             try:
                 now = read_owner(path)
                 if now is not None and now.token == owner.token:
-                    ours = claim.with_name(f"{claim.name}.new")
-                    _link(claim, ours)
-                    os.replace(ours, path)
+                    with atomic_write(path) as ours:
+                        _link(claim, ours)
                     return owner
             finally:
                 turn.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
+from diffusion_jax.writing.atomic import atomic_write
 
 DAMAGED = "metrics.damaged.jsonl"
 CHECKSUM = "crc"  # Of a row's JSON without it; rows of older versions have none.
@@ -73,9 +74,8 @@ def go_on_from(path: Path, step: int) -> tuple[list[Row], list[str]]:
         said.append(
             f"note: {path} loses its rows past step {step}: {len(later)} of {steps}; the run writes them again"
         )
-    unfinished = path.with_suffix(".jsonl.part")
-    unfinished.write_bytes(b"".join(line.written + b"\n" for line in kept))
-    os.replace(unfinished, path)
+    with atomic_write(path) as unfinished:
+        unfinished.write_bytes(b"".join(line.written + b"\n" for line in kept))
     return [line.row for line in kept], said
 
 

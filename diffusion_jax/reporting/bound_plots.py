@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_jax.reporting.files import whole
+from diffusion_jax.lifecycle.ownership import owned_write
 
 Values = Float[np.ndarray, " n"]
 FEW = 60  # Points of a line that can be told apart.
@@ -90,5 +90,5 @@ def _figure(panels: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
 
 def _save(path: Path, figure: Any) -> None:
     """Writes the figure; a kill leaves either the whole file or none."""
-    with whole(path) as unfinished:
+    with owned_write(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")

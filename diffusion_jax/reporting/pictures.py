@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from diffusion_jax.lifecycle.ownership import owned_write
 from diffusion_jax.reporting import classes as class_words
-from diffusion_jax.reporting.files import whole
 
 MARGIN = 2
 LABEL, GAP = 64, 18  # Room for a text beside a row, and above one.
@@ -192,7 +192,7 @@ def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
     from PIL import Image
 
     pixels = image[:, :, 0] if image.shape[-1] == 1 else image
-    with whole(path) as unfinished:
+    with owned_write(path) as unfinished:
         Image.fromarray(pixels).save(unfinished, format="PNG")
 
 
@@ -232,5 +232,5 @@ def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     for panel in (axes, *more):
         panel.grid(alpha=0.3)
     (axes, *more)[-1].set(xlabel="step")
-    with whole(path) as unfinished:
+    with owned_write(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")

@@ -13,9 +13,9 @@ import numpy as np
 import diffusion_jax
 from diffusion_jax.errors import InputError
 from diffusion_jax.lifecycle import ownership
+from diffusion_jax.lifecycle.ownership import owned_write
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
-from diffusion_jax.reporting.files import whole
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -102,11 +102,11 @@ def _write(path: Path, record: dict[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that a kill leaves either the old one or the new one."""
-    with whole(path) as unfinished:
+    with owned_write(path) as unfinished:
         unfinished.write_text(text)
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
     """Writes arrays so that a kill leaves either the old file or the new one; those that are None are left out."""
-    with whole(path) as unfinished, unfinished.open("wb") as file:
+    with owned_write(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **{k: v for k, v in arrays.items() if v is not None})

@@ -9,9 +9,9 @@ import pytest
 from tiny_run import Outcome, digits_in, results, run, write_config
 
 from diffusion_jax.addresses import resolve
-from diffusion_jax.checkpoints.places import check_writable
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError
+from diffusion_jax.writing.writable import check_writable
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,4 +85,4 @@ def test_a_bucket_that_says_no_is_named_with_its_reason(monkeypatch: pytest.Monk
     monkeypatch.setattr(type(bucket), "write_text", write_text)
     expected = "cannot write checkpoints to gs://bucket/run: Forbidden: Caller lacks storage"
     with pytest.raises(InputError, match=f"^{expected}.objects.create$"):
-        check_writable(bucket)
+        check_writable(bucket, "cannot write checkpoints to")

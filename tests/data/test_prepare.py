@@ -72,13 +72,13 @@ def test_prepared_data_is_what_tfds_itself_reads(tmp_path):
 def test_a_killed_preparation_is_done_again(tmp_path):
     child = in_child(tmp_path, 10**6, 0.001)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("*/*/incomplete.*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("*/*/*.part")) and time.monotonic() < deadline:
         time.sleep(0.01)
     child.kill()
     child.join()
-    assert list(tmp_path.glob("*/*/incomplete.*"))
+    assert list(tmp_path.glob("*/*/*.part"))
     assert count(prepared("x", source_of(5), tmp_path)) == 5
-    assert not list(tmp_path.glob("*/*/incomplete.*"))
+    assert not list(tmp_path.glob("*/*/*.part"))
 
 
 @pytest.mark.slow

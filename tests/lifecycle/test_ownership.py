@@ -276,3 +276,17 @@ def test_what_cannot_be_replaced_by_a_lock_is_named(path: Path, what: str):
     with pytest.raises(InputError, match=f"if that is gone, delete {path}"):
         Lock(path, "--mode=train").acquire()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_was_deleted_while_a_command_owns_it_is_not_made_anew(tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    ownership.own(folder, "--mode=train")
+    shutil.rmtree(folder)
+    with (
+        pytest.raises(RunError, match="was deleted or moved"),
+        ownership.owned_write(folder / "x" / "y"),
+    ):
+        pass
+    ownership.release()
+    assert not folder.exists()

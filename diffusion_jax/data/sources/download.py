@@ -1,13 +1,13 @@
 """One quick attempt at downloading a file, with an answer that helps where there is no network."""
 
 import http.client
-import tempfile
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.lifecycle import stopping
+from diffusion_jax.writing.atomic import atomic_write
 
 TIMEOUT_SECONDS = 10
 BLOCK = 2**18
@@ -27,18 +27,15 @@ def download(url: str, path: Path, check: Callable[[Path], object]) -> Path:
     if path.exists():
         return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            part = Path(folder) / path.name
+        with atomic_write(path, shared=True) as unfinished:
             with (
                 urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
-                part.open("wb") as file,
+                unfinished.open("wb") as file,
             ):
                 while block := response.read(BLOCK):
                     stopping.check()
                     file.write(block)
-            check(part)
-            part.replace(path)
+            check(unfinished)
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"cannot download {url} ({getattr(error, 'reason', error)}); get {path.name} by hand "
