@@ -29,6 +29,7 @@ from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.models import Model
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import ancestral, ddim, image_keys, sample_loop
 
@@ -57,7 +58,7 @@ def sampling(size: Size, model: Model) -> dict[str, Program]:
 
     def draw(name: str, params: Any, x: Any, t: Any) -> Any:
         denoise = clip_denoised(make_denoiser(process, "v", model.apply, params))
-        sampler = SAMPLERS[name](process.grid(STEPS, "trailing"))
+        sampler = SAMPLERS[name](make_grid(process, STEPS, "trailing"))
         return sample_loop(denoise, sampler, image_keys(0, jnp.arange(len(x))), size.image).images
 
     return {f"images, {name}": functools.partial(draw, name) for name in SAMPLERS}

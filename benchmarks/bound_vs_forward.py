@@ -28,6 +28,7 @@ from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound, variational_bound
 from diffusion_jax.models import Model, UNet, as_functions
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 
 CLASSES = 10
@@ -77,7 +78,7 @@ def bound_of(setting: Setting, steps: int) -> jax.stages.Wrapped:
     """Returns the compiled (params, x0, keys) -> Bound on a grid of `steps` steps."""
     process = DDPM(make_schedule(setting.schedule))
     apply, labels = setting.model().apply, setting.labels()
-    grid = process.grid(steps)
+    grid = make_grid(process, steps)
 
     @jax.jit
     def bound(params: Any, x0: jax.Array, keys: jax.Array) -> Bound:

@@ -28,6 +28,7 @@ from diffusion_jax.likelihood.bound import variational_bound
 from diffusion_jax.likelihood.exact import bits_per_dim, dequantised_likelihood
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0, per_image
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VP
@@ -57,7 +58,7 @@ def images(seed: int) -> jax.Array:
 
 def measured_bound(num_terms: int | None) -> Callable[..., dict[str, np.ndarray]]:
     """Returns (seed, which noise) -> total, rate and its error, of each image of a batch."""
-    grid = DDPM(make_schedule("linear", NUM_STEPS)).grid()
+    grid = make_grid(DDPM(make_schedule("linear", NUM_STEPS)))
     run = jax.jit(lambda x0, keys: variational_bound(optimal, grid, x0, keys, num_terms=num_terms))
 
     def measure(seed: int, noise: int = -1) -> dict[str, np.ndarray]:
@@ -78,7 +79,7 @@ def measured_flow(seed: int) -> np.ndarray:
 def _flow(x0: jax.Array, keys: jax.Array) -> jax.Array:
     process = VP(u_min=1e-5)
     found = dequantised_likelihood(
-        optimal, process.grid(2), process, x0, keys, rtol=1e-4, atol=1e-4
+        optimal, make_grid(process, 2), process, x0, keys, rtol=1e-4, atol=1e-4
     )
     return bits_per_dim(found.log_likelihood, math.prod(SHAPE))
 

@@ -34,6 +34,7 @@ from digits_solvers import ANCESTRAL, SOLVERS, make_sampler
 from diffusion_jax import data
 from diffusion_jax.commands.trained import TrainedRun, load_run
 from diffusion_jax.guidance import clip_denoised
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.samplers import (
     Sampler,
     ddim,
@@ -152,7 +153,7 @@ def consistency(run: TrainedRun, arguments: argparse.Namespace, save: Save) -> F
     spacing = arguments.spacing or SOLVERS["ddim"].spacing
 
     def images(steps: int, seed: int) -> np.ndarray:
-        draw = compiled(run, ddim(run.process.grid(steps, spacing)), lambda x: (x + 1) / 2)
+        draw = compiled(run, ddim(make_grid(run.process, steps, spacing)), lambda x: (x + 1) / 2)
         return drawn(run, draw, seed, arguments)
 
     first = arguments.seeds[0]
@@ -197,7 +198,7 @@ def inversion(run: TrainedRun, arguments: argparse.Namespace, save: Save) -> Fig
     images, labels = (values[: arguments.num_test] for values in real_digits("test"))
     x0 = images.astype(np.float32) / 127.5 - 1
     spacing = arguments.spacing or SOLVERS["ddim"].spacing
-    grid = run.process.grid(LONG_STEPS, spacing)
+    grid = make_grid(run.process, LONG_STEPS, spacing)
 
     @partial(jax.jit, static_argnames="iterations")
     def there_and_back(params: Any, x0: jax.Array, labels: jax.Array, iterations: int) -> jax.Array:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.experiment.checks import accepted
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.samplers import SAMPLERS, Sampler
 
@@ -47,14 +48,14 @@ def make_sampler(process: Process, name: str, steps: int, spacing: str) -> Sampl
     """Returns a solver, with fixed_small if it is ancestral, and the defaults of its other options."""
     options = {"process": process, "variance": "fixed_small"}
     make = SAMPLERS[name]
-    return make(make_grid(process, steps, spacing), **accepted(make, options))
+    return make(grid_of(process, steps, spacing), **accepted(make, options))
 
 
-def make_grid(process: Process, steps: int, spacing: str) -> Grid:
+def grid_of(process: Process, steps: int, spacing: str) -> Grid:
     """Returns a grid of any spacing, or of `FROM_20`: evenly spaced in sigma^(1/7) from 20 to the chain's smallest."""
     if spacing != FROM_20:
-        return process.grid(steps, spacing)
-    first = process.points(np.zeros(1))
+        return make_grid(process, steps, spacing)
+    first = process.at(np.zeros(1))
     least = float(first.std[0] / np.exp(first.log_signal[0]))
     sigma = np.linspace(20 ** (1 / 7), least ** (1 / 7), steps) ** 7
-    return process.grid(None, list(process.times_of(-2 * np.log(sigma))))
+    return make_grid(process, None, list(process.times_of(-2 * np.log(sigma))))

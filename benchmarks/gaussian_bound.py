@@ -29,6 +29,7 @@ from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound, variational_bound
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0, per_image
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Point
 from diffusion_jax.processes.schedules import make_schedule
 
@@ -95,7 +96,7 @@ def mean_and_stderr(values: Float[np.ndarray, " b"]) -> tuple[float, float]:
 
 def gap(num_timesteps: int, dims: int) -> Gap:
     """Returns the gap for T = `num_timesteps`, of `IMAGES` images of so many dimensions."""
-    grid = DDPM(make_schedule("linear", num_timesteps)).grid()
+    grid = make_grid(DDPM(make_schedule("linear", num_timesteps)))
     x0 = np.random.default_rng(0).normal(size=(IMAGES, dims)) * math.sqrt(DATA_VARIANCE)
     x0 = x0.astype(np.float32)
     bound = bound_on(grid, x0)

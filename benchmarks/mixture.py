@@ -26,6 +26,7 @@ from mixture_data import COVARIANCE, MEAN, flow, ks_distance, make_sampler, opti
 
 from diffusion_jax.experiment.checks import FITTING
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import DEFAULT_STEPS, SAMPLERS, first_noise, image_keys, sample_loop
@@ -93,7 +94,7 @@ def drawn(name: str, grid: Grid, count: int, stop: int) -> tuple[Float[np.ndarra
 
 def distribution(name: str, num_steps: int) -> dict[str, Any]:
     """Returns the figures of the samples in so many steps."""
-    grid = PROCESS.grid(num_steps, RUNS.get(name, Run()).spacing)
+    grid = make_grid(PROCESS, num_steps, RUNS.get(name, Run()).spacing)
     x, nfe = drawn(name, grid, SAMPLES, num_steps)
     return {
         "nfe": nfe,
@@ -106,8 +107,10 @@ def distribution(name: str, num_steps: int) -> dict[str, Any]:
 def order_grid(name: str, num_steps: int) -> Grid:
     """Returns the grid whose last point but one, the last timestep, is so many steps from the first."""
     if RUNS.get(name, Run()).spacing == "leading":
-        return PROCESS.grid(None, np.linspace(0, PROCESS.num_timesteps - 1, num_steps + 1).tolist())
-    return PROCESS.grid(num_steps + 1, "logsnr")
+        return make_grid(
+            PROCESS, None, np.linspace(0, PROCESS.num_timesteps - 1, num_steps + 1).tolist()
+        )
+    return make_grid(PROCESS, num_steps + 1, "logsnr")
 
 
 def end_errors(name: str, exact: Float[np.ndarray, "n 2"]) -> dict[str, Any]:
@@ -235,7 +238,7 @@ def main() -> None:
     arguments = parser.parse_args()
     x_T = np.asarray(first_noise(image_keys(0, jnp.arange(OF_ORDER)), (2,)))
     # The same for every grid: all go from the last timestep to the first.
-    ends = PROCESS.grid(2, "logsnr")
+    ends = make_grid(PROCESS, 2, "logsnr")
     exact = flow(ends, x_T, 0, 1)
     figures = {}
     for name in arguments.samplers:

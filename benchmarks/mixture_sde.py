@@ -22,6 +22,7 @@ from mixture_data import MEANS, STDS, WEIGHTS, draw, ks_distance, make_sampler, 
 
 from diffusion_jax.likelihood.exact import exact_likelihood
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.process import Process
 from diffusion_jax.processes.schedules import make_schedule
@@ -49,7 +50,9 @@ def log_density(x: Float[np.ndarray, "n 2"], signal: float, std: float) -> Float
 
 def distance(name: str, process: Process, num_steps: int) -> tuple[float, int | None]:
     """Returns the KS distance of samples at the last point before the data, and the NFE to there."""
-    grid = process.grid(2 if name == "ode_adaptive" else num_steps, SPACING.get(name, "uniform"))
+    grid = make_grid(
+        process, 2 if name == "ode_adaptive" else num_steps, SPACING.get(name, "uniform")
+    )
     options: dict[str, Any] = {"variance": "fixed_small"} if name == "ancestral" else {}
     if name == "langevin":
         options = {"langevin_steps": 20}
@@ -67,7 +70,7 @@ def distance(name: str, process: Process, num_steps: int) -> tuple[float, int | 
 
 def likelihood_error(process: Process) -> dict[str, float]:
     """Returns the mean absolute error of the exact log-likelihood in nats per dimension, and the prior's KL."""
-    grid = process.grid(2)
+    grid = make_grid(process, 2)
     rng = np.random.default_rng(0)
 
     def noised(i: int) -> Float[np.ndarray, "n 2"]:

@@ -23,6 +23,7 @@ from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.models import UNet, as_functions, count_parameters
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import ancestral, image_keys, sample_loop
 
@@ -39,7 +40,7 @@ def make_sides(network: UNet, shape: tuple[int, int, int], batch_size: int, step
     params = model.init(jax.random.key(0))
     print(f"{count_parameters(params):,} parameters, {steps} steps")
     process = DDPM(make_schedule())
-    sampler = ancestral(process.grid(steps))
+    sampler = ancestral(make_grid(process, steps))
     queued = jax.default_backend() != "cpu"
 
     def draw(params: Any, keys: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ from digits_quality import compare_distances, judge, pixels, real_digits, train_
 import diffusion_jax as dj
 from diffusion_jax import data
 from diffusion_jax.experiment.build import make_process
+from diffusion_jax.processes.grid import make_grid
 
 # Samplers of each kind, as flags; {} is the config's own.
 OF_SDE: dict[str, dict[str, str]] = {
@@ -87,8 +88,8 @@ def round_trip(workdir: Path, num_test: int, rtol: float) -> dict[str, float]:
     @jax.jit
     def there_and_back(params: Any, x0: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
         denoise = run.denoiser(params, labels)
-        there = dj.ode_encode(denoise, process.grid(2), process, x0, rtol=rtol, atol=rtol)
-        back = dj.ode_decode(denoise, process.grid(2), process, there.y, rtol=rtol, atol=rtol)
+        there = dj.ode_encode(denoise, make_grid(process, 2), process, x0, rtol=rtol, atol=rtol)
+        back = dj.ode_decode(denoise, make_grid(process, 2), process, there.y, rtol=rtol, atol=rtol)
         return back.y, there.evaluations, back.evaluations, back.finished & there.finished
 
     x0 = dj.to_model_range(jnp.asarray(batch["image"]))

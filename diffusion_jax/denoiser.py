@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.processes import gaussian
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point, Process
 
 # A network as a pure function, (params, x, time, labels=None, dropout_keys=None) -> output: images x of shape
@@ -104,7 +105,7 @@ def _mean(process: Process) -> Parameterization:
     Its coefficients (Ho et al., 2020, Eq. 7) are those of the time, whichever steps a sampler takes; between two times
     of the grid they are interpolated.
     """
-    grid = process.grid()
+    grid = make_grid(process)
     table = gaussian.steps(grid)
     times = jnp.asarray(grid.time[-2::-1], jnp.float32)  # Ascending, without the data.
 

@@ -24,9 +24,9 @@ from typing import Any, NoReturn
 from diffusion_jax.commands.answers import show_warning, tell
 from diffusion_jax.commands.signals import handled
 from diffusion_jax.config import FIELDS, reference
-from diffusion_jax.options.kinds import Text
 from diffusion_jax.errors import InputError, nearest, reason, shortened
 from diffusion_jax.lifecycle import ownership, stopping
+from diffusion_jax.options.kinds import Text
 
 MODES = {
     "train": "train the config's model; continue the run if the workdir holds one",

@@ -28,6 +28,7 @@ from diffusion_jax.likelihood.divergence import exact_divergence
 from diffusion_jax.losses import TIMES, WEIGHTINGS
 from diffusion_jax.samplers import pc
 from diffusion_jax.training.step import make_multi_step
+from diffusion_jax.processes.grid import make_grid
 
 Points = Float[np.ndarray, "n 2"]
 
@@ -155,7 +156,7 @@ def draw(process: dj.Process, model: dj.Model, params: Any, num_points: int, see
     @jax.jit
     def points(params: Any, keys: jax.Array) -> jax.Array:
         denoise = dj.make_denoiser(process, "v", model.apply, params)
-        sampler = pc(process.grid(200), process)
+        sampler = pc(make_grid(process, 200), process)
         return dj.sample_loop(denoise, sampler, keys, (1, 1, 2)).images
 
     keys = indexed(stream(seed, "sample"), jnp.arange(num_points))
@@ -170,7 +171,7 @@ def log_likelihood(
     @jax.jit
     def of(params: Any, x: jax.Array) -> dj.Likelihood:
         denoise = dj.make_denoiser(process, "v", model.apply, params)
-        grid, exact = process.grid(2), exact_divergence
+        grid, exact = make_grid(process, 2), exact_divergence
         return dj.exact_likelihood(
             denoise, grid, process, x, exact, rtol=TOLERANCE, atol=TOLERANCE
         )
@@ -218,7 +219,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     params = train(process, data, model, **sizes, seed=arguments.seed)
     seconds = time.monotonic() - started
     drawn = draw(process, model, params, arguments.drawn, arguments.seed)
-    s = float(process.grid(2).std[1])  # The noise of the points that the flow begins with.
+    s = float(make_grid(process, 2).std[1])  # The noise of the points that the flow begins with.
     rng = np.random.default_rng(arguments.seed + 1)
     held_out = data.draw(rng, arguments.held_out) + s * rng.normal(size=(arguments.held_out, 2))
     log_p, evaluations = log_likelihood(process, model, params, held_out)

@@ -11,6 +11,7 @@ import pytest
 
 import diffusion_jax as dj
 from diffusion_jax.losses import TIMES, WEIGHTINGS, loss_function
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.training.optimizer import ema_decay, make_optimizer
 from diffusion_jax.training.step import make_train_step
 
@@ -20,7 +21,7 @@ PROCESS = dj.DDPM(dj.make_schedule("linear", 20, 1e-4, 0.02))
 NETWORK = dj.as_functions(dj.MLP(channels=4, num_res_blocks=1), SHAPE)
 CONDITIONAL = dj.as_functions(dj.MLP(channels=4, num_res_blocks=1, num_classes=10), SHAPE)
 IMAGES, TIMES_0 = jnp.zeros((4, *SHAPE)), jnp.zeros(4)
-GRID = PROCESS.grid(2)
+GRID = make_grid(PROCESS, 2)
 
 
 def denoise(x, point):
@@ -83,7 +84,7 @@ CASES = {
     ),
     "process and grid exchanged": (
         lambda: dj.exact_likelihood(denoise, PROCESS, GRID, IMAGES),
-        r"grid is of type DDPM; it must be a Grid, such as process.grid\(2\)",
+        r"grid is of type DDPM; it must be a Grid, such as make_grid\(process, 2\)",
     ),
     "images before the process": (
         lambda: dj.exact_likelihood(denoise, GRID, IMAGES, PROCESS),
@@ -189,7 +190,7 @@ def test_betas_that_are_no_schedule_are_refused(betas, message: str):
 
 
 @pytest.mark.parametrize(
-    "value", [PROCESS, PROCESS.schedule, GRID, PROCESS.points(np.arange(3.0)), dj.VP().grid()]
+    "value", [PROCESS, PROCESS.schedule, GRID, PROCESS.at(np.arange(3.0)), make_grid(dj.VP())]
 )
 def test_a_repr_is_short(value):
     assert len(repr(value)) < 100 and re.match(r"^\w+\(.*\)$", repr(value))

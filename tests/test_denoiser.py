@@ -9,6 +9,7 @@ from diffusion_jax.denoiser import PARAMETERIZATIONS, make_denoiser
 from diffusion_jax.errors import InputError
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE
@@ -59,7 +60,7 @@ def test_the_network_is_given_params_labels_and_the_time_of_the_point():
         return x_t
 
     denoise = make_denoiser(PROCESS, "eps", apply_fn, "params", labels=jnp.array([7, 8]))
-    denoise(jnp.zeros((2, 1, 1, 1)), PROCESS.grid(4).at(jnp.array([2, 0])))
+    denoise(jnp.zeros((2, 1, 1, 1)), make_grid(PROCESS, 4).at(jnp.array([2, 0])))
     assert seen["params"] == "params"
     np.testing.assert_array_equal(seen["labels"], [7, 8])
     np.testing.assert_array_equal(seen["t"], [33, 99])

@@ -11,6 +11,7 @@ from slow import slow
 from diffusion_jax.flow import field_of, level, size
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import per_image
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ode import solve
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
@@ -27,7 +28,7 @@ PROCESSES = {
 @pytest.mark.parametrize("data", [normal_data, slow(mixture_data)])
 def test_the_flow_of_every_process_is_the_exact_one(name, data, rng):
     process = PROCESSES[name]
-    grid = process.grid(10, "logsnr")
+    grid = make_grid(process, 10, "logsnr")
     x = jnp.asarray(grid.prior_std * rng.normal(size=(20, 2)), jnp.float32)
 
     @jax.jit

@@ -10,8 +10,8 @@ from diffusion_jax import config as config_lib
 from diffusion_jax import main
 from diffusion_jax.commands.signals import handled
 from diffusion_jax.config import FIELDS, default_config
-from diffusion_jax.options.kinds import Choice, Either, Float, Int, Kind, Tuple
 from diffusion_jax.experiment import build
+from diffusion_jax.options.kinds import Choice, Either, Float, Int, Kind, Tuple
 from fuzzing.loader import REFUSED, RIGHT, UNKNOWABLE, WRONG, Loader, same
 from fuzzing.mutations import Rng, mutated, pick
 

@@ -23,6 +23,7 @@ import numpy as np
 import report
 
 from diffusion_jax.denoiser import make_denoiser
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.sde import VE
 from diffusion_jax.samplers import first_noise, heun, image_keys, sample_loop
 
@@ -45,7 +46,7 @@ def network(params: None, x: jax.Array, log_sigma: jax.Array, labels: None) -> j
 def ours(sigma_max: float, num_steps: int) -> tuple[np.ndarray, float]:
     """Returns our images, and the smallest sigma of their grid."""
     process = VE(sigma_min=SIGMA_MIN, sigma_max=sigma_max)
-    grid = process.grid(num_steps, "karras")
+    grid = make_grid(process, num_steps, "karras")
     denoise = make_denoiser(process, "x0", network, None)
     draw = jax.jit(lambda keys: sample_loop(denoise, heun(grid, process), keys, SHAPE).images)
     return np.asarray(draw(keys())), float(grid.std[-2])

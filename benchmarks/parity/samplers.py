@@ -32,6 +32,7 @@ from diffusion_jax.denoiser import Denoise
 from diffusion_jax.keys import image_normal
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import per_image
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, take
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import (
@@ -101,7 +102,7 @@ class Case(NamedTuple):
 
     def make(self, num_steps: int) -> Sampler:
         """Returns our side."""
-        grid = PROCESS.grid(None, self.times(num_steps))
+        grid = make_grid(PROCESS, None, self.times(num_steps))
         if self.matched:
             return self.matched(grid)
         return mixture_data.make_sampler(self.sampler, PROCESS, grid, self.options)
@@ -238,7 +239,7 @@ def curvature_errors(spacing: str, num_steps: int) -> list[float]:
 
     Root mean square of x at the last point before the data, against the exact solution of the ODE.
     """
-    grid, many = PROCESS.grid(num_steps, spacing), image_keys(SEED, jnp.arange(64))
+    grid, many = make_grid(PROCESS, num_steps, spacing), image_keys(SEED, jnp.arange(64))
     stop = num_steps - 1
     exact = mixture_data.flow(grid, np.asarray(first_noise(many, SHAPE)), 0, stop, num_steps=500)
 

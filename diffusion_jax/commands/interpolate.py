@@ -19,6 +19,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
 from diffusion_jax.experiment.checks import check_invertible, check_temperature, warn_of_times
 from diffusion_jax.lifecycle import stopping
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler, Solve, nearest_point
 from diffusion_jax.samplers.batches import make_program
@@ -144,7 +145,7 @@ def _points(run: TrainedRun, sampler: Sampler) -> list[int]:
     """Returns the points of the grid to mix at, noise first: those nearest to `edit.times`, or to eighths of all."""
     times = run.config.edit.times
     if times is None:
-        last, data = run.process.grid().time[[0, -1]]
+        last, data = make_grid(run.process).time[[0, -1]]
         times = [data + (last - data) * k / EIGHTHS for k in range(1, EIGHTHS + 1)]
     points = sorted({nearest_point(sampler.grid, t) for t in times})
     warn_of_times(sampler.grid, run.config.edit.times or (), points, "edit.times")

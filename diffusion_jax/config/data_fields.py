@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.options.kinds import Int
 from diffusion_jax.errors import InputError, nearest
+from diffusion_jax.options.kinds import Int
 from diffusion_jax.reporting.classes import label, listed, shortened
 
 AUTO = "auto"  # As many classes as the data have.

@@ -48,6 +48,7 @@ from diffusion_jax.losses import (
 from diffusion_jax.losses.times import NUM_BINS
 from diffusion_jax.models import MODELS, Model, as_functions
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.schedules import make_schedule
@@ -129,8 +130,8 @@ class Experiment:
     def bound_grid(self) -> Grid:
         """Returns the grid whose steps the variational bound is the sum over; warns as `make_sampler` does."""
         process = make_process(self.config, self.config.eval.u_min)
-        grid = process.grid(self.config.eval.num_steps, self.config.eval.spacing)
-        warn_of_grid(grid, self.process.grid(), bound_variance(self.config), "eval")
+        grid = make_grid(process, self.config.eval.num_steps, self.config.eval.spacing)
+        warn_of_grid(grid, make_grid(self.process), bound_variance(self.config), "eval")
         return grid
 
     def bound(
@@ -162,7 +163,7 @@ class Experiment:
         def likelihood(params: Any, x0: Array, labels: Array | None, keys: Array) -> Likelihood:
             return dequantised_likelihood(
                 self.denoiser(params, labels),
-                process.grid(2),
+                make_grid(process, 2),
                 process,
                 x0,
                 keys,
@@ -295,7 +296,7 @@ def validate(config: ConfigDict) -> None:
         except InputError as error:
             raise InputError(f"process.{error}") from error
         try:  # An error begins with an argument's name, which is the field's too.
-            grid = process.grid(config[group].num_steps, config[group].spacing)
+            grid = make_grid(process, config[group].num_steps, config[group].spacing)
             if group == "eval":
                 check_num_terms(config.eval.num_terms, grid.num_steps)
         except InputError as error:

@@ -12,8 +12,8 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.errors import InputError, choose
 from diffusion_jax.losses import OBJECTIVES, WEIGHTINGS
 from diffusion_jax.models import MODELS
+from diffusion_jax.processes.grid import make_grid, outermost
 from diffusion_jax.processes.process import Grid, Process
-from diffusion_jax.processes.spacing import outermost
 from diffusion_jax.samplers import INVERSES, MERGES, SAMPLERS
 
 LONG_STEP = 30  # Factor of std / signal in a step of Heun's method; digits drawn with longer ones are poor, or noise.
@@ -217,7 +217,7 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
 
 def check_times(config: ConfigDict, process: Process) -> None:
     """Refuses times that the process does not have, or that stand twice in a list."""
-    last, first = process.grid().time[[0, -2]]
+    last, first = make_grid(process).time[[0, -2]]
     low, high = outermost(first, last)
     allowed = f"from {first:g} to {last:g}" + (" (T - 1)" if config.process.name == "ddpm" else "")
     for name in ("sample.shared_t", "edit.times"):

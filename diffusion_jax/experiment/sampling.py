@@ -21,6 +21,7 @@ from diffusion_jax.experiment.checks import (
     warn_of_solver,
 )
 from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.samplers import (
     DEFAULT_STEPS,
     SAMPLERS,
@@ -79,7 +80,7 @@ def make_sampler(experiment: Experiment) -> Sampler:
     variance = accepted(
         SAMPLERS[experiment.config.sampler.name], sampler_options(experiment.config)
     )
-    whole = experiment.process.grid()
+    whole = make_grid(experiment.process)
     warn_of_prior(experiment.config.process.name, whole)
     warn_of_grid(sampler.grid, whole, variance.get("variance"), "sampler")
     warn_of_solver(experiment.config.sampler.name, sampler.grid)
@@ -89,7 +90,7 @@ def make_sampler(experiment: Experiment) -> Sampler:
 def own_prior_std(config: ConfigDict) -> float | None:
     """Returns the standard deviation that the sampler's grid starts with, if that is not the process's."""
     process = make_process(config, config.sampler.u_min)
-    prior_std = process.grid(_num_steps(config), config.sampler.spacing).prior_std
+    prior_std = make_grid(process, _num_steps(config), config.sampler.spacing).prior_std
     return None if np.isclose(prior_std, process.prior_std, rtol=1e-9) else prior_std
 
 
@@ -105,7 +106,7 @@ def sampler_of(experiment: Experiment, numbers: Settings | None = None) -> Sampl
     """Returns the sampler, where asked for with numbers that are arguments of the program."""
     options = sampler_options(experiment.config)
     process = make_process(experiment.config, options["u_min"])
-    grid = process.grid(_num_steps(experiment.config), options["spacing"])
+    grid = make_grid(process, _num_steps(experiment.config), options["spacing"])
     make = SAMPLERS[options["name"]]
     if numbers is not None:
         options |= {name: getattr(numbers, name) for name in TRACED}

@@ -160,7 +160,7 @@ def variational_bound(
 
     Args:
       denoise: (x_t, point) -> Prediction. Ho et al. clip x0 (`clip_denoised`).
-      grid: Points from noise to data: `process.grid()`, or fewer.
+      grid: Points from noise to data: `make_grid(process)`, or fewer.
       x0: Clean images; for `discretized_gaussian` in {-1, -1 + 1/127.5, ..., 1}.
       keys: One key an image.
       variance: A key of `VARIANCES`.
@@ -174,7 +174,7 @@ def variational_bound(
         num_terms outside {2, ..., N} (1 if the grid has one step); unknown variance, or learned of a network without.
     """
     expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
-    expect("grid", grid, Grid, "a Grid, such as process.grid()")
+    expect("grid", grid, Grid, "a Grid, such as make_grid(process)")
     last = grid.num_steps - 1
     count = check_num_terms(num_terms, grid.num_steps) - 1
     if not jnp.issubdtype(x0.dtype, jnp.floating):

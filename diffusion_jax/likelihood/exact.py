@@ -108,7 +108,7 @@ def exact_likelihood(
     Args:
       denoise: (x_t, point) -> Prediction. Clipping would give the flow of another model, which has kinks.
       grid: A grid of the process, whose first point is the prior, and whose last before the data is where x is;
-        `process.grid(2)` has no others.
+        `make_grid(process, 2)` has no others.
       process: The process that the denoiser was trained on.
       x: Images of continuous values; for those of 256 levels see `dequantised_likelihood`.
       divergence: `exact_divergence` for a few dimensions, `hutchinson(draw_probes(...))` for images.
@@ -130,7 +130,7 @@ def exact_likelihood(
 
 def _check(denoise: Denoise, grid: Grid, process: Process) -> None:
     expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
-    expect("grid", grid, Grid, "a Grid, such as process.grid(2)")
+    expect("grid", grid, Grid, "a Grid, such as make_grid(process, 2)")
     expect("process", process, Process, "a process, such as VP()")
 
 

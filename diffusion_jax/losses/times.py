@@ -164,7 +164,7 @@ def likelihood(process: Process, *, num_cells: int = 4096) -> Times:
     length = np.diff(edges)
     middle = jnp.asarray((edges[:-1] + edges[1:]) / 2, jnp.float32)
     time = np.asarray(process.training_time(middle), np.float64)
-    density = process.rates(time).diffusion2 / process.points(time).std ** 2
+    density = process.rates(time).diffusion2 / process.at(time).std ** 2
     probability = density * length / (density * length).sum()
     below = np.append(0.0, np.cumsum(probability)[:-1])
 

@@ -20,6 +20,7 @@ from diffusion_jax.losses.simple import squared_error
 from diffusion_jax.losses.times import Times, objective_of, uniform
 from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.processes.gaussian import q_sample
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Point, Process
 
 
@@ -56,7 +57,7 @@ def vlb(
     Raises:
       InputError: Unknown prediction.
     """
-    meaning, grid = parameterization(prediction, process), process.grid()
+    meaning, grid = parameterization(prediction, process), make_grid(process)
 
     def loss(
         params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None
@@ -97,7 +98,7 @@ def hybrid(
         raise InputError(
             f"the loss 'hybrid' is for the variance 'learned', not {variance!r}; choose that, or the loss 'simple'"
         )
-    meaning, grid = parameterization(prediction, process), process.grid()
+    meaning, grid = parameterization(prediction, process), make_grid(process)
 
     def loss(
         params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None

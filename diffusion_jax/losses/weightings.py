@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point, Process
 
 # point -> weight of each image's eps-MSE
@@ -72,7 +73,7 @@ def likelihood(process: Process) -> Weighting:
     Args:
       process: The process that the points are of.
     """
-    last, *_, data = process.grid().time
+    last, *_, data = make_grid(process).time
 
     def weight(point: Point) -> Float[Array, " b"]:
         in_u = (last - data) * process.rates(point.time).diffusion2

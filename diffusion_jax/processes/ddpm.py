@@ -1,25 +1,25 @@
 """The discrete chain of Ho et al. (2020), extended to the times between its steps."""
 
 import dataclasses
-from collections.abc import Sequence
+from typing import overload
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float, Int, Real
 
 from diffusion_jax.errors import InputError, expect
+from diffusion_jax.processes.grid import times_of
 from diffusion_jax.processes.process import (
-    Grid,
     Numbers,
     Point,
     Points,
     Rates,
     floored,
     namespace,
+    on_host,
     take,
 )
 from diffusion_jax.processes.schedules import Schedule
-from diffusion_jax.processes.spacing import times_of, timesteps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class DDPM:
     linear in t. The network is given t itself.
 
     Attributes:
-      schedule: Variance schedule of T steps; not one that `respace` has made, since `grid` does that.
+      schedule: Variance schedule of T steps; not one that `respace` has made, since `make_grid` does that.
 
     Raises:
       InputError: A respaced schedule, whose steps are not their own times.
@@ -45,8 +45,8 @@ class DDPM:
         times = np.asarray(self.schedule.timesteps)
         if not np.array_equal(times, np.arange(len(times))):
             raise InputError(
-                "the schedule is a respaced one; give DDPM the whole schedule, and its grid(num_steps, spacing)"
-                " to the sampler"
+                "the schedule is a respaced one; give DDPM the whole schedule, and the sampler its make_grid(process,"
+                " num_steps, spacing)"
             )
 
     @property
@@ -54,13 +54,29 @@ class DDPM:
         """Number T of steps."""
         return self.schedule.num_timesteps
 
-    def at(self, time: Real[Array, " b"]) -> Point:
+    @property
+    def ends(self) -> tuple[float, float]:
+        """-1, the data, and T - 1."""
+        return -1.0, self.num_timesteps - 1.0
+
+    @property
+    def levels(self) -> Int[np.ndarray, " T"]:
+        """0, ..., T - 1."""
+        return np.arange(self.num_timesteps)
+
+    @overload
+    def at(self, time: Float[np.ndarray, " n"]) -> Points: ...
+    @overload
+    def at(self, time: Real[Array, " b"]) -> Point: ...
+    def at(self, time: Real[Array, " b"] | Float[np.ndarray, " n"]) -> Point | Points:
         """Returns the points at times t in [-1, T - 1], integers or floats; NaN outside.
 
         With t = s + f, s an integer: alpha_bar_t = alpha_bar_s (alpha_bar_{s+1} / alpha_bar_s)^f, and
         1 - alpha_bar_t = (1 - alpha_bar_s) + alpha_bar_s (1 - (alpha_bar_{s+1} / alpha_bar_s)^f), a sum without
         cancellation. At an integer both roots are the float64 ones, rounded once.
         """
+        if on_host(time):
+            return self._on_host(time)
         t = jnp.asarray(time, jnp.float32)
         last = self.num_timesteps - 1
         before = jnp.floor(t)
@@ -83,30 +99,6 @@ class DDPM:
         """Returns t = floor(u T): u uniform in [0, 1) makes t uniform in {0, ..., T - 1}."""
         return jnp.minimum(jnp.floor(u * self.num_timesteps), self.num_timesteps - 1)
 
-    def grid(
-        self, num_steps: int | None = None, spacing: str | Sequence[float | int] = "uniform"
-    ) -> Grid:
-        """Returns the points of a sampler: `num_steps` of the T timesteps from the noisiest on, then the data.
-
-        Every point keeps the alpha_bar of its time, whatever the spacing.
-
-        Args:
-          num_steps: Number N of steps, in {1, ..., T}; None takes all T, or as many as are listed.
-          spacing: A key of `SPACINGS`, or the times themselves, each in [0, T - 1] and none twice.
-
-        Raises:
-          InputError: num_steps outside {1, ..., T}, an unknown spacing, or a wrong list.
-        """
-        visited = np.append(timesteps(num_steps, spacing, self._logsnr)[::-1], -1.0)
-        points = self.points(visited)
-        return Grid(points.time, points.log_signal, points.std, self.prior_std)
-
-    def points(self, time: Float[np.ndarray, " n"]) -> Points:
-        """Returns the points at times in [-1, T - 1], in float64 on the host."""
-        chain = self._chain
-        log_signal = np.interp(time, chain.time, chain.log_signal)
-        return Points(time, log_signal, np.sqrt(-np.expm1(2 * log_signal)))
-
     def times_of(self, logsnr: Numbers) -> Numbers:
         """Returns the times in [0, T - 1] at which 2 log(signal / std) takes these values; beyond, the nearest end."""
         return times_of(logsnr, self._logsnr)
@@ -121,6 +113,11 @@ class DDPM:
         interval = xp.clip(xp.ceil(time), 0, self.num_timesteps - 1).astype(int)
         drift = slope[interval] * xp.ones_like(time)
         return Rates(drift, -2 * drift)
+
+    def _on_host(self, time: Float[np.ndarray, " n"]) -> Points:
+        chain = self._chain
+        log_signal = np.interp(time, chain.time, chain.log_signal, left=np.nan, right=np.nan)
+        return Points(time, log_signal, np.sqrt(-np.expm1(2 * log_signal)))
 
     @property
     def _logsnr(self) -> Float[np.ndarray, " T"]:

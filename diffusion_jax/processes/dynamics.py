@@ -70,7 +70,7 @@ def of_process(process: Process) -> SDE:
 
     Of VE x has noise already at `start`, of std sigma_min: there x = x_0 + sigma_min eps.
     """
-    ends = process.grid(1).time
+    start, end = process.ends
 
     def drift(x: Float[Array, " b *dims"], t: Float[Array, " b"]) -> Float[Array, " b *dims"]:
         return per_image(jnp.asarray(process.rates(t).drift), x) * x
@@ -78,8 +78,8 @@ def of_process(process: Process) -> SDE:
     return SDE(
         drift=drift,
         diffusion=lambda t: jnp.sqrt(process.rates(t).diffusion2),
-        start=float(ends[-1]),
-        end=float(ends[0]),
+        start=float(start),
+        end=float(end),
         prior=normal_prior(process.prior_std),
     )
 

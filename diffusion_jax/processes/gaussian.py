@@ -167,7 +167,7 @@ def q_posterior(
     before.
 
     Args:
-      grid: Points from noise to data, such as `process.grid()`.
+      grid: Points from noise to data, such as `make_grid(process)`.
       x0: Clean images.
       x_t: Images at point i.
       step: Step i of each image, in {0, ..., N - 1}, from noise to data; NaN outside. On DDPM's full grid,

@@ -47,6 +47,11 @@ class NCSN(VE):
                 f"num_timesteps is {self.num_timesteps!r}; of ncsn it must be at least 2"
             )
 
+    @property
+    def levels(self) -> Float[np.ndarray, " L"]:
+        """log sigma of each level, the least noisy first."""
+        return self._time(np.arange(self.num_timesteps) / (self.num_timesteps - 1))
+
     def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
         """Returns log sigma of level floor(u L), counted from the least noise: each level is as likely."""
         last = self.num_timesteps - 1

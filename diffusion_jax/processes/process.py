@@ -5,9 +5,8 @@ al., 2022), so everything else in the package is written on this pair.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, TypeVar, overload, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,11 @@ Numbers = TypeVar("Numbers", Float[Array, " b"], Float[np.ndarray, " b"])
 def namespace(values: object) -> ModuleType:
     """Returns jax.numpy for an array of JAX, traced or not, and NumPy for any other."""
     return jnp if isinstance(values, jax.Array) else np
+
+
+def on_host(time: object) -> TypeGuard[np.ndarray]:
+    """Returns whether these times ask for float64 on the host: NumPy's arrays of float64, and no others."""
+    return isinstance(time, np.ndarray) and time.dtype == np.float64
 
 
 class Rates(NamedTuple):
@@ -125,16 +129,31 @@ def take(values: Float[np.ndarray, " n"], i: Int[Array, " b"]) -> Float[Array, "
 class Process(Protocol):
     """How signal and std depend on time.
 
+    A process has one notion of time, that which its network is given; what it counts is the process's own choice.
+    Its functions compute in float64 on the host for NumPy's arrays of float64, and in float32 for arrays of JAX,
+    traced or not.
+
     Attributes:
       prior_std: Standard deviation of the normal distribution that x becomes at the last time.
+      ends: Time of the data, and the last time.
 
-    A process has one notion of time, that which its network is given; what it counts is the process's own choice.
+    A process may also say, where this is not None or 1000:
+      levels: Times of a discrete process, ascending: the only ones that it is trained at. Of an array of integers,
+        which must count from 0, `make_grid` places times at these alone.
+      num_timesteps: Number of steps of the whole grid.
     """
 
     @property
     def prior_std(self) -> float: ...
 
-    def at(self, time: Real[Array, " b"]) -> Point:
+    @property
+    def ends(self) -> tuple[float, float]: ...
+
+    @overload
+    def at(self, time: Float[np.ndarray, " n"]) -> "Points": ...
+    @overload
+    def at(self, time: Real[Array, " b"]) -> Point: ...
+    def at(self, time: Real[Array, " b"] | Float[np.ndarray, " n"]) -> "Point | Points":
         """Returns the points at these times; NaN outside the process's range."""
         ...
 
@@ -142,23 +161,15 @@ class Process(Protocol):
         """Returns the times to train at: u uniform in [0, 1) gives the process's own distribution."""
         ...
 
-    def grid(
-        self, num_steps: int | None = None, spacing: str | Sequence[float | int] = "uniform"
-    ) -> Grid:
-        """Returns the points of a sampler with `num_steps` steps, noise first, data last."""
-        ...
-
-    def points(self, time: Float[np.ndarray, " n"]) -> Points:
-        """Returns the points at these times, which lie within the process's range."""
-        ...
-
     def times_of(self, logsnr: Numbers) -> Numbers:
-        """Returns the times with this 2 log(signal / std), or the nearest that a network is trained at.
-
-        In float64 on the host, or, of an array of JAX, traced or not, in float32.
-        """
+        """Returns the times with this 2 log(signal / std), or the nearest that a network is trained at."""
         ...
 
     def rates(self, time: Numbers) -> Rates:
-        """Returns the coefficients of the process's SDE at these times, in float64 or float32 as `times_of` does."""
+        """Returns the coefficients of the process's SDE at these times."""
         ...
+
+
+def levels_of(process: Process) -> Real[np.ndarray, " T"] | None:
+    """Returns the only times that a discrete process is trained at; None of a process in continuous time."""
+    return getattr(process, "levels", None)

@@ -80,7 +80,7 @@ def p_posterior(
     decoder.
 
     Args:
-      grid: Points from noise to data, such as `process.grid()`.
+      grid: Points from noise to data, such as `make_grid(process)`.
       x0_hat: Clean images as predicted from x_t.
       x_t: Images at point i.
       step: Step i of each image, in {0, ..., N - 1}, from noise to data; NaN outside.

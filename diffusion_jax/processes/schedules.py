@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InputError, choose, reason
 from diffusion_jax.processes.gaussian import Steps, steps
+from diffusion_jax.processes.grid import timesteps
 from diffusion_jax.processes.process import SMALLEST, Grid
-from diffusion_jax.processes.spacing import timesteps
 
 # Keeps every coefficient finite in float32, also where alpha_bar is 0 (the end of jsd) or underflows. The capped
 # cosine of a million steps ends at -34, so that ordinary schedules are not touched.

@@ -11,7 +11,7 @@ data, and training has a smallest u of its own.
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from typing import overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,21 +19,19 @@ from jaxtyping import Array, Float, Real
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes.process import (
-    Grid,
     Numbers,
     Point,
     Points,
     Rates,
     floored,
     namespace,
+    on_host,
 )
-from diffusion_jax.processes.spacing import times_between
 
 LAST_TIME = 999.0  # Of VP and sub-VP: their networks are given what DDPM's of 1,000 steps are.
 LARGEST_LOGSNR = (
     1000.0  # For the data's own, which is infinite; no process in float64 has as much elsewhere.
 )
-SAME_SIGNAL = 1e-9  # Difference of log signals that counts as none.
 ROUNDING = 1e-6  # Of u in float32: beyond the ends by no more is at the end.
 
 
@@ -90,8 +88,16 @@ class ContinuousProcess(abc.ABC):
     def u_of(self, logsnr: Numbers) -> Numbers:
         """Returns u where 2 log(signal / std) takes these values; it may lie outside [0, 1]."""
 
-    def at(self, time: Real[Array, " b"]) -> Point:
+    @overload
+    def at(self, time: Float[np.ndarray, " n"]) -> Points: ...
+    @overload
+    def at(self, time: Real[Array, " b"]) -> Point: ...
+    def at(self, time: Real[Array, " b"] | Float[np.ndarray, " n"]) -> Point | Points:
         """Returns the points at these times, of u in [0, 1]; NaN outside."""
+        if on_host(time):
+            u = self._u(time)
+            u = np.where((u >= -ROUNDING) & (u <= 1 + ROUNDING), u, np.nan)
+            return Points(time, self.log_signal(u), self.std(u))
         time = jnp.asarray(time, jnp.float32)
         u = self._u(time)
         inside = (u >= -ROUNDING) & (u <= 1 + ROUNDING)
@@ -103,52 +109,10 @@ class ContinuousProcess(abc.ABC):
         """Returns the times of train_u_min + (1 - train_u_min) u: uniform above the smallest u of training."""
         return self._time(self.train_u_min + (1 - self.train_u_min) * u)
 
-    def grid(
-        self, num_steps: int | None = None, spacing: str | Sequence[float | int] = "uniform"
-    ) -> Grid:
-        """Returns the points of a sampler: `num_steps` from u = 1 to u_min, then the data.
-
-        Args:
-          num_steps: Number N of steps, 1 or more; None takes `num_timesteps`, or as many as are listed.
-          spacing: A key of `SPACINGS`, or the times themselves, none twice.
-
-        Raises:
-          InputError: num_steps below 1, an unknown spacing, or a wrong list.
-        """
-        ends = self.points(self._time(np.array([self.u_min, 1.0])))
-        if num_steps is None and isinstance(spacing, str):
-            num_steps = self.num_timesteps
-        first, last = ends.time.tolist()
-        clean, noisy = ends.logsnr.tolist()
-        visited = times_between(num_steps, spacing, (first, last), (clean, noisy), self.times_of)
-        points = self.points(visited[::-1])
-        return Grid(
-            np.append(points.time, self.ends[0]),
-            np.append(points.log_signal, 0.0),
-            np.append(points.std, 0.0),
-            self._prior_std_at(points, ends),
-        )
-
-    def _prior_std_at(self, points: Points, ends: Points) -> float:
-        """Returns the standard deviation of x at the first of these points.
-
-        Where the signal is that of u = 1, as of VE, all that differs is the noise, and x is drawn with the point's own
-        (Karras et al., 2022). Where it falls, x_u of data of the prior's size keeps that size: `prior_std`.
-        """
-        same_signal = abs(points.log_signal[0] - ends.log_signal[-1]) < SAME_SIGNAL
-        return (
-            self.prior_std * float(points.std[0] / ends.std[-1]) if same_signal else self.prior_std
-        )
-
-    def points(self, time: Float[np.ndarray, " n"]) -> Points:
-        """Returns the points at these times, in float64 on the host."""
-        u = self._u(np.asarray(time, np.float64))
-        return Points(time, self.log_signal(u), self.std(u))
-
     def times_of(self, logsnr: Numbers) -> Numbers:
         """Returns the times at which 2 log(signal / std) takes these values; beyond u in [0, 1], the nearest end."""
         xp = namespace(logsnr)
-        noisiest = float(self.points(np.array([self.ends[1]])).logsnr[0])
+        noisiest = float(self.at(np.array([self.ends[1]])).logsnr[0])
         return self._time(xp.clip(self.u_of(xp.clip(logsnr, noisiest, LARGEST_LOGSNR)), 0, 1))
 
     def rates(self, time: Numbers) -> Rates:

@@ -25,9 +25,9 @@ def ode_adaptive(
 ) -> Sampler:
     """Returns the adaptive solution of the probability-flow ODE, between one point of the grid and the next.
 
-    The last step, to the data, is x0_hat. A grid of two steps is all that a sample needs: `process.grid(2)`; more give
-    more frames, and points to edit at. `SampleResult.solve` says what an image has cost. Where a solution between two
-    points takes more than max_steps, the image is NaN from there on.
+    The last step, to the data, is x0_hat. A grid of two steps is all that a sample needs, `make_grid(process, 2)`;
+    more give more frames, and points to edit at. `SampleResult.solve` says what an image has cost. Where a solution
+    between two points takes more than max_steps, the image is NaN from there on.
 
     Args:
       grid: Points from noise to data.

@@ -18,7 +18,7 @@ def ancestral(grid: Grid, *, variance: str = "fixed_large") -> Sampler:
     fixed_large adds much more noise than the posterior has: take fixed_small, or learned if the network has it.
 
     Args:
-      grid: Points from noise to data, such as `process.grid(50)`.
+      grid: Points from noise to data, such as `make_grid(process, 50)`.
       variance: fixed_large (beta_t), fixed_small (beta_tilde_t), or learned (as the network says, between the two).
 
     Raises:

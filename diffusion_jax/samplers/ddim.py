@@ -20,7 +20,7 @@ def ddim(grid: Grid, *, eta: float | Float[Array, ""] = 0.0) -> Sampler:
     for every eta. The last step, to the data, ends at x0_hat.
 
     Args:
-      grid: Points from noise to data, such as `process.grid(50)`.
+      grid: Points from noise to data, such as `make_grid(process, 50)`.
       eta: How much of each step is fresh noise, in [0, 1]; 1 is `ancestral` with fixed_small. An array may be
         an argument of the compiled program, and is not checked.
 

@@ -29,7 +29,7 @@ def dpmpp_2m(grid: Grid) -> Sampler:
     """Returns DPM-Solver++(2M), Algorithm 2 of Lu et al. (2022b): deterministic, of order 2.
 
     Args:
-      grid: Points from noise to data, such as `process.grid(20, "logsnr")`.
+      grid: Points from noise to data, such as `make_grid(process, 20, "logsnr")`.
     """
     coef_xt, coef_x0 = ode(grid)
     return multistep(grid, coef_xt, lowered(extrapolations(grid, coef_x0)[:2]))

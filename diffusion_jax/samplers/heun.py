@@ -42,7 +42,7 @@ def heun(
     karras, as the paper does.
 
     Args:
-      grid: Points from noise to data, such as `process.grid(18, "karras")`.
+      grid: Points from noise to data, such as `make_grid(process, 18, "karras")`.
       process: The process that the grid is of.
       churn: S_churn, the fresh noise of all steps, 0 or more; 0: none is drawn.
       churn_min: S_min, the smallest sigma that gets fresh noise, 0 or more.
@@ -95,7 +95,7 @@ def _churned(
     low, high = np.log(np.maximum([smallest, largest], np.finfo(float).tiny))
     churns = (low <= log_sigma) & (log_sigma <= high) & (gamma > 0)
     raised = process.times_of(-2 * (log_sigma + np.log1p(gamma)))
-    hats = process.points(np.where(churns, np.maximum(raised, grid.time[:-1]), grid.time[:-1]))
+    hats = process.at(np.where(churns, np.maximum(raised, grid.time[:-1]), grid.time[:-1]))
     carried = np.exp(hats.log_signal - grid.log_signal[:-1]) * grid.std[:-1]
     variance = np.square(hats.std) - np.square(carried)
     return hats, np.sqrt(np.where(churns, np.maximum(variance, 0), 0.0))

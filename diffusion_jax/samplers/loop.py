@@ -157,7 +157,7 @@ def sample_loop(
 
     Args:
       denoise: (x_t, point) -> Prediction.
-      sampler: Update rule, such as `ancestral(process.grid())`.
+      sampler: Update rule, such as `ancestral(make_grid(process))`.
       keys: One key an image, as from `image_keys`.
       shape: Shape of one image, (H, W, C).
       x_init: Images at point `start` of the grid; by default noise of `sampler.prior_std`.
@@ -177,7 +177,7 @@ def sample_loop(
         x_init.
     """
     expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
-    expect("sampler", sampler, Sampler, "a Sampler, such as ancestral(process.grid())")
+    expect("sampler", sampler, Sampler, "a Sampler, such as ancestral(make_grid(process))")
     keys = threefry(keys)
     if keys.ndim != 1:
         raise InputError(

@@ -28,7 +28,7 @@ def ode_heun(grid: Grid) -> Sampler:
     The step to the data is one evaluation: it ends at x0_hat = cos(phi) z - sin(phi) v_hat.
 
     Args:
-      grid: Points from noise to data, such as `process.grid(18, "karras")`.
+      grid: Points from noise to data, such as `make_grid(process, 18, "karras")`.
     """
     num_steps = grid.num_steps
     signal = np.exp(grid.log_signal)

@@ -44,11 +44,11 @@ def pndm(grid: Grid, process: Process) -> Sampler:
     (cosine, jsd), take leading, as the paper does.
 
     Args:
-      grid: Points from noise to data, such as `process.grid(20, "leading")`.
+      grid: Points from noise to data, such as `make_grid(process, 20, "leading")`.
       process: The process that the grid is of.
     """
     num_steps = grid.num_steps
-    halfway = process.points((grid.time[:-1] + grid.time[1:]) / 2)
+    halfway = process.at((grid.time[:-1] + grid.time[1:]) / 2)
     begin = Points(grid.time[:-1], grid.log_signal[:-1], grid.std[:-1])
     end = Points(grid.time[1:], grid.log_signal[1:], grid.std[1:])
     to_half, to_end = _transfer(begin, halfway), _transfer(begin, end)

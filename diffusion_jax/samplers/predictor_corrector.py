@@ -36,7 +36,7 @@ def pc(
     There are (1 + M) (N - 1) + 1 evaluations.
 
     Args:
-      grid: Points from noise to data, such as `process.grid(1000)`.
+      grid: Points from noise to data, such as `make_grid(process, 1000)`.
       process: The process that the grid is of.
       predictor: A key of `PREDICTORS`.
       corrector_steps: M, 0 or more; 0: the predictor alone.

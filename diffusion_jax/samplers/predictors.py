@@ -32,7 +32,7 @@ def euler_maruyama(grid: Grid, process: Process) -> Sampler:
     Its order is 1, strong and weak: the noise is additive. The step to the data ends at x0_hat, without noise.
 
     Args:
-      grid: Points from noise to data, such as `process.grid(1000)`.
+      grid: Points from noise to data, such as `make_grid(process, 1000)`.
       process: The process that the grid is of.
     """
     drift, diffusion2 = map(np.asarray, process.rates(grid.time[:-1]))
@@ -46,7 +46,7 @@ def reverse_diffusion(grid: Grid) -> Sampler:
     The step to the data ends at x0_hat, without noise.
 
     Args:
-      grid: Points from noise to data, such as `process.grid(1000)`.
+      grid: Points from noise to data, such as `make_grid(process, 1000)`.
     """
     table = steps(grid)
     return _reverse(grid, 2 - table.signal, table.variance)

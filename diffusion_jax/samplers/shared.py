@@ -41,7 +41,7 @@ def shared_structure(
 
     Args:
       denoise: (x_t, point) -> Prediction, for a batch of as many images as there are keys.
-      sampler: Update rule, such as `ancestral(process.grid())`; a rule that adds no noise draws equal samples.
+      sampler: Update rule, such as `ancestral(make_grid(process))`; a rule that adds no noise draws equal samples.
       keys: One key an image, as from `image_keys`.
       shape: Shape of one image, (H, W, C).
       point: Index of the point of the grid that x_t is at, in {0, ..., num_steps - 1}, see `nearest_point`; if it

@@ -41,7 +41,7 @@ def unipc(grid: Grid, *, order: int = 3) -> Sampler:
     A run that stops on its way ends at what the predictor says, and one that starts there begins with no memory.
 
     Args:
-      grid: Points from noise to data, such as `process.grid(10, "logsnr")`.
+      grid: Points from noise to data, such as `make_grid(process, 10, "logsnr")`.
       order: p in {1, 2, 3}; its authors advise 3, and 2 for guided sampling.
 
     Raises:

@@ -12,11 +12,11 @@ from PIL import Image
 from tiny_run import Outcome, digits_in, environment, finish, run, start, write_config
 
 from diffusion_jax.config import FIELDS, default_config
-from diffusion_jax.options.kinds import Choice
 from diffusion_jax.data.sources import fashion_mnist
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import build
 from diffusion_jax.main import MODES
+from diffusion_jax.options.kinds import Choice
 
 
 def assert_refused(outcome: Outcome, *fragments: str) -> None:

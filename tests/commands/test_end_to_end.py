@@ -25,6 +25,7 @@ from diffusion_jax.commands.job import job_name
 from diffusion_jax.data import load
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.sampling import own_prior_std
+from diffusion_jax.processes.grid import make_grid
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -319,7 +320,7 @@ def test_a_run_is_loaded_from_python_and_draws_what_the_command_draws(
         trained.params,
         labels=jnp.arange(4),
     )
-    sampler = diffusion_jax.ancestral(trained.process.grid())
+    sampler = diffusion_jax.ancestral(make_grid(trained.process))
     keys = diffusion_jax.image_keys(0, jnp.arange(4))
     denoise = diffusion_jax.clip_denoised(denoise)
     drawn = diffusion_jax.sample_loop(denoise, sampler, keys, trained.image_shape).images

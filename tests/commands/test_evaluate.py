@@ -25,6 +25,7 @@ from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import indexed, stream
 from diffusion_jax.likelihood.bound import variational_bound
 from diffusion_jax.likelihood.exact import bits_per_dim, dequantised_likelihood
+from diffusion_jax.processes.grid import make_grid
 
 SAVEFIG = Figure.savefig
 T = 20
@@ -77,7 +78,7 @@ def test_the_figures_are_those_of_the_library_and_add_up(copied: Path) -> None:
     x0 = to_model_range(jnp.asarray(batch["image"]))
     bound = jax.jit(
         lambda x0, keys: variational_bound(
-            clip_denoised(denoise), loaded.process.grid(), x0, keys, variance="learned"
+            clip_denoised(denoise), make_grid(loaded.process), x0, keys, variance="learned"
         )
     )(x0, keys)
     for name, values in (
@@ -154,7 +155,7 @@ def test_exact_bits_are_those_of_the_library_whatever_the_batch_size(copied: Pat
     batch = load("digits", "test").read(np.arange(5))
     labels = jnp.asarray(batch["label"])
     parts = loaded.process, "eps", loaded.model.apply, loaded.params
-    denoise, grid = make_denoiser(*parts, labels=labels), loaded.process.grid(2)
+    denoise, grid = make_denoiser(*parts, labels=labels), make_grid(loaded.process, 2)
     key = stream(0, "exact likelihood")
 
     @jax.jit

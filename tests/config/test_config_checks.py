@@ -7,8 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import FIELDS, default_config, locate, validate
-from diffusion_jax.options.kinds import Bool, Choice, Text
 from diffusion_jax.errors import InputError
+from diffusion_jax.options.kinds import Bool, Choice, Text
 
 COUNT = ([1, 1000], [0, -7, 2**31, 10**12])
 COUNT_OR_NONE = ([0, 1000], [-1, 2**31, 10**12])

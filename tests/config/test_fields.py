@@ -10,7 +10,6 @@ import pytest
 
 from diffusion_jax import data, losses
 from diffusion_jax.config import FIELDS, GROUPS, Field, default_config, fields, validate
-from diffusion_jax.options.kinds import Choice, Either, Int, Kind, Text, Tuple
 from diffusion_jax.config.table import group_of
 from diffusion_jax.data.loading import TFDS_PREFIX
 from diffusion_jax.denoiser import PARAMETERIZATIONS
@@ -20,9 +19,10 @@ from diffusion_jax.likelihood.divergence import PROBES
 from diffusion_jax.models import MODELS
 from diffusion_jax.models.layers import SAVEABLE
 from diffusion_jax.models.unet import REMATS
+from diffusion_jax.options.kinds import Choice, Either, Int, Kind, Text, Tuple
+from diffusion_jax.processes.grid import SPACINGS
 from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import SCHEDULES
-from diffusion_jax.processes.spacing import SPACINGS
 from diffusion_jax.samplers import MERGES, PREDICTORS, SAMPLERS
 from diffusion_jax.training.optimizer import DECAYS
 

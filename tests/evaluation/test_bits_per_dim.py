@@ -21,10 +21,11 @@ from diffusion_jax.likelihood.bound import Bound, drawn_shares, variational_boun
 from diffusion_jax.parallel.sharding import make_mesh
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 
 N, IMAGES = 8, 11
-GRID = DDPM(make_schedule("linear", N, 0.01, 0.6)).grid()
+GRID = make_grid(DDPM(make_schedule("linear", N, 0.01, 0.6)))
 PIXELS = np.random.default_rng(0).integers(256, size=(IMAGES, 2, 2, 1)).astype(np.uint8)
 SPLIT = from_arrays(PIXELS, np.arange(IMAGES) % 3, ("a", "b", "c"))
 KEY = jax.random.key(3)

@@ -11,6 +11,7 @@ import pytest
 from diffusion_jax.config import default_config, override
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import build, checks, sampling
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers import SAMPLERS, Sampler, ancestral
 
@@ -154,7 +155,7 @@ def test_a_time_that_is_refused_is_named_apart_from_the_end() -> None:
 
 
 def test_a_time_of_the_grid_to_six_digits_is_not_warned_of() -> None:
-    grid = experiment(*SIGMAS).process.grid(5)  # Its second time is 0.7489485995...
+    grid = make_grid(experiment(*SIGMAS).process, 5)  # Its second time is 0.7489485995...
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         checks.warn_of_times(grid, [2.30259, 0.748949], [0, 1], "edit.times")

@@ -41,6 +41,7 @@ from diffusion_jax.losses.times import importance
 from diffusion_jax.losses.weightings import min_snr, p2, sigmoid
 from diffusion_jax.models import MLP, Model, UNet, as_functions
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.schedules import make_schedule
@@ -176,7 +177,7 @@ def images_by_hand(
 ) -> jax.Array:
     process = process_by_hand(**process_arguments)
     denoise = make_denoiser(process, prediction, MODEL.apply, PARAMS)
-    sampler = make_sampler(process.grid(num_steps, spacing), variance=variance)
+    sampler = make_sampler(make_grid(process, num_steps, spacing), variance=variance)
     keys = image_keys(3, jnp.arange(4))
     x_init = temperature * (sampler.grid.prior_std * first_noise(keys, SHAPE))
     drawn = sample_loop(limit(denoise), sampler, keys, SHAPE, x_init=x_init)
@@ -285,7 +286,7 @@ def langevin_of_ve(**options: Any) -> dict[str, Any]:
 def adaptive_with(**options: Any) -> Callable[..., Sampler]:
     """The adaptive solution, whose grid has two steps unless told otherwise."""
     process = DDPM(make_schedule("linear", T))
-    return lambda grid, variance: ode_adaptive(process.grid(2), process, **options)
+    return lambda grid, variance: ode_adaptive(make_grid(process, 2), process, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -558,7 +559,7 @@ def test_fields_of_guidance_change_what_their_arguments_do(
     labels = jnp.arange(4) % 2
     both = jnp.concatenate([labels, jnp.full(4, 2)])
     denoise = make_denoiser(exp.process, "x0", OF_CLASSES.apply, params, labels=both)
-    sampler, keys = ddim(exp.process.grid(4)), image_keys(0, jnp.arange(4))
+    sampler, keys = ddim(make_grid(exp.process, 4)), image_keys(0, jnp.arange(4))
     guided = clip_denoised(classifier_free(denoise, scale, **options))
     expected = sample_loop(guided, sampler, keys, SHAPE).images
     got = sampling.make_draw(exp)(params, sampling.settings(exp.config), jnp.arange(4), labels)

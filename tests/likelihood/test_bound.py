@@ -17,6 +17,7 @@ from diffusion_jax.likelihood.bound import Bound, drawn_shares, variational_boun
 from diffusion_jax.likelihood.decoder import gaussian_density
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point
 from diffusion_jax.processes.schedules import make_schedule
 
@@ -47,7 +48,7 @@ def keys_of(n: int, seed: int = 0) -> jax.Array:
 
 
 def bound(x0, keys, *, denoise: Denoise = denoise, num_steps=None, **options: Any) -> Bound:
-    grid = PROCESS.grid(num_steps)
+    grid = make_grid(PROCESS, num_steps)
     return jax.jit(lambda x0, keys: variational_bound(denoise, grid, x0, keys, **options))(x0, keys)
 
 
@@ -107,7 +108,7 @@ def minus_log_ratio_of_chains(rng, x0, times, variance: str, n: int) -> np.ndarr
 def test_the_terms_add_up_to_the_expected_log_ratio_of_simulated_chains(rng, variance, num_steps):
     n = 20_000
     x0 = LEVELS[np.array([0, 100, 180, 255])].reshape(SHAPE)
-    times = np.sort(PROCESS.grid(num_steps).time[:-1].astype(int))
+    times = np.sort(make_grid(PROCESS, num_steps).time[:-1].astype(int))
     simulated = minus_log_ratio_of_chains(rng, x0, times, variance, n)
     of_key = bound(
         jnp.broadcast_to(jnp.asarray(x0, jnp.float32), (n, *SHAPE)),
@@ -123,7 +124,7 @@ def test_the_terms_add_up_to_the_expected_log_ratio_of_simulated_chains(rng, var
 def gap_to_the_exact_likelihood(num_timesteps: int, dims: int = 40_000) -> float:
     """Bound less exact -log p(x_0) of N(0, 0.25) data with its optimal denoiser, in nats per dimension."""
     process, data_variance = DDPM(make_schedule("linear", num_timesteps)), 0.25
-    grid = process.grid()
+    grid = make_grid(process)
 
     def optimal(x_t: jax.Array, point: Point):
         gain = point.signal * data_variance / (point.signal**2 * data_variance + point.std**2)
@@ -198,7 +199,7 @@ def test_an_estimate_has_one_step_of_each_part_and_each_step_as_often_as_its_wei
     counts = np.bincount(steps[:-1].ravel(), minlength=T)[: T - 1]
     of_step = [weights[steps == i][0] for i in range(T - 1)]
     np.testing.assert_allclose(counts, n / np.array(of_step), atol=5 * np.sqrt(counts.max()))
-    ends = np.append(0, np.cumsum(drawn_shares(PROCESS.grid()))) * (k - 1)
+    ends = np.append(0, np.cumsum(drawn_shares(make_grid(PROCESS)))) * (k - 1)
     for part in range(k - 1):
         meeting = np.flatnonzero((ends[:-1] < part + 1 - 1e-6) & (ends[1:] > part + 1e-6))
         np.testing.assert_array_equal(np.unique(steps[part]), meeting)
@@ -206,7 +207,7 @@ def test_an_estimate_has_one_step_of_each_part_and_each_step_as_often_as_its_wei
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "jsd"])
 def test_half_of_a_sample_goes_evenly_and_half_by_the_size_of_the_terms_of_white_data(schedule):
-    grid = DDPM(make_schedule(schedule, 50)).grid()
+    grid = make_grid(DDPM(make_schedule(schedule, 50)))
     shares = drawn_shares(grid)
     assert shares.sum() == pytest.approx(1) and shares.min() >= 0.5 / 49
     if (
@@ -272,7 +273,9 @@ def test_the_error_of_three_of_three_hundred_terms_over_fifty_images_covers(rng)
         return complete(point, x0_hat, eps_from_x0(point, x_t, x0_hat))
 
     def totals(keys, **options):
-        return jax.jit(lambda: variational_bound(best, process.grid(), x0, keys, **options).total)()
+        return jax.jit(
+            lambda: variational_bound(best, make_grid(process), x0, keys, **options).total
+        )()
 
     exact = np.asarray(totals(keys_of(len(x0))), float).mean()
     some = np.asarray(totals(keys_of(len(x0), seed=1), num_terms=3), float)
@@ -287,15 +290,17 @@ def test_the_error_of_three_of_three_hundred_terms_over_fifty_images_covers(rng)
 def test_a_number_of_terms_that_the_grid_does_not_have_is_refused(num_terms):
     with pytest.raises(InputError, match=f"num_terms is {num_terms}; .* from 2 to 12"):
         variational_bound(
-            denoise, PROCESS.grid(), jnp.zeros((1, *SHAPE)), keys_of(1), num_terms=num_terms
+            denoise, make_grid(PROCESS), jnp.zeros((1, *SHAPE)), keys_of(1), num_terms=num_terms
         )
 
 
 def test_images_that_are_not_of_256_levels_are_refused_unless_the_decoder_is_another():
     x0 = jnp.full((1, *SHAPE), 0.5)
     with pytest.raises(InputError, match="images hold 0.5; .* 256 levels"):
-        variational_bound(denoise, PROCESS.grid(), x0, keys_of(1))
-    result = variational_bound(denoise, PROCESS.grid(1), x0, keys_of(1), decoder=gaussian_density)
+        variational_bound(denoise, make_grid(PROCESS), x0, keys_of(1))
+    result = variational_bound(
+        denoise, make_grid(PROCESS, 1), x0, keys_of(1), decoder=gaussian_density
+    )
     assert np.isfinite(result.total).all()
 
 
@@ -316,7 +321,7 @@ def test_other_images_keys_and_parameters_do_not_compile_it_again():
         def scaled(x_t, point):
             return denoise(scale * x_t, point)
 
-        return variational_bound(scaled, PROCESS.grid(), x0, keys).total
+        return variational_bound(scaled, make_grid(PROCESS), x0, keys).total
 
     for seed in range(3):
         run(jnp.float32(seed), jnp.zeros((2, *SHAPE)), keys_of(2, seed))

@@ -25,6 +25,7 @@ from diffusion_jax.likelihood.exact import (
 )
 from diffusion_jax.parallel.sharding import make_mesh, over_batch
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
@@ -59,7 +60,7 @@ def log_mixture(grid: Grid, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", slow_but(["vp"], PROCESSES))
 def test_the_likelihood_of_a_mixture_is_its_density_to_a_thousandth_of_a_nat_a_dimension(name, rng):
     process = PROCESSES[name]
-    grid = process.grid(2)
+    grid = make_grid(process, 2)
     x = noised(grid, mixture_data.draw(rng, 200), rng)
     result = jax.jit(lambda x: exact_likelihood(mixture_data.optimal, grid, process, x))(x)
     assert result.finished.all()
@@ -71,7 +72,7 @@ def test_the_likelihood_of_a_mixture_is_its_density_to_a_thousandth_of_a_nat_a_d
 def test_the_likelihood_of_normal_data_is_the_normal_density_with_any_probes(rng):
     """A normal flow is linear with a diagonal Jacobian: of it signs give the trace without any variance."""
     process, shape = PROCESSES["vp"], (4, 4, 3)
-    grid = process.grid(2)
+    grid = make_grid(process, 2)
     x = noised(grid, rng.normal(normal_data.MEAN, normal_data.STD, (8, *shape)), rng)
     drawn = draw_probes(keys_of(8), shape)
 
@@ -151,7 +152,9 @@ def test_a_likelihood_that_the_limit_of_steps_cut_short_is_not_a_number():
     process = PROCESSES["ddpm"]
     x = jnp.ones((2, 2))
     result = jax.jit(
-        lambda x: exact_likelihood(mixture_data.optimal, process.grid(2), process, x, max_steps=3)
+        lambda x: exact_likelihood(
+            mixture_data.optimal, make_grid(process, 2), process, x, max_steps=3
+        )
     )(x)
     assert not result.finished.any() and np.isnan(result.log_likelihood).all()
 
@@ -184,7 +187,9 @@ def test_even_density_has_eight_bits_and_every_dequantisation_of_normal_data_its
 
     @jax.jit
     def score(images, keys):
-        return dequantised_likelihood(normal_data.optimal, process.grid(2), process, images, keys)
+        return dequantised_likelihood(
+            normal_data.optimal, make_grid(process, 2), process, images, keys
+        )
 
     first, other = (score(images, jax.random.split(jax.random.key(k), 3)) for k in (0, 1))
     bits = np.stack([bits_per_dim(r.log_likelihood, 2) for r in (first, other)])

@@ -16,6 +16,7 @@ from diffusion_jax.likelihood.bound import variational_bound
 from diffusion_jax.losses import Draws, Objective, hybrid, loss_function, simple, vlb
 from diffusion_jax.losses.times import importance
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import make_schedule
 
@@ -53,7 +54,7 @@ def bound(x0: jax.Array, prediction: str, variance: str) -> Any:
     """Terms from the least noisy on, (T, b), and the noise that they were measured with."""
     keys = indexed(jax.random.key(0), jnp.arange(len(x0)))
     denoise = make_denoiser(PROCESS, prediction, network_of(variance), None)  # Nothing is clipped.
-    grid = PROCESS.grid()
+    grid = make_grid(PROCESS)
     result = jax.jit(lambda: variational_bound(denoise, grid, x0, keys, variance=variance))()
     noise = jax.vmap(lambda t: image_normal(at_time(keys, t), SHAPE))
     eps = noise(jnp.broadcast_to(jnp.arange(T, dtype=jnp.float32)[:, None], (T, len(x0))))

@@ -23,6 +23,7 @@ from diffusion_jax.losses import (
 )
 from diffusion_jax.losses.weightings import min_snr, p2
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import SMALLEST, Point, Process
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
@@ -119,7 +120,7 @@ def test_the_likelihood_weighting_is_the_rate_at_which_the_kl_of_two_noised_norm
     """d KL(p_u || q_u) / du = -g^2 / 2 E_p |score_p - score_q|^2 (Song et al., 2021b, Theorem 1), by differences."""
 
     def kl(time: np.ndarray) -> np.ndarray:
-        points = process.points(time)
+        points = process.at(time)
         a2, s2 = points.signal**2, points.std**2
         p, q = (
             a2 * 0.4**2 + s2,
@@ -127,11 +128,11 @@ def test_the_likelihood_weighting_is_the_rate_at_which_the_kl_of_two_noised_norm
         )  # Variances of the noised N(0, 0.4^2) and N(0, 0.7^2).
         return (p / q - 1 - np.log(p / q)) / 2
 
-    last, *_, data = process.grid().time
+    last, *_, data = make_grid(process).time
     u = np.array([0.02, 0.1, 0.4, 0.8])
     time, h = data + (last - data) * u, 1e-5
     fall = -(kl(time + h) - kl(time - h)) / (2 * h) * (last - data)
-    points = process.points(time)
+    points = process.at(time)
     p, q = (points.signal**2 * width**2 + points.std**2 for width in (0.4, 0.7))
     eps_error = points.std**2 * (1 / p - 1 / q) ** 2 * p  # E of (std x / p - std x / q)^2.
     weight = WEIGHTINGS["likelihood"](process=process)(process.at(jnp.asarray(time, jnp.float32)))

@@ -9,6 +9,7 @@ from scipy.integrate import solve_ivp
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes import gaussian
 from diffusion_jax.processes.affine import Affine
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Process
 from diffusion_jax.processes.sde import VE, VP, SubVP
 from diffusion_jax.samplers import ddim, image_keys, sample_loop
@@ -55,7 +56,7 @@ U = np.concatenate([np.geomspace(1e-6, 0.01, 40), np.linspace(0.01, 1, 200)])
 @pytest.mark.parametrize("name", KNOWN)
 def test_signal_and_std_are_the_closed_forms_of_these_coefficients(name):
     affine, known = KNOWN[name]
-    points, exact = (process.points(times_of_u(process, U)) for process in (affine, known))
+    points, exact = (process.at(times_of_u(process, U)) for process in (affine, known))
     np.testing.assert_allclose(points.log_signal, exact.log_signal, rtol=1e-12, atol=1e-15)
     # Cubics over cells of at most 1/2048: an error of size^4 / 384 of the fourth derivative, up to 18^4 for VE.
     np.testing.assert_allclose(points.std, exact.std, rtol=1e-10)
@@ -76,7 +77,7 @@ def test_coefficients_without_closed_form_lead_to_the_moments_of_an_ode_solver()
 
     u = np.linspace(0.003, 1, 30)
     exact = solve_ivp(slope, (0, 1), [0, 0.09], t_eval=u, rtol=1e-11, atol=1e-13).y
-    points = affine.points(999 * u)
+    points = affine.at(999 * u)
     np.testing.assert_allclose(points.log_signal, exact[0], atol=1e-9)
     np.testing.assert_allclose(points.std, np.sqrt(exact[1]), rtol=1e-9)
 
@@ -86,7 +87,7 @@ def test_in_a_compiled_program_all_is_as_in_closed_form(name, compiled):
     affine, known = KNOWN[name]
     u = U[10::7]  # From 1e-5 on, the smallest u of training.
     points, rates = (
-        known.points(times_of_u(known, u)),
+        known.at(times_of_u(known, u)),
         known.rates_in_u(u),
     )
 
@@ -106,7 +107,7 @@ def test_in_a_compiled_program_all_is_as_in_closed_form(name, compiled):
 @pytest.mark.parametrize("name", KNOWN)
 def test_times_of_is_the_inverse_of_logsnr_and_beyond_the_ends_an_end(name):
     affine, known = KNOWN[name]
-    logsnr = known.points(times_of_u(known, U)).logsnr
+    logsnr = known.at(times_of_u(known, U)).logsnr
     # An error of std of 1e-11, which is one of u of VE, is a larger part of the smallest u, 1e-6.
     atol = 1e-7 if name == "ve" else 0.0
     np.testing.assert_allclose(affine.times_of(logsnr), 999 * U, rtol=1e-8, atol=atol)
@@ -116,7 +117,9 @@ def test_times_of_is_the_inverse_of_logsnr_and_beyond_the_ends_an_end(name):
 @pytest.mark.parametrize("name", KNOWN)
 def test_neighbours_of_a_grid_have_the_closed_form_of_the_noise_between_them(name):
     affine, known = KNOWN[name]
-    table, exact = (gaussian.steps(process.grid(2000, "uniform")) for process in (affine, known))
+    table, exact = (
+        gaussian.steps(make_grid(process, 2000, "uniform")) for process in (affine, known)
+    )
     # Of VE the grid's smallest u is the same but for rounding; a difference of variances loses three digits.
     np.testing.assert_allclose(table.signal, exact.signal, rtol=1e-12)
     np.testing.assert_allclose(table.variance, exact.variance, rtol=1e-6)
@@ -125,7 +128,7 @@ def test_neighbours_of_a_grid_have_the_closed_form_of_the_noise_between_them(nam
 def test_a_sampler_draws_what_it_draws_of_the_closed_form():
     affine, known = KNOWN["vp"]
     images = [
-        sample_loop(optimal, ddim(process.grid(10)), image_keys(0, jnp.arange(3)), (2,))
+        sample_loop(optimal, ddim(make_grid(process, 10)), image_keys(0, jnp.arange(3)), (2,))
         for process in (affine, known)
     ]
     np.testing.assert_allclose(images[0].images, images[1].images, atol=1e-4)
@@ -150,7 +153,7 @@ def test_coefficients_that_make_no_process_are_refused(options, message):
 @pytest.mark.parametrize("times", [(100.0, 300.0), (100.0, 500.0, 999.0)])
 def test_a_grid_of_vps_sde_has_vps_prior_wherever_it_begins(times):
     affine, known = KNOWN["vp"]
-    assert affine.grid(None, times).prior_std == pytest.approx(
-        known.grid(None, times).prior_std,
+    assert make_grid(affine, None, times).prior_std == pytest.approx(
+        make_grid(known, None, times).prior_std,
         rel=1e-4,  # std at u = 1 is short of 1 by that.
     )

@@ -8,8 +8,8 @@ import pytest
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes import gaussian
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import SPACINGS, make_grid
 from diffusion_jax.processes.schedules import make_schedule, respace
-from diffusion_jax.processes.spacing import SPACINGS
 
 NAMES = ["linear", "cosine", "sigmoid", "quad"]
 
@@ -68,7 +68,7 @@ def test_a_respaced_schedule_is_refused():
 
 @pytest.mark.parametrize("index", [-1, 11])
 def test_an_index_outside_the_grid_gives_nan(index):
-    grid = DDPM(make_schedule("linear", 100)).grid(10)
+    grid = make_grid(DDPM(make_schedule("linear", 100)), 10)
     assert np.isfinite(grid.at(jnp.arange(11))).all()
     for values in grid.at(jnp.array([index])):
         assert np.isnan(values).all()
@@ -103,7 +103,7 @@ def test_a_full_grid_has_the_closed_forms_of_the_paper(name):
     process, alpha_bar = DDPM(make_schedule(name, 1000)), exact_alpha_bar(name, 1000)
     previous = np.append(1.0, alpha_bar[:-1])
     betas = 1 - alpha_bar / previous
-    grid = process.grid()
+    grid = make_grid(process)
     table = gaussian.steps(grid)
     assert grid.num_steps == 1000
     np.testing.assert_array_equal(grid.time, np.arange(999, -2, -1))
@@ -127,7 +127,7 @@ def test_a_full_grid_has_the_closed_forms_of_the_paper(name):
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_the_points_of_any_spacing_keep_their_marginals(name, spacing):
     process = DDPM(make_schedule(name, 1000))
-    grid = process.grid(None if isinstance(spacing, tuple) else 13, spacing)
+    grid = make_grid(process, None if isinstance(spacing, tuple) else 13, spacing)
     point = process.at(jnp.asarray(grid.time, jnp.float32))
     assert (np.diff(grid.time) < 0).all() and grid.time[-1] == -1
     # Float32 times between steps are exact to 3e-5 of a step, whose log alpha_bar may fall by 7 where the signal
@@ -153,11 +153,11 @@ def test_spacings_visit_the_steps_that_their_papers_name():
         "quadratic": [round(999 * (i / 9) ** 2) for i in range(10)],
     }
     for spacing, times in expected.items():
-        np.testing.assert_array_equal(process.grid(10, spacing).time, [*times[::-1], -1])
+        np.testing.assert_array_equal(make_grid(process, 10, spacing).time, [*times[::-1], -1])
 
 
 def test_logsnr_spacing_is_even_in_logsnr():
-    grid = DDPM(make_schedule("cosine", 1000)).grid(20, "logsnr")
+    grid = make_grid(DDPM(make_schedule("cosine", 1000)), 20, "logsnr")
     logsnr = 2 * (grid.log_signal[:-1] - np.log(grid.std[:-1]))
     np.testing.assert_allclose(np.diff(logsnr), (logsnr[-1] - logsnr[0]) / 19, rtol=1e-6)
     np.testing.assert_allclose(grid.time[[0, 19]], [999, 0], atol=1e-9)
@@ -167,20 +167,20 @@ def test_logsnr_spacing_is_even_in_logsnr():
 def test_the_times_of_a_logsnr_are_where_the_points_have_it(schedule):
     process = DDPM(make_schedule(schedule, 1000))
     times = np.array([999.0, 0.0, 512.25, 7.5])
-    points = process.points(times)
+    points = process.at(times)
     logsnr = 2 * (points.log_signal - np.log(points.std))
     np.testing.assert_allclose(process.times_of(logsnr), times, atol=1e-6)
     # Beyond what the steps have, the nearest end.
     np.testing.assert_array_equal(process.times_of(np.array([-1e3, 1e3])), [999, 0])
     for exact, rounded in zip(points.at(jnp.arange(4)), process.at(jnp.array(times)), strict=True):
         np.testing.assert_allclose(exact, rounded, rtol=1e-6)
-    assert process.points(np.array([-1.0])).std == 0
+    assert process.at(np.array([-1.0])).std == 0
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "jsd"])
 def test_karras_spacing_is_equation_5_of_the_paper(schedule):
     process = DDPM(make_schedule(schedule, 1000))
-    whole, grid = process.grid(), process.grid(12, "karras")
+    whole, grid = make_grid(process), make_grid(process, 12, "karras")
     sigma_max, sigma_min = np.exp(-whole.log_signal[[0, -2]]) * whole.std[[0, -2]]
     assert sigma_max > 80  # 157 if linear: the paper's largest noise is less.
     sigma_max = 80.0
@@ -193,13 +193,13 @@ def test_karras_spacing_is_equation_5_of_the_paper(schedule):
 
 def test_karras_spacing_begins_at_the_last_timestep_where_there_is_less_noise():
     process = DDPM(make_schedule("linear", 1000, beta_end=0.01))  # sigma = 12 at most.
-    np.testing.assert_allclose(process.grid(12, "karras").time[[0, 11]], [999, 0], atol=1e-9)
+    np.testing.assert_allclose(make_grid(process, 12, "karras").time[[0, 11]], [999, 0], atol=1e-9)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 99, 100])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_a_spacing_gives_as_many_distinct_times_as_asked_for(num_steps, spacing):
-    grid = DDPM(make_schedule("linear", 100)).grid(num_steps, spacing)
+    grid = make_grid(DDPM(make_schedule("linear", 100)), num_steps, spacing)
     assert grid.num_steps == num_steps
     assert (np.diff(grid.time) < 0).all() and grid.time[0] <= 99 and grid.time[-2] >= 0
 
@@ -222,4 +222,4 @@ def test_a_spacing_gives_as_many_distinct_times_as_asked_for(num_steps, spacing)
 )
 def test_wrong_grids_are_one_clear_line(arguments, message):
     with pytest.raises(InputError, match=message):
-        DDPM(make_schedule("linear", 100)).grid(*arguments)
+        make_grid(DDPM(make_schedule("linear", 100)), *arguments)

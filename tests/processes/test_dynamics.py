@@ -102,7 +102,7 @@ def test_the_reverse_sde_takes_the_last_marginal_of_normal_data_to_the_first(nam
 
 def marginal(process, t: float) -> tuple[float, float]:
     """Mean and variance of normal data at a time."""
-    point = process.points(np.array([t]))
+    point = process.at(np.array([t]))
     signal = point.signal[0]
     return signal * MEAN, (signal * STD) ** 2 + point.std[0] ** 2
 

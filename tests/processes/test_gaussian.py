@@ -7,6 +7,7 @@ import pytest
 
 from diffusion_jax.processes import gaussian
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Point
 from diffusion_jax.processes.schedules import SCHEDULES, make_schedule
 
@@ -66,9 +67,9 @@ def test_q_posterior_is_bayes_rule_on_a_grid(compiled, t):
     mean = weights @ grid
     variance = weights @ (grid - mean) ** 2
 
-    posterior = compiled(lambda x0, x_t, i: gaussian.q_posterior(PROCESS.grid(), x0, x_t, step=i))(
-        jnp.full((1, 1, 1, 1), x0), jnp.full((1, 1, 1, 1), x_t), jnp.array([59 - t])
-    )
+    posterior = compiled(
+        lambda x0, x_t, i: gaussian.q_posterior(make_grid(PROCESS), x0, x_t, step=i)
+    )(jnp.full((1, 1, 1, 1), x0), jnp.full((1, 1, 1, 1), x_t), jnp.array([59 - t]))
     # Sums over the grid are exact to 1e-9; the rest is float32.
     np.testing.assert_allclose(posterior.mean.item(), mean, atol=1e-6)
     np.testing.assert_allclose(posterior.variance.item(), variance, rtol=2e-6)
@@ -77,7 +78,7 @@ def test_q_posterior_is_bayes_rule_on_a_grid(compiled, t):
 
 def test_first_posterior_is_the_clean_image(rng):
     x0, x_t = images(rng, 3, 4, 4, 1), images(rng, 3, 4, 4, 1)
-    posterior = gaussian.q_posterior(PROCESS.grid(), x0, x_t, step=jnp.full(3, 59))
+    posterior = gaussian.q_posterior(make_grid(PROCESS), x0, x_t, step=jnp.full(3, 59))
     np.testing.assert_array_equal(posterior.mean, x0)
     np.testing.assert_array_equal(posterior.variance, 0)
     assert posterior.variance.shape == posterior.log_variance.shape == (3, 1, 1, 1)

@@ -6,6 +6,7 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN, ladder_ratio, largest_distance, num_levels
 
 # Song & Ermon (2020), Table 1 of the appendix: set, side of an image, sigma_1 and L, for sigma_L = 0.01.
@@ -13,7 +14,7 @@ PAPER = [(32, 50.0, 232), (64, 90.0, 500), (96, 140.0, 788), (128, 190.0, 1086),
 
 
 def test_the_whole_grid_is_the_geometric_ladder_and_then_the_data():
-    grid = NCSN(sigma_min=0.01, sigma_max=1.0, num_timesteps=5).grid()
+    grid = make_grid(NCSN(sigma_min=0.01, sigma_max=1.0, num_timesteps=5))
     np.testing.assert_allclose(grid.std, [*np.geomspace(1, 0.01, 5), 0], rtol=1e-7)
     np.testing.assert_array_equal(grid.log_signal, 0)
     assert grid.prior_std == 1

@@ -10,6 +10,7 @@ from scipy import integrate
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.reverse import VARIANCES, p_posterior, posterior_kl, prior_kl
 from diffusion_jax.processes.schedules import make_schedule
 
@@ -61,7 +62,7 @@ def log_variances(grid, variance: str, fraction: float) -> np.ndarray:
 def test_the_variance_is_the_papers_at_every_step_and_the_mean_the_posteriors(
     compiled, rng, variance, num_steps
 ):
-    grid = PROCESS.grid(num_steps)
+    grid = make_grid(PROCESS, num_steps)
     beta, alpha_bar, before = chain(grid)
     step = jnp.arange(num_steps)
     x0_hat, x_t = rng.normal(size=(2, num_steps, 3))
@@ -85,18 +86,18 @@ def test_the_variance_is_the_papers_at_every_step_and_the_mean_the_posteriors(
 @pytest.mark.parametrize("t", [1, 2, 20, T - 1])
 def test_kl_is_the_integral_of_the_log_ratio_of_the_two_densities(compiled, variance, t):
     x0, x0_hat, x_t, fraction, step = 0.4, 0.1, 0.3, 0.7, T - 1 - t
-    beta, alpha_bar, before = (values[step] for values in chain(PROCESS.grid()))
+    beta, alpha_bar, before = (values[step] for values in chain(make_grid(PROCESS)))
     coef_x0 = np.sqrt(before) * beta / (1 - alpha_bar)
     coef_xt = np.sqrt(1 - beta) * (1 - before) / (1 - alpha_bar)
     q_std = np.sqrt(beta * (1 - before) / (1 - alpha_bar))
-    log_variance = log_variances(PROCESS.grid(), variance, fraction)[step]
+    log_variance = log_variances(make_grid(PROCESS), variance, fraction)[step]
     expected = integrated_kl(
         (coef_x0 * x0 + coef_xt * x_t, q_std),
         (coef_x0 * x0_hat + coef_xt * x_t, np.exp(log_variance / 2)),
     )
     kl = compiled(
         lambda x0, x0_hat, f: posterior_kl(
-            PROCESS.grid(), x0, x0_hat, step=jnp.array([step]), variance=variance, fraction=f
+            make_grid(PROCESS), x0, x0_hat, step=jnp.array([step]), variance=variance, fraction=f
         )
     )(*(jnp.full((1, 1), value) for value in (x0, x0_hat, fraction)))
     # The squared difference of x0 and x0_hat is rounded to float32.
@@ -109,7 +110,12 @@ def test_kl_of_equal_distributions_is_zero(compiled):
     for variance in ("fixed_small", "learned"):
         kl = compiled(
             lambda x0, variance=variance: posterior_kl(
-                PROCESS.grid(), x0, x0, step=step, variance=variance, fraction=jnp.zeros_like(x0)
+                make_grid(PROCESS),
+                x0,
+                x0,
+                step=step,
+                variance=variance,
+                fraction=jnp.zeros_like(x0),
             )
         )(x0)
         np.testing.assert_array_equal(kl, 0)
@@ -137,7 +143,7 @@ def test_kl_in_terms_of_means_is_kl_in_terms_of_noise(rng):
         weight = beta**2 / (2 * sigma2 * alpha * (1 - ALPHA_BAR[t])[:, None])
         expected = weight * (eps - eps_hat) ** 2 + np.reshape(constant[variance], (-1, 1))
         kl = posterior_kl(
-            PROCESS.grid(),
+            make_grid(PROCESS),
             jnp.asarray(x0, jnp.float32),
             jnp.asarray(x0_hat, jnp.float32),
             step=jnp.asarray(T - 1 - t),
@@ -149,7 +155,7 @@ def test_kl_in_terms_of_means_is_kl_in_terms_of_noise(rng):
 
 def test_prior_kl_is_the_integral_and_keeps_its_digits_where_it_is_tiny(compiled):
     for process in (PROCESS, DDPM(make_schedule("linear", 1000))):
-        grid = process.grid()
+        grid = make_grid(process)
         alpha_bar = np.exp(2 * grid.log_signal[0])
         q = np.sqrt(alpha_bar) * 0.8, np.sqrt(1 - alpha_bar)
         expected = integrated_kl(q, (0.0, 1.0))
@@ -158,7 +164,7 @@ def test_prior_kl_is_the_integral_and_keeps_its_digits_where_it_is_tiny(compiled
 
 
 def test_gradients_of_the_kl_are_finite_in_every_step_the_last_included():
-    grid = DDPM(make_schedule("jsd", 20)).grid()
+    grid = make_grid(DDPM(make_schedule("jsd", 20)))
 
     def total(x0_hat, fraction):
         kl = posterior_kl(
@@ -178,8 +184,8 @@ def test_gradients_of_the_kl_are_finite_in_every_step_the_last_included():
 def test_learned_variances_of_a_network_without_them_are_refused():
     x = jnp.zeros((1, 2))
     with pytest.raises(InputError, match="variance is 'learned', but the network has no channels"):
-        p_posterior(PROCESS.grid(), x, x, step=jnp.array([3]), variance="learned")
+        p_posterior(make_grid(PROCESS), x, x, step=jnp.array([3]), variance="learned")
     with pytest.raises(
         InputError, match="unknown variance 'fixed'.*fixed_large, fixed_small, learned"
     ):
-        posterior_kl(PROCESS.grid(), x, x, step=jnp.array([3]), variance="fixed")
+        posterior_kl(make_grid(PROCESS), x, x, step=jnp.array([3]), variance="fixed")

@@ -7,11 +7,11 @@ from scipy.integrate import solve_ivp
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import SPACINGS, make_grid
 from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.process import Rates, namespace
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, ContinuousProcess, SubVP
-from diffusion_jax.processes.spacing import SPACINGS
 
 CONTINUOUS = {
     "vp": VP(),
@@ -24,7 +24,7 @@ ALL = {**CONTINUOUS, "ddpm": DDPM(make_schedule("linear", 1000))}
 
 def inside(process, n: int = 57) -> np.ndarray:
     """Times within the grid's, no integers."""
-    first, last = process.grid().time[[-2, 0]]
+    first, last = make_grid(process).time[[-2, 0]]
     return first + (last - first) * np.linspace(0.013, 0.987, n)
 
 
@@ -53,7 +53,7 @@ def test_signal_and_std_solve_the_equations_of_the_sdes_moments(name):
     start = [0.0, process.sigma_min**2 if name == "ve" else 0.0]
     exact = solve_ivp(slope, (0, 1), start, t_eval=u, rtol=1e-10, atol=1e-14).y
     first, last = process.ends
-    points = process.points(first + (last - first) * u)
+    points = process.at(first + (last - first) * u)
     np.testing.assert_allclose(points.log_signal, exact[0], atol=1e-8)
     np.testing.assert_allclose(points.std, np.sqrt(exact[1]), rtol=1e-7)
 
@@ -63,20 +63,20 @@ def test_rates_are_the_derivatives_of_log_signal_and_of_logsnr(name):
     process = ALL[name]
     time = inside(process)
     h = 1e-5
-    after, before = process.points(time + h), process.points(time - h)
+    after, before = process.at(time + h), process.at(time - h)
     rates = process.rates(time)
     drift = (after.log_signal - before.log_signal) / (2 * h)
     fall = -(after.logsnr - before.logsnr) / (2 * h)
     # Central differences: h^2 of a third derivative, and a rounding of 1e-16 / h.
     np.testing.assert_allclose(rates.drift, drift, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(rates.diffusion2 / process.points(time).std ** 2, fall, rtol=1e-6)
+    np.testing.assert_allclose(rates.diffusion2 / process.at(time).std ** 2, fall, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_in_a_compiled_program_all_is_as_on_the_host(name, compiled):
     process = ALL[name]
     time = inside(process)
-    points, rates = process.points(time), process.rates(time)
+    points, rates = process.at(time), process.rates(time)
 
     def traced(time, logsnr):
         return process.at(time), process.rates(time), process.times_of(logsnr)
@@ -97,9 +97,9 @@ def test_times_of_is_the_inverse_of_logsnr(name):
     time = inside(process)
     if name == "ddpm":
         time = np.round(time)
-    np.testing.assert_allclose(process.times_of(process.points(time).logsnr), time, rtol=1e-9)
+    np.testing.assert_allclose(process.times_of(process.at(time).logsnr), time, rtol=1e-9)
     # Beyond the ends, the ends.
-    first, last = process.grid().time[[-2, 0]] if name == "ddpm" else process.ends
+    first, last = make_grid(process).time[[-2, 0]] if name == "ddpm" else process.ends
     np.testing.assert_allclose(
         process.times_of(np.array([200.0, -200.0])), [first, last], atol=1e-9
     )
@@ -111,7 +111,7 @@ def test_vp_is_the_limit_of_ddpms_chain_for_many_steps():
         ddpm = DDPM(make_schedule("linear", num_steps, 0.1 / num_steps, 20 / num_steps))
         t = np.arange(0, num_steps, num_steps // 10) + num_steps // 20
         u = (t + 1) / num_steps
-        chain, limit = ddpm.points(t * 1.0), vp.points(999 * u)
+        chain, limit = ddpm.at(t * 1.0), vp.at(999 * u)
         # log(1 - beta) = -beta - beta^2 / 2: beta is up to 20 / N, so the sums differ by up to half of that.
         np.testing.assert_allclose(chain.log_signal, limit.log_signal, rtol=tolerance)
         np.testing.assert_allclose(chain.std, limit.std, rtol=tolerance)
@@ -122,7 +122,7 @@ def test_vp_is_the_limit_of_ddpms_chain_for_many_steps():
 @pytest.mark.parametrize("num_steps", [1, 7, 50])
 def test_every_spacing_goes_from_noise_to_u_min_and_then_to_the_data(name, spacing, num_steps):
     process = CONTINUOUS[name]
-    grid = process.grid(num_steps, spacing)
+    grid = make_grid(process, num_steps, spacing)
     assert grid.num_steps == num_steps and grid.std[-1] == 0 and grid.log_signal[-1] == 0
     assert (np.diff(grid.logsnr[:-1]) > 0).all()
     first, last = process.ends
@@ -134,8 +134,8 @@ def test_every_spacing_goes_from_noise_to_u_min_and_then_to_the_data(name, spaci
 
 def test_even_steps_are_even_in_u_for_any_number_of_them():
     for process in CONTINUOUS.values():
-        np.testing.assert_allclose(np.diff(process.grid(37).time[:-1], 2), 0, atol=1e-9)
-        assert process.grid(2000).num_steps == 2000
+        np.testing.assert_allclose(np.diff(make_grid(process, 37).time[:-1], 2), 0, atol=1e-9)
+        assert make_grid(process, 2000).num_steps == 2000
 
 
 @pytest.mark.parametrize("spacing", ["logsnr", "karras"])
@@ -145,7 +145,7 @@ def test_even_steps_are_even_in_u_for_any_number_of_them():
 def test_levels_are_even_in_log_sigma_and_in_its_7th_root_however_few_the_steps_of_a_whole_grid(
     process, spacing
 ):
-    grid = process.grid(18, spacing)
+    grid = make_grid(process, 18, spacing)
     log_sigma = -grid.logsnr[:-1] / 2
     levels = log_sigma if spacing == "logsnr" else np.exp(log_sigma / 7)
     np.testing.assert_allclose(np.diff(levels, 2), 0, atol=1e-6 * np.ptp(levels))
@@ -154,17 +154,17 @@ def test_levels_are_even_in_log_sigma_and_in_its_7th_root_however_few_the_steps_
 @pytest.mark.parametrize("make", [VP, SubVP, VE])
 def test_a_whole_grid_of_one_step_begins_at_the_prior(make):
     process = make(num_timesteps=1)
-    np.testing.assert_allclose(process.grid().time, process.ends[::-1])
-    np.testing.assert_allclose(process.grid(9).time, make().grid(9).time)
+    np.testing.assert_allclose(make_grid(process).time, process.ends[::-1])
+    np.testing.assert_allclose(make_grid(process, 9).time, make_grid(make(), 9).time)
 
 
 def test_listed_times_are_the_processes_own():
-    grid = CONTINUOUS["ve"].grid(None, (-1.5, 0.0, 3))
+    grid = make_grid(CONTINUOUS["ve"], None, (-1.5, 0.0, 3))
     np.testing.assert_allclose(grid.std[:-1], np.exp([3, 0, -1.5]))
     last = float(np.log(50.0))  # Which the process has in another way, with other rounding.
-    np.testing.assert_allclose(CONTINUOUS["ve"].grid(None, (0.0, last)).std[:-1], [50, 1])
+    np.testing.assert_allclose(make_grid(CONTINUOUS["ve"], None, (0.0, last)).std[:-1], [50, 1])
     with pytest.raises(InputError, match="distinct times from -3.91"):
-        CONTINUOUS["ve"].grid(None, (-5.0, 1.0))
+        make_grid(CONTINUOUS["ve"], None, (-5.0, 1.0))
 
 
 def test_times_outside_give_nan_and_rounding_at_the_ends_does_not():
@@ -202,19 +202,19 @@ def test_numbers_out_of_range_are_refused(make, options, message):
 @pytest.mark.parametrize("spacing", ["uniform", "leading", "karras", "logsnr"])
 @pytest.mark.parametrize("process", [VE(sigma_min=0.01, sigma_max=100.0), NCSN(sigma_max=1348.0)])
 def test_the_prior_of_a_grid_is_the_noise_of_its_own_first_point(process, spacing):
-    grid = process.grid(18, spacing)
+    grid = make_grid(process, 18, spacing)
     assert grid.prior_std == pytest.approx(grid.std[0], rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_whole_grid_has_the_prior_of_the_process(name):
-    assert ALL[name].grid().prior_std == pytest.approx(ALL[name].prior_std, rel=1e-12)
+    assert make_grid(ALL[name]).prior_std == pytest.approx(ALL[name].prior_std, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_at_no_signal_and_at_no_noise_times_of_is_an_end(name, compiled):
     process = ALL[name]
-    ends = process.grid().time[[-2, 0]] if name == "ddpm" else process.ends
+    ends = make_grid(process).time[[-2, 0]] if name == "ddpm" else process.ends
     infinite = [np.inf, -np.inf]
     np.testing.assert_allclose(process.times_of(np.array(infinite)), ends, atol=1e-9)
     np.testing.assert_allclose(compiled(process.times_of)(jnp.array(infinite)), ends, rtol=1e-6)
@@ -224,7 +224,7 @@ def test_the_smallest_signal_is_one_at_a_time_and_on_the_host():
     """The end of jsd erases the image: log signal falls without end in the last step."""
     process = DDPM(make_schedule("jsd", 1000))
     time = np.array([990.0, 998.0, 998.5, 998.9, 999.0])
-    at, points = process.at(jnp.asarray(time, jnp.float32)), process.points(time)
+    at, points = process.at(jnp.asarray(time, jnp.float32)), process.at(time)
     np.testing.assert_allclose(at.signal, points.signal, rtol=1e-3)  # float32 of the time: 6e-5.
     steep = VP(beta_max=200.0)
     assert float(steep.at(jnp.array([999.0])).signal[0]) == pytest.approx(np.exp(-20), rel=1e-6)
@@ -259,5 +259,5 @@ class CosineVP(ContinuousProcess):
 def test_where_the_signal_falls_every_grid_has_the_prior_of_the_process(process):
     first, last = process.ends
     times = (first + (last - first) * np.array([0.1, 0.4])).tolist()
-    assert process.grid(None, times).prior_std == process.prior_std
-    assert process.grid(7, "leading").prior_std == process.prior_std
+    assert make_grid(process, None, times).prior_std == process.prior_std
+    assert make_grid(process, 7, "leading").prior_std == process.prior_std

@@ -12,6 +12,7 @@ from slow import slow_after, slow_but
 
 from diffusion_jax.parallel.sharding import make_mesh, over_batch
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
 from diffusion_jax.samplers import (
@@ -40,7 +41,7 @@ def run(
 @pytest.mark.parametrize("name", slow_but(["vp"], PROCESSES))
 def test_samples_are_the_denoised_ends_of_the_exact_flow_of_every_process(name):
     process = PROCESSES[name]
-    grid = process.grid(2)
+    grid = make_grid(process, 2)
     result = run(ode_adaptive(grid, process))
     noise = np.asarray(grid.prior_std * first_noise(KEYS, (2,)), np.float64)
     end = mixture_data.flow(grid, noise, 0, 1)
@@ -53,7 +54,7 @@ def test_samples_are_the_denoised_ends_of_the_exact_flow_of_every_process(name):
 
 
 def test_evaluations_are_counted_image_by_image_and_with_frames():
-    process, grid = PROCESSES["vp"], PROCESSES["vp"].grid(5, "logsnr")
+    process, grid = PROCESSES["vp"], make_grid(PROCESSES["vp"], 5, "logsnr")
     denoise, calls = normal_data.counted(normal_data.optimal)
     result = run(ode_adaptive(grid, process), KEYS[:1], denoise, num_frames=6)
     jax.effects_barrier()
@@ -70,7 +71,7 @@ def test_evaluations_are_counted_image_by_image_and_with_frames():
 
 def test_an_image_depends_neither_on_its_batch_nor_on_the_devices():
     process = PROCESSES["vp"]
-    sampler = ode_adaptive(process.grid(2), process)
+    sampler = ode_adaptive(make_grid(process, 2), process)
     whole, few = run(sampler), run(sampler, KEYS[5:6])
     assert whole.solve is not None and few.solve is not None
     assert len(set(np.asarray(whole.solve.evaluations).tolist())) > 2
@@ -93,7 +94,7 @@ LIMIT = 7
 
 
 def test_where_the_limit_of_steps_stops_an_image_it_is_no_image_and_the_time_is_told():
-    process, grid = PROCESSES["vp"], PROCESSES["vp"].grid(4, "logsnr")
+    process, grid = PROCESSES["vp"], make_grid(PROCESSES["vp"], 4, "logsnr")
     evaluations = np.asarray(run(ode_adaptive(grid, process)).solve.evaluations)  # pyright: ignore[reportOptionalMemberAccess]
     result = run(ode_adaptive(grid, process, max_steps=LIMIT))
     assert result.solve is not None
@@ -112,7 +113,7 @@ def test_where_the_limit_of_steps_stops_an_image_it_is_no_image_and_the_time_is_
 
 
 def test_an_error_smaller_by_the_tolerance_costs_more():
-    process, grid = PROCESSES["vp"], PROCESSES["vp"].grid(2)
+    process, grid = PROCESSES["vp"], make_grid(PROCESSES["vp"], 2)
     exact = mixture_data.flow(grid, np.asarray(first_noise(KEYS, (2,))), 0, 1)
 
     @jax.jit
@@ -130,7 +131,7 @@ def test_an_error_smaller_by_the_tolerance_costs_more():
 @pytest.mark.parametrize("name", slow_after(1, ["ddpm", "ve"]))
 def test_images_are_encoded_and_decoded_without_loss(name, rng):
     process = PROCESSES[name]
-    grid = process.grid(2)
+    grid = make_grid(process, 2)
     x0 = jnp.asarray(mixture_data.draw(rng, 8), jnp.float32)
 
     @jax.jit
@@ -150,7 +151,7 @@ def test_images_are_encoded_and_decoded_without_loss(name, rng):
 
 
 def test_an_edit_starts_at_a_point_of_the_grid():
-    grid = DDPM_LINEAR.grid(4, "logsnr")
+    grid = make_grid(DDPM_LINEAR, 4, "logsnr")
     sampler = ode_adaptive(grid, DDPM_LINEAR)
     x0 = jnp.full((8, 1, 1, 2), 0.5)
     edited = jax.jit(

@@ -13,6 +13,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import image_normal
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.reverse import p_posterior
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import (
@@ -39,7 +40,7 @@ def bent(params, x_t, t, labels):
 def test_two_steps_are_equation_12_of_the_paper(eta):
     times = (100, 700)
     denoise = make_denoiser(PROCESS, "eps", bent, None)
-    sampler = ddim(PROCESS.grid(None, times), eta=eta)
+    sampler = ddim(make_grid(PROCESS, None, times), eta=eta)
     keys = image_keys(3, jnp.arange(2))
     result = sample_loop(denoise, sampler, keys, SHAPE, num_frames=3)
 
@@ -64,7 +65,7 @@ def test_two_steps_are_equation_12_of_the_paper(eta):
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "jsd"])
 def test_at_eta_1_each_step_of_the_full_chain_is_ancestral_with_fixed_small(schedule):
     process = DDPM(make_schedule(schedule, 200))
-    grid = process.grid()
+    grid = make_grid(process)
     steps = jnp.arange(200)
     x_t, x0 = jax.random.normal(jax.random.key(0), (2, 200, *SHAPE))
     denoise = make_denoiser(process, "x0", lambda params, x, t, labels: x0, None)
@@ -78,7 +79,7 @@ def test_at_eta_1_each_step_of_the_full_chain_is_ancestral_with_fixed_small(sche
 
 def test_at_eta_1_the_images_have_the_distribution_that_ancestral_sampling_reaches():
     """With noise shared step by step the images are even the same ones."""
-    grid, keys = PROCESS.grid(50), image_keys(0, jnp.arange(500))
+    grid, keys = make_grid(PROCESS, 50), image_keys(0, jnp.arange(500))
     images = [
         jax.jit(lambda k, s=sampler: sample_loop(optimal, s, k, SHAPE).images)(keys)
         for sampler in (ddim(grid, eta=1.0), ancestral(grid, variance="fixed_small"))
@@ -88,7 +89,7 @@ def test_at_eta_1_the_images_have_the_distribution_that_ancestral_sampling_reach
 
 @pytest.mark.parametrize("eta", slow_after(1, [0.0, 0.5, 1.0]))
 def test_normal_data_are_reached_with_their_mean_and_variance(eta):
-    sampler = ddim(PROCESS.grid(200), eta=eta)
+    sampler = ddim(make_grid(PROCESS, 200), eta=eta)
     draw = jax.jit(lambda k: sample_loop(optimal, sampler, k, SHAPE).images)
     images = np.asarray(draw(image_keys(0, jnp.arange(5000))), np.float64)
     n = images.size
@@ -101,7 +102,7 @@ def test_the_deterministic_sampler_solves_the_probability_flow_ode_with_order_1(
     x_T = np.linspace(-2, 2, 5)[:, None, None, None] * np.ones(SHAPE)
     keys, errors = image_keys(0, jnp.arange(5)), []
     for num_steps in (40, 80, 160):
-        grid = PROCESS.grid(num_steps, "logsnr")
+        grid = make_grid(PROCESS, num_steps, "logsnr")
         # Up to the first timestep: the step to the data has an error of its own, the same for every number.
         last = num_steps - 1
         run = jax.jit(
@@ -120,7 +121,7 @@ def test_without_eta_an_image_is_a_function_of_its_first_noise_alone():
 
     @jax.jit
     def draw(seed, eta):
-        sampler = ddim(PROCESS.grid(7), eta=eta)
+        sampler = ddim(make_grid(PROCESS, 7), eta=eta)
         return sample_loop(
             clip_denoised(denoise), sampler, image_keys(seed, jnp.arange(2)), SHAPE, x_init=x
         ).images
@@ -128,7 +129,11 @@ def test_without_eta_an_image_is_a_function_of_its_first_noise_alone():
     np.testing.assert_array_equal(draw(0, 0.0), draw(1, 0.0))
     assert np.abs(draw(0, 0.5) - draw(1, 0.5)).max() > 0.01
     fixed = sample_loop(
-        clip_denoised(denoise), ddim(PROCESS.grid(7)), image_keys(2, jnp.arange(2)), SHAPE, x_init=x
+        clip_denoised(denoise),
+        ddim(make_grid(PROCESS, 7)),
+        image_keys(2, jnp.arange(2)),
+        SHAPE,
+        x_init=x,
     )
     # The same steps in another program, without the noise: rounding.
     np.testing.assert_allclose(draw(0, 0.0), fixed.images, atol=1e-5)
@@ -140,7 +145,7 @@ def test_another_eta_does_not_recompile():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def draw(seed, eta):
-        sampler = ddim(PROCESS.grid(5), eta=eta)
+        sampler = ddim(make_grid(PROCESS, 5), eta=eta)
         return sample_loop(optimal, sampler, image_keys(seed, jnp.arange(2)), SHAPE).images
 
     drawn = [draw(0, jnp.float32(eta)) for eta in (0, 0.3, 1)]
@@ -150,7 +155,7 @@ def test_another_eta_does_not_recompile():
 @pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
 def test_an_eta_outside_its_range_is_one_clear_line(eta):
     with pytest.raises(InputError, match=f"eta is {eta}; it must be from 0 to 1"):
-        ddim(PROCESS.grid(5), eta=eta)
+        ddim(make_grid(PROCESS, 5), eta=eta)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -159,7 +164,7 @@ def test_an_eta_outside_its_range_is_one_clear_line(eta):
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(prediction, num_steps, eta):
     process = DDPM(make_schedule("jsd", 20))
     denoise = make_denoiser(process, prediction, lambda p, x, t, labels: 0.5 * x, None)
-    sampler = ddim(process.grid(num_steps), eta=eta)
+    sampler = ddim(make_grid(process, num_steps), eta=eta)
     images = sample_loop(
         clip_denoised(denoise), sampler, image_keys(0, jnp.arange(2)), SHAPE
     ).images
@@ -167,7 +172,7 @@ def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(prediction,
 
 
 def test_image_i_does_not_depend_on_its_batch():
-    sampler = ddim(PROCESS.grid(9), eta=0.5)
+    sampler = ddim(make_grid(PROCESS, 9), eta=0.5)
     denoise = clip_denoised(make_denoiser(PROCESS, "eps", bent, None))
     draw = jax.jit(lambda i: sample_loop(denoise, sampler, image_keys(5, i), SHAPE).images)
     whole = draw(jnp.arange(6))
@@ -186,7 +191,7 @@ def roundtrip_errors(x0: jax.Array) -> dict[tuple[int, int], jax.Array]:
     """Largest error of encoding and decoding again, by the numbers of steps and of iterations."""
     errors = {}
     for num_steps in (25, 50, 100):
-        grid = PROCESS.grid(num_steps, "logsnr")
+        grid = make_grid(PROCESS, num_steps, "logsnr")
         for iterations in (0, 1, 5):
             latent = encode(optimal, grid, x0, iterations=iterations)
             keys = image_keys(0, jnp.arange(len(x0)))
@@ -208,7 +213,7 @@ def test_decoding_a_code_gives_the_image_again_the_better_the_more_steps_or_iter
 def test_the_code_of_normal_data_is_where_the_ode_leads_backwards():
     x0, errors = images_of(6), []
     for num_steps in (50, 100, 200):
-        grid = PROCESS.grid(num_steps, "logsnr")
+        grid = make_grid(PROCESS, num_steps, "logsnr")
         exact = flow(grid, np.asarray(x0), num_steps, 0)
         code = jax.jit(lambda x, g=grid: encode(optimal, g, x))(x0)
         errors.append(float(np.abs(code - exact).max()))
@@ -219,7 +224,7 @@ def test_the_code_of_normal_data_is_where_the_ode_leads_backwards():
 @pytest.mark.parametrize("iterations", [0, 3])
 def test_its_evaluations_are_as_many_as_stated(iterations):
     denoise, calls = counted(optimal)
-    grid = PROCESS.grid(6)
+    grid = make_grid(PROCESS, 6)
     encode(denoise, grid, images_of(2), iterations=iterations).block_until_ready()
     jax.effects_barrier()
     assert len(calls) == encoding_nfe(grid, iterations) == 6 * (iterations + 1)
@@ -230,7 +235,7 @@ def test_an_encoding_of_images_is_inverted_with_and_without_clipping(clip):
     """Pixels at the limits of the range, where a clipped prediction has no slope, come back too."""
     x0 = jnp.clip(images_of(8) * 1.5, -1, 1).at[0].set(1.0).at[1].set(-1.0)
     denoise = clip_denoised(optimal) if clip else optimal
-    grid = PROCESS.grid(100, "logsnr")
+    grid = make_grid(PROCESS, 100, "logsnr")
 
     @jax.jit
     def again(x0):
@@ -243,11 +248,11 @@ def test_an_encoding_of_images_is_inverted_with_and_without_clipping(clip):
 
 def test_fewer_than_no_iterations_are_one_clear_line():
     with pytest.raises(InputError, match="iterations is -1; it must be 0 or more"):
-        encode(optimal, PROCESS.grid(3), images_of(1), iterations=-1)
+        encode(optimal, make_grid(PROCESS, 3), images_of(1), iterations=-1)
 
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_images_are_encoded_without_nan_where_jsd_erases_them(clip):
     process = DDPM(make_schedule("jsd", 20))
     denoise = clip_denoised(optimal) if clip else optimal
-    assert np.isfinite(encode(denoise, process.grid(), images_of(2), iterations=2)).all()
+    assert np.isfinite(encode(denoise, make_grid(process), images_of(2), iterations=2)).all()

@@ -11,6 +11,7 @@ from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import image_normal
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import (
     ancestral,
@@ -92,7 +93,7 @@ def path_by_hand(solver, keys) -> list[np.ndarray]:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_five_steps_are_the_formulas_of_the_paper(solver):
     keys = image_keys(3, TWO)
-    sampler = solver(PROCESS.grid(None, TIMES))
+    sampler = solver(make_grid(PROCESS, None, TIMES))
     result = sample_loop(BENT, sampler, keys, SHAPE, num_frames=6)
     assert result.frames_x_t is not None and result.frames_x0 is not None and sampler.nfe == 5
     expected = path_by_hand(solver, keys)
@@ -107,7 +108,7 @@ def test_the_ode_is_solved_with_the_order_that_the_solver_is_named_by(solver, or
     keys, errors = image_keys(0, jnp.arange(5)), []
     for num_steps in (40, 80, 160):
         # Half of the way: at the end, the third order's errors of earlier and of later steps nearly cancel.
-        grid, stop = PROCESS.grid(num_steps + 1, "logsnr"), num_steps // 2
+        grid, stop = make_grid(PROCESS, num_steps + 1, "logsnr"), num_steps // 2
         x = sample_loop(
             optimal, solver(grid), keys, SHAPE, x_init=jnp.float32(x_T), stop=stop
         ).images
@@ -117,7 +118,7 @@ def test_the_ode_is_solved_with_the_order_that_the_solver_is_named_by(solver, or
 
 @pytest.mark.parametrize("solver", [dpmpp_2m, dpmpp_3m])
 def test_normal_data_are_reached_more_precisely_than_by_ddim(solver):
-    grid = PROCESS.grid(21, "logsnr")
+    grid = make_grid(PROCESS, 21, "logsnr")
     x_T = np.linspace(-2, 2, 5)[:, None, None, None] * np.ones(SHAPE)
     exact, keys = flow(grid, x_T, 0, 20), image_keys(0, jnp.arange(5))
     errors = [
@@ -132,7 +133,7 @@ def test_normal_data_are_reached_more_precisely_than_by_ddim(solver):
 
 def test_the_sde_reaches_normal_data_with_their_mean_and_variance():
     """In 25 steps, where the first-order solver of the same SDE, ancestral sampling, is not yet there."""
-    grid, keys = PROCESS.grid(25, "logsnr"), image_keys(0, jnp.arange(5000))
+    grid, keys = make_grid(PROCESS, 25, "logsnr"), image_keys(0, jnp.arange(5000))
     solvers = dpmpp_2m_sde(grid), ancestral(grid, variance="fixed_small")
     draws = [
         jax.jit(lambda k, s=s: sample_loop(optimal, s, k, SHAPE).images)(keys) for s in solvers
@@ -149,7 +150,7 @@ def test_the_sde_reaches_normal_data_with_their_mean_and_variance():
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 def test_few_steps_work_and_one_is_the_prediction(solver, num_steps):
     keys = image_keys(0, TWO)
-    images = sample_loop(BENT, solver(PROCESS.grid(num_steps)), keys, SHAPE).images
+    images = sample_loop(BENT, solver(make_grid(PROCESS, num_steps)), keys, SHAPE).images
     assert np.isfinite(images).all() and np.abs(images).max() < 2.1
     if num_steps == 1:
         x = first_noise(keys, SHAPE)
@@ -160,7 +161,7 @@ def test_few_steps_work_and_one_is_the_prediction(solver, num_steps):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_run_that_starts_later_begins_with_no_memory_as_on_a_shorter_grid(compiled, solver):
     keys, x = image_keys(5, TWO), jax.random.normal(jax.random.key(1), (2, *SHAPE))
-    long, short = (solver(PROCESS.grid(None, times)) for times in (TIMES, TIMES[:3]))
+    long, short = (solver(make_grid(PROCESS, None, times)) for times in (TIMES, TIMES[:3]))
     run = compiled(
         lambda x: [
             sample_loop(BENT, long, keys, SHAPE, x_init=x, start=2).images,
@@ -173,7 +174,7 @@ def test_a_run_that_starts_later_begins_with_no_memory_as_on_a_shorter_grid(comp
 
 @pytest.mark.parametrize("solver", slow_after(1, SOLVERS))
 def test_a_run_may_stop_on_its_way_and_images_do_not_depend_on_their_batch(solver):
-    sampler = solver(PROCESS.grid(None, TIMES))
+    sampler = solver(make_grid(PROCESS, None, TIMES))
 
     @jax.jit
     def run(indices, stop):
@@ -192,7 +193,7 @@ def test_a_run_may_stop_on_its_way_and_images_do_not_depend_on_their_batch(solve
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(solver, num_steps):
     process = DDPM(make_schedule("jsd", 20))
     denoise = make_denoiser(process, "eps", lambda p, x, t, labels: 0.5 * x, None)
-    sampler, keys = solver(process.grid(num_steps)), image_keys(0, TWO)
+    sampler, keys = solver(make_grid(process, num_steps)), image_keys(0, TWO)
     images = sample_loop(denoise, sampler, keys, SHAPE).images
     assert np.isfinite(images).all()
     assert np.abs(sample_loop(clip_denoised(denoise), sampler, keys, SHAPE).images).max() <= 1

@@ -14,6 +14,7 @@ from diffusion_jax.denoiser import complete
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import (
     ancestral,
@@ -84,7 +85,7 @@ def test_resampled_edits_have_the_distribution_given_what_is_known(name):
     )
     value = np.asarray(known) @ np.linspace(0.3, 0.6, int(np.prod(shape)))
     sampler = dpmpp_2m_sde(
-        PROCESS.grid(50, "logsnr")
+        make_grid(PROCESS, 50, "logsnr")
     )  # Ancestral has too small a variance in 50 steps.
 
     @jax.jit
@@ -107,7 +108,7 @@ def test_resampled_edits_have_the_distribution_given_what_is_known(name):
 def test_resampling_brings_the_rest_nearer_to_what_is_known():
     covariance, shape, merge, known = CASES["pixels"]
     x0 = jnp.full((MANY, *shape), 0.8)
-    sampler = ancestral(PROCESS.grid(50), variance="fixed_small")
+    sampler = ancestral(make_grid(PROCESS, 50), variance="fixed_small")
     mean, _ = conditional(covariance, known, 0.8)
 
     def error(**options):
@@ -122,7 +123,7 @@ def test_resampling_brings_the_rest_nearer_to_what_is_known():
 @pytest.mark.parametrize(("first", "last"), [(0, 1), (2, 9), (18, 19), (15, 20)])
 def test_noise_that_is_put_back_has_the_variance_of_the_chain(first, last):
     """Also at the end of jsd, whose signal is far below what a `Point` can say."""
-    grid = DDPM(make_schedule("jsd", 1000)).grid(20, "logsnr")
+    grid = make_grid(DDPM(make_schedule("jsd", 1000)), 20, "logsnr")
     x = jnp.full((MANY, 2, 2, 1), 0.5)
     points = jnp.int32(first), jnp.int32(last)
     noised = np.asarray(renoise(grid, x, *points, image_keys(0, jnp.arange(MANY))), float)
@@ -137,7 +138,10 @@ def test_noise_that_is_put_back_has_the_variance_of_the_chain(first, last):
 def test_known_pixels_are_kept_to_the_last_level(rng):
     pixels = jnp.asarray(rng.integers(0, 256, (3, 4, 4, 1), dtype=np.uint8))
     known = rng.random((4, 4)) < 0.5
-    for sampler in (ancestral(PROCESS.grid(5), variance="fixed_small"), dpmpp_2m(PROCESS.grid(5))):
+    for sampler in (
+        ancestral(make_grid(PROCESS, 5), variance="fixed_small"),
+        dpmpp_2m(make_grid(PROCESS, 5)),
+    ):
         for resamplings in (1, 2):
             options = {"resamplings": resamplings, "jump": 2}
             draw = jax.jit(
@@ -150,7 +154,7 @@ def test_known_pixels_are_kept_to_the_last_level(rng):
 
 
 def test_image_to_image_follows_the_flow_from_the_noised_image_and_a_late_start_keeps_it():
-    grid = PROCESS.grid()
+    grid = make_grid(PROCESS)
     sampler, keys = ddim(grid), image_keys(4, jnp.arange(3))
     x0 = jnp.linspace(-0.5, 0.9, 12).reshape(3, 2, 2, 1)
 
@@ -172,7 +176,7 @@ def test_image_to_image_follows_the_flow_from_the_noised_image_and_a_late_start_
 
 
 def test_an_edit_of_the_whole_chain_that_knows_nothing_is_a_sample():
-    sampler = ancestral(PROCESS.grid(6), variance="fixed_small")
+    sampler = ancestral(make_grid(PROCESS, 6), variance="fixed_small")
     keys = image_keys(1, jnp.arange(2))
     edited = inpaint(optimal, sampler, keys, jnp.zeros((2, 2, 2, 1)), known_nothing())
     drawn = sample_loop(optimal, sampler, keys, (2, 2, 1)).images
@@ -188,7 +192,7 @@ def test_an_edit_of_the_whole_chain_that_knows_nothing_is_a_sample():
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(options, message):
-    sampler = ddim(PROCESS.grid(6))
+    sampler = ddim(make_grid(PROCESS, 6))
     with pytest.raises(InputError, match=message):
         inpaint(
             *(optimal, sampler, image_keys(0, jnp.arange(1)), jnp.zeros((1, 2, 2, 1))),
@@ -203,7 +207,7 @@ def test_numbers_that_make_no_sense_are_refused(options, message):
     [{}, {"start": 3}, {"resamplings": 3, "jump": 3}, {"start": 1, "resamplings": 2, "jump": 5}],
 )
 def test_what_an_edit_costs_is_what_the_network_is_asked(make, options):
-    grid = PROCESS.grid(8, "leading")
+    grid = make_grid(PROCESS, 8, "leading")
     sampler = ancestral(grid, variance="fixed_small") if make is ancestral else make(grid, PROCESS)
     denoise, calls = counted(optimal)
     keys, x0 = image_keys(0, jnp.arange(2)), jnp.zeros((2, 2, 2, 1))
@@ -216,7 +220,7 @@ def test_what_an_edit_costs_is_what_the_network_is_asked(make, options):
 
 
 def test_interpolations_of_normal_data_are_straight_and_end_at_the_images_themselves():
-    sampler, keys = ddim(PROCESS.grid(20)), image_keys(0, jnp.zeros(5, jnp.int32))
+    sampler, keys = ddim(make_grid(PROCESS, 20)), image_keys(0, jnp.zeros(5, jnp.int32))
     x0, other = jnp.full((5, 2, 2, 1), -0.6), jnp.full((5, 2, 2, 1), 0.8)
     fraction = jnp.linspace(0.0, 1.0, 5)
 

@@ -13,6 +13,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import image_normal
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE
 from diffusion_jax.samplers import first_noise, heun, image_keys, sample_loop
@@ -81,7 +82,7 @@ def test_four_steps_are_algorithm_2_of_the_paper(churn, low, high, noise):
     keys = image_keys(3, TWO)
     options = {"churn": churn, "churn_min": low, "churn_noise": noise}
     options |= {} if high == np.inf else {"churn_max": high}
-    sampler = heun(PROCESS.grid(None, TIMES), PROCESS, **options)
+    sampler = heun(make_grid(PROCESS, None, TIMES), PROCESS, **options)
     result = sample_loop(BENT, sampler, keys, SHAPE, num_frames=5)
     assert result.frames_x_t is not None and result.frames_x0 is not None
     expected = np.stack(path_by_hand(keys, churn, low, high, noise))
@@ -94,7 +95,7 @@ def test_the_ode_is_solved_with_order_2():
     x_T = np.linspace(-2, 2, 5)[:, None, None, None] * np.ones(SHAPE)
     keys, errors = image_keys(0, jnp.arange(5)), []
     for num_steps in (20, 40, 80):
-        grid = PROCESS.grid(num_steps + 1, "karras")
+        grid = make_grid(PROCESS, num_steps + 1, "karras")
         x = sample_loop(
             *(optimal, heun(grid, PROCESS), keys, SHAPE),
             x_init=jnp.float32(x_T),
@@ -107,7 +108,7 @@ def test_the_ode_is_solved_with_order_2():
 @pytest.mark.parametrize("churn", [0.0, 10.0])
 def test_normal_data_are_reached_with_their_mean_and_variance(churn):
     """Far more noise than is left at the end is removed and added again."""
-    sampler = heun(PROCESS.grid(100, "karras"), PROCESS, churn=churn)
+    sampler = heun(make_grid(PROCESS, 100, "karras"), PROCESS, churn=churn)
     draw = jax.jit(lambda k: sample_loop(optimal, sampler, k, SHAPE).images)
     images = np.asarray(draw(image_keys(0, jnp.arange(4000))), np.float64)
     n = images.size
@@ -119,7 +120,7 @@ def test_normal_data_are_reached_with_their_mean_and_variance(churn):
 def draw(churn: float, times: Any, seed: int, **options: Any) -> np.ndarray:
     """Images of the seed's noise from one and the same x_T."""
     x = jax.random.normal(jax.random.key(0), (2, *SHAPE))
-    sampler = heun(PROCESS.grid(None, times), PROCESS, churn=churn, **options)
+    sampler = heun(make_grid(PROCESS, None, times), PROCESS, churn=churn, **options)
     keys = image_keys(seed, TWO)
     return np.asarray(sample_loop(clip_denoised(BENT), sampler, keys, SHAPE, x_init=x).images)
 
@@ -136,7 +137,7 @@ def test_no_noise_is_added_beyond_the_noisiest_time_of_the_process():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
 def test_there_are_two_evaluations_a_step_but_one_in_the_last(num_steps):
-    sampler = heun(PROCESS.grid(num_steps), PROCESS, churn=1.0)
+    sampler = heun(make_grid(PROCESS, num_steps), PROCESS, churn=1.0)
     denoise, calls = counted(BENT)
     keys = image_keys(0, TWO)
     images = sample_loop(denoise, sampler, keys, SHAPE).images
@@ -148,7 +149,7 @@ def test_there_are_two_evaluations_a_step_but_one_in_the_last(num_steps):
 
 
 def test_a_run_to_a_point_and_one_from_there_are_together_the_whole_run():
-    sampler, keys = heun(PROCESS.grid(None, TIMES), PROCESS, churn=2.0), image_keys(3, TWO)
+    sampler, keys = heun(make_grid(PROCESS, None, TIMES), PROCESS, churn=2.0), image_keys(3, TWO)
 
     @jax.jit
     def run(x, start, stop):
@@ -162,7 +163,7 @@ def test_a_run_to_a_point_and_one_from_there_are_together_the_whole_run():
 
 def test_images_at_different_steps_move_as_they_would_alone():
     """Also next to one in the last step, whose second evaluation there is none of."""
-    sampler = heun(PROCESS.grid(None, TIMES), PROCESS)
+    sampler = heun(make_grid(PROCESS, None, TIMES), PROCESS)
     x, keys = jax.random.normal(jax.random.key(0), (2, *SHAPE)), image_keys(0, TWO)
     step = jax.jit(lambda x, i: sampler.step(BENT, sampler.init(x), i, keys).x)
     together = step(x, jnp.array([1, 3]))
@@ -185,7 +186,7 @@ def test_images_at_different_steps_move_as_they_would_alone():
 )
 def test_an_option_out_of_its_range_is_one_clear_line(options, message):
     with pytest.raises(InputError, match=f"^{message}$"):
-        heun(PROCESS.grid(5), PROCESS, **options)
+        heun(make_grid(PROCESS, 5), PROCESS, **options)
 
 
 @pytest.mark.parametrize("sigma_max", [80.0, 100.0, 1348.0])
@@ -203,7 +204,7 @@ def test_on_ve_it_is_algorithm_2_from_the_first_noise_on(sigma_max):
         return ideal(x * jnp.hypot(1.0, sigma), sigma, jnp)  # It sees x_t / (1 + sigma^2)^(1/2).
 
     keys = image_keys(3, jnp.arange(64))
-    sampler = heun(process.grid(18, "karras"), process)
+    sampler = heun(make_grid(process, 18, "karras"), process)
     denoise = make_denoiser(process, "x0", network, None)
     result = sample_loop(denoise, sampler, keys, SHAPE, num_frames=19)
     smallest = 0.01 * (sigma_max / 0.01) ** 1e-5  # At u_min.

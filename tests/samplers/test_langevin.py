@@ -7,6 +7,7 @@ import pytest
 from samplers.normal_data import MEAN, STD, counted, optimal
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.sde import VE, VP
 from diffusion_jax.samplers import image_keys, langevin, pc, sample_loop
 from diffusion_jax.samplers.langevin import moves, step_sizes
@@ -57,7 +58,7 @@ def test_no_other_step_size_lets_the_variance_follow_sigma_more_closely(ratio, c
 
 def test_annealing_has_the_variance_of_its_linear_chain_at_every_level():
     """Levels that are not geometric, each with the step size of its own ratio."""
-    grid = PROCESS.grid(None, np.log([0.06, 0.1, 0.3, 1.0, 4.0]).tolist())
+    grid = make_grid(PROCESS, None, np.log([0.06, 0.1, 0.3, 1.0, 4.0]).tolist())
     mean, variance = 0.0, 4.0**2  # It begins with the noise of its own first level.
     for i in range(1, 5):
         level, eta = grid.std[i], step_sizes(grid.std[i - 1 : i] / grid.std[i : i + 1], 3)[0]
@@ -79,7 +80,7 @@ def test_annealing_has_the_variance_of_its_linear_chain_at_every_level():
     ],
 )
 def test_moves_are_evaluations_and_the_step_to_the_data_is_one_without_noise(make, nfe):
-    sampler, (denoise, calls) = make(PROCESS.grid(4, "logsnr")), counted(optimal)
+    sampler, (denoise, calls) = make(make_grid(PROCESS, 4, "logsnr")), counted(optimal)
     keys = image_keys(0, jnp.arange(2))
     result = sample_loop(denoise, sampler, keys, SHAPE, num_frames=5)
     jax.effects_barrier()
@@ -92,7 +93,7 @@ def test_moves_are_evaluations_and_the_step_to_the_data_is_one_without_noise(mak
 
 @pytest.mark.parametrize("make", [langevin, lambda grid: pc(grid, PROCESS)])
 def test_an_image_depends_on_its_own_key_alone_and_every_move_has_other_noise(make):
-    sampler = make(PROCESS.grid(4, "logsnr"))
+    sampler = make(make_grid(PROCESS, 4, "logsnr"))
     draw = jax.jit(lambda keys: sample_loop(optimal, sampler, keys, SHAPE).images)
     images = draw(image_keys(0, jnp.arange(4)))
     shuffled = draw(image_keys(0, jnp.array([7, 3, 0, 9])))
@@ -106,7 +107,7 @@ def test_the_noises_of_one_step_are_independent():
     def still(x_t, point):
         return optimal(x_t, point)._replace(score=jnp.zeros_like(x_t))
 
-    sampler, n = langevin(PROCESS.grid(2), langevin_steps=2, langevin_step_size=1.0), 2000
+    sampler, n = langevin(make_grid(PROCESS, 2), langevin_steps=2, langevin_step_size=1.0), 2000
     state = sampler.init(jnp.zeros((n, *SHAPE)))
     moved = sampler.step(still, state, jnp.zeros(n, jnp.int32), image_keys(0, jnp.arange(n))).x
     expected = 4 * sampler.grid.std[1] ** 2
@@ -120,7 +121,7 @@ def test_the_corrector_adds_the_noise_that_the_signal_to_noise_ratio_asks_for():
         return optimal(x_t, point)._replace(score=jnp.zeros_like(x_t))
 
     process, n = VP(), 4000
-    grid = process.grid(None, [999 * 0.3, 999 * 0.4])
+    grid = make_grid(process, None, [999 * 0.3, 999 * 0.4])
     integrals = [0.1 * u + 9.95 * u**2 for u in (0.3, 0.4)]
     alpha, std2 = np.exp(integrals[0] - integrals[1]), 1 - np.exp(-integrals[0])
     sampler = pc(grid, process, corrector_steps=3, snr=0.5)
@@ -135,27 +136,27 @@ def test_the_corrector_adds_the_noise_that_the_signal_to_noise_ratio_asks_for():
     ("make", "message"),
     [
         (
-            lambda: langevin(VP().grid(5)),
+            lambda: langevin(make_grid(VP(), 5)),
             r"langevin is for processes that keep the signal \(ve, ncsn\); it is",
         ),
         (
-            lambda: langevin(PROCESS.grid(5), langevin_steps=0),
+            lambda: langevin(make_grid(PROCESS, 5), langevin_steps=0),
             "langevin_steps is 0; it must be 1 or more",
         ),
         (
-            lambda: langevin(PROCESS.grid(5), langevin_step_size=2.0),
+            lambda: langevin(make_grid(PROCESS, 5), langevin_step_size=2.0),
             "langevin_step_size is 2.0; it must be above 0",
         ),
         (
-            lambda: pc(PROCESS.grid(5), PROCESS, corrector_steps=-1),
+            lambda: pc(make_grid(PROCESS, 5), PROCESS, corrector_steps=-1),
             "corrector_steps is -1; it must be 0 or more",
         ),
         (
-            lambda: pc(PROCESS.grid(5), PROCESS, snr=1.0),
+            lambda: pc(make_grid(PROCESS, 5), PROCESS, snr=1.0),
             "snr is 1.0; it must be above 0 and below 1",
         ),
         (
-            lambda: pc(PROCESS.grid(5), PROCESS, predictor="heun"),
+            lambda: pc(make_grid(PROCESS, 5), PROCESS, predictor="heun"),
             "unknown predictor 'heun'; choose one of ancestral, eul",
         ),
     ],

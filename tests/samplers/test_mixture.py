@@ -17,6 +17,7 @@ from mixture_data import (
 from slow import slow_but
 
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import DEFAULT_STEPS, SAMPLERS, image_keys, sample_loop
 
@@ -56,7 +57,9 @@ OF_SCORES = {"euler_maruyama", "langevin", "pc", "reverse_diffusion"}
     ),
 )
 def test_every_sampler_draws_the_mixture_in_50_steps_or_its_own_number(name):
-    grid = PROCESS.grid(DEFAULT_STEPS.get(name, 50), "leading" if name == "pndm" else "logsnr")
+    grid = make_grid(
+        PROCESS, DEFAULT_STEPS.get(name, 50), "leading" if name == "pndm" else "logsnr"
+    )
     options = {"variance": "fixed_small"} if name == "ancestral" else {}
     sampler, n = make_sampler(name, PROCESS, grid, options), 20_000
     draw = jax.jit(lambda keys: sample_loop(optimal, sampler, keys, (2,)).images)
@@ -69,7 +72,7 @@ def test_every_sampler_draws_the_mixture_in_50_steps_or_its_own_number(name):
 
 
 def test_the_exact_flow_carries_noised_draws_of_the_mixture_to_the_mixture(rng):
-    grid, n = PROCESS.grid(10, "logsnr"), 2000
+    grid, n = make_grid(PROCESS, 10, "logsnr"), 2000
     # Standard normal noise is x_T but for a signal of 0.006.
     x = flow(grid, rng.normal(size=(n, 2)), 0, 9, num_steps=200)
     # The noise of 0.01 left at t = 0 is an eighth of the narrowest component's width.

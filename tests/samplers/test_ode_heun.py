@@ -8,6 +8,7 @@ from samplers.normal_data import counted, flow, optimal, slopes
 from slow import slow_but
 
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Process
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
@@ -19,7 +20,7 @@ SHAPE = (2, 2, 1)
 
 def solved(process: Process, num_steps: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns images at the last point, from x at the first, and the exact ones."""
-    grid, keys = process.grid(num_steps + 1, "logsnr"), image_keys(0, jnp.arange(len(x)))
+    grid, keys = make_grid(process, num_steps + 1, "logsnr"), image_keys(0, jnp.arange(len(x)))
     draw = jax.jit(
         lambda x: sample_loop(optimal, ode_heun(grid), keys, SHAPE, x_init=x, stop=num_steps).images
     )
@@ -39,7 +40,7 @@ def test_the_ode_is_solved_with_order_2(name):
 
 
 def test_there_are_two_evaluations_a_step_but_one_in_the_last_which_ends_at_x0_hat():
-    sampler = ode_heun(PROCESSES["ve"].grid(3))
+    sampler = ode_heun(make_grid(PROCESSES["ve"], 3))
     denoise, calls = counted(optimal)
     result = sample_loop(denoise, sampler, image_keys(0, jnp.arange(2)), SHAPE, num_frames=4)
     jax.effects_barrier()
@@ -50,7 +51,7 @@ def test_there_are_two_evaluations_a_step_but_one_in_the_last_which_ends_at_x0_h
 
 def test_images_at_different_steps_move_as_they_would_alone_whatever_their_keys():
     """Also next to one in the last step, whose second evaluation there is none of."""
-    sampler = ode_heun(PROCESSES["subvp"].grid(4))
+    sampler = ode_heun(make_grid(PROCESSES["subvp"], 4))
     x = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     step = jax.jit(lambda x, i, keys: sampler.step(optimal, sampler.init(x), i, keys).x)
     together = step(x, jnp.array([1, 3]), image_keys(0, jnp.arange(2)))

@@ -8,6 +8,7 @@ from samplers.normal_data import counted, flow, optimal, slopes
 
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import (
     ddim,
@@ -72,7 +73,7 @@ def path_by_hand(keys: jax.Array, times: tuple[int, ...]) -> list[np.ndarray]:
 @pytest.mark.parametrize("times", [TIMES, TIMES[:3]])
 def test_steps_are_the_formulas_of_the_paper(times):
     keys = image_keys(3, TWO)
-    sampler = pndm(PROCESS.grid(None, times), PROCESS)
+    sampler = pndm(make_grid(PROCESS, None, times), PROCESS)
     result = sample_loop(BENT, sampler, keys, SHAPE, num_frames=len(times) + 1)
     assert result.frames_x_t is not None
     # Seven float32 steps, the first of which multiplies x by up to 3.
@@ -86,7 +87,7 @@ def test_the_ode_is_solved_with_order_2_as_the_paper_proves_and_far_more_precise
 
     def error(make_sampler, num_steps: int) -> float:
         """Over evenly spaced timesteps from 999 to 39, whose halves are timesteps, too."""
-        grid = PROCESS.grid(None, tuple(range(39, 1000, 960 // num_steps)))
+        grid = make_grid(PROCESS, None, tuple(range(39, 1000, 960 // num_steps)))
         sampler, x = make_sampler(grid), jnp.float32(x_T)
         drawn = sample_loop(optimal, sampler, keys, SHAPE, x_init=x, stop=num_steps).images
         return float(np.abs(drawn - flow(grid, x_T, 0, num_steps)).max())
@@ -98,7 +99,7 @@ def test_the_ode_is_solved_with_order_2_as_the_paper_proves_and_far_more_precise
 
 @pytest.mark.parametrize(("num_steps", "nfe"), [(1, 1), (2, 5), (3, 9), (4, 13), (6, 15)])
 def test_only_the_runge_kutta_steps_have_four_evaluations(num_steps, nfe):
-    sampler, keys = pndm(PROCESS.grid(num_steps), PROCESS), image_keys(0, TWO)
+    sampler, keys = pndm(make_grid(PROCESS, num_steps), PROCESS), image_keys(0, TWO)
     denoise, calls = counted(BENT)
     images = sample_loop(denoise, sampler, keys, SHAPE).images
     jax.effects_barrier()
@@ -111,7 +112,7 @@ def test_only_the_runge_kutta_steps_have_four_evaluations(num_steps, nfe):
 
 def test_a_run_that_starts_later_begins_with_no_memory_as_on_a_shorter_grid():
     keys, x = image_keys(5, TWO), jax.random.normal(jax.random.key(1), (2, *SHAPE))
-    long, short = (pndm(PROCESS.grid(None, times), PROCESS) for times in (TIMES, TIMES[:5]))
+    long, short = (pndm(make_grid(PROCESS, None, times), PROCESS) for times in (TIMES, TIMES[:5]))
     one = sample_loop(BENT, long, keys, SHAPE, x_init=x, start=2).images
     other = sample_loop(BENT, short, keys, SHAPE, x_init=x).images
     np.testing.assert_allclose(one, other, atol=1e-5)  # The same steps in two loops: rounding.
@@ -120,7 +121,7 @@ def test_a_run_that_starts_later_begins_with_no_memory_as_on_a_shorter_grid():
 @pytest.mark.parametrize("make", [pndm, heun])
 def test_solvers_that_branch_draw_several_samples_from_one_point(make):
     """Under `vmap` as without: no image of another branch, and none at the data, spoils them."""
-    sampler, keys = make(PROCESS.grid(None, TIMES), PROCESS), image_keys(3, TWO)
+    sampler, keys = make(make_grid(PROCESS, None, TIMES), PROCESS), image_keys(3, TWO)
     shared = jax.jit(lambda: shared_structure(BENT, sampler, keys, SHAPE, 2, 3))()
     onward = sample_loop(BENT, sampler, keys, SHAPE, x_init=shared.x_t, start=2).images
     for k in range(3):

@@ -12,6 +12,7 @@ from slow import slow_after, slow_but
 
 from diffusion_jax.keys import image_normal
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
@@ -37,7 +38,7 @@ def test_mean_and_variance_are_reached_with_order_1(name, process):
     """Weak order: what is left between the chain's moments and the exact ones halves in twice as many steps."""
     made, errors = PROCESSES[process], []
     for num_steps in (50, 100, 200):
-        grid = made.grid(num_steps + 1, "logsnr")
+        grid = make_grid(made, num_steps + 1, "logsnr")
         mean, variance = np.exp(grid.log_signal[0]) * MEAN, width(grid, 0) ** 2
         for a, b, c in affine(PREDICTORS[name](grid, made)).T:
             mean, variance = a * mean + b, a**2 * variance + c**2
@@ -58,7 +59,7 @@ def exact_end(process: VP | SubVP | VE, grid: Grid, y: np.ndarray, dw: np.ndarra
     d log w^2 / dt = 2 drift + diffusion^2 / w^2: so y signal / w^2 is the integral of diffusion signal / w^2 dW.
     """
     middle = (grid.time[:-2] + grid.time[1:-1]) / 2
-    points, rates = process.points(middle), process.rates(middle)
+    points, rates = process.at(middle), process.rates(middle)
 
     def factor(log_signal: np.ndarray, std: np.ndarray) -> np.ndarray:
         signal = np.exp(log_signal)
@@ -76,12 +77,12 @@ def test_euler_and_maruyamas_rule_has_strong_order_1_along_one_brownian_path(pro
     first, last = process.ends
     times = first + (last - first) * u
     dw = rng.normal(size=(finest, n)) * np.sqrt(times[1] - times[0])
-    whole = process.grid(None, times.tolist())
+    whole = make_grid(process, None, times.tolist())
     y = rng.normal(size=n) * width(whole, 0)
     exact = exact_end(process, whole, y, dw)
     errors = []
     for num_steps in (80, 160, 320):
-        grid = process.grid(None, times[:: finest // num_steps].tolist())
+        grid = make_grid(process, None, times[:: finest // num_steps].tolist())
         length = times[finest // num_steps] - times[0]
         noise = dw.reshape(num_steps, -1, n).sum(1) / np.sqrt(length)
         x = np.exp(grid.log_signal[0]) * MEAN + y
@@ -95,7 +96,7 @@ def test_euler_and_maruyamas_rule_has_strong_order_1_along_one_brownian_path(pro
 def test_a_step_of_reverse_diffusion_is_that_of_appendix_e():
     """Of VP from u = 0.8 to 0.5: beta integrates to 0.1 u + 9.95 u^2, and x has score -(x - m) / w^2."""
     process = PROCESSES["vp"]
-    grid = process.grid(None, [999 * 0.5, 999 * 0.8])
+    grid = make_grid(process, None, [999 * 0.5, 999 * 0.8])
     integrals = [0.1 * u + 9.95 * u**2 for u in (0.5, 0.8)]
     kept = np.exp((integrals[0] - integrals[1]) / 2)
     width2 = np.exp(-integrals[1]) * STD**2 + 1 - np.exp(-integrals[1])
@@ -109,7 +110,7 @@ def test_a_step_of_reverse_diffusion_is_that_of_appendix_e():
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_the_step_to_the_data_ends_at_x0_hat_without_noise(name):
     process = PROCESSES["subvp"]
-    sampler = PREDICTORS[name](process.grid(4), process)
+    sampler = PREDICTORS[name](make_grid(process, 4), process)
     x, i = jnp.array([[0.2], [0.5]]), jnp.full(2, 3)
     after = sampler.step(optimal, sampler.init(x), i, image_keys(0, jnp.arange(2)))
     np.testing.assert_array_equal(after.x, optimal(x, sampler.grid.at(i)).x0)

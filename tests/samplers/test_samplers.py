@@ -14,6 +14,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import stream
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import (
@@ -67,7 +68,7 @@ def draw(process: DDPM, num_steps: int, keys: jax.Array, variance: str) -> np.nd
     tables = optimal_slope(alpha_bar), np.sqrt(alpha_bar)[:, None] * MEAN
     tables = jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), tables)
     denoise = make_denoiser(process, "eps", optimal_eps, tables)
-    sampler = ancestral(process.grid(num_steps), variance=variance)
+    sampler = ancestral(make_grid(process, num_steps), variance=variance)
     run = jax.jit(lambda keys: sample_loop(denoise, sampler, keys, (1, 1, 2)).images)
     return np.asarray(run(keys), np.float64)[:, 0, 0, :]
 
@@ -114,7 +115,7 @@ def convolution(params, x_t, t, labels):
 
 SCHEDULE = make_schedule("linear", 30)
 PROCESS = DDPM(SCHEDULE)
-SAMPLER = ancestral(PROCESS.grid())
+SAMPLER = ancestral(make_grid(PROCESS))
 SHAPE = (4, 4, 2)
 
 
@@ -172,7 +173,7 @@ def test_image_i_is_the_same_on_any_number_of_devices(num_devices):
 
 def test_eager_and_compiled_samples_agree():
     keys = image_keys(5, jnp.arange(2))
-    sampler = ancestral(PROCESS.grid(3))
+    sampler = ancestral(make_grid(PROCESS, 3))
     loop = lambda keys: sample_loop(denoiser(), sampler, keys, SHAPE).images  # noqa: E731
     np.testing.assert_allclose(jax.jit(loop)(keys), loop(keys), atol=1e-5)
 
@@ -253,7 +254,7 @@ def test_progress_is_reported_once_every_n_steps_and_at_the_end(num_devices):
 
 def test_bad_choices_are_one_clear_line():
     with pytest.raises(InputError, match="unknown variance 'fixed_larg'.*fixed_large, fixed_small"):
-        ancestral(PROCESS.grid(), variance="fixed_larg")
+        ancestral(make_grid(PROCESS), variance="fixed_larg")
     for num_frames in (-1, 32):
         with pytest.raises(InputError, match=f"num_frames is {num_frames}; .*from 0 to 31"):
             sample_loop(
@@ -265,7 +266,7 @@ def test_bad_choices_are_one_clear_line():
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(prediction):
     process = DDPM(make_schedule("jsd", 20))
     denoise = make_denoiser(process, prediction, lambda p, x, t, labels: 0.5 * x, None)
-    sampler = ancestral(process.grid())
+    sampler = ancestral(make_grid(process))
     images = jax.jit(lambda k: sample_loop(denoise, sampler, k, SHAPE).images)(
         image_keys(0, jnp.arange(2))
     )
@@ -281,8 +282,8 @@ def test_the_first_noise_of_an_image_depends_neither_on_the_number_of_steps_nor_
         return frames[0]
 
     for num_steps, spacing in ((3, "uniform"), (7, "uniform"), (30, "uniform"), (5, "quadratic")):
-        firsts.append(first(ancestral(PROCESS.grid(num_steps, spacing))))
-    firsts.append(first(two_step(PROCESS.grid(4))))
+        firsts.append(first(ancestral(make_grid(PROCESS, num_steps, spacing))))
+    firsts.append(first(two_step(make_grid(PROCESS, 4))))
     for drawn in firsts:
         np.testing.assert_array_equal(drawn, first_noise(keys, SHAPE))
 
@@ -291,7 +292,9 @@ def test_the_noise_of_a_step_is_keyed_by_its_time_not_by_its_number():
     """Two grids that share their last three times draw the same noise there."""
     keys = image_keys(5, jnp.arange(2))
     x = jax.random.normal(jax.random.key(1), (2, *SHAPE))
-    long, short = (ancestral(PROCESS.grid(None, times)) for times in ((3, 9, 15, 28), (3, 9, 15)))
+    long, short = (
+        ancestral(make_grid(PROCESS, None, times)) for times in ((3, 9, 15, 28), (3, 9, 15))
+    )
     tails = [
         sample_loop(denoiser(), long, keys, SHAPE, x_init=x, start=1).images,
         sample_loop(denoiser(), short, keys, SHAPE, x_init=x).images,
@@ -301,7 +304,7 @@ def test_the_noise_of_a_step_is_keyed_by_its_time_not_by_its_number():
 
 
 def test_a_prior_of_another_width_scales_the_first_noise():
-    grid = PROCESS.grid(3)
+    grid = make_grid(PROCESS, 3)
     wide = dataclasses.replace(grid, prior_std=7.0)
     keys = image_keys(5, jnp.arange(2))
     result = sample_loop(denoiser(), ancestral(wide), keys, SHAPE, num_frames=4)
@@ -326,7 +329,7 @@ def two_step(grid: Grid) -> Sampler:
 
 @pytest.mark.parametrize("num_frames", [0, 5])
 def test_a_sampler_may_remember_earlier_predictions(compiled, num_frames):
-    grid, keys = PROCESS.grid(4), image_keys(5, jnp.arange(2))
+    grid, keys = make_grid(PROCESS, 4), image_keys(5, jnp.arange(2))
     loop = lambda keys: sample_loop(denoiser(), two_step(grid), keys, SHAPE, num_frames=num_frames)  # noqa: E731
     result = compiled(loop)(keys)
     x, path, predictions = first_noise(keys, SHAPE), [], []
@@ -406,7 +409,7 @@ def test_learned_variances_at_their_bounds_draw_what_the_fixed_ones_draw(v, vari
 
     def images(network, variance):
         denoise = clip_denoised(make_denoiser(PROCESS, "eps", network, kernel))
-        sampler = ancestral(PROCESS.grid(10), variance=variance)
+        sampler = ancestral(make_grid(PROCESS, 10), variance=variance)
         keys = image_keys(0, jnp.arange(3))
         return jax.jit(lambda keys: sample_loop(denoise, sampler, keys, SHAPE).images)(keys)
 

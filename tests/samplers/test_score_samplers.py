@@ -8,6 +8,7 @@ from mixture_data import ks_distance, make_sampler, optimal
 from slow import slow_but
 
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
@@ -45,7 +46,7 @@ RUNS = [
 def test_20_000_samples_are_the_mixture_with_the_noise_left_at_the_last_point(name, process):
     num_steps, error = STEPS[name]
     made = PROCESSES[process]
-    grid = made.grid(num_steps, "logsnr")
+    grid = make_grid(made, num_steps, "logsnr")
     sampler, n = make_sampler(name, made, grid, {}), 20_000
     draw = jax.jit(
         lambda keys: sample_loop(optimal, sampler, keys, (2,), stop=num_steps - 1).images

@@ -13,6 +13,7 @@ from diffusion_jax.denoiser import Denoise, Prediction, complete
 from diffusion_jax.parallel.sharding import make_mesh
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0, per_image
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import (
@@ -28,7 +29,7 @@ from diffusion_jax.samplers.batches import make_shared_sampler
 MEAN, STD = 0.2, 0.4
 T = 400
 PROCESS = DDPM(make_schedule("cosine", T))
-SAMPLER = ancestral(PROCESS.grid(), variance="fixed_small")
+SAMPLER = ancestral(make_grid(PROCESS), variance="fixed_small")
 SHAPE = (8, 8, 1)
 NUM_IMAGES, NUM_SAMPLES = 6, 40
 
@@ -102,14 +103,16 @@ def test_x_t_is_that_of_the_images_own_run():
 
 
 def test_a_time_has_the_nearest_point_that_a_step_begins_at():
-    grid = PROCESS.grid(None, (4, 7, 20, 30))  # Points 3, 2, 1, 0; the data, at -1, is point 4.
+    grid = make_grid(
+        PROCESS, None, (4, 7, 20, 30)
+    )  # Points 3, 2, 1, 0; the data, at -1, is point 4.
     found = [nearest_point(grid, t) for t in (0, 4, 6, 13, 25, 26, 399)]
     assert found == [3, 3, 2, 2, 0, 0, 0]
 
 
 @pytest.mark.parametrize("devices", [slow(1), 8])
 def test_one_program_draws_all_points_on_any_number_of_devices(devices):
-    short = ancestral(PROCESS.grid(20), variance="fixed_small")
+    short = ancestral(make_grid(PROCESS, 20), variance="fixed_small")
     classes = jnp.array([-0.5, 0.0, 0.5])
 
     def rows(params, seed, point, indices, labels):

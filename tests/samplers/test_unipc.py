@@ -11,6 +11,7 @@ from samplers.normal_data import counted, flow, optimal, slopes
 from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes.ddpm import DDPM
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.samplers import dpmpp_3m, first_noise, image_keys, sample_loop, unipc
 
@@ -75,7 +76,7 @@ def path_by_hand(order: int, keys: jax.Array) -> list[np.ndarray]:
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_six_steps_are_the_predictor_and_the_corrector_of_the_paper(order):
     keys = image_keys(3, TWO)
-    sampler = unipc(PROCESS.grid(None, TIMES), order=order)
+    sampler = unipc(make_grid(PROCESS, None, TIMES), order=order)
     result = sample_loop(BENT, sampler, keys, SHAPE, num_frames=7)
     assert result.frames_x_t is not None and result.frames_x0 is not None
     # Six float32 steps.
@@ -90,7 +91,7 @@ def errors_of(make_sampler, numbers: list[int]) -> list[float]:
     x_T = np.linspace(-2, 2, 5)[:, None, None, None] * np.ones(SHAPE)
     keys, errors = image_keys(0, jnp.arange(5)), []
     for num_steps in numbers:
-        grid, stop = PROCESS.grid(num_steps + 1, "logsnr"), num_steps // 2
+        grid, stop = make_grid(PROCESS, num_steps + 1, "logsnr"), num_steps // 2
         run = sample_loop(
             optimal, make_sampler(grid), keys, SHAPE, x_init=jnp.float32(x_T), stop=stop
         )
@@ -114,7 +115,7 @@ def test_of_the_default_order_it_is_more_precise_than_its_predictor_alone():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
 def test_there_is_one_evaluation_a_step_and_one_step_is_the_prediction(num_steps):
-    sampler, keys = unipc(PROCESS.grid(num_steps)), image_keys(0, TWO)
+    sampler, keys = unipc(make_grid(PROCESS, num_steps)), image_keys(0, TWO)
     denoise, calls = counted(BENT)
     images = sample_loop(denoise, sampler, keys, SHAPE).images
     jax.effects_barrier()
@@ -127,7 +128,7 @@ def test_there_is_one_evaluation_a_step_and_one_step_is_the_prediction(num_steps
 
 def test_a_run_that_starts_later_begins_with_no_memory_as_on_a_shorter_grid():
     keys, x = image_keys(5, TWO), jax.random.normal(jax.random.key(1), (2, *SHAPE))
-    long, short = (unipc(PROCESS.grid(None, times)) for times in (TIMES, TIMES[:4]))
+    long, short = (unipc(make_grid(PROCESS, None, times)) for times in (TIMES, TIMES[:4]))
     one = sample_loop(BENT, long, keys, SHAPE, x_init=x, start=2).images
     other = sample_loop(BENT, short, keys, SHAPE, x_init=x).images
     np.testing.assert_allclose(one, other, atol=1e-6)  # The same steps in two loops: rounding.
@@ -137,11 +138,13 @@ def test_a_run_that_starts_later_begins_with_no_memory_as_on_a_shorter_grid():
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(num_steps):
     process = DDPM(make_schedule("jsd", 20))
     denoise = make_denoiser(process, "eps", lambda p, x, t, labels: 0.5 * x, None)
-    images = sample_loop(denoise, unipc(process.grid(num_steps)), image_keys(0, TWO), SHAPE).images
+    images = sample_loop(
+        denoise, unipc(make_grid(process, num_steps)), image_keys(0, TWO), SHAPE
+    ).images
     assert np.isfinite(images).all()
 
 
 @pytest.mark.parametrize("order", [0, 4])
 def test_an_order_that_there_is_not_is_one_clear_line(order):
     with pytest.raises(InputError, match=f"^order is {order}; it must be 1, 2 or 3$"):
-        unipc(PROCESS.grid(5), order=order)
+        unipc(make_grid(PROCESS, 5), order=order)

@@ -1,4 +1,4 @@
-"""Which times a sampler visits (Song et al., 2021, DDIM; Nichol & Dhariwal, 2021).
+"""Grids of points from noise to data: which times a sampler visits (Song et al., 2021, DDIM; Nichol & Dhariwal, 2021).
 
 A rule places them along T timesteps, 0 the least noisy; those of a process in continuous time lie between them too, and
 there may be more of them than T.
@@ -10,13 +10,76 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_jax.errors import InputError, choose
-from diffusion_jax.processes.process import Numbers, namespace
+from diffusion_jax.errors import InputError, choose, expect
+from diffusion_jax.processes.process import (
+    Grid,
+    Numbers,
+    Points,
+    Process,
+    levels_of,
+    namespace,
+)
 
 Times = Float[np.ndarray, " n"]
 LARGEST_SIGMA = 80.0  # Of karras.
 ROUNDING = 1e-9
 SIX_DIGITS = 5e-6  # Relative error of a number that is rounded to them.
+SAME_SIGNAL = 1e-9  # Difference of log signals that counts as none.
+WHOLE_GRID = 1000  # Steps of it, where a process in continuous time says nothing else.
+
+
+def make_grid(
+    process: Process,
+    num_steps: int | None = None,
+    spacing: str | Sequence[float | int] = "uniform",
+    u_min: float | None = None,
+) -> Grid:
+    """Returns the points of a sampler with `num_steps` steps, noise first, data last, in float64 on the host.
+
+    Every point has the signal and the std of its time, whatever the spacing: a respaced chain is another grid.
+
+    Args:
+      process: The forward process.
+      num_steps: Number N of steps, 1 or more; at most T if the process has T timesteps, counted from 0. None takes the
+        process's `num_timesteps`, or as many as are listed.
+      spacing: A key of `SPACINGS`, or the times themselves, none twice.
+      u_min: Where the step to the data begins, as a part of the time from the data to the last time, in (0, 1); None:
+        the process's own. A discrete process has none.
+
+    Raises:
+      InputError: num_steps out of its range, an unknown spacing, a wrong list, or u_min out of its range.
+    """
+    expect("process", process, Process, "a Process, such as VP()")
+    levels = levels_of(process)
+    if levels is not None and np.issubdtype(levels.dtype, np.integer):
+        last = process.at(np.array([process.ends[1]]))
+        visited = timesteps(num_steps, spacing, process.at(levels.astype(np.float64)).logsnr)
+    else:
+        first, size = process.ends[0], process.ends[1] - process.ends[0]
+        u_min = getattr(process, "u_min", None) if u_min is None else u_min
+        last = process.at(first + size * np.array([u_min, 1.0]))
+        if num_steps is None and isinstance(spacing, str):
+            num_steps = getattr(process, "num_timesteps", WHOLE_GRID)
+        (start, end), (clean, noisy) = last.time.tolist(), last.logsnr.tolist()
+        visited = times_between(num_steps, spacing, (start, end), (clean, noisy), process.times_of)
+    points = process.at(visited[::-1])
+    return Grid(
+        np.append(points.time, process.ends[0]),
+        np.append(points.log_signal, 0.0),
+        np.append(points.std, 0.0),
+        _prior_std_at(process, points, last),
+    )
+
+
+def _prior_std_at(process: Process, points: Points, last: Points) -> float:
+    """Returns the standard deviation of x at the first of these points.
+
+    Where the signal is that of the process's last time, as of VE, all that differs is the noise, and x is drawn with
+    the point's own (Karras et al., 2022). Where it falls, x_t of data of the prior's size keeps that size.
+    """
+    if abs(points.log_signal[0] - last.log_signal[-1]) < SAME_SIGNAL:
+        return process.prior_std * float(points.std[0] / last.std[-1])
+    return process.prior_std
 
 
 class Timesteps(NamedTuple):
