@@ -77,9 +77,9 @@ def measured_flow(seed: int) -> np.ndarray:
 
 @jax.jit
 def _flow(x0: jax.Array, keys: jax.Array) -> jax.Array:
-    process = VP(u_min=1e-5)
+    process = VP()
     found = dequantised_likelihood(
-        optimal, make_grid(process, 2), process, x0, keys, rtol=1e-4, atol=1e-4
+        optimal, make_grid(process, 2, u_min=1e-5), process, x0, keys, rtol=1e-4, atol=1e-4
     )
     return bits_per_dim(found.log_likelihood, math.prod(SHAPE))
 

@@ -82,14 +82,18 @@ def quality(workdir: Path, cache: Path, sampler: dict[str, str], num_images: int
 def round_trip(workdir: Path, num_test: int, rtol: float) -> dict[str, float]:
     """Encodes held-out digits by the flow and decodes them again; returns the mean absolute error in grey levels."""
     run = dj.load_run(workdir)
-    process = make_process(run.config, 1e-5)
+    process = make_process(run.config)
     batch = data.load("digits", "test").read(np.arange(num_test))
 
     @jax.jit
     def there_and_back(params: Any, x0: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
         denoise = run.denoiser(params, labels)
-        there = dj.ode_encode(denoise, make_grid(process, 2), process, x0, rtol=rtol, atol=rtol)
-        back = dj.ode_decode(denoise, make_grid(process, 2), process, there.y, rtol=rtol, atol=rtol)
+        there = dj.ode_encode(
+            denoise, make_grid(process, 2, u_min=1e-5), process, x0, rtol=rtol, atol=rtol
+        )
+        back = dj.ode_decode(
+            denoise, make_grid(process, 2, u_min=1e-5), process, there.y, rtol=rtol, atol=rtol
+        )
         return back.y, there.evaluations, back.evaluations, back.finished & there.finished
 
     x0 = dj.to_model_range(jnp.asarray(batch["image"]))

@@ -45,14 +45,14 @@ from diffusion_jax.losses import (
     Weighting,
     loss_function,
 )
-from diffusion_jax.losses.times import NUM_BINS
+from diffusion_jax.losses.times import NUM_BINS, SMALLEST_U
 from diffusion_jax.models import MODELS, Model, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN
-from diffusion_jax.processes.process import Grid, Process
+from diffusion_jax.processes.process import Grid, Process, levels_of
 from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.processes.sde import VE, VP, SubVP
+from diffusion_jax.processes.sde import VE, VP, ContinuousProcess, SubVP
 from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -70,7 +70,7 @@ def ddpm(
     return DDPM(make_schedule(schedule, num_timesteps, beta_start, beta_end))
 
 
-# (those fields of the process group that it takes, and the smallest u of grids and of training) -> Process
+# (those fields of the process group that it takes) -> Process
 PROCESSES: dict[str, Callable[..., Process]] = {
     "ddpm": ddpm,
     "vp": VP,
@@ -80,21 +80,26 @@ PROCESSES: dict[str, Callable[..., Process]] = {
 }
 
 
-def make_process(config: ConfigDict, u_min: float | None = None) -> Process:
+def make_process(config: ConfigDict) -> Process:
     """Returns the config's process.
-
-    Args:
-      config: The config.
-      u_min: Smallest u of its grids; None: the process's own, or it has none.
 
     Raises:
       InputError: A beta for a schedule that has none to set; ends in the wrong order.
     """
-    fields = config.process
-    options = {**fields.to_dict(), "train_u_min": config.loss.u_min, "u_min": u_min}
-    make = PROCESSES[fields.name]
-    given = {name: value for name, value in options.items() if value is not None}
+    make = PROCESSES[config.process.name]
+    given = {name: value for name, value in config.process.items() if value is not None}
     return make(**accepted(make, given))
+
+
+def process_options(name: str) -> set[str]:
+    """Returns the fields that a process takes, and u_min of other groups if it is one in continuous time."""
+    make = PROCESSES[name]
+    continuous = (
+        isinstance(make, type)
+        and issubclass(make, ContinuousProcess)
+        and not hasattr(make, "levels")
+    )
+    return set(inspect.signature(make).parameters) | ({"u_min"} if continuous else set())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +134,7 @@ class Experiment:
 
     def bound_grid(self) -> Grid:
         """Returns the grid whose steps the variational bound is the sum over; warns as `make_sampler` does."""
-        process = make_process(self.config, self.config.eval.u_min)
-        grid = make_grid(process, self.config.eval.num_steps, self.config.eval.spacing)
+        grid = grid_of(self.process, self.config.eval)
         warn_of_grid(grid, make_grid(self.process), bound_variance(self.config), "eval")
         return grid
 
@@ -158,12 +162,13 @@ class Experiment:
     def exact_likelihood(self) -> Callable[..., Likelihood]:
         """Returns (params, x0, labels, keys) -> Likelihood of one dequantisation of each image, to be compiled."""
         fields = self.config.eval
-        process = make_process(self.config, fields.u_min or LIKELIHOOD_U_MIN)
+        process = self.process
+        u_min = None if levels_of(process) is not None else fields.u_min or LIKELIHOOD_U_MIN
 
         def likelihood(params: Any, x0: Array, labels: Array | None, keys: Array) -> Likelihood:
             return dequantised_likelihood(
                 self.denoiser(params, labels),
-                make_grid(process, 2),
+                make_grid(process, 2, u_min=u_min),
                 process,
                 x0,
                 keys,
@@ -196,8 +201,18 @@ def _weighting(config: ConfigDict, process: Process) -> Weighting | None:
 
 def _times(config: ConfigDict, process: Process) -> Times:
     make = TIMES[config.loss.times]
-    num_bins = process.num_timesteps if isinstance(process, (DDPM, NCSN)) else NUM_BINS
-    return make(**accepted(make, {"num_bins": num_bins, "process": process}))
+    levels = levels_of(process)
+    options = {
+        "num_bins": NUM_BINS if levels is None else len(levels),
+        "process": process,
+        "u_min": config.loss.u_min or SMALLEST_U,
+    }
+    return make(**accepted(make, options))
+
+
+def grid_of(process: Process, fields: ConfigDict) -> Grid:
+    """Returns the grid of a group of fields that has num_steps, spacing and u_min."""
+    return make_grid(process, fields.num_steps, fields.spacing, fields.u_min)
 
 
 def bound_variance(config: ConfigDict) -> str:
@@ -289,17 +304,17 @@ def validate(config: ConfigDict) -> None:
     check_limits(config)
     check_variance(config)
     check_loss_takes(config)
-    check_process_takes(config, set(inspect.signature(PROCESSES[config.process.name]).parameters))
+    check_process_takes(config, process_options(config.process.name))
+    try:  # An error begins with an argument's name, which is the field's too.
+        process = make_process(config)
+    except InputError as error:
+        raise InputError(f"process.{error}") from error
     for group in ("sampler", "eval"):
         try:
-            process = make_process(config, config[group].u_min)
-        except InputError as error:
-            raise InputError(f"process.{error}") from error
-        try:  # An error begins with an argument's name, which is the field's too.
-            grid = make_grid(process, config[group].num_steps, config[group].spacing)
+            grid = grid_of(process, config[group])
             if group == "eval":
                 check_num_terms(config.eval.num_terms, grid.num_steps)
         except InputError as error:
             raise InputError(f"{group}.{error}") from error
-    check_times(config, make_process(config, config.sampler.u_min))
+    check_times(config, process)
     check_edit(config)

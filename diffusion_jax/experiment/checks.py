@@ -217,7 +217,7 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
 
 def check_times(config: ConfigDict, process: Process) -> None:
     """Refuses times that the process does not have, or that stand twice in a list."""
-    last, first = make_grid(process).time[[0, -2]]
+    last, first = make_grid(process, u_min=config.sampler.u_min).time[[0, -2]]
     low, high = outermost(first, last)
     allowed = f"from {first:g} to {last:g}" + (" (T - 1)" if config.process.name == "ddpm" else "")
     for name in ("sample.shared_t", "edit.times"):

@@ -89,8 +89,8 @@ def make_sampler(experiment: Experiment) -> Sampler:
 
 def own_prior_std(config: ConfigDict) -> float | None:
     """Returns the standard deviation that the sampler's grid starts with, if that is not the process's."""
-    process = make_process(config, config.sampler.u_min)
-    prior_std = make_grid(process, _num_steps(config), config.sampler.spacing).prior_std
+    process, fields = make_process(config), config.sampler
+    prior_std = make_grid(process, _num_steps(config), fields.spacing, fields.u_min).prior_std
     return None if np.isclose(prior_std, process.prior_std, rtol=1e-9) else prior_std
 
 
@@ -105,8 +105,8 @@ def _num_steps(config: ConfigDict) -> int | None:
 def sampler_of(experiment: Experiment, numbers: Settings | None = None) -> Sampler:
     """Returns the sampler, where asked for with numbers that are arguments of the program."""
     options = sampler_options(experiment.config)
-    process = make_process(experiment.config, options["u_min"])
-    grid = make_grid(process, _num_steps(experiment.config), options["spacing"])
+    process, num_steps = experiment.process, _num_steps(experiment.config)
+    grid = make_grid(process, num_steps, options["spacing"], options["u_min"])
     make = SAMPLERS[options["name"]]
     if numbers is not None:
         options |= {name: getattr(numbers, name) for name in TRACED}

@@ -79,14 +79,15 @@ def simple(
     times: Times | None = None,
 ) -> Objective:
     """Returns L_simple over the process's own distribution of times (DDPM: uniform over the T steps)."""
+    times = times or uniform()
 
     def loss(
         params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None
     ) -> Float[Array, " b"]:
-        t = process.training_time(draws.u)
+        t = times.time(process, draws.u)
         return simple_loss(
             *(process, prediction, network, params, x0, t, draws.eps, labels, dropout_keys),
             weighting=weighting,
         )
 
-    return objective_of(loss, times or uniform())
+    return objective_of(loss, times)

@@ -55,12 +55,12 @@ def sliced(
     Raises:
       InputError: Unknown prediction.
     """
-    meaning = parameterization(prediction, process)
+    meaning, times = parameterization(prediction, process), times or uniform()
 
     def loss(
         params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None
     ) -> Float[Array, " b"]:
-        point = process.at(process.training_time(draws.u))
+        point = process.at(times.time(process, draws.u))
         x_t = q_sample(point, x0, draws.eps)
 
         def std_score(x_t: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
@@ -71,7 +71,7 @@ def sliced(
         losses = 1 + square + 2 * point.std * divergence
         return losses if weighting is None else weighting(point) * losses
 
-    return objective_of(loss, times or uniform())
+    return objective_of(loss, times)
 
 
 def sliced_objective(

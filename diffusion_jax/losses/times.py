@@ -1,7 +1,7 @@
 """How the times of a batch are drawn: an objective is a mean over all times, of which a batch sees few.
 
-Times are drawn as u in [0, 1), which the process maps to its own times. If they are drawn unevenly, weights make up
-for it, so that only the spread of the mean of weight * loss depends on how they are drawn, not its expectation.
+Times are drawn as u in [0, 1), which `training_time` maps to those of the process. If they are drawn unevenly, weights
+make up for it, so that only the spread of the mean of weight * loss depends on how they are drawn, not its expectation.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,15 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.keys import indexed, standard_normal, threefry
 from diffusion_jax.losses.objective import Draws, Loss, Objective
-from diffusion_jax.processes.process import Process
+from diffusion_jax.processes.grid import check_u_min
+from diffusion_jax.processes.process import Process, are_counted, levels_of
 
 GRID = 2**24  # u is a multiple of 1 / GRID: all that a float32 below 1 can hold.
 KEPT = 10  # Losses of each bin that count.
 EVEN_SHARE = 0.001  # Of the times are drawn evenly, so no weight exceeds 1 / EVEN_SHARE.
 NUM_BINS = 1000
-SHORTEST_CELL = 1e-6  # Of u, below which nothing is trained at.
+SMALLEST_U = 1e-5  # As Song et al. (2021) train.
+SHORTEST_CELL = 1e-6  # Of u.
 
 
 class Times(NamedTuple):
@@ -30,11 +32,41 @@ class Times(NamedTuple):
       init: () -> aux, its own state: a pytree of arrays.
       draw: (aux, key, number of images) -> (u, weight of each image).
       update: (aux, u, losses) -> aux after a step; losses are not weighted.
+      u_min: Smallest u to train at; a discrete process has none.
     """
 
     init: Callable[[], Any]
     draw: Callable[[Any, Array, int], tuple[Array, Array]]
     update: Callable[[Any, Array, Array], Any]
+    u_min: float = SMALLEST_U
+
+    def time(self, process: Process, u: Float[Array, " b"]) -> Float[Array, " b"]:
+        """Returns the process's times of these u; see `training_time`."""
+        return training_time(process, u, self.u_min)
+
+
+def training_time(
+    process: Process, u: Float[Array, " b"], u_min: float = SMALLEST_U
+) -> Float[Array, " b"]:
+    """Returns the times to train at: of uniform u, each level of a discrete process is as likely.
+
+    In continuous time they are uniform above the time of u_min.
+
+    Args:
+      process: The process that is trained on.
+      u: In [0, 1), the least noisy first.
+      u_min: Smallest part of the time from the data to the last time; a discrete process has none.
+    """
+    levels = levels_of(process)
+    if levels is None:
+        part = u_min + (1 - u_min) * u
+    else:
+        level = jnp.minimum(jnp.floor(u * len(levels)), len(levels) - 1)
+        if are_counted(levels):
+            return level
+        part = level / (len(levels) - 1)
+    first, last = process.ends
+    return first + (last - first) * part
 
 
 def objective_of(loss: Loss, times: Times) -> Objective:
@@ -52,24 +84,33 @@ def objective_of(loss: Loss, times: Times) -> Objective:
     return Objective(times.init, draw, loss, update)
 
 
-def _evenly(draw_u: Callable[[Array, int], Array]) -> Times:
+def _evenly(draw_u: Callable[[Array, int], Array], u_min: float) -> Times:
     """Returns times whose u = draw_u(key, n) is uniform for each image: all weights are 1."""
+    check_u_min(u_min, None)
     return Times(
         init=lambda: (),
         draw=lambda aux, key, n: (draw_u(key, n), jnp.ones(n)),
         update=lambda aux, u, losses: aux,
+        u_min=u_min,
     )
 
 
-def uniform() -> Times:
-    """Returns independent times."""
-    return _evenly(lambda key, n: jax.random.uniform(key, (n,)))
+def uniform(*, u_min: float = SMALLEST_U) -> Times:
+    """Returns independent times.
+
+    Args:
+      u_min: Smallest u to train at, in (0, 1); a discrete process has none.
+    """
+    return _evenly(lambda key, n: jax.random.uniform(key, (n,)), u_min)
 
 
-def stratified() -> Times:
+def stratified(*, u_min: float = SMALLEST_U) -> Times:
     """Returns evenly spread times, u_i = i / n + one random offset, modulo 1: one in each n-th part of [0, 1).
 
     Each u_i is uniform, but the mean over a batch varies less (Kingma et al., 2021, Appendix I.1).
+
+    Args:
+      u_min: Smallest u to train at, in (0, 1); a discrete process has none.
     """
 
     def draw_u(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
@@ -77,7 +118,7 @@ def stratified() -> Times:
         # Sums of integers are not rounded, by which a u could get into the next part.
         return ((spread + jax.random.bits(key)) % GRID) * jnp.float32(1 / GRID)
 
-    return _evenly(draw_u)
+    return _evenly(draw_u, u_min)
 
 
 class History(NamedTuple):
@@ -122,7 +163,7 @@ def probabilities(history: History) -> Float[Array, " bins"]:
     return jnp.where(known, mixed, 1 / num_bins)
 
 
-def importance(*, num_bins: int = NUM_BINS) -> Times:
+def importance(*, num_bins: int = NUM_BINS, u_min: float = SMALLEST_U) -> Times:
     """Returns times drawn as often as their losses are large (Nichol & Dhariwal, 2021, Section 3.3).
 
     p_t ~ sqrt(E[L_t^2]) over the last ten losses of each bin gives the mean of L_t / p_t the least variance.
@@ -130,7 +171,9 @@ def importance(*, num_bins: int = NUM_BINS) -> Times:
     Args:
       num_bins: Number of equal intervals of u that have a probability each; u is the middle of one. Of a process of
         T steps, T.
+      u_min: Smallest u to train at, in (0, 1); a discrete process has none.
     """
+    check_u_min(u_min, None)
 
     def draw(
         history: History, key: Key[Array, ""], n: int
@@ -147,10 +190,10 @@ def importance(*, num_bins: int = NUM_BINS) -> Times:
     def init() -> History:
         return History(jnp.zeros((num_bins, KEPT)), jnp.zeros(num_bins, jnp.int32))
 
-    return Times(init, draw, update)
+    return Times(init, draw, update, u_min)
 
 
-def likelihood(process: Process, *, num_cells: int = 4096) -> Times:
+def likelihood(process: Process, *, num_cells: int = 4096, u_min: float = SMALLEST_U) -> Times:
     """Returns times as dense in u as the likelihood weighting is large, g^2 / std^2 (Song et al., 2021b).
 
     That is, logsnr is uniform. The density is constant on cells that are short near the data, and an image's weight is
@@ -159,11 +202,13 @@ def likelihood(process: Process, *, num_cells: int = 4096) -> Times:
     Args:
       process: The process that is trained on.
       num_cells: Number of cells.
+      u_min: Smallest u to train at, in (0, 1); a discrete process has none.
     """
+    check_u_min(u_min, None)
     edges = np.append(0.0, np.geomspace(SHORTEST_CELL, 1, num_cells))
     length = np.diff(edges)
     middle = jnp.asarray((edges[:-1] + edges[1:]) / 2, jnp.float32)
-    time = np.asarray(process.training_time(middle), np.float64)
+    time = np.asarray(training_time(process, middle, u_min), np.float64)
     density = process.rates(time).diffusion2 / process.at(time).std ** 2
     probability = density * length / (density * length).sum()
     below = np.append(0.0, np.cumsum(probability)[:-1])
@@ -179,7 +224,7 @@ def likelihood(process: Process, *, num_cells: int = 4096) -> Times:
         )
         return jnp.minimum(first + within * size, 1 - 1 / GRID), weight
 
-    return Times(init=lambda: (), draw=draw, update=lambda aux, u, losses: aux)
+    return Times(lambda: (), draw, lambda aux, u, losses: aux, u_min)
 
 
 # (options of its own, the process if it takes it) -> Times

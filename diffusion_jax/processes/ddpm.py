@@ -95,10 +95,6 @@ class DDPM:
             std=jnp.where(t == -1, 0.0, std),
         )
 
-    def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Returns t = floor(u T): u uniform in [0, 1) makes t uniform in {0, ..., T - 1}."""
-        return jnp.minimum(jnp.floor(u * self.num_timesteps), self.num_timesteps - 1)
-
     def times_of(self, logsnr: Numbers) -> Numbers:
         """Returns the times in [0, T - 1] at which 2 log(signal / std) takes these values; beyond, the nearest end."""
         return times_of(logsnr, self._logsnr)

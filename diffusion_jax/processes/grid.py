@@ -16,6 +16,7 @@ from diffusion_jax.processes.process import (
     Numbers,
     Points,
     Process,
+    are_counted,
     levels_of,
     namespace,
 )
@@ -25,6 +26,8 @@ LARGEST_SIGMA = 80.0  # Of karras.
 ROUNDING = 1e-9
 SIX_DIGITS = 5e-6  # Relative error of a number that is rounded to them.
 SAME_SIGNAL = 1e-9  # Difference of log signals that counts as none.
+# Smallest u of a grid: as Song et al. (2021) sample; and at the least noisy level, which is 0 but for rounding.
+CLEAN_U_MIN, NOISY_U_MIN, LEAST_LEVEL = 1e-3, 1e-5, 1e-9
 WHOLE_GRID = 1000  # Steps of it, where a process in continuous time says nothing else.
 
 
@@ -44,31 +47,48 @@ def make_grid(
         process's `num_timesteps`, or as many as are listed.
       spacing: A key of `SPACINGS`, or the times themselves, none twice.
       u_min: Where the step to the data begins, as a part of the time from the data to the last time, in (0, 1); None:
-        the process's own. A discrete process has none.
+        1e-3, or 1e-5 if images have noise at the data's time already, as of VE. A discrete process has none.
 
     Raises:
       InputError: num_steps out of its range, an unknown spacing, a wrong list, or u_min out of its range.
     """
     expect("process", process, Process, "a Process, such as VP()")
-    levels = levels_of(process)
-    if levels is not None and np.issubdtype(levels.dtype, np.integer):
-        last = process.at(np.array([process.ends[1]]))
+    levels, (first, final) = levels_of(process), process.ends
+    if u_min is not None:
+        check_u_min(u_min, levels)
+    if levels is not None and are_counted(levels):
+        last = process.at(np.array([final]))
         visited = timesteps(num_steps, spacing, process.at(levels.astype(np.float64)).logsnr)
     else:
-        first, size = process.ends[0], process.ends[1] - process.ends[0]
-        u_min = getattr(process, "u_min", None) if u_min is None else u_min
-        last = process.at(first + size * np.array([u_min, 1.0]))
+        u_min = _default_u_min(process) if u_min is None else u_min
+        last = process.at(first + (final - first) * np.array([u_min, 1.0]))
         if num_steps is None and isinstance(spacing, str):
             num_steps = getattr(process, "num_timesteps", WHOLE_GRID)
         (start, end), (clean, noisy) = last.time.tolist(), last.logsnr.tolist()
         visited = times_between(num_steps, spacing, (start, end), (clean, noisy), process.times_of)
     points = process.at(visited[::-1])
     return Grid(
-        np.append(points.time, process.ends[0]),
+        np.append(points.time, first),
         np.append(points.log_signal, 0.0),
         np.append(points.std, 0.0),
         _prior_std_at(process, points, last),
     )
+
+
+def check_u_min(u_min: float, levels: object) -> None:
+    """Refuses a smallest u that is not in (0, 1), or that the process's levels leave no place for."""
+    if levels is not None:
+        raise InputError(f"u_min is {u_min!r}, but a discrete process has none; leave it unset")
+    if not 0 < u_min < 1:
+        raise InputError(f"u_min is {u_min!r}; it must be in the open interval (0, 1)")
+
+
+def _default_u_min(process: Process) -> float:
+    """Returns a smallest u: larger where the data have no noise, so that their score is hardly defined."""
+    if levels_of(process) is not None:
+        return LEAST_LEVEL
+    noisy = process.at(np.array([process.ends[0]])).std[0] > 0
+    return NOISY_U_MIN if noisy else CLEAN_U_MIN
 
 
 def _prior_std_at(process: Process, points: Points, last: Points) -> float:

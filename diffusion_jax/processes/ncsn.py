@@ -8,9 +8,8 @@ sigma^2 times the squared error of the score, is that of `simple`.
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
@@ -36,8 +35,6 @@ class NCSN(VE):
       InputError: A number out of its range.
     """
 
-    u_min: float = dataclasses.field(default=1e-9, init=False)  # 0, but for rounding.
-    train_u_min: float = dataclasses.field(default=1e-9, init=False)
     num_timesteps: int = 100
 
     def __post_init__(self) -> None:
@@ -51,12 +48,6 @@ class NCSN(VE):
     def levels(self) -> Float[np.ndarray, " L"]:
         """log sigma of each level, the least noisy first."""
         return self._time(np.arange(self.num_timesteps) / (self.num_timesteps - 1))
-
-    def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Returns log sigma of level floor(u L), counted from the least noise: each level is as likely."""
-        last = self.num_timesteps - 1
-        level = jnp.minimum(jnp.floor(u * self.num_timesteps), last)
-        return self._time(level / last)
 
 
 def largest_distance(images: Float[np.ndarray, " n *dims"]) -> float:

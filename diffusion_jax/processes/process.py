@@ -138,8 +138,8 @@ class Process(Protocol):
       ends: Time of the data, and the last time.
 
     A process may also say, where this is not None or 1000:
-      levels: Times of a discrete process, ascending: the only ones that it is trained at. Of an array of integers,
-        which must count from 0, `make_grid` places times at these alone.
+      levels: Times of a discrete process, the only ones that it is trained at: integers that count from 0 to the last
+        time, the only ones of a grid too; or numbers evenly spaced between both ends, of which a grid is independent.
       num_timesteps: Number of steps of the whole grid.
     """
 
@@ -157,10 +157,6 @@ class Process(Protocol):
         """Returns the points at these times; NaN outside the process's range."""
         ...
 
-    def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Returns the times to train at: u uniform in [0, 1) gives the process's own distribution."""
-        ...
-
     def times_of(self, logsnr: Numbers) -> Numbers:
         """Returns the times with this 2 log(signal / std), or the nearest that a network is trained at."""
         ...
@@ -173,3 +169,8 @@ class Process(Protocol):
 def levels_of(process: Process) -> Real[np.ndarray, " T"] | None:
     """Returns the only times that a discrete process is trained at; None of a process in continuous time."""
     return getattr(process, "levels", None)
+
+
+def are_counted(levels: Real[np.ndarray, " T"]) -> bool:
+    """Returns whether these levels are timesteps, 0 to T - 1."""
+    return np.issubdtype(levels.dtype, np.integer)

@@ -5,8 +5,8 @@ Each is an affine SDE on u in [0, 1], from the data to noise,
     dx = f(u) x du + g(u) dw,      so x_u = signal x_0 + std eps,
 
 and a `Process` as the discrete chain is one: every loss, sampler and likelihood works on the pair (signal, std). Where
-u is 0 the score of the data is not defined or not learned, so grids end at u = u_min, from where one step goes to the
-data, and training has a smallest u of its own.
+u is 0 the score of the data is not defined or not learned: a grid and training have a smallest u of their own
+(`make_grid`, `losses.times`).
 """
 
 import abc
@@ -42,23 +42,15 @@ class ContinuousProcess(abc.ABC):
     For a process of one's own, say what the abstract methods ask for; those of u get NumPy's float64 or JAX's float32.
 
     Attributes:
-      u_min: Smallest u of grids, in (0, 1).
-      train_u_min: Smallest u of training, in (0, 1).
       num_timesteps: Number of steps of the whole grid.
 
     Raises:
       InputError: A number out of its range.
     """
 
-    u_min: float = 1e-3
-    train_u_min: float = 1e-5
     num_timesteps: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("u_min", "train_u_min"):
-            value = getattr(self, name)
-            if not 0 < value < 1:
-                raise InputError(f"{name} is {value!r}; it must be in the open interval (0, 1)")
         if self.num_timesteps < 1:
             raise InputError(f"num_timesteps is {self.num_timesteps!r}; it must be at least 1")
 
@@ -104,10 +96,6 @@ class ContinuousProcess(abc.ABC):
         u = jnp.clip(u, 0, 1)
         values = floored(time, jnp.exp(self.log_signal(u)), self.std(u))
         return Point(*(jnp.where(inside, value, jnp.nan) for value in values))
-
-    def training_time(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Returns the times of train_u_min + (1 - train_u_min) u: uniform above the smallest u of training."""
-        return self._time(self.train_u_min + (1 - self.train_u_min) * u)
 
     def times_of(self, logsnr: Numbers) -> Numbers:
         """Returns the times at which 2 log(signal / std) takes these values; beyond u in [0, 1], the nearest end."""
@@ -175,9 +163,6 @@ class VP(_OfBeta):
     """The variance-preserving SDE, dx = -beta x / 2 du + beta^(1/2) dw (Eq. 11): DDPM's chain for many steps.
 
     With beta_min and beta_max, N times the first and the last beta of a chain of N steps.
-
-    Attributes:
-      u_min: Smallest u of grids; the paper samples to 1e-3, and measures likelihoods to 1e-5.
     """
 
     def std(self, u: Numbers) -> Numbers:
@@ -222,12 +207,10 @@ class VE(ContinuousProcess):
     log sigma. An image's pixels are in [-1, 1]: the paper's sigmas, for [0, 1], are half as large.
 
     Attributes:
-      u_min: Smallest u of grids.
       sigma_min: sigma of u = 0, positive.
       sigma_max: sigma of u = 1, larger; about the largest distance between two images.
     """
 
-    u_min: float = 1e-5
     sigma_min: float = 0.02
     sigma_max: float = 100.0
 

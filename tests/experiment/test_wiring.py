@@ -170,6 +170,7 @@ def images_by_hand(
     make_sampler: Callable[..., Sampler] = ancestral,
     num_steps: int | None = None,
     spacing: Any = "uniform",
+    u_min: float | None = None,
     variance: str = "fixed_large",
     temperature: float = 1.0,
     limit: Callable[[Denoise], Denoise] = clip_denoised,
@@ -177,7 +178,7 @@ def images_by_hand(
 ) -> jax.Array:
     process = process_by_hand(**process_arguments)
     denoise = make_denoiser(process, prediction, MODEL.apply, PARAMS)
-    sampler = make_sampler(make_grid(process, num_steps, spacing), variance=variance)
+    sampler = make_sampler(make_grid(process, num_steps, spacing, u_min), variance=variance)
     keys = image_keys(3, jnp.arange(4))
     x_init = temperature * (sampler.grid.prior_std * first_noise(keys, SHAPE))
     drawn = sample_loop(limit(denoise), sampler, keys, SHAPE, x_init=x_init)
@@ -206,7 +207,7 @@ def decays_by_hand(*, decay: float = 0.9999, warmup: bool = True) -> list[jax.Ar
 
 OF_PROCESS = {"schedule", "num_timesteps", "beta_start", "beta_end", "make_process", "prediction"}
 OF_OBJECTIVE = OF_PROCESS | {"make_objective", "weighting", "times"}
-OF_SAMPLER = {"make_sampler", "num_steps", "spacing", "variance", "temperature", "limit"}
+OF_SAMPLER = {"make_sampler", "num_steps", "spacing", "u_min", "variance", "temperature", "limit"}
 OF_OPTIMIZER = {"learning_rate", "warmup_steps", "grad_clip", "rate_decay", "total_steps"}
 # What is seen -> (how it is made, of which arguments). Most cases leave most of it as it is.
 PARTS: dict[str, tuple[Callable[..., Any], set[str]]] = {
@@ -325,7 +326,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "loss.p2_k": ("3", {"weighting": p2(p2_k=3.0)}, {"losses"}),
     "loss.p2_gamma": ("0.5", {"weighting": p2(p2_gamma=0.5)}, {"losses"}),
     "loss.sigmoid_bias": ("-1", {"weighting": sigmoid(sigmoid_bias=-1.0)}, {"losses"}),
-    "loss.u_min": ("0.5", {"make_process": sde(VP, train_u_min=0.5)}, {"losses"}),
+    "loss.u_min": ("0.5", {"make_process": sde(VP), "times": uniform(u_min=0.5)}, {"losses"}),
     "optimizer.learning_rate": ("0.5", {"learning_rate": 0.5}, {"updates"}),
     "optimizer.warmup_steps": ("2", {"warmup_steps": 2}, {"updates"}),
     "optimizer.decay": ("linear", {"rate_decay": "linear"}, {"updates"}),
@@ -335,7 +336,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "sampler.name": ("other", {"make_sampler": stubborn}, {"images"}),
     "sampler.num_steps": ("9", {"num_steps": 9}, {"images"}),
     "sampler.spacing": ("0,7,39", {"spacing": (0, 7, 39)}, {"images"}),
-    "sampler.u_min": ("0.3", {"make_process": sde(VP, u_min=0.3)}, {"images"}),
+    "sampler.u_min": ("0.3", {"make_process": sde(VP), "u_min": 0.3}, {"images"}),
     "sampler.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
     "sampler.eta": ("0.5", {"make_sampler": ddim_with(0.5)}, {"images"}),
     "sampler.temperature": ("0.5", {"temperature": 0.5}, {"images"}),

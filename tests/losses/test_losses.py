@@ -7,6 +7,7 @@ import pytest
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.losses import OBJECTIVES, Draws, loss_function, simple_loss
+from diffusion_jax.losses.times import training_time
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule
 
@@ -94,7 +95,7 @@ def test_an_objective_draws_each_time_equally_often_and_normal_noise(compiled, k
     objective = loss_function(name, PROCESS, "eps", lambda p, x, *_: x)
     n = 20_000
     draws = compiled(lambda key: objective.draw(objective.init(), key, (n, 2)))(key)
-    counts = np.bincount(np.asarray(PROCESS.training_time(draws.u), int), minlength=100)
+    counts = np.bincount(np.asarray(training_time(PROCESS, draws.u), int), minlength=100)
     # Five standard deviations of a binomial count.
     np.testing.assert_allclose(counts, n / 100, atol=5 * np.sqrt(n / 100))
     np.testing.assert_allclose(draws.eps.mean(0), 0, atol=5 / np.sqrt(n))

@@ -12,6 +12,7 @@ from diffusion_jax.keys import folded, indexed
 from diffusion_jax.likelihood.divergence import draw_probes
 from diffusion_jax.losses import loss_function, sliced_objective
 from diffusion_jax.losses.sliced import OF_PROBES
+from diffusion_jax.losses.times import uniform
 from diffusion_jax.losses.weightings import snr
 from diffusion_jax.parallel.sharding import make_mesh, over_batch
 from diffusion_jax.processes.dynamics import SDE, normal_prior
@@ -58,17 +59,18 @@ def agree(a, b) -> None:
 @pytest.mark.parametrize(
     ("prediction", "process", "probes"),
     [
-        slow("eps", VP(train_u_min=0.05), 1),
+        slow("eps", VP(), 1),
         ("score", VE(sigma_min=0.3), 1),
-        slow("v", VP(train_u_min=0.05), 2),
+        slow("v", VP(), 2),
     ],
 )
 def test_loss_and_gradient_are_those_of_the_squared_error_of_eps_in_expectation(
     prediction, process, probes
 ):
     parts = process, prediction, network
-    ours = loss_function("sliced", *parts, num_probes=probes)
-    simple = loss_function("simple", *parts, weighting=snr())
+    times = uniform(u_min=0.05)
+    ours = loss_function("sliced", *parts, num_probes=probes, times=times)
+    simple = loss_function("simple", *parts, weighting=snr(), times=times)
 
     def draw_x0(key):
         return 0.4 + 0.6 * jax.random.normal(key, (N, 2))
@@ -81,12 +83,14 @@ def test_loss_and_gradient_are_those_of_the_squared_error_of_eps_in_expectation(
 
 
 def test_a_weighting_multiplies_the_loss_and_probes_divide_its_variance(key):
-    process = VP(train_u_min=0.05)
+    process = VP()
     x0 = 0.6 * jax.random.normal(key, (N, 2))
 
     def losses(first, **options):
         """Losses of the same times and noise, with keys of one's own."""
-        objective = loss_function("sliced", process, "eps", network, **options)
+        objective = loss_function(
+            "sliced", process, "eps", network, times=uniform(u_min=0.05), **options
+        )
         draws = objective.draw(objective.init(), key, (N, 2))
         draws = draws._replace(keys=indexed(key, first + jnp.arange(N)))
         return np.asarray(jax.jit(objective.loss)(PARAMS, x0, None, draws, None), float)

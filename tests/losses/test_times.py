@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from slow import slow_after
 
+from diffusion_jax.errors import InputError
 from diffusion_jax.losses import weightings
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.times import (
@@ -22,6 +23,7 @@ from diffusion_jax.losses.times import (
     probabilities,
     remember,
     stratified,
+    training_time,
     uniform,
 )
 from diffusion_jax.processes.ddpm import DDPM
@@ -76,7 +78,7 @@ def test_times_as_the_likelihood_weighting_estimate_its_integral_with_less_sprea
     weighting, n = weightings.likelihood(process), 100_000
 
     def integrand(u: jax.Array) -> jax.Array:
-        point = process.at(process.training_time(u))
+        point = process.at(training_time(process, u))
         return weighting(point) * (2 + jnp.cos(3 * u))
 
     # Even in log u below 0.1, where the weighting of VP is as 1 / u; above in u.
@@ -94,6 +96,28 @@ def test_times_as_the_likelihood_weighting_estimate_its_integral_with_less_sprea
         np.testing.assert_allclose(values.mean(), exact, atol=error)
     # That of the cosine alone is left. (Of VE and NCSN the weighting is constant.)
     assert spread[0] < 0.4 * exact and spread[0] < 1.01 * spread[1]
+
+
+def test_training_times_of_a_chain_are_the_steps_each_equally_often() -> None:
+    process = DDPM(make_schedule("linear", 40))
+    u = jnp.asarray((np.arange(4000) + 0.5) / 4000, jnp.float32)
+    t, counts = np.unique(training_time(process, u), return_counts=True)
+    np.testing.assert_array_equal(t, np.arange(40))
+    np.testing.assert_array_equal(counts, 100)
+    last = training_time(process, jnp.array([np.nextafter(np.float32(1), np.float32(0))]))
+    assert last[0] == 39
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_training_draws_u_evenly_above_its_smallest(name: str) -> None:
+    process = VP()
+    given = (process,) if name == "likelihood" else ()
+    times = TIMES[name](*given, u_min=0.25)
+    time = jax.jit(lambda u: times.time(process, u))(jnp.array([0.0, 0.5]))
+    np.testing.assert_allclose(time, [999 * 0.25, 999 * 0.625], rtol=1e-6)
+    for u_min in (0.0, 1.0, np.nan):
+        with pytest.raises(InputError, match=f"u_min is {u_min}; it must be in the open interval"):
+            TIMES[name](*given, u_min=u_min)
 
 
 # ---- a history of losses -----------------------------------------------------------------------------
@@ -217,7 +241,7 @@ def test_a_bin_is_a_timestep_and_gets_its_losses(num_bins: int) -> None:
     np.testing.assert_array_equal(history.losses[steps, 0], steps)
     if num_bins <= 4000:
         process = DDPM(make_schedule("cosine", num_bins))
-        np.testing.assert_array_equal(process.training_time(u), steps)
+        np.testing.assert_array_equal(training_time(process, u), steps)
 
 
 @pytest.mark.parametrize("name", TIMES)

@@ -38,7 +38,6 @@ KNOWN = {
             drift=lambda u: 0 * u,
             diffusion=lambda u: 0.02 * 5000**u * np.sqrt(2 * np.log(5000)),
             first_std=0.02,
-            u_min=1e-5,
         ),
         VE(),
     ),

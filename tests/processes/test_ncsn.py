@@ -6,6 +6,7 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.losses.times import training_time
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN, ladder_ratio, largest_distance, num_levels
 
@@ -23,7 +24,7 @@ def test_the_whole_grid_is_the_geometric_ladder_and_then_the_data():
 def test_training_visits_each_level_as_often_and_nothing_else(compiled):
     process = NCSN(sigma_min=0.01, sigma_max=1.0, num_timesteps=5)
     u = (jnp.arange(100) + 0.5) / 100
-    point = compiled(lambda u: process.at(process.training_time(u)))(u)
+    point = compiled(lambda u: process.at(training_time(process, u)))(u)
     # float32 of log sigma up to 4.6 in size.
     np.testing.assert_allclose(point.std, np.repeat(np.geomspace(0.01, 1, 5), 20), rtol=2e-6)
 

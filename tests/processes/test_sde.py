@@ -17,7 +17,7 @@ CONTINUOUS = {
     "vp": VP(),
     "subvp": SubVP(),
     "ve": VE(sigma_min=0.02, sigma_max=50.0),
-    "vp of other betas": VP(beta_min=0.5, beta_max=8.0, u_min=1e-4),
+    "vp of other betas": VP(beta_min=0.5, beta_max=8.0),
 }
 ALL = {**CONTINUOUS, "ddpm": DDPM(make_schedule("linear", 1000))}
 
@@ -119,17 +119,20 @@ def test_vp_is_the_limit_of_ddpms_chain_for_many_steps():
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", CONTINUOUS)
-@pytest.mark.parametrize("num_steps", [1, 7, 50])
-def test_every_spacing_goes_from_noise_to_u_min_and_then_to_the_data(name, spacing, num_steps):
+@pytest.mark.parametrize(("num_steps", "u_min"), [(1, None), (7, 1e-4), (50, None)])
+def test_every_spacing_goes_from_noise_to_u_min_and_then_to_the_data(
+    name, spacing, num_steps, u_min
+):
     process = CONTINUOUS[name]
-    grid = make_grid(process, num_steps, spacing)
+    grid = make_grid(process, num_steps, spacing, u_min)
+    u_min = u_min or (1e-5 if name == "ve" else 1e-3)
     assert grid.num_steps == num_steps and grid.std[-1] == 0 and grid.log_signal[-1] == 0
     assert (np.diff(grid.logsnr[:-1]) > 0).all()
     first, last = process.ends
     u = (grid.time[:-1] - first) / (last - first)
-    assert u.min() > 0.999 * process.u_min and u.max() <= 1 + 1e-12
+    assert u.min() > 0.999 * u_min and u.max() <= 1 + 1e-12
     if spacing in ("uniform", "quadratic", "logsnr") and num_steps > 1:
-        np.testing.assert_allclose(u[[0, -1]], [1, process.u_min], rtol=1e-6)
+        np.testing.assert_allclose(u[[0, -1]], [1, u_min], rtol=1e-6)
 
 
 def test_even_steps_are_even_in_u_for_any_number_of_them():
@@ -140,12 +143,13 @@ def test_even_steps_are_even_in_u_for_any_number_of_them():
 
 @pytest.mark.parametrize("spacing", ["logsnr", "karras"])
 @pytest.mark.parametrize(
-    "process", [VP(num_timesteps=4, u_min=1e-5), SubVP(num_timesteps=4), NCSN(num_timesteps=4)]
+    ("process", "u_min"),
+    [(VP(num_timesteps=4), 1e-5), (SubVP(num_timesteps=4), None), (NCSN(num_timesteps=4), None)],
 )
 def test_levels_are_even_in_log_sigma_and_in_its_7th_root_however_few_the_steps_of_a_whole_grid(
-    process, spacing
+    process, u_min, spacing
 ):
-    grid = make_grid(process, 18, spacing)
+    grid = make_grid(process, 18, spacing, u_min)
     log_sigma = -grid.logsnr[:-1] / 2
     levels = log_sigma if spacing == "logsnr" else np.exp(log_sigma / 7)
     np.testing.assert_allclose(np.diff(levels, 2), 0, atol=1e-6 * np.ptp(levels))
@@ -176,12 +180,6 @@ def test_times_outside_give_nan_and_rounding_at_the_ends_does_not():
             np.testing.assert_array_equal(np.isnan(values), [True, False, False, True])
 
 
-def test_training_draws_u_evenly_above_its_smallest(compiled):
-    process = VP(train_u_min=0.25)
-    time = compiled(process.training_time)(jnp.array([0.0, 0.5]))
-    np.testing.assert_allclose(time, [999 * 0.25, 999 * 0.625], rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
@@ -189,14 +187,24 @@ def test_training_draws_u_evenly_above_its_smallest(compiled):
         (VE, {"sigma_min": 0.0}, "sigma_min is 0.0"),
         (VP, {"beta_min": 20.0}, "beta_min is 20.0 and beta_max is 20.0"),
         (SubVP, {"beta_min": -1.0}, "beta_min is -1.0"),
-        (VP, {"u_min": 0.0}, "u_min is 0.0; it must be in the open interval"),
-        (VE, {"train_u_min": 1.0}, "train_u_min is 1.0"),
         (VE, {"num_timesteps": 0}, "num_timesteps is 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(make, options, message):
     with pytest.raises(InputError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize("u_min", [0.0, 1.0, np.nan])
+def test_a_smallest_u_of_a_grid_is_between_data_and_noise(u_min):
+    with pytest.raises(InputError, match=f"u_min is {u_min}; it must be in the open interval"):
+        make_grid(VP(), 3, u_min=u_min)
+
+
+@pytest.mark.parametrize("process", [ALL["ddpm"], NCSN()])
+def test_a_discrete_process_has_no_smallest_u(process):
+    with pytest.raises(InputError, match="u_min is 0.1, but a discrete process has none"):
+        make_grid(process, 3, u_min=0.1)
 
 
 @pytest.mark.parametrize("spacing", ["uniform", "leading", "karras", "logsnr"])
