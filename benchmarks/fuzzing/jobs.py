@@ -12,6 +12,7 @@ from jaxtyping import Float
 from diffusion_jax.commands import sample_pictures
 from diffusion_jax.commands.image_files import FORMATS, ImageFiles
 from diffusion_jax.evaluation import parts
+from diffusion_jax.parallel import resumable
 from diffusion_jax.reporting import results
 from fuzzing.loader import NOTICED, RIGHT, UNKNOWABLE, WRONG, Loader, same
 from fuzzing.mutations import Rng, damage, pick
@@ -80,6 +81,10 @@ def resealed(path: Path, rng: Rng) -> str:
     return what
 
 
+def _drawn(indices: np.ndarray) -> dict[str, np.ndarray]:
+    return {"images": IMAGES[indices]}
+
+
 class _Job(Loader):
     """A job of images that is gone on with: what is missing is drawn, then all files are written."""
 
@@ -87,8 +92,7 @@ class _Job(Loader):
 
     def make(self, folder: Path) -> None:
         files = self._files(folder)
-        for first in range(0, COUNT, BATCH):
-            files.keep(first, IMAGES[first : first + BATCH])
+        list(files.parts.compute(_drawn, BATCH, np.zeros(0, np.int64)))
         if self.finished:
             files.write((self.finished,), LABELS, CLASSES)
 
@@ -110,9 +114,8 @@ class _Job(Loader):
 
     def read(self, folder: Path) -> dict[str, Any]:
         files = self._files(folder)
-        count = files.num_finished()
-        for first in range(count, COUNT, BATCH):
-            files.keep(first, IMAGES[first : min(first + BATCH, COUNT)])
+        finished = files.finished()
+        list(files.parts.compute(_drawn, BATCH, finished))
         head = self._files(folder).head(COUNT)
         wanted = {self.finished or "npz", "npz"}
         self._files(folder).write(sorted(wanted), LABELS, CLASSES)
@@ -121,7 +124,7 @@ class _Job(Loader):
         if self.finished:
             kind = FORMATS[self.finished]
             arrays["read"] = np.concatenate(list(kind.read(folder / kind.path)))
-        return {"count": count, "head": head, **arrays}
+        return {"count": len(finished), "head": head, **arrays}
 
     def judge(self, value: dict[str, Any], said: str, folder: Path) -> str:
         if same({**value, "count": COUNT}, self.expected):
@@ -170,7 +173,7 @@ class Measured(Loader):
         bits = np.random.default_rng(1).random((2, COUNT))
         for first in range(0, COUNT, BATCH):
             indices = np.arange(first, min(first + BATCH, COUNT))
-            parts._write_part(folder, _Bits(indices, bits[:, indices]))
+            self._batches(folder).write({"indices": indices, "bits": bits[:, indices]})
 
     def mutate(self, folder: Path, rng: Rng) -> str:
         path = pick(rng, sorted(folder.iterdir()))
@@ -183,14 +186,17 @@ class Measured(Loader):
         return damage(path, rng)
 
     def read(self, folder: Path) -> dict[str, Any]:
+        read = list(self._batches(folder).read())
+        indices = np.concatenate([part["indices"] for part in read] or [np.zeros(0, np.int64)])
+        bits = np.concatenate([part["bits"] for part in read] or [np.zeros((2, 0))], axis=1)
+        order = np.argsort(indices)
+        return {"indices": indices[order], "bits": bits[:, order]}
+
+    def _batches(self, folder: Path) -> resumable.Batches:
         figure = parts.Figure(
             lambda *_: (), (), _Bits, _Bits, lambda part: len(part.bits) == 2, lambda read: read
         )
-        read = list(parts._read_parts(folder, figure, COUNT))
-        indices = np.concatenate([part.indices for part in read] or [np.zeros(0, np.int64)])
-        bits = np.concatenate([part.bits for part in read] or [np.zeros((2, 0))], axis=1)
-        order = np.argsort(indices)
-        return {"indices": indices[order], "bits": bits[:, order]}
+        return resumable.Batches(folder, COUNT, lambda arrays: parts.is_part(figure, arrays))
 
     def judge(self, value: dict[str, Any], said: str, folder: Path) -> str:
         if same(value, self.expected):

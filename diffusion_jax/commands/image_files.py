@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Int64, UInt8
 
-from diffusion_jax.errors import RunError, reason
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.lifecycle.ownership import owned_write
-from diffusion_jax.reading.npz import open_array, open_npz, read_npz
-from diffusion_jax.reporting import pictures, results
-from diffusion_jax.writing.atomic import remove, remove_unfinished
+from diffusion_jax.parallel import distributed
+from diffusion_jax.parallel.resumable import Batches, explained, rows_of
+from diffusion_jax.reading.npz import open_array, open_npz
+from diffusion_jax.reporting import pictures
+from diffusion_jax.writing.atomic import remove_unfinished
 
 Images = UInt8[np.ndarray, "n h w c"]
 Labels = Int[np.ndarray, " n"] | None
@@ -42,28 +43,24 @@ BROKEN = (
 class ImageFiles:
     """The folder of a job: parts/ while it is drawn, and at its end a file or folder for each format.
 
-    Parts are the batches, in order. Each appears whole or not at all, and is read with its checksum; so are the files.
+    Each appears whole or not at all, and is read with its checksum.
+
+    Attributes:
+      parts: Batches of `images`.
     """
 
     def __init__(self, folder: Path, num_images: int, image_shape: tuple[int, int, int]) -> None:
         self._folder, self._num_images, self._image_shape = folder, num_images, image_shape
         # Formats whose files were read to their end, which takes seconds where they are many.
         self._checked: set[str] = set()
+        is_sound = rows_of(images=(np.uint8, image_shape))
+        self.parts = Batches(folder / "parts", num_images, is_sound)
 
-    def num_finished(self) -> int:
-        """Returns how many images, from the first on, need not be drawn: those of a sound file, or of sound parts."""
-        if self._sound(FORMATS) is not None:
-            return self._num_images
-        return sum(len(part) for part in self._parts())
-
-    def keep(self, first: int, images: Images) -> None:
-        """Writes a batch, of which this image is the first.
-
-        Raises:
-          RunError: It cannot be written: disk full, ….
-        """
-        with _explained(self._part(first)):
-            results.write_npz(self._part(first), images=images, first=np.int64(first))
+    def finished(self) -> Int64[np.ndarray, " n"]:
+        """Returns the images that need not be drawn, on every process: those of a sound file, or of sound parts."""
+        if distributed.first_decides("images written", lambda: self._sound(FORMATS) is not None):
+            return np.arange(self._num_images)
+        return self.parts.finished()
 
     def head(self, num_images: int) -> Images:
         """Returns the first images of a job that is drawn; all, if it has fewer."""
@@ -97,16 +94,17 @@ class ImageFiles:
             paths.append(path)
             if self._sound([name]) is None:
                 shape = (self._num_images, *self._image_shape)
-                with _explained(path), owned_write(path) as unfinished:
+                with explained(path), owned_write(path) as unfinished:
                     FORMATS[name].write(unfinished, self._read(), shape, labels, class_names)
-        remove(self._folder / "parts")
+        self.parts.remove()
         return paths
 
     def _read(self) -> Iterator[Images]:
         name = self._sound(FORMATS)
-        read = (
-            self._parts() if name is None else FORMATS[name].read(self._folder / FORMATS[name].path)
-        )
+        if name is None:
+            read = (part["images"] for part in self.parts.read_all())
+        else:
+            read = FORMATS[name].read(self._folder / FORMATS[name].path)
         for images in read:
             stopping.check()
             yield images
@@ -131,27 +129,6 @@ class ImageFiles:
                 return False
             count += len(images)
         return count == self._num_images
-
-    def _parts(self) -> Iterator[Images]:
-        """Yields the parts from the first one on, up to one that is missing or damaged."""
-        first = 0
-        while first < self._num_images:
-            try:
-                arrays = read_npz(self._part(first))
-            except (OSError, ValueError):
-                return
-            images = arrays.get("images", np.zeros(0))
-            if images.dtype != np.uint8 or images.shape[1:] != self._image_shape:
-                return
-            if not 0 < len(images) <= self._num_images - first:
-                return
-            if "first" in arrays and arrays["first"].tolist() != first:  # Another part's file.
-                return
-            first += len(images)
-            yield images
-
-    def _part(self, first: int) -> Path:
-        return self._folder / "parts" / f"{first:09}.npz"
 
 
 # ---- formats: written from batches, read in batches -------------------------------------------------------
@@ -270,15 +247,3 @@ FORMATS = {
     "array_record": Format("array_record", _write_array_record, _read_array_record),
     "png": Format("png", _write_png, _read_png),
 }
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Says in one line why a file or folder of a job cannot be written, and that nothing drawn is lost."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path} ({reason(error)}); finished batches are kept: "
-            "run the same command again to go on"
-        ) from error

@@ -62,6 +62,12 @@ class ImagesBar:
             print(self._line(now - self._started), file=sys.stderr)
         stopping.check()
 
+    def skip(self, num_images: int) -> None:
+        """Counts images that an earlier start has done, as are found after the job has begun."""
+        self.finished += num_images
+        self._base += num_images
+        self._bar.update(num_images)
+
     def _line(self, seconds: float) -> str:
         rate = (self._base - self.finished) / seconds
         left = datetime.timedelta(seconds=round((self._total - self._base) / rate))

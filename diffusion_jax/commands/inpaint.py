@@ -19,9 +19,9 @@ from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
 from diffusion_jax.experiment.checks import check_temperature, warn_of_times
+from diffusion_jax.parallel.map_batches import map_batches
 from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers import Merge
-from diffusion_jax.samplers.batches import make_program
 from diffusion_jax.samplers.editing import LUMA
 
 SHOWN = 12
@@ -61,17 +61,18 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     own(folder, "inpaint")
     files = ImageFiles(folder, num_images, run.image_shape)
 
-    bar = ImagesBar(num_images, 1, batch_size, finished=job.num_finished(files))
-    program = make_program(editing.make_inpaint(run, merge), mesh, batch_size, out_axes=(0, 0))
+    finished = files.finished()
+    bar = ImagesBar(num_images, 1, batch_size, finished=len(finished))
+    program = map_batches(editing.make_inpaint(run, merge), mesh, batch_size, out_axes=(0, 0))
 
     def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
         labels = None if inputs.labels is None else inputs.labels[indices]
         rows = indices.astype(np.int32), labels, inputs.images[indices]
-        images, finished = program((run.params, settings), rows)
-        sampling.check_finished(config, run.params, finished)
+        images, finite = program((run.params, settings), rows)
+        sampling.check_finished(config, run.params, finite)
         return images
 
-    drawn = job.draw_missing(files, bar, draw, num_images, batch_size)
+    drawn = job.draw_missing(files, bar, draw, batch_size, finished)
     if jax.process_index() != 0:
         return 0
     picture = _picture(inputs.images[:SHOWN], files.head(SHOWN), merge, fields.keep)

@@ -1,13 +1,15 @@
 """`--mode=interpolate`: images between two, mixed at several times (Ho et al., 2020, Figure 8) or as latents."""
 
+import functools
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int, Int32, Int64, UInt8
 from ml_collections import ConfigDict
 
 from diffusion_jax.commands import job
@@ -18,11 +20,12 @@ from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
 from diffusion_jax.experiment.checks import check_invertible, check_temperature, warn_of_times
-from diffusion_jax.lifecycle import stopping
+from diffusion_jax.parallel.map_batches import map_batches
+from diffusion_jax.parallel.resumable import Arrays, Batches, Compute, rows_of
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.samplers import Sampler, Solve, nearest_point
-from diffusion_jax.samplers.batches import make_program
+from diffusion_jax.writing.atomic import remove
 
 SHOWN = 4  # Pairs.
 EIGHTHS = 8
@@ -46,18 +49,26 @@ class _Rows(NamedTuple):
     fraction: Float32[np.ndarray, " n"]
 
 
-class _Latents(NamedTuple):
-    """Images between latents, and what an adaptive sampler has spent on each.
+class _Task(NamedTuple):
+    """What all images between pairs are drawn from, and where batches of them are kept.
 
     Attributes:
-      images: The images, row by row.
-      encodings: Evaluations of each encoding; none of DDIM.
-      decodings: Evaluations of each decoding; none of DDIM.
+      run: The run.
+      mesh: Devices.
+      inputs: Whole pairs.
+      rows: What is between them.
+      batch_size: Images at once.
+      folder: Of the batches.
+      bar: Counts the images.
     """
 
-    images: UInt8[np.ndarray, "n h w c"]
-    encodings: list[int]
-    decodings: list[int]
+    run: TrainedRun
+    mesh: jax.sharding.Mesh
+    inputs: Inputs
+    rows: _Rows
+    batch_size: int
+    folder: Path
+    bar: ImagesBar
 
 
 def interpolate(config: ConfigDict, workdir: Path) -> int:
@@ -65,7 +76,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
 
     Writes edits/<job>/: interpolation.npz (uint8 `images`, pairs × rows × images × H × W × C, `rows`, `given` pairs and
     their `fraction`), interpolation.png (a block a pair: a row a time, and one of the latents), job.json, and
-    results/interpolate.json.
+    results/interpolate.json. Finished batches survive a kill.
 
     Raises:
       InputError: No checkpoint, an image that cannot be used, or fewer than two.
@@ -88,21 +99,25 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     names = [f"t = {time:.4g}" for time in sampler.grid.time[points]] + ["latents"] * fields.latents
     folder = workdir / "edits" / _job_name(run, inputs, names)
     own(folder, "interpolate")  # Before hours of drawing.
-    num_rows = len(points) + fields.latents
-    batch_size = min(run.config.sample.batch_size, len(rows.pair))
-    with ImagesBar(num_rows * len(rows.pair), 1, batch_size) as bar:
+    num_rows, total = len(points) + fields.latents, len(rows.pair)
+    batch_size = min(run.config.sample.batch_size, total)
+    with ImagesBar(num_rows * total, 1, batch_size) as bar:
+        task = _Task(run, mesh, inputs, rows, batch_size, folder / "parts", bar)
         # First, since an adaptive sampler that is cut short here can say how far it came.
-        latents = _latents(run, mesh, inputs, rows, batch_size, bar) if fields.latents else None
-        drawn = [_mixed_at(run, mesh, inputs, rows, points, batch_size, bar)]
-    nfe = _nfe(run, sampler, points, names)
-    if latents is not None:
-        drawn.append(latents.images)
-        nfe["latents"] = editing.latents_nfe(run, sampler, *latents[1:])
+        latents, encodings = _latents(task) if fields.latents else (None, [])
+        drawn = _mixed_at(task, points)
     if jax.process_index() != 0:
         return 0
-    between = np.concatenate(drawn).reshape(num_rows, -1, len(fraction), *run.image_shape)
+    nfe = _nfe(run, sampler, points, names)
+    if latents is not None:
+        drawn.append(latents)
+        decodings = _evaluations(latents.read_all())
+        nfe["latents"] = editing.latents_nfe(run, sampler, encodings, decodings)
+    images = [part["images"] for batches in drawn for part in batches.read_all()]
+    between = np.concatenate(images).reshape(num_rows, -1, len(fraction), *run.image_shape)
     between = between.swapaxes(0, 1)
     _save(folder, inputs, between, names, fraction)
+    remove(folder / "parts")
     result = {
         "num_pairs": len(between),
         **job.record(run, nfe, inputs.known_labels(run.config.model.num_classes)),
@@ -181,77 +196,82 @@ def _between(inputs: Inputs, columns: int) -> tuple[_Rows, Float32[np.ndarray, "
     return _Rows(pair, nearer, first, second, each), fraction
 
 
-def _mixed_at(
-    run: TrainedRun,
-    mesh: jax.sharding.Mesh,
-    inputs: Inputs,
-    rows: _Rows,
-    points: list[int],
-    batch_size: int,
-    bar: ImagesBar,
-) -> UInt8[np.ndarray, "n h w c"]:
-    """Returns the images of all rows, point after point; one program draws them all."""
-    settings = sampling.settings(run.config)
-    program = make_program(editing.make_interpolate(run), mesh, batch_size, out_axes=(0, 0))
-    drawn = []
-    for point in points:
-        for part in _parts(rows, batch_size):
-            ends = inputs.images[part.first], inputs.images[part.second]
-            whole = run.params, settings, np.int32(point)
-            images, finished = program(whole, (part.pair, part.labels, *ends, part.fraction))
-            sampling.check_finished(run.config, run.params, finished)
-            drawn.append(images)
-            bar.done(len(part.pair))
-    return np.concatenate(drawn)
+def _mixed_at(task: _Task, points: list[int]) -> list[Batches]:
+    """Draws the images of all rows at each point, by one program; returns where they are."""
+    run, settings = task.run, sampling.settings(task.run.config)
+    program = map_batches(
+        editing.make_interpolate(run), task.mesh, task.batch_size, out_axes=(0, 0)
+    )
+
+    def draw(point: int, indices: Int64[np.ndarray, " b"]) -> Arrays:
+        rows = _take(task.rows, indices)
+        ends = task.inputs.images[rows.first], task.inputs.images[rows.second]
+        whole = run.params, settings, np.int32(point)
+        images, finite = program(whole, (rows.pair, rows.labels, *ends, rows.fraction))
+        sampling.check_finished(run.config, run.params, finite)
+        return {"images": images}
+
+    return [_draw(task, f"point{point:05}", functools.partial(draw, point)) for point in points]
 
 
-def _latents(
-    run: TrainedRun,
-    mesh: jax.sharding.Mesh,
-    inputs: Inputs,
-    rows: _Rows,
-    batch_size: int,
-    bar: ImagesBar,
-) -> _Latents:
-    """Returns the images of all rows on the arcs between the x_T of the pairs."""
+def _latents(task: _Task) -> tuple[Batches, list[int]]:
+    """Draws the images of all rows on the arcs between the x_T of the pairs.
+
+    Returns:
+      Where they are, and the evaluations of each encoding by an adaptive sampler, none by another.
+    """
+    run, inputs, total = task.run, task.inputs, len(task.inputs.images)
     whole = run.params, sampling.settings(run.config)
-    encode = make_program(editing.make_encode(run), mesh, batch_size, out_axes=(0, 0))
-    latents, encodings, decodings = [], [], []
-    for first in range(0, len(inputs.images), batch_size):
-        indices = np.arange(first, min(first + batch_size, len(inputs.images)), dtype=np.int32)
+    encode = map_batches(editing.make_encode(run), task.mesh, task.batch_size, out_axes=(0, 0))
+    decode = map_batches(editing.make_decode(run), task.mesh, task.batch_size, out_axes=(0, 0, 0))
+
+    def encoded_of(indices: Int64[np.ndarray, " b"]) -> Arrays:
         labels = None if inputs.labels is None else inputs.labels[indices]
-        encoded, solve = encode(whole, (indices, labels, inputs.images[indices]))
-        encodings += _costs(run, solve)
-        latents.append(encoded)
-        stopping.check()
-    encoded = np.concatenate(latents)
-    decode = make_program(editing.make_decode(run), mesh, batch_size, out_axes=(0, 0, 0))
-    drawn = []
-    for part in _parts(rows, batch_size):
-        ends = encoded[part.first], encoded[part.second]
-        images, finite, solve = decode(whole, (part.pair, part.labels, *ends, part.fraction))
+        rows = indices.astype(np.int32), labels, inputs.images[indices]
+        latents, solve = encode(whole, rows)
+        return {"latents": latents, "evaluations": _costs(run, solve)}
+
+    is_sound = rows_of(latents=(np.float32, run.image_shape))
+    parts = Batches(task.folder / "encoded", total, is_sound).complete(encoded_of, task.batch_size)
+    encoded = np.concatenate([part["latents"] for part in parts])
+
+    def draw(indices: Int64[np.ndarray, " b"]) -> Arrays:
+        rows = _take(task.rows, indices)
+        ends = encoded[rows.first], encoded[rows.second]
+        drawn = decode(whole, (rows.pair, rows.labels, *ends, rows.fraction))
+        images, finite, solve = drawn
         if solve is None:
             sampling.check_finished(run.config, run.params, finite)
-        decodings += _costs(run, solve)
-        drawn.append(images)
-        bar.done(len(part.pair))
-    return _Latents(np.concatenate(drawn), encodings, decodings)
+        return {"images": images, "evaluations": _costs(run, solve)}
+
+    return _draw(task, "latents", draw), _evaluations(parts)
 
 
-def _costs(run: TrainedRun, solve: Solve | None) -> list[int]:
+def _draw(task: _Task, name: str, draw: Compute) -> Batches:
+    """Draws the images of all rows that are not there; returns where they are."""
+    is_sound = rows_of(images=(np.uint8, task.run.image_shape))
+    batches = Batches(task.folder / name, len(task.rows.pair), is_sound)
+    finished = batches.finished()
+    task.bar.skip(len(finished))
+    for part in batches.compute(draw, task.batch_size, finished):
+        task.bar.done(len(part["indices"]))
+    return batches
+
+
+def _costs(run: TrainedRun, solve: Solve | None) -> Int[np.ndarray, " b"]:
     """Returns the evaluations of each image by an adaptive sampler, none by another; refuses unfinished ones."""
     if solve is None:
-        return []
+        return np.zeros(0, np.int32)
     sampling.check_finished(run.config, run.params, np.asarray(solve.finished), solve)
-    return np.asarray(solve.evaluations).tolist()
+    return np.asarray(solve.evaluations)
 
 
-def _parts(rows: _Rows, batch_size: int) -> list[_Rows]:
-    firsts = range(0, len(rows.pair), batch_size)
-    return [
-        _Rows(*(None if x is None else x[first : first + batch_size] for x in rows))  # pyright: ignore[reportArgumentType]
-        for first in firsts
-    ]
+def _evaluations(parts: Iterable[Arrays]) -> list[int]:
+    return [int(n) for part in parts for n in part.get("evaluations", ())]
+
+
+def _take(rows: _Rows, indices: Int64[np.ndarray, " b"]) -> _Rows:
+    return _Rows(*(None if x is None else x[indices] for x in rows))  # pyright: ignore[reportArgumentType]
 
 
 def _job_name(run: TrainedRun, inputs: Inputs, names: list[str]) -> str:

@@ -21,7 +21,7 @@ from diffusion_jax.commands.trained import TrainedRun, load_run
 from diffusion_jax.data.split import count
 from diffusion_jax.experiment import sampling
 from diffusion_jax.lifecycle import ownership, stopping
-from diffusion_jax.parallel import distributed, sharding
+from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import classes, results
 from diffusion_jax.writing.writable import check_writable
 
@@ -113,32 +113,24 @@ def draw_missing(
     files: ImageFiles,
     bar: ImagesBar,
     draw: Callable[[Int64[np.ndarray, " b"]], UInt8[np.ndarray, "b h w c"]],
-    num_images: int,
     batch_size: int,
+    finished: Int64[np.ndarray, " n"],
 ) -> int:
     """Draws the images that no earlier start has finished, batch by batch; returns their number.
 
     Args:
       files: Of the job.
-      bar: Begun at `num_finished` images.
+      bar: Counts the images, from those that are finished on.
       draw: Indices, at most `batch_size`, -> images.
-      num_images: Images of the job.
       batch_size: Images at once.
+      finished: Images that are there, `files.finished()`.
     """
+    drawn = 0
     with bar:
-        for first in range(bar.finished, num_images, batch_size):
-            indices = np.arange(first, min(first + batch_size, num_images))
-            images = draw(indices)
-            ownership.check()
-            if jax.process_index() == 0:
-                files.keep(first, images)
-            bar.done(len(indices))
-    return num_images - bar.finished
-
-
-def num_finished(files: ImageFiles) -> int:
-    """Returns how many images, from the first on, an earlier start has finished, on every process."""
-    return distributed.first_decides("images finished", files.num_finished)
+        for part in files.parts.compute(lambda i: {"images": draw(i)}, batch_size, finished):
+            drawn += len(part["indices"])
+            bar.done(len(part["indices"]))
+    return drawn
 
 
 def record(run: TrainedRun, nfe: Any, labels: Int[np.ndarray, " n"] | None) -> dict[str, Any]:

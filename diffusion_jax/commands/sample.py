@@ -43,8 +43,8 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     files = ImageFiles(folder, num_images, run.image_shape)
     sampler, settings = sampling.make_sampler(run), sampling.settings(config)
 
-    finished = job.num_finished(files)
-    bar = ImagesBar(num_images, sampler.grid.num_steps, batch_size, finished=finished)
+    finished = files.finished()
+    bar = ImagesBar(num_images, sampler.grid.num_steps, batch_size, finished=len(finished))
     num_classes = config.model.num_classes
     draw_batch = make_batch_sampler(
         sampling.make_draw(run, progress=bar.progress), mesh, batch_size, num_classes=num_classes
@@ -59,7 +59,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
             costs.extend(np.asarray(samples.solve.evaluations).tolist())
         return samples.images
 
-    drawn = job.draw_missing(files, bar, draw, num_images, batch_size)
+    drawn = job.draw_missing(files, bar, draw, batch_size, finished)
     sample_pictures.draw_progressive(run, sampler, mesh, folder)
     shared_t = sample_pictures.draw_shared(run, sampler, mesh, folder)
     if jax.process_index() != 0:

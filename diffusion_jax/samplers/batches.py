@@ -7,8 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
-from diffusion_jax.errors import InputError
-from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.map_batches import map_batches
 from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers.loop import SampleResult, Solve, moments
 from diffusion_jax.samplers.shared import Shared
@@ -92,13 +91,13 @@ def make_batch_sampler(
       draw: (params, settings, indices, labels) -> uint8 images, to be compiled. Settings are a tree of numbers, the
         seed among them, that all devices get: other numbers need no other program.
       mesh: Devices.
-      batch_size: Most images at once.
+      batch_size: Images at once.
       num_classes: Number of classes of the model; 0 if it is unconditional.
       class_names: Their names, for pictures.
       with_frames: Whether `draw` keeps frames.
     """
     out_axes = (0, 1, 1, 0, 0) if with_frames else (0, None, None, 0, 0)
-    run = make_program(draw, mesh, batch_size, out_axes=out_axes)
+    run = map_batches(draw, mesh, batch_size, out_axes=out_axes)
 
     def draw_batch(
         params: Any, settings: Any, indices: np.ndarray, labels: Sequence[int] | None = None
@@ -122,7 +121,7 @@ def make_shared_sampler(
       num_images: Number of images.
       num_classes: Number of classes of the model; 0 if it is unconditional.
     """
-    run = make_program(draw, mesh, num_images, out_axes=(0, 0, 0))
+    run = map_batches(draw, mesh, num_images, out_axes=(0, 0, 0))
     indices = np.arange(num_images, dtype=np.int32)
 
     def draw_shared(
@@ -132,49 +131,3 @@ def make_shared_sampler(
         return Shared(*run((params, settings, np.int32(point)), rows))
 
     return draw_shared
-
-
-def make_program(
-    draw: Callable[..., Sequence[Any]],
-    mesh: jax.sharding.Mesh,
-    batch_size: int,
-    *,
-    out_axes: tuple[int | None, ...] = (0,),
-) -> Callable[[tuple, tuple], tuple[Any, ...]]:
-    """Returns (whole, rows) -> outputs, NumPy arrays with as many rows as they were given.
-
-    The rows are padded to one compiled shape, a multiple of the devices.
-
-    Args:
-      draw: (*whole, *rows) -> outputs, to be compiled.
-      mesh: Devices; each gets all of `whole`, and its part of `rows`, trees of arrays whose first axis is the batch.
-      batch_size: Most rows at once.
-      out_axes: Which axis of each output, a tree of arrays, is the batch; None: there is no such output.
-    """
-    size = -(-batch_size // mesh.size) * mesh.size
-
-    def draw_rows(whole: tuple, *rows: Any) -> tuple:
-        return tuple(draw(*whole, *rows))
-
-    shardings = tuple(
-        None if axis is None else sharding.batch_sharding(mesh, axis) for axis in out_axes
-    )
-    compiled = jax.jit(
-        sharding.over_batch(draw_rows, mesh, out_axes=tuple(axis or 0 for axis in out_axes)),
-        out_shardings=shardings,
-    )
-    batched = sharding.batch_sharding(mesh)
-    local = sharding.local_rows(batched, size)
-
-    def run(whole: tuple, rows: tuple) -> tuple[Any, ...]:
-        count = len(rows[0])
-        if count > batch_size:
-            raise InputError(f"{count} images, but the sampler is made for {batch_size} at a time")
-        padded = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:]))[local], rows)
-        outputs = sharding.fetch(compiled(whole, *sharding.put(batched, padded)))
-        return tuple(
-            jax.tree.map(lambda x, axis=axis: np.take(x, range(count), axis), output)
-            for output, axis in zip(outputs, (axis or 0 for axis in out_axes), strict=True)
-        )
-
-    return run

@@ -11,9 +11,8 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax import data
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.keys import image_normal, indexed
-from diffusion_jax.lifecycle import stopping
 from diffusion_jax.losses import Draws, Objective
-from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.map_batches import map_batches
 from diffusion_jax.training.step import DeviceBatch
 
 GOLDEN_RATIO = 2654435769  # (sqrt(5) - 1) / 2 in units of 2^-32.
@@ -65,24 +64,24 @@ def make_held_out_loss(
       batch_size: Images at once, rounded up to a multiple of the devices.
     """
     total = min(num_images, split.num_images)
-    size = -(-min(batch_size, total) // mesh.size) * mesh.size
-    batched = sharding.batch_sharding(mesh)
-    rows = sharding.local_rows(batched, size)
 
-    def losses_of(params: Any, batch: DeviceBatch, indices: Int[Array, " b"]) -> Float[Array, " b"]:
+    def losses_of(
+        params: Any, batch: DeviceBatch, indices: Int[Array, " b"]
+    ) -> tuple[Float[Array, " b"]]:
         x0 = to_model_range(batch["image"])
         draws = held_out_draws(key, indices, x0.shape[1:])
-        return objective.loss(params, x0, batch["label"] if conditional else None, draws, None)
+        labels = batch["label"] if conditional else None
+        return (objective.loss(params, x0, labels, draws, None),)
 
-    compiled = jax.jit(sharding.over_batch(losses_of, mesh), out_shardings=batched)
+    mapped = map_batches(
+        losses_of,
+        mesh,
+        min(batch_size, total),
+        load=lambda indices: (split.read(indices), indices.astype(np.int32)),
+    )
 
     def held_out(params: Any) -> float:
-        losses = []
-        for first in range(0, total, size):
-            indices = np.resize(np.arange(first, min(first + size, total)), size)[rows]
-            inputs = sharding.put(batched, (split.read(indices), indices.astype(np.int32)))
-            stopping.check()
-            losses.append(sharding.fetch(compiled(params, *inputs))[: total - first])
-        return float(np.concatenate(losses).mean())
+        (losses,) = mapped((params,), (np.arange(total),))
+        return float(losses.mean())
 
     return held_out

@@ -1,5 +1,6 @@
 """`--mode=inpaint` and `--mode=interpolate` on a run of seconds: what they keep, write and refuse."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,8 @@ from PIL import Image
 from tiny_run import Outcome, digits_in, results, run, write_config
 
 from diffusion_jax.commands import interpolate
-from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.data import load
+from diffusion_jax.parallel.resumable import Arrays, Batches
 
 # Of the cosine schedule with T = 20, the first step has a standard deviation of 0.09, 11.5 grey levels: five of them.
 NOISE = 57
@@ -59,6 +60,22 @@ def half_mask(folder: Path) -> Path:
     )
 
 
+@contextlib.contextmanager
+def killed_before(monkeypatch: pytest.MonkeyPatch, count: int) -> Iterator[None]:
+    """Interrupts a command as it is about to keep the batch after so many."""
+    write, kept = Batches.write, []
+
+    def killed(batches: Batches, arrays: Arrays) -> None:
+        if len(kept) == count:
+            raise KeyboardInterrupt
+        kept.append(arrays)
+        write(batches, arrays)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Batches, "write", killed)
+        yield
+
+
 def job(workdir: Path, mode: str) -> tuple[dict[str, Any], Path]:
     result = results(workdir, mode)
     return result, workdir / "edits" / result["job"]
@@ -71,15 +88,7 @@ def test_inpainting_keeps_the_black_pixels_of_its_mask_and_survives_a_kill(
     fields = (f"edit.mask={mask}", "sample.num_images=5", "sample.batch_size=2")
     fields = (*fields, "edit.resamplings=2", "edit.jump=4", "sampler.num_steps=10")
     fields = (*fields, "sampler.variance=fixed_small")
-    keep = ImageFiles.keep
-
-    def killed(files: ImageFiles, first: int, images: np.ndarray) -> None:
-        if first == 2:
-            raise KeyboardInterrupt
-        keep(files, first, images)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ImageFiles, "keep", killed)
+    with killed_before(monkeypatch, 1):
         edit("inpaint", *fields)
     outcome = edit("inpaint", *fields)
     assert outcome.status == 0, outcome.err
@@ -191,6 +200,40 @@ def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_ima
     side = 8 * 7 + 2
     with Image.open(folder / "interpolation.png") as picture:
         assert picture.size == (64 + 7 * side + 2, 2 * (4 * side + 2 + 18))
+
+
+def test_a_killed_interpolation_goes_on_where_it_was_and_ends_alike(
+    edit: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = ("sampler.name=ddim", "sampler.num_steps=4", "edit.latents=true", "edit.num_between=1")
+    fields = (*fields, "edit.iterations=1", "edit.times=19,0", "sample.num_images=4")
+    fields = (*fields, "sample.batch_size=4")
+    assert edit("interpolate", *fields).status == 0
+    first, folder = job(tmp_path / "run", "interpolate")
+    whole = dict(np.load(folder / "interpolation.npz"))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("interpolation.npz", "interpolation.png", "job.json")
+    ]
+    shutil.rmtree(folder)
+    # A batch of encodings, two of the six images between latents, and two of those at t = 19.
+    for kept, left in ((1, ["encoded"]), (1, ["encoded", "latents"]), (2, 3)):
+        with killed_before(monkeypatch, kept):
+            edit("interpolate", *fields)
+        parts = sorted(path.name for path in (folder / "parts").iterdir())
+        assert parts == left or len(parts) == left
+    computed = []
+    write = Batches.write
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "write", lambda b, a: (computed.append(a), write(b, a))[1])
+        assert edit("interpolate", *fields).status == 0
+    assert [part["indices"].tolist() for part in computed] == [[4, 5], [0, 1, 2, 3], [4, 5]]
+    again, same = job(tmp_path / "run", "interpolate")
+    assert same == folder and not (folder / "parts").exists()
+    assert again["nfe"] == first["nfe"]
+    with np.load(folder / "interpolation.npz") as arrays:
+        assert arrays.keys() == whole.keys()
+        for name, values in whole.items():
+            np.testing.assert_array_equal(arrays[name], values)
 
 
 @pytest.mark.slow

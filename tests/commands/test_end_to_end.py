@@ -20,11 +20,11 @@ from tiny_run import checkpoint_steps, digits_in, results, rows, run, state_of, 
 import diffusion_jax
 from diffusion_jax import config as config_lib
 from diffusion_jax.checkpoints.store import CheckpointStore
-from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.job import job_name
 from diffusion_jax.data import load
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.sampling import own_prior_std
+from diffusion_jax.parallel.resumable import Arrays, Batches
 from diffusion_jax.processes.grid import make_grid
 
 
@@ -235,15 +235,15 @@ def test_a_killed_job_keeps_its_finished_batches_and_draws_the_rest_even_at_anot
     _, folder = sample(conditional, *fields)
     drawn = images(folder)
     shutil.rmtree(folder)
-    keep = ImageFiles.keep
+    write = Batches.write
 
-    def killed(files: ImageFiles, first: int, batch: np.ndarray) -> None:
-        if first == 4:
+    def killed(batches: Batches, arrays: Arrays) -> None:
+        if arrays["indices"][0] == 4:
             raise KeyboardInterrupt
-        keep(files, first, batch)
+        write(batches, arrays)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ImageFiles, "keep", killed)
+        patch.setattr(Batches, "write", killed)
         sample(conditional, *fields)
     assert [path.name for path in folder.iterdir()] == ["parts"]
     result, again = sample(conditional, *fields)
@@ -253,12 +253,12 @@ def test_a_killed_job_keeps_its_finished_batches_and_draws_the_rest_even_at_anot
 
     shutil.rmtree(folder)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ImageFiles, "keep", killed)
+        patch.setattr(Batches, "write", killed)
         sample(conditional, *fields)
-    part = folder / "parts" / "000000002.npz"
+    part = folder / "parts" / "00000002-00000003.npz"
     broken = bytearray(part.read_bytes())
     broken[len(broken) // 2] ^= 0xFF
-    part.write_bytes(broken)  # So the first two images are kept alone.
+    part.write_bytes(broken)
     result, _ = sample(conditional, "sample.num_images=7", "sample.batch_size=3")
     assert result["drawn_this_start"] == 5
     # Other shapes of the same products: rounding, so one level of 255.

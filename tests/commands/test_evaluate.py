@@ -216,14 +216,14 @@ def test_a_killed_evaluation_goes_on_where_it_was_whatever_the_batch_size(
     # Killed as it writes the second part.
     trap = """
 import os, signal
-import diffusion_jax.evaluation.parts as module
-write, parts = module._write_part, []
-def trapped(folder, part):
-    parts.append(part)
+from diffusion_jax.parallel.resumable import Batches
+write, parts = Batches.write, []
+def trapped(batches, arrays):
+    parts.append(arrays)
     if len(parts) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    write(folder, part)
-module._write_part = trapped
+    write(batches, arrays)
+Batches.write = trapped
 """
     assert finish(start(flags, environment(), trap)).status == -9
     (folder,) = (copied / "results" / "bpd").iterdir()

@@ -39,8 +39,8 @@ from diffusion_jax.commands import (
 )
 from diffusion_jax.commands import train as train_command
 from diffusion_jax.errors import RunError
-from diffusion_jax.evaluation import parts
 from diffusion_jax.lifecycle.ownership import Lock
+from diffusion_jax.parallel.resumable import Batches
 from diffusion_jax.reporting import pictures
 from diffusion_jax.training.meter import Meter
 from diffusion_jax.training.run_log import RunLog
@@ -58,7 +58,6 @@ from diffusion_jax.commands import (
     sample,
 )
 from diffusion_jax.commands import train as train_command
-from diffusion_jax.evaluation import parts
 from diffusion_jax.errors import RunError
 from diffusion_jax.lifecycle.ownership import Lock
 def trap(directory):
@@ -271,14 +270,14 @@ def test_a_job_has_one_owner_and_other_jobs_of_the_workdir_go_on(
 @pytest.mark.parametrize(
     ("mode", "owner", "name"),
     slow_but(
-        [("train", Meter, "read"), ("sample", job.ImageFiles, "keep")],
+        [("train", Meter, "read"), ("sample", Batches, "write")],
         [
             ("train", Meter, "read"),
             ("train", train_command, "draw_pictures"),
-            ("sample", job.ImageFiles, "keep"),
-            ("inpaint", job.ImageFiles, "keep"),
+            ("sample", Batches, "write"),
+            ("inpaint", Batches, "write"),
             ("interpolate", pictures, "interpolation"),
-            ("evaluate", parts, "_write_part"),
+            ("evaluate", Batches, "write"),
             ("evaluate", evaluate_bound, "_save_arrays"),
         ],
     ),

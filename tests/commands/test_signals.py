@@ -33,7 +33,7 @@ from diffusion_jax.data import prepare
 from diffusion_jax.data.locked import locked
 from diffusion_jax.evaluation import parts
 from diffusion_jax.lifecycle import stopping
-from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.resumable import Batches
 from diffusion_jax.planning import fit
 from diffusion_jax.reporting import pictures
 from diffusion_jax.training import held_out
@@ -112,14 +112,14 @@ def test_a_signal_in_a_callback_of_a_compiled_program_is_not_swallowed():
     ("mode", "fields", "owner", "name"),
     [
         ("sample", ["sample.batch_size=2"], ImagesBar, "done"),
-        ("evaluate", ["eval.num_images=4", "eval.batch_size=2"], parts, "_write_part"),
+        ("evaluate", ["eval.num_images=4", "eval.batch_size=2"], Batches, "write"),
         slow("sample", ["sample.progressive=true"], sample_pictures, "moments"),
         slow("sample", ["sample.shared_t=5,10"], sample_pictures, "nearest_point"),
         slow("sample", ["sample.formats=npz"], pictures, "save_png"),
         slow("inpaint", ["edit.keep=coarse", "sample.batch_size=2"], ImagesBar, "done"),
         slow("interpolate", ["edit.num_between=1"], ImagesBar, "done"),
         slow("interpolate", ["edit.latents=true", "sampler.name=ddim"], interpolate, "_costs"),
-        slow("evaluate", ["eval.metrics=ode_bpd", "eval.num_images=2"], parts, "_write_part"),
+        slow("evaluate", ["eval.metrics=ode_bpd", "eval.num_images=2"], Batches, "write"),
     ],
 )
 def test_a_signal_that_python_would_swallow_stops_a_job_which_goes_on_later(
@@ -162,10 +162,16 @@ def test_a_signal_while_training_measures_saves_there_and_the_rest_is_measured_l
     owner: Any, tiny: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = [f"--config={tiny}", f"--workdir={tmp_path / 'run'}"]
-    measuring = types.SimpleNamespace(**vars(sharding))
-    monkeypatch.setattr(owner, "sharding", measuring)
-    once_before(monkeypatch, measuring, "put", swallowed_signal)
-    stopped = run(*flags)
+    make = owner.map_batches
+
+    def signalled(*args: Any, **options: Any) -> Any:
+        made = types.SimpleNamespace(mapped=make(*args, **options))
+        once_before(patch, made, "mapped", swallowed_signal)
+        return lambda *inputs: made.mapped(*inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, "map_batches", signalled)
+        stopped = run(*flags)
     assert stopped.status == 75 and "SIGTERM: saved step 5;" in stopped.err
     assert checkpoint_steps(tmp_path / "run") == [4, 5]
     assert run(*flags).status == 0

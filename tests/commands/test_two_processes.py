@@ -118,7 +118,8 @@ def test_two_processes_keep_what_is_drawn_and_image_i_is_the_same_whoever_draws_
     # A batch of two that an earlier start has finished; negatives, which nobody draws again.
     alone[:2] = [255 - image for image in alone[:2]]
     kept = np.stack(alone[:2]).astype(np.uint8)
-    ImageFiles(folder, 12, kept.shape[1:]).keep(0, kept)
+    files = ImageFiles(folder, 12, kept.shape[1:])
+    files.parts.write({"indices": np.arange(2), "images": kept})
     outcomes = finish_all(pair(*flags, prologue=IN_TURN))
     assert [o.status for o in outcomes] == [0, 0], outcomes
     assert results(workdir, "sample")["drawn_this_start"] == 10

@@ -1,0 +1,74 @@
+"""Functions of many rows, compiled for one number of rows and computed batch by batch over the mesh."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.lifecycle import stopping
+from diffusion_jax.parallel import sharding
+
+
+def padded_size(batch_size: int, mesh: jax.sharding.Mesh) -> int:
+    """Returns the batch size, rounded up to a multiple of the devices."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def map_batches(
+    function: Callable[..., Sequence[Any]],
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    *,
+    out_axes: tuple[int | None, ...] = (0,),
+    load: Callable[..., tuple] | None = None,
+) -> Callable[[tuple, tuple], tuple[Any, ...]]:
+    """Returns (whole, rows) -> outputs, NumPy arrays with as many rows as they were given.
+
+    The rows of each batch are padded to one compiled shape, a multiple of the devices.
+
+    Args:
+      function: (*whole, *rows) -> outputs, to be compiled.
+      mesh: Devices; each gets all of `whole`, and its part of `rows`, trees of arrays whose first axis is the batch.
+      batch_size: Rows at once, rounded up to a multiple of the devices.
+      out_axes: Which axis of each output, a tree of arrays, is the batch; None: there is no such output.
+      load: (*rows) -> the rows that `function` takes, such as images of indices; each process loads its own. None:
+        the rows are those.
+    """
+    size = padded_size(batch_size, mesh)
+    axes = tuple(axis or 0 for axis in out_axes)
+
+    def of_rows(whole: tuple, *rows: Any) -> tuple:
+        return tuple(function(*whole, *rows))
+
+    compiled = jax.jit(
+        sharding.over_batch(of_rows, mesh, out_axes=axes),
+        out_shardings=tuple(
+            None if axis is None else sharding.batch_sharding(mesh, axis) for axis in out_axes
+        ),
+    )
+    batched = sharding.batch_sharding(mesh)
+    local = sharding.local_rows(batched, size)
+
+    def map_batch(whole: tuple, rows: tuple) -> tuple[Any, ...]:
+        padded = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:]))[local], rows)
+        inputs = padded if load is None else load(*padded)
+        outputs = sharding.fetch(compiled(whole, *sharding.put(batched, inputs)))
+        return tuple(
+            jax.tree.map(lambda x, axis=axis: np.take(x, range(len(rows[0])), axis), output)
+            for output, axis in zip(outputs, axes, strict=True)
+        )
+
+    def mapped(whole: tuple, rows: tuple) -> tuple[Any, ...]:
+        outputs = []
+        for first in range(0, max(1, len(rows[0])), size):
+            if first:
+                stopping.check()
+            batch = jax.tree.map(lambda x, first=first: x[first : first + size], rows)
+            outputs.append(map_batch(whole, batch))
+        return tuple(
+            jax.tree.map(lambda *xs, axis=axis: np.concatenate(xs, axis), *batches)
+            for *batches, axis in zip(*outputs, axes, strict=True)
+        )
+
+    return mapped
