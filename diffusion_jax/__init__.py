@@ -64,6 +64,7 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
         Schedule,
         make_schedule,
         respace,
+        schedule_arrays,
         schedule_from_betas,
     )
     from diffusion_jax.processes.sde import VE, VP, ContinuousProcess, SubVP
@@ -205,6 +206,7 @@ __all__ = [
     "respace",
     "reverse_diffusion",
     "sample_loop",
+    "schedule_arrays",
     "schedule_from_betas",
     "score_from_eps",
     "shared_structure",
@@ -269,7 +271,13 @@ _NAMES = {
     "processes.ncsn": ["NCSN", "ladder_ratio", "largest_distance", "num_levels"],
     "processes.process": ["Grid", "Point", "Process", "Rates"],
     "processes.reverse": ["p_posterior", "posterior_kl"],
-    "processes.schedules": ["Schedule", "make_schedule", "respace", "schedule_from_betas"],
+    "processes.schedules": [
+        "Schedule",
+        "make_schedule",
+        "respace",
+        "schedule_arrays",
+        "schedule_from_betas",
+    ],
     "processes.sde": ["ContinuousProcess", "SubVP", "VE", "VP"],
     "reporting.pictures": ["grid", "strip"],
     "samplers": [

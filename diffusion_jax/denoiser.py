@@ -95,7 +95,7 @@ def _v(process: Process) -> Parameterization:
             gaussian.x0_from_v(point, x_t, v),
             gaussian.eps_from_v(point, x_t, v),
         ),
-        eps_error=lambda point: point.signal / jnp.hypot(point.signal, point.std),
+        eps_error=lambda point: point.signal / point.scale,
     )
 
 
@@ -188,7 +188,7 @@ def network_output(
     Raises:
       InputError: The output has neither the channels of x_t nor twice as many.
     """
-    scaled = x_t / gaussian.per_image(jnp.hypot(point.signal, point.std), x_t)
+    scaled = x_t / gaussian.per_image(point.scale, x_t)
     output = network(params, scaled, point.time, *given)
     if output.shape == x_t.shape:
         return Output(output, None)

@@ -22,12 +22,7 @@ from diffusion_jax.processes.process import Point, Process
 
 def level(point: Point) -> Float[Array, " b"]:
     """Returns s = log(std / signal), the time of the flow."""
-    return jnp.log(point.std) - jnp.log(point.signal)
-
-
-def size(point: Point) -> Float[Array, " b"]:
-    """Returns r = sqrt(signal^2 + std^2), by which x_t is divided."""
-    return jnp.hypot(point.signal, point.std)
+    return -point.logsnr / 2
 
 
 def field_of(denoise: Denoise, process: Process) -> Field:
@@ -40,7 +35,7 @@ def field_of(denoise: Denoise, process: Process) -> Field:
 
     def field(z: Float[Array, " b *dims"], s: Float[Array, " b"]) -> Float[Array, " b *dims"]:
         point = process.at(process.times_of(-2 * s))
-        v = denoise(per_image(size(point), z) * z, point).v
+        v = denoise(per_image(point.scale, z) * z, point).v
         return per_image(1 / (2 * jnp.cosh(s)), z) * v
 
     return field
@@ -66,9 +61,9 @@ def carried(
       stop: Where they go, nearer the noise or the data, but not the data itself.
       **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
     """
-    z, field = x / per_image(size(start), x), field_of(denoise, process)
+    z, field = x / per_image(start.scale, x), field_of(denoise, process)
     solution = solve(field, z, level(start), level(stop), **tolerances)
-    there = per_image(size(stop), x) * solution.y
+    there = per_image(stop.scale, x) * solution.y
     return solution._replace(
         y=jnp.where(per_image(solution.finished, x), there, jnp.nan),
         reached=jnp.where(solution.finished, stop.time, process.times_of(-2 * solution.reached)),

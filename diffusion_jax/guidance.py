@@ -108,8 +108,7 @@ def classifier_free(
         )
         strength = jnp.broadcast_to(jnp.asarray(scale, x_t.dtype), point.signal.shape)
         if interval is not None:
-            sigma = point.std / point.signal
-            inside = (interval[0] <= sigma) & (sigma <= interval[1])
+            inside = (interval[0] <= point.sigma) & (point.sigma <= interval[1])
             strength = jnp.where(inside, strength, 1.0)
         conditional, other = (getattr(one, rescale_of) for one in (with_class, without))
         form = other + per_image(strength, x_t) * (conditional - other)

@@ -11,7 +11,7 @@ from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point
-from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
 from diffusion_jax.processes.sde import VE
 
 SCHEDULE = make_schedule("linear", 100)
@@ -21,7 +21,9 @@ PROCESS = DDPM(SCHEDULE)
 @pytest.mark.parametrize("prediction", PARAMETERIZATIONS)
 def test_a_perfect_network_of_any_kind_gives_the_true_x0_eps_v_and_score(compiled, rng, prediction):
     t = jnp.array([0, 10, 50, 99])
-    alpha_bar = np.cumprod(1 - SCHEDULE.betas.astype(float))[np.asarray(t)][:, None, None, None]
+    alpha_bar = np.cumprod(1 - schedule_arrays(SCHEDULE).betas.astype(float))[np.asarray(t)][
+        :, None, None, None
+    ]
     x0, eps = rng.normal(size=(2, 4, 3, 3, 2))
     x_t = np.sqrt(alpha_bar) * x0 + np.sqrt(1 - alpha_bar) * eps
     truth = {
@@ -31,7 +33,7 @@ def test_a_perfect_network_of_any_kind_gives_the_true_x0_eps_v_and_score(compile
         "score": -(x_t - np.sqrt(alpha_bar) * x0) / (1 - alpha_bar),
     }
     # Bayes' rule with precisions: 1 / (1 - alpha_bar_s) of the prior, alpha / beta of the likelihood of x_t.
-    all_alpha_bar = np.cumprod(1 - SCHEDULE.betas.astype(float))
+    all_alpha_bar = np.cumprod(1 - schedule_arrays(SCHEDULE).betas.astype(float))
     before = np.append(all_alpha_bar, 1.0)[np.asarray(t) - 1][:, None, None, None]
     alpha, beta = alpha_bar / before, 1 - alpha_bar / before
     var_s = 1 - before

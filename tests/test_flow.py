@@ -8,7 +8,7 @@ import pytest
 from samplers import normal_data
 from slow import slow
 
-from diffusion_jax.flow import field_of, level, size
+from diffusion_jax.flow import field_of, level
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.grid import make_grid
@@ -34,11 +34,11 @@ def test_the_flow_of_every_process_is_the_exact_one(name, data, rng):
     @jax.jit
     def carried(x):
         first, last = (grid.at(jnp.full(20, i)) for i in (0, 9))
-        z = x / per_image(size(first), x)
+        z = x / per_image(first.scale, x)
         solution = solve(
             field_of(data.optimal, process), z, level(first), level(last), rtol=1e-6, atol=1e-6
         )
-        return solution.y * per_image(size(last), x), solution
+        return solution.y * per_image(last.scale, x), solution
 
     end, solution = carried(x)
     assert solution.finished.all()

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import expect
-from diffusion_jax.flow import field_of, level, size
+from diffusion_jax.flow import field_of, level
 from diffusion_jax.keys import folded
 from diffusion_jax.likelihood.decoder import check_levels
 from diffusion_jax.likelihood.divergence import (
@@ -120,10 +120,10 @@ def exact_likelihood(
 
     def log_prior(z: Float[Array, " b *dims"]) -> Float[Array, " b"]:
         # x = r z, at the prior and where x is.
-        log_scale = jnp.log(size(last)) - jnp.log(size(first))
-        return prior.log_density(per_image(size(last), z) * z) + dims * log_scale
+        log_scale = jnp.log(last.scale) - jnp.log(first.scale)
+        return prior.log_density(per_image(last.scale, z) * z) + dims * log_scale
 
-    z = x / per_image(size(first), x)
+    z = x / per_image(first.scale, x)
     field = field_of(denoise, process)
     return flow_likelihood(field, z, level(first), level(last), log_prior, divergence, **tolerances)
 

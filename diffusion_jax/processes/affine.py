@@ -12,12 +12,13 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes.process import Numbers, Rates, namespace
-from diffusion_jax.processes.sde import LAST_TIME, ContinuousProcess
+from diffusion_jax.processes.sde import LAST_TIME, STATIC, ContinuousProcess
 
 NUM_CELLS = 4096
 KNOTS = np.square(np.linspace(0, 1, NUM_CELLS + 1))
@@ -36,6 +37,7 @@ class _Table(NamedTuple):
     variance: Knots
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Affine(ContinuousProcess):
     """The process of dx = drift(u) x du + diffusion(u) dw on u in [0, 1]; time is 999 u.
@@ -50,9 +52,13 @@ class Affine(ContinuousProcess):
         signal / std does not fall all the way.
     """
 
-    drift: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]]
-    diffusion: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]]
-    first_std: float = 0.0
+    drift: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]] = dataclasses.field(
+        metadata=STATIC
+    )
+    diffusion: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]] = dataclasses.field(
+        metadata=STATIC
+    )
+    first_std: float = dataclasses.field(default=0.0, metadata=STATIC)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,9 @@
 """The discrete chain of Ho et al. (2020), extended to the times between its steps."""
 
 import dataclasses
-from typing import overload
+from typing import NamedTuple, overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Int, Real
 from diffusion_jax.errors import InputError, expect
 from diffusion_jax.processes.grid import times_of
 from diffusion_jax.processes.process import (
+    SMALLEST,
     Numbers,
     Point,
     Points,
@@ -22,6 +24,7 @@ from diffusion_jax.processes.process import (
 from diffusion_jax.processes.schedules import Schedule
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DDPM:
     """A `Process` of T steps: signal = sqrt(alpha_bar), std = sqrt(1 - alpha_bar).
@@ -37,13 +40,12 @@ class DDPM:
     """
 
     schedule: Schedule
-    prior_std: float = dataclasses.field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
         such_as = "a Schedule, such as make_schedule('cosine', 1000) or schedule_from_betas(betas)"
         expect("schedule", self.schedule, Schedule, such_as)
-        times = np.asarray(self.schedule.timesteps)
-        if not np.array_equal(times, np.arange(len(times))):
+        times = self.schedule.timesteps
+        if isinstance(times, np.ndarray) and not np.array_equal(times, np.arange(len(times))):
             raise InputError(
                 "the schedule is a respaced one; give DDPM the whole schedule, and the sampler its make_grid(process,"
                 " num_steps, spacing)"
@@ -53,6 +55,11 @@ class DDPM:
     def num_timesteps(self) -> int:
         """Number T of steps."""
         return self.schedule.num_timesteps
+
+    @property
+    def prior_std(self) -> float:
+        """1, in which std ends but for the square of the last signal."""
+        return 1.0
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -81,10 +88,11 @@ class DDPM:
         last = self.num_timesteps - 1
         before = jnp.floor(t)
         row = jnp.where((t >= -1) & (t <= last), before + 1, last + 2).astype(jnp.int32)
-        chain = self._chain
-        point = chain.at(row)
+        chain, xp = self._chain, namespace(self.schedule.log_alpha_bar)
+        signals = xp.exp(xp.maximum(chain.log_signal, np.log(SMALLEST)))
+        point = floored(*(take(values, row) for values in (chain.time, signals, chain.std)))
         fraction = t - before
-        log_ratio = fraction * take(np.append(2 * np.diff(chain.log_signal), 0.0), row)
+        log_ratio = fraction * take(xp.append(2 * xp.diff(chain.log_signal), 0.0), row)
         added = -jnp.square(point.signal) * jnp.expm1(log_ratio)
         # sqrt(std^2 + added), but std itself where nothing is added, and with the right derivative there. At the
         # data the root has none: it is infinite.
@@ -105,7 +113,8 @@ class DDPM:
         At a step they are those of the interval towards the data, which a reverse step goes through.
         """
         xp = namespace(time)
-        slope = xp.asarray(np.diff(self._chain.log_signal))
+        log_signal = self._chain.log_signal
+        slope = xp.asarray(namespace(log_signal).diff(log_signal))
         interval = xp.clip(xp.ceil(time), 0, self.num_timesteps - 1).astype(int)
         drift = slope[interval] * xp.ones_like(time)
         return Rates(drift, -2 * drift)
@@ -116,13 +125,22 @@ class DDPM:
         return Points(time, log_signal, np.sqrt(-np.expm1(2 * log_signal)))
 
     @property
-    def _logsnr(self) -> Float[np.ndarray, " T"]:
+    def _logsnr(self) -> Float[np.ndarray | Array, " T"]:
         """2 log(signal / std) at each timestep."""
-        return self._chain.logsnr[1:]
+        chain = self._chain
+        return 2 * (chain.log_signal[1:] - namespace(chain.std).log(chain.std[1:]))
 
     @property
-    def _chain(self) -> Points:
-        """The data and all T steps, noise last: row t + 1 is time t."""
-        log_signal = np.append(0.0, np.asarray(self.schedule.log_alpha_bar, np.float64) / 2)
+    def _chain(self) -> "_Chain":
+        xp = namespace(self.schedule.log_alpha_bar)
+        log_signal = xp.append(0.0, self.schedule.log_alpha_bar / 2)
         times = np.arange(-1.0, self.num_timesteps)
-        return Points(times, log_signal, np.sqrt(-np.expm1(2 * log_signal)))
+        return _Chain(times, log_signal, xp.sqrt(-xp.expm1(2 * log_signal)))
+
+
+class _Chain(NamedTuple):
+    """The data and all T steps, noise last: row t + 1 is time t. In float64 on the host, or arrays of JAX."""
+
+    time: Float[np.ndarray, " n"]
+    log_signal: Float[np.ndarray | Array, " n"]
+    std: Float[np.ndarray | Array, " n"]

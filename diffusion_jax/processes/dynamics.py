@@ -80,7 +80,7 @@ def of_process(process: Process) -> SDE:
         diffusion=lambda t: jnp.sqrt(process.rates(t).diffusion2),
         start=float(start),
         end=float(end),
-        prior=normal_prior(process.prior_std),
+        prior=normal_prior(float(process.prior_std)),
     )
 
 

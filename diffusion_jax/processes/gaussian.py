@@ -62,15 +62,11 @@ def eps_from_x0(
     return (x_t - per_image(point.signal, x_t) * x0) / per_image(point.std, x_t)
 
 
-def _norm(point: Point) -> Float[Array, " b"]:
-    return jnp.hypot(point.signal, point.std)
-
-
 def v_from_x0_eps(
     point: Point, x0: Float[Array, " b *dims"], eps: Float[Array, " b *dims"]
 ) -> Float[Array, " b *dims"]:
     """Returns v = (signal eps - std x_0) / r, Salimans & Ho (2022), Appendix D."""
-    r = _norm(point)
+    r = point.scale
     return per_image(point.signal / r, x0) * eps - per_image(point.std / r, x0) * x0
 
 
@@ -78,7 +74,7 @@ def x0_from_v(
     point: Point, x_t: Float[Array, " b *dims"], v: Float[Array, " b *dims"]
 ) -> Float[Array, " b *dims"]:
     """Returns x_0 = (signal x_t / r - std v) / r."""
-    r = _norm(point)
+    r = point.scale
     return per_image(point.signal / r**2, x_t) * x_t - per_image(point.std / r, x_t) * v
 
 
@@ -86,7 +82,7 @@ def eps_from_v(
     point: Point, x_t: Float[Array, " b *dims"], v: Float[Array, " b *dims"]
 ) -> Float[Array, " b *dims"]:
     """Returns eps = (std x_t / r + signal v) / r."""
-    r = _norm(point)
+    r = point.scale
     return per_image(point.std / r**2, x_t) * x_t + per_image(point.signal / r, x_t) * v
 
 

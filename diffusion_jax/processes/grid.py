@@ -7,8 +7,10 @@ there may be more of them than T.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float
+from jax.core import Tracer
+from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InputError, choose, expect
 from diffusion_jax.processes.process import (
@@ -17,6 +19,7 @@ from diffusion_jax.processes.process import (
     Points,
     Process,
     are_counted,
+    has_arrays,
     levels_of,
     namespace,
 )
@@ -53,15 +56,16 @@ def make_grid(
       InputError: num_steps out of its range, an unknown spacing, a wrong list, or u_min out of its range.
     """
     expect("process", process, Process, "a Process, such as VP()")
+    process = _on_host(process)
     levels, (first, final) = levels_of(process), process.ends
     if u_min is not None:
         check_u_min(u_min, levels)
     if levels is not None and are_counted(levels):
-        last = process.at(np.array([final]))
+        last = process.at(np.array([float(final)]))
         visited = timesteps(num_steps, spacing, process.at(levels.astype(np.float64)).logsnr)
     else:
         u_min = _default_u_min(process) if u_min is None else u_min
-        last = process.at(first + (final - first) * np.array([u_min, 1.0]))
+        last = process.at(np.asarray(first + (final - first) * np.array([u_min, 1.0])))
         if num_steps is None and isinstance(spacing, str):
             num_steps = getattr(process, "num_timesteps", WHOLE_GRID)
         (start, end), (clean, noisy) = last.time.tolist(), last.logsnr.tolist()
@@ -73,6 +77,17 @@ def make_grid(
         np.append(points.std, 0.0),
         _prior_std_at(process, points, last),
     )
+
+
+def _on_host(process: Process) -> Process:
+    """Returns the process with its arrays in float64 on the host."""
+    if not has_arrays(process):
+        return process
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(process)):
+        raise InputError(
+            "the process is traced, and a grid is made on the host; make it outside of jit and grad"
+        )
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64)[()], process)
 
 
 def check_u_min(u_min: float, levels: object) -> None:
@@ -98,8 +113,8 @@ def _prior_std_at(process: Process, points: Points, last: Points) -> float:
     the point's own (Karras et al., 2022). Where it falls, x_t of data of the prior's size keeps that size.
     """
     if abs(points.log_signal[0] - last.log_signal[-1]) < SAME_SIGNAL:
-        return process.prior_std * float(points.std[0] / last.std[-1])
-    return process.prior_std
+        return float(process.prior_std) * float(points.std[0] / last.std[-1])
+    return float(process.prior_std)
 
 
 class Timesteps(NamedTuple):
@@ -178,11 +193,11 @@ def _karras(num_steps: int, steps: Timesteps) -> Times:
     return steps.times_of(-2 * 7 * np.log(np.linspace(first, last, num_steps)))[::-1]
 
 
-def times_of(wanted: Numbers, logsnr: Float[np.ndarray, " T"]) -> Numbers:
+def times_of(wanted: Numbers, logsnr: Float[np.ndarray | Array, " T"]) -> Numbers:
     """Returns the times at which log(signal^2 / std^2) takes these values; beyond its range, the nearest end."""
     xp = namespace(wanted)
     # log alpha_bar = -log(1 + exp(-logsnr)); np.interp wants it ascending, so time runs backwards.
-    log_alpha_bar = xp.asarray(-np.logaddexp(0, -logsnr[::-1]))
+    log_alpha_bar = xp.asarray(-namespace(logsnr).logaddexp(0, -logsnr[::-1]))
     times = xp.asarray(np.arange(len(logsnr))[::-1] * 1.0)
     return xp.interp(-xp.logaddexp(xp.zeros_like(wanted), -wanted), log_alpha_bar, times)
 

@@ -8,17 +8,19 @@ sigma^2 times the squared error of the score, is that of `simple`.
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.processes.sde import VE, check_ascending
+from diffusion_jax.processes.sde import STATIC, VE, check_ascending
 
 CHUNK = 1000  # Images whose distances from all others are in memory at once.
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class NCSN(VE):
     """A `Process` with `num_timesteps` noise levels, geometric from sigma_max to sigma_min, the last included.
@@ -35,7 +37,7 @@ class NCSN(VE):
       InputError: A number out of its range.
     """
 
-    num_timesteps: int = 100
+    num_timesteps: int = dataclasses.field(default=100, metadata=STATIC)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,6 +22,10 @@ SMALLEST = float(np.exp(-20.0))
 Numbers = TypeVar("Numbers", Float[Array, " b"], Float[np.ndarray, " b"])
 
 
+# A number that a process holds or says; an array of JAX where it is learned or traced.
+Scalar = float | Float[Array, ""]
+
+
 def namespace(values: object) -> ModuleType:
     """Returns jax.numpy for an array of JAX, traced or not, and NumPy for any other."""
     return jnp if isinstance(values, jax.Array) else np
@@ -56,6 +60,21 @@ class Point(NamedTuple):
     time: Float[Array, " b"]
     signal: Float[Array, " b"]
     std: Float[Array, " b"]
+
+    @property
+    def sigma(self) -> Array:
+        """std / signal, the noise of x_t / signal (Karras et al., 2022)."""
+        return self.std / self.signal
+
+    @property
+    def logsnr(self) -> Array:
+        """2 log(signal / std); infinite at the data."""
+        return 2 * (jnp.log(self.signal) - jnp.log(self.std))
+
+    @property
+    def scale(self) -> Array:
+        """sqrt(signal^2 + std^2), the size of x_t of data of size 1."""
+        return jnp.hypot(self.signal, self.std)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -119,7 +138,7 @@ def floored(time: Float[Array, " b"], signal: Float[Array, " b"], std: Float[Arr
     )
 
 
-def take(values: Float[np.ndarray, " n"], i: Int[Array, " b"]) -> Float[Array, " b"]:
+def take(values: Float[np.ndarray | Array, " n"], i: Int[Array, " b"]) -> Float[Array, " b"]:
     """Returns values[i], rounded to float32; NaN for an i below 0 or beyond the end."""
     outside = len(values)  # A negative index would count from the end.
     return jnp.take(jnp.asarray(values, jnp.float32), jnp.where(i < 0, outside, i), mode="fill")
@@ -131,7 +150,8 @@ class Process(Protocol):
 
     A process has one notion of time, that which its network is given; what it counts is the process's own choice.
     Its functions compute in float64 on the host for NumPy's arrays of float64, and in float32 for arrays of JAX,
-    traced or not.
+    traced or not. A process that is a pytree (`jax.tree_util.register_dataclass`) may hold arrays of JAX: it can be an
+    argument of a compiled program, and be differentiated by them.
 
     Attributes:
       prior_std: Standard deviation of the normal distribution that x becomes at the last time.
@@ -144,10 +164,10 @@ class Process(Protocol):
     """
 
     @property
-    def prior_std(self) -> float: ...
+    def prior_std(self) -> Scalar: ...
 
     @property
-    def ends(self) -> tuple[float, float]: ...
+    def ends(self) -> tuple[Scalar, Scalar]: ...
 
     @overload
     def at(self, time: Float[np.ndarray, " n"]) -> "Points": ...
@@ -164,6 +184,11 @@ class Process(Protocol):
     def rates(self, time: Numbers) -> Rates:
         """Returns the coefficients of the process's SDE at these times."""
         ...
+
+
+def has_arrays(process: Process) -> bool:
+    """Returns whether a process holds arrays of JAX, traced or not, such as the parameters of a learned schedule."""
+    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(process))
 
 
 def levels_of(process: Process) -> Real[np.ndarray, " T"] | None:

@@ -1,9 +1,7 @@
 """Variance schedules beta_t and all that follows from them (Ho et al., 2020, Sections 2 and 3.2).
 
-Row t of every array, t in {0, ..., T - 1}, is the paper's step t + 1: betas[0] is beta_1. Before
-the first step lies the clean image, whose alpha_bar is 1. Everything is computed in NumPy float64
-from log alpha_bar and rounded to float32 once, at the end: 1 - alpha_bar and its root, taken from a
-float32 alpha_bar, would lose half their digits at the first steps.
+Row t of every array, t in {0, ..., T - 1}, is the paper's step t + 1: betas[0] is beta_1. Before the first step lies
+the clean image, whose alpha_bar is 1. A `Schedule` holds log alpha_bar in float64, from which all else is computed.
 """
 
 import dataclasses
@@ -11,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,67 +25,104 @@ from diffusion_jax.processes.process import SMALLEST, Grid
 _MAX_ABS_LOGSNR = -2 * math.log(SMALLEST)
 
 Values = Float[np.ndarray | Array, " T"]
+Row = Float[np.ndarray, " T"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
-    """A variance schedule of T steps: a pytree of (T,) arrays, float32 unless said otherwise.
+    """A variance schedule of T steps: a pytree of (T,) arrays. `schedule_arrays` has all that follows from it.
+
+    Attributes:
+      log_alpha_bar: log of alpha_bar_t, the product of 1 - beta_s over s <= t; float64 on the host.
+      timesteps: The time that the network is given at step t; 0, ..., T - 1 unless respaced.
+    """
+
+    log_alpha_bar: Values
+    timesteps: Values
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number T of steps."""
+        return self.log_alpha_bar.shape[0]
+
+    def __repr__(self) -> str:
+        """Says T, and the first and the last alpha_bar where they are known."""
+        if not isinstance(self.log_alpha_bar, np.ndarray):
+            return f"Schedule(log_alpha_bar={self.log_alpha_bar!r}, ...)"
+        first, last = np.exp(self.log_alpha_bar[[0, -1]])
+        return f"Schedule({self.num_timesteps} steps, alpha_bar {first:g} to {last:g})"
+
+
+class ScheduleArrays(NamedTuple):
+    """The arrays of Ho et al. (2020); (T,) each, float64 on the host.
+
+    If T = 1 there is no second step, and both log variances that take its place are log beta of the only one.
 
     Attributes:
       betas: beta_t, the variance of the noise that step t adds, in (0, 1].
       log_betas: log beta_t at every step, the first included: the upper end of learned variances.
       alphas: alpha_t = 1 - beta_t.
-      log_alpha_bar: log of alpha_bar, float64 on the host, so that `respace` loses nothing.
       alpha_bar: Product of alpha_s over s <= t.
       alpha_bar_prev: alpha_bar of step t - 1; 1 at t = 0.
       sqrt_alpha_bar: Scale of x_0 in x_t.
       sqrt_one_minus_alpha_bar: Standard deviation of the noise in x_t.
       sqrt_recip_alpha_bar: sqrt(1 / alpha_bar).
       sqrt_recipm1_alpha_bar: sqrt(1 / alpha_bar - 1).
-      posterior_mean_coef_x0: Coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0), Eq. 7; 1 at t
-        = 0.
+      posterior_mean_coef_x0: Coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0), Eq. 7; 1 at t = 0.
       posterior_mean_coef_xt: Coefficient of x_t there; 0 at t = 0.
       posterior_variance: Variance beta_tilde_t of q(x_{t-1} | x_t, x_0), Eq. 7; 0 at t = 0.
       posterior_log_variance_clipped: Its log; the first entry, log 0, is replaced by the second.
-      fixed_large_log_variance: log beta_t; the first entry is replaced by the second step's log
-        beta_tilde.
+      fixed_large_log_variance: log beta_t; the first entry is replaced by the second step's log beta_tilde.
       logsnr: log(alpha_bar / (1 - alpha_bar)), limited to [-40, 40].
-      timesteps: The time that the network is given at step t; 0, ..., T - 1 unless respaced.
-
-    If T = 1 there is no second step, and both log variances are log beta of the only one.
     """
 
-    betas: Values
-    log_betas: Values
-    alphas: Values
-    log_alpha_bar: Values
-    alpha_bar: Values
-    alpha_bar_prev: Values
-    sqrt_alpha_bar: Values
-    sqrt_one_minus_alpha_bar: Values
-    sqrt_recip_alpha_bar: Values
-    sqrt_recipm1_alpha_bar: Values
-    posterior_mean_coef_x0: Values
-    posterior_mean_coef_xt: Values
-    posterior_variance: Values
-    posterior_log_variance_clipped: Values
-    fixed_large_log_variance: Values
-    logsnr: Values
-    timesteps: Values
+    betas: Row
+    log_betas: Row
+    alphas: Row
+    alpha_bar: Row
+    alpha_bar_prev: Row
+    sqrt_alpha_bar: Row
+    sqrt_one_minus_alpha_bar: Row
+    sqrt_recip_alpha_bar: Row
+    sqrt_recipm1_alpha_bar: Row
+    posterior_mean_coef_x0: Row
+    posterior_mean_coef_xt: Row
+    posterior_variance: Row
+    posterior_log_variance_clipped: Row
+    fixed_large_log_variance: Row
+    logsnr: Row
 
-    @property
-    def num_timesteps(self) -> int:
-        """Number T of steps."""
-        return self.betas.shape[0]
 
-    def __repr__(self) -> str:
-        """Says T, and the first and the last beta where they are known."""
-        if not isinstance(self.betas, np.ndarray):
-            return f"Schedule(betas={self.betas!r}, ...)"
-        return (
-            f"Schedule({self.num_timesteps} steps, betas {self.betas[0]:g} to {self.betas[-1]:g})"
-        )
+def schedule_arrays(schedule: Schedule) -> ScheduleArrays:
+    """Returns the paper's arrays, from log alpha_bar in float64. Not of a traced schedule.
+
+    1 - alpha_bar and its root, taken from a float32 alpha_bar, would lose half their digits at the first steps.
+    """
+    log_alpha_bar = np.asarray(schedule.log_alpha_bar, np.float64)
+    from_noise = np.concatenate([[0.0], log_alpha_bar])[::-1]
+    chain = steps(Grid(from_noise, from_noise / 2, np.sqrt(-np.expm1(from_noise)), prior_std=1.0))
+    between = Steps(*(values[::-1] for values in chain))
+    log_beta_tilde, log_betas = chain.posterior_log_variance_clipped[::-1], between.log_variance
+    logsnr = _logsnr(log_alpha_bar)
+    alpha_bar = 1 / (1 + np.exp(-logsnr))
+    return ScheduleArrays(
+        betas=between.variance,
+        log_betas=log_betas,
+        alphas=np.square(between.signal),
+        alpha_bar=alpha_bar,
+        alpha_bar_prev=np.concatenate([[1.0], alpha_bar[:-1]]),
+        sqrt_alpha_bar=np.sqrt(alpha_bar),
+        sqrt_one_minus_alpha_bar=1 / np.sqrt(1 + np.exp(logsnr)),
+        sqrt_recip_alpha_bar=np.sqrt(1 + np.exp(-logsnr)),
+        sqrt_recipm1_alpha_bar=np.exp(-logsnr / 2),
+        posterior_mean_coef_x0=between.coef_x0,
+        posterior_mean_coef_xt=between.coef_xt,
+        posterior_variance=between.posterior_variance,
+        posterior_log_variance_clipped=log_beta_tilde,
+        fixed_large_log_variance=np.concatenate([log_beta_tilde[:1], log_betas[1:]]),
+        logsnr=logsnr,
+    )
 
 
 def make_schedule(
@@ -160,7 +196,7 @@ def schedule_from_betas(betas: Sequence[float] | Float[np.ndarray, " T"]) -> Sch
 
 
 def _of_betas(betas: Float[np.ndarray, " T"]) -> Schedule:
-    return _from_log_alpha_bar(_log_alpha_bar(betas), np.arange(len(betas)))
+    return Schedule(_log_alpha_bar(betas), np.arange(len(betas), dtype=np.float32))
 
 
 def _log_alpha_bar(betas: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
@@ -188,44 +224,13 @@ def respace(
     log_alpha_bar = np.asarray(schedule.log_alpha_bar, np.float64)
     times = timesteps(num_steps, spacing, _logsnr(log_alpha_bar))
     rows = np.arange(schedule.num_timesteps)
-    return _from_log_alpha_bar(
-        np.interp(times, rows, log_alpha_bar), np.interp(times, rows, schedule.timesteps)
-    )
+    timesteps_kept = np.interp(times, rows, schedule.timesteps).astype(np.float32)
+    return Schedule(np.interp(times, rows, log_alpha_bar), timesteps_kept)
 
 
 def _logsnr(log_alpha_bar: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
     logsnr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
     return np.clip(logsnr, -_MAX_ABS_LOGSNR, _MAX_ABS_LOGSNR)
-
-
-def _from_log_alpha_bar(log_alpha_bar: Float[np.ndarray, " T"], timesteps: np.ndarray) -> Schedule:
-    """Derives every array, in float64, from a finite and strictly decreasing log alpha_bar."""
-    from_noise = np.concatenate([[0.0], log_alpha_bar])[::-1]
-    chain = steps(Grid(from_noise, from_noise / 2, np.sqrt(-np.expm1(from_noise)), prior_std=1.0))
-    between = Steps(*(values[::-1] for values in chain))
-    log_beta_tilde, log_betas = chain.posterior_log_variance_clipped[::-1], between.log_variance
-    logsnr = _logsnr(log_alpha_bar)
-    alpha_bar = 1 / (1 + np.exp(-logsnr))
-    arrays = dict(
-        betas=between.variance,
-        log_betas=log_betas,
-        alphas=np.square(between.signal),
-        alpha_bar=alpha_bar,
-        alpha_bar_prev=np.concatenate([[1.0], alpha_bar[:-1]]),
-        sqrt_alpha_bar=np.sqrt(alpha_bar),
-        sqrt_one_minus_alpha_bar=1 / np.sqrt(1 + np.exp(logsnr)),
-        sqrt_recip_alpha_bar=np.sqrt(1 + np.exp(-logsnr)),
-        sqrt_recipm1_alpha_bar=np.exp(-logsnr / 2),
-        posterior_mean_coef_x0=between.coef_x0,
-        posterior_mean_coef_xt=between.coef_xt,
-        posterior_variance=between.posterior_variance,
-        posterior_log_variance_clipped=log_beta_tilde,
-        fixed_large_log_variance=np.concatenate([log_beta_tilde[:1], log_betas[1:]]),
-        logsnr=logsnr,
-        timesteps=timesteps,
-    )
-    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return Schedule(log_alpha_bar=log_alpha_bar, **arrays)
 
 
 def _is_count(value: object) -> bool:

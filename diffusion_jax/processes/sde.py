@@ -11,8 +11,10 @@ u is 0 the score of the data is not defined or not learned: a grid and training 
 
 import abc
 import dataclasses
+from numbers import Real as RealNumber
 from typing import overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
@@ -23,7 +25,9 @@ from diffusion_jax.processes.process import (
     Point,
     Points,
     Rates,
+    Scalar,
     floored,
+    has_arrays,
     namespace,
     on_host,
 )
@@ -32,6 +36,7 @@ LAST_TIME = 999.0  # Of VP and sub-VP: their networks are given what DDPM's of 1
 LARGEST_LOGSNR = (
     1000.0  # For the data's own, which is infinite; no process in float64 has as much elsewhere.
 )
+STATIC = {"static": True}  # Of a field that is no leaf of the pytree.
 ROUNDING = 1e-6  # Of u in float32: beyond the ends by no more is at the end.
 
 
@@ -48,7 +53,7 @@ class ContinuousProcess(abc.ABC):
       InputError: A number out of its range.
     """
 
-    num_timesteps: int = 1000
+    num_timesteps: int = dataclasses.field(default=1000, metadata=STATIC)
 
     def __post_init__(self) -> None:
         if self.num_timesteps < 1:
@@ -56,12 +61,12 @@ class ContinuousProcess(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def prior_std(self) -> float:
+    def prior_std(self) -> Scalar:
         """Standard deviation of the normal distribution that sampling starts from."""
 
     @property
     @abc.abstractmethod
-    def ends(self) -> tuple[float, float]:
+    def ends(self) -> tuple[Scalar, Scalar]:
         """The times of u = 0 and of u = 1."""
 
     @abc.abstractmethod
@@ -100,8 +105,15 @@ class ContinuousProcess(abc.ABC):
     def times_of(self, logsnr: Numbers) -> Numbers:
         """Returns the times at which 2 log(signal / std) takes these values; beyond u in [0, 1], the nearest end."""
         xp = namespace(logsnr)
-        noisiest = float(self.at(np.array([self.ends[1]])).logsnr[0])
+        noisiest = self._noisiest()
         return self._time(xp.clip(self.u_of(xp.clip(logsnr, noisiest, LARGEST_LOGSNR)), 0, 1))
+
+    def _noisiest(self) -> Scalar:
+        """2 log(signal / std) at u = 1."""
+        if not has_arrays(self):
+            return float(self.at(np.array([self.ends[1]])).logsnr[0])
+        u = jnp.ones(1)
+        return 2 * (self.log_signal(u) - jnp.log(self.std(u)))[0]
 
     def rates(self, time: Numbers) -> Rates:
         """Returns the coefficients of the SDE by the process's own time."""
@@ -111,7 +123,7 @@ class ContinuousProcess(abc.ABC):
 
     def _time(self, u: Numbers) -> Numbers:
         first, last = self.ends
-        return first + (last - first) * u
+        return first + (last - first) * u  # pyright: ignore[reportReturnType]
 
     def _u(self, time: Numbers) -> Numbers:
         first, last = self.ends
@@ -127,29 +139,29 @@ class _OfBeta(ContinuousProcess):
       beta_max: beta(1), larger.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: Scalar = 0.1
+    beta_max: Scalar = 20.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ascending("beta", self.beta_min, self.beta_max)
 
     @property
-    def prior_std(self) -> float:
+    def prior_std(self) -> Scalar:
         """1, in which std ends but for the square of the last signal."""
         return 1.0
 
     @property
-    def ends(self) -> tuple[float, float]:
+    def ends(self) -> tuple[Scalar, Scalar]:
         """0 and 999."""
         return 0.0, LAST_TIME
 
     def log_signal(self, u: Numbers) -> Numbers:
         """Returns -B / 2."""
-        return -(self.beta_min * u + (self.beta_max - self.beta_min) * u * u / 2) / 2
+        return -(self.beta_min * u + (self.beta_max - self.beta_min) * u * u / 2) / 2  # pyright: ignore[reportReturnType]
 
     def _beta(self, u: Numbers) -> Numbers:
-        return self.beta_min + (self.beta_max - self.beta_min) * u
+        return self.beta_min + (self.beta_max - self.beta_min) * u  # pyright: ignore[reportReturnType]
 
     def _u_of_integral(self, integral: Numbers) -> Numbers:
         """Returns the u of a B: the root of a square equation, in the form without cancellation."""
@@ -158,6 +170,7 @@ class _OfBeta(ContinuousProcess):
         return 2 * integral / (self.beta_min + root)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class VP(_OfBeta):
     """The variance-preserving SDE, dx = -beta x / 2 du + beta^(1/2) dw (Eq. 11): DDPM's chain for many steps.
@@ -180,6 +193,7 @@ class VP(_OfBeta):
         return self._u_of_integral(namespace(logsnr).logaddexp(0 * logsnr, -logsnr))
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class SubVP(_OfBeta):
     """The sub-VP SDE, dx = -beta x / 2 du + (beta (1 - exp(-2 B)))^(1/2) dw (Eq. 12): VP's signal, less noise."""
@@ -199,6 +213,7 @@ class SubVP(_OfBeta):
         return self._u_of_integral(2 * xp.arcsinh(xp.exp(-logsnr / 2) / 2))
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class VE(ContinuousProcess):
     """The variance-exploding SDE, dx = (d sigma^2 / du)^(1/2) dw (Eq. 9), sigma = sigma_min (sigma_max / sigma_min)^u.
@@ -211,22 +226,22 @@ class VE(ContinuousProcess):
       sigma_max: sigma of u = 1, larger; about the largest distance between two images.
     """
 
-    sigma_min: float = 0.02
-    sigma_max: float = 100.0
+    sigma_min: Scalar = 0.02
+    sigma_max: Scalar = 100.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ascending("sigma", self.sigma_min, self.sigma_max)
 
     @property
-    def prior_std(self) -> float:
+    def prior_std(self) -> Scalar:
         """sigma_max."""
         return self.sigma_max
 
     @property
-    def ends(self) -> tuple[float, float]:
+    def ends(self) -> tuple[Scalar, Scalar]:
         """log sigma_min and log sigma_max."""
-        return float(np.log(self.sigma_min)), float(np.log(self.sigma_max))
+        return _log(self.sigma_min), _log(self.sigma_max)
 
     def log_signal(self, u: Numbers) -> Numbers:
         """Returns 0."""
@@ -246,9 +261,17 @@ class VE(ContinuousProcess):
         return self._u(-logsnr / 2)
 
 
-def check_ascending(name: str, smallest: float, largest: float) -> None:
-    """Refuses two limits, NAME_min and NAME_max, that are not positive, finite and in order, by an InputError."""
-    if not 0 < smallest < largest < np.inf:
+def _log(value: Scalar) -> Scalar:
+    return jnp.log(value) if isinstance(value, jax.Array) else float(np.log(value))
+
+
+def check_ascending(name: str, smallest: Scalar, largest: Scalar) -> None:
+    """Refuses two numbers, NAME_min and NAME_max, that are not positive, finite and in order, by an InputError.
+
+    Arrays of JAX pass, which may be traced: who learns them keeps them in order.
+    """
+    both = isinstance(smallest, RealNumber) and isinstance(largest, RealNumber)
+    if both and not 0 < smallest < largest < np.inf:
         raise InputError(
             f"{name}_min is {smallest!r} and {name}_max is {largest!r}; they must be positive, the first the smaller"
         )

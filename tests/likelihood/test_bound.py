@@ -19,7 +19,7 @@ from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point
-from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
 
 T = 12
 SCHEDULE = make_schedule("linear", T, 0.01, 0.6)
@@ -62,7 +62,7 @@ def minus_log_ratio_of_chains(rng, x0, times, variance: str, n: int) -> np.ndarr
     In float64, step by step: forward with q(x_t | x_s), backward with p(x_s | x_t) as Ho et al. write it, in terms of
     betas, and the probability of x_0's level as a difference of two values of Phi.
     """
-    alpha_bar = np.cumprod(1 - SCHEDULE.betas.astype(float))[times]
+    alpha_bar = np.cumprod(1 - schedule_arrays(SCHEDULE).betas.astype(float))[times]
     before = np.append(1.0, alpha_bar[:-1])
     beta = 1 - alpha_bar / before
     beta_tilde = beta * (1 - before) / (1 - alpha_bar)
@@ -174,7 +174,7 @@ def test_errors_of_x0_and_eps_are_those_of_the_denoiser_at_each_point():
     result = bound(x0, keys_of(n))
     z = np.random.default_rng(0).normal(size=n)
     for i, t in enumerate(range(T - 1, -1, -1)):
-        alpha_bar = np.cumprod(1 - SCHEDULE.betas.astype(float))[t]
+        alpha_bar = np.cumprod(1 - schedule_arrays(SCHEDULE).betas.astype(float))[t]
         x_t = np.sqrt(alpha_bar) * LEVELS[160] + np.sqrt(1 - alpha_bar) * z
         error = (LEVELS[160] - some_x0_hat(x_t, t)) ** 2
         for simulated, measured in (

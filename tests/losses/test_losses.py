@@ -9,11 +9,11 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.losses import OBJECTIVES, Draws, loss_function, simple_loss
 from diffusion_jax.losses.times import training_time
 from diffusion_jax.processes.ddpm import DDPM
-from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
 
 SCHEDULE = make_schedule("linear", 100)
 PROCESS = DDPM(SCHEDULE)
-ALPHA_BAR = np.cumprod(1 - SCHEDULE.betas.astype(float))
+ALPHA_BAR = np.cumprod(1 - schedule_arrays(SCHEDULE).betas.astype(float))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])

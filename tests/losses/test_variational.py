@@ -18,7 +18,7 @@ from diffusion_jax.losses.times import importance
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.reverse import VARIANCES
-from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
 
 T = 12
 SCHEDULE = make_schedule("linear", T, 0.01, 0.6)
@@ -122,7 +122,7 @@ def drawn_losses(objective: Objective, aux: Any, x0: jax.Array, seed: int) -> tu
 
 def test_with_the_posteriors_variance_it_is_the_papers_weighted_error_of_eps() -> None:
     """Ho et al. (2020), Eq. 12, in float64; beta^2 / (2 sigma^2 alpha (1 - alpha_bar)) |eps - eps_hat|^2."""
-    beta = SCHEDULE.betas.astype(float)
+    beta = schedule_arrays(SCHEDULE).betas.astype(float)
     alpha_bar = np.cumprod(1 - beta)
     beta_tilde = beta[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])
     weight = beta[1:] ** 2 / (2 * beta_tilde * (1 - beta[1:]) * (1 - alpha_bar[1:]))
@@ -284,7 +284,9 @@ def test_the_network_is_given_x_t_time_labels_and_dropout_keys(name: str) -> Non
     assert seen["params"] == "params" and seen["labels"] is labels and seen["keys"] is keys
     # u = 0 is step 1 and the last u below 1 step T; a time is a step less 1.
     np.testing.assert_array_equal(time, [0, T - 1])
-    alpha_bar = np.cumprod(1 - SCHEDULE.betas.astype(float))[[0, -1]].reshape(2, 1, 1, 1)
+    alpha_bar = np.cumprod(1 - schedule_arrays(SCHEDULE).betas.astype(float))[[0, -1]].reshape(
+        2, 1, 1, 1
+    )
     expected = np.sqrt(alpha_bar) * np.asarray(x0) + np.sqrt(1 - alpha_bar) * 0.5
     np.testing.assert_allclose(x_t, expected, rtol=1e-5)
 

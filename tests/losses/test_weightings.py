@@ -25,13 +25,13 @@ from diffusion_jax.losses.weightings import min_snr, p2
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import SMALLEST, Point, Process
-from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
 from diffusion_jax.processes.sde import VE, VP, SubVP
 
 T = 100
 SCHEDULE = make_schedule("linear", T)
 PROCESS = DDPM(SCHEDULE)
-BETA = SCHEDULE.betas.astype(float)
+BETA = schedule_arrays(SCHEDULE).betas.astype(float)
 ALPHA_BAR = np.cumprod(1 - BETA)
 TIMES = np.array([0, 20, 45, 99])
 

@@ -9,7 +9,7 @@ from diffusion_jax.processes import gaussian
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Point
-from diffusion_jax.processes.schedules import SCHEDULES, make_schedule
+from diffusion_jax.processes.schedules import SCHEDULES, make_schedule, schedule_arrays
 
 SCHEDULE = make_schedule("linear", 60, 1e-3, 0.2)
 PROCESS = DDPM(SCHEDULE)
@@ -29,7 +29,7 @@ def test_q_sample_has_the_moments_of_the_iterated_kernel(compiled, name):
     std = q_sample(point, zeros, ones)[:, 0, 0, 0]
 
     mean, variance = 1.0, 0.0
-    for step, beta in enumerate(schedule.betas.astype(float)):
+    for step, beta in enumerate(schedule_arrays(schedule).betas.astype(float)):
         mean, variance = np.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
         # jsd ends at 0, kept at 2e-9. The betas are read in float32: 60 relative errors of 6e-8 add
         # up, times 1 / (1 - beta) = 1e3 for cosine.
@@ -40,7 +40,7 @@ def test_q_sample_has_the_moments_of_the_iterated_kernel(compiled, name):
 def test_q_sample_agrees_with_simulating_the_chain(rng):
     n, steps = 40_000, 10
     x = np.full(n, 0.8)
-    for beta in SCHEDULE.betas[:steps].astype(float):
+    for beta in schedule_arrays(SCHEDULE).betas[:steps].astype(float):
         x = np.sqrt(1 - beta) * x + np.sqrt(beta) * rng.normal(size=n)
     point = PROCESS.at(jnp.full((n,), steps - 1))
     direct = gaussian.q_sample(point, jnp.full((n, 1), 0.8), images(rng, n, 1))
@@ -52,7 +52,7 @@ def test_q_sample_agrees_with_simulating_the_chain(rng):
 @pytest.mark.parametrize("t", [1, 2, 20, 59])
 def test_q_posterior_is_bayes_rule_on_a_grid(compiled, t):
     x0, x_t = 0.4, -0.3
-    betas = SCHEDULE.betas.astype(float)
+    betas = schedule_arrays(SCHEDULE).betas.astype(float)
     prior_mean, prior_variance = x0, 0.0
     for beta in betas[:t]:
         prior_mean, prior_variance = (
@@ -115,7 +115,7 @@ def test_conversions_between_eps_x0_and_v_are_inverse(compiled, rng, shape, poin
 def test_v_is_the_derivative_of_x_t_along_the_angle(rng):
     # Salimans & Ho (2022): x_phi = cos(phi) x0 + sin(phi) eps and v = dx/dphi.
     t, x0, eps = 30, rng.normal(size=7), rng.normal(size=7)
-    phi = np.arccos(np.sqrt(np.prod(1 - SCHEDULE.betas[: t + 1].astype(float))))
+    phi = np.arccos(np.sqrt(np.prod(1 - schedule_arrays(SCHEDULE).betas[: t + 1].astype(float))))
     x = [np.cos(angle) * x0 + np.sin(angle) * eps for angle in (phi - 1e-6, phi + 1e-6)]
     v = gaussian.v_from_x0_eps(
         PROCESS.at(jnp.array([t])),
@@ -131,7 +131,8 @@ def test_score_is_the_gradient_of_the_log_density(compiled, rng):
     point, x0, eps = PROCESS.at(jnp.array([3, 30])), images(rng, 2, 5), images(rng, 2, 5)
     x_t = gaussian.q_sample(point, x0, eps)
     alpha_bar = jnp.asarray(
-        np.cumprod(1 - SCHEDULE.betas.astype(float))[np.array([3, 30])], jnp.float32
+        np.cumprod(1 - schedule_arrays(SCHEDULE).betas.astype(float))[np.array([3, 30])],
+        jnp.float32,
     )
 
     def log_density(x):

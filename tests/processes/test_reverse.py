@@ -12,12 +12,12 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.reverse import VARIANCES, p_posterior, posterior_kl, prior_kl
-from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
 
 T = 50
 SCHEDULE = make_schedule("linear", T)
 PROCESS = DDPM(SCHEDULE)
-BETA = SCHEDULE.betas.astype(float)
+BETA = schedule_arrays(SCHEDULE).betas.astype(float)
 ALPHA_BAR = np.cumprod(1 - BETA)
 
 

@@ -16,7 +16,7 @@ from diffusion_jax.keys import stream
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid
-from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
 from diffusion_jax.samplers import (
     Sampler,
     SampleResult,
@@ -64,7 +64,7 @@ def exact_chain(alpha_bar: np.ndarray, variance: str) -> tuple[np.ndarray, np.nd
 
 
 def draw(process: DDPM, num_steps: int, keys: jax.Array, variance: str) -> np.ndarray:
-    alpha_bar = np.cumprod(1 - process.schedule.betas.astype(float))
+    alpha_bar = np.cumprod(1 - schedule_arrays(process.schedule).betas.astype(float))
     tables = optimal_slope(alpha_bar), np.sqrt(alpha_bar)[:, None] * MEAN
     tables = jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), tables)
     denoise = make_denoiser(process, "eps", optimal_eps, tables)
@@ -92,7 +92,7 @@ def test_gaussian_data_are_sampled_with_their_mean_and_covariance(
     samples = draw(process, num_steps, image_keys(0, jnp.arange(n)), variance)
 
     kept = np.rint(np.linspace(0, num_timesteps - 1, num_steps)).astype(int)
-    betas = process.schedule.betas.astype(float)
+    betas = schedule_arrays(process.schedule).betas.astype(float)
     mean, covariance = exact_chain(np.cumprod(1 - betas)[kept], variance)
     # Five standard errors of a sample mean and of a sample covariance of normal data.
     np.testing.assert_allclose(samples.mean(0), mean, atol=5 * np.sqrt(covariance.max() / n))
@@ -182,7 +182,7 @@ def reference_path(clip: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """x_t and x0_hat of one image at every moment, in NumPy from the same random numbers."""
     key = jax.random.fold_in(stream(5, "sample"), 2)
     kernel_denoise = denoiser(clip=False)
-    betas = SCHEDULE.betas.astype(float)
+    betas = schedule_arrays(SCHEDULE).betas.astype(float)
     alpha_bar = np.cumprod(1 - betas)
     x = np.asarray(jax.random.normal(jax.random.fold_in(key, 0), SHAPE), np.float64)
     path, predicted = [], []

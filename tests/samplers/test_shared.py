@@ -15,7 +15,7 @@ from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0, per_image
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point
-from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
 from diffusion_jax.samplers import (
     Shared,
     ancestral,
@@ -69,7 +69,7 @@ def chain_variance(alpha_bar: np.ndarray) -> float:
 )
 def test_samples_from_one_x_t_have_the_mean_and_variance_of_x0_given_x_t(t, discretisation):
     x_t, x0_hat, samples = map(np.asarray, draw(nearest_point(SAMPLER.grid, t)))
-    alpha_bar = np.cumprod(1 - PROCESS.schedule.betas.astype(float)[: t + 1])
+    alpha_bar = np.cumprod(1 - schedule_arrays(PROCESS.schedule).betas.astype(float)[: t + 1])
     # Bayes' rule: precisions add up.
     a = alpha_bar[-1]
     exact = 1 / (1 / STD**2 + a / (1 - a))
