@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.experiment.checks import accepted
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.samplers import SAMPLERS, Sampler
@@ -46,9 +45,8 @@ SOLVERS = {
 
 def make_sampler(process: Process, name: str, steps: int, spacing: str) -> Sampler:
     """Returns a solver, with fixed_small if it is ancestral, and the defaults of its other options."""
-    options = {"process": process, "variance": "fixed_small"}
-    make = SAMPLERS[name]
-    return make(grid_of(process, steps, spacing), **accepted(make, options))
+    grid = grid_of(process, steps, spacing)
+    return SAMPLERS[name].given(grid=grid, process=process, variance="fixed_small")
 
 
 def grid_of(process: Process, steps: int, spacing: str) -> Grid:

@@ -24,12 +24,11 @@ import report
 from jaxtyping import Float
 from mixture_data import COVARIANCE, MEAN, flow, ks_distance, make_sampler, optimal
 
-from diffusion_jax.experiment.checks import FITTING
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.samplers import DEFAULT_STEPS, SAMPLERS, first_noise, image_keys, sample_loop
+from diffusion_jax.samplers import SAMPLERS, first_noise, image_keys, sample_loop
 
 PROCESS = DDPM(make_schedule("linear", 1000))
 SAMPLES = 20_000
@@ -59,9 +58,7 @@ class Run(NamedTuple):
 
 # Those that fit the chain; those that choose their steps themselves have no error by the number of steps.
 GIVEN_STEPS = [
-    name
-    for name in SAMPLERS
-    if name not in DEFAULT_STEPS and "ddpm" in FITTING.get(name, ("ddpm",))
+    name for name in SAMPLERS if SAMPLERS[name].num_steps is None and not SAMPLERS[name].processes
 ]
 RUNS = {
     "ancestral": Run({"variance": "fixed_small"}, "quadratic", 1, noisy=True),

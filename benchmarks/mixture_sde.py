@@ -55,7 +55,7 @@ def distance(name: str, process: Process, num_steps: int) -> tuple[float, int | 
     )
     options: dict[str, Any] = {"variance": "fixed_small"} if name == "ancestral" else {}
     if name == "langevin":
-        options = {"langevin_steps": 20}
+        options = {"num_moves": 20}
     sampler, stop = make_sampler(name, process, grid, options), grid.num_steps - 1
 
     @jax.jit

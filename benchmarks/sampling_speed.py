@@ -43,7 +43,7 @@ def measure(arguments: argparse.Namespace, changes: list[tuple[str, str]], dtype
     draw = make_batch_sampler(
         sampling.make_draw(run), mesh, arguments.batch_size, num_classes=config.model.num_classes
     )
-    settings, seconds = sampling.settings(config), []
+    settings, seconds = sampling.traced_options(config), []
     for batch in range(1 + arguments.repeats):
         indices = batch * arguments.batch_size + np.arange(arguments.batch_size)
         started = time.perf_counter()

@@ -23,7 +23,6 @@ from typing import Any, NoReturn
 
 from diffusion_jax.commands.answers import show_warning, tell
 from diffusion_jax.commands.signals import handled
-from diffusion_jax.config import FIELDS, reference
 from diffusion_jax.errors import InputError, nearest, reason, shortened
 from diffusion_jax.lifecycle import ownership, stopping
 from diffusion_jax.options.kinds import Text
@@ -53,6 +52,8 @@ class _Parser(argparse.ArgumentParser):
         flag = message.rpartition(" --")[2].partition("=")[0]
         if "unrecognized arguments: --" not in message:
             return ""
+        from diffusion_jax.config import FIELDS  # It loads JAX, as all components do.
+
         if flag in FIELDS:
             return f"; did you mean --config.{flag}?"
         known = [name.removeprefix("--") for name in self._option_string_actions]
@@ -65,7 +66,12 @@ class _Help(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any
     ) -> None:
-        print(parser.format_help().rstrip() if values is None else reference.help_text(values))
+        if values is None:
+            print(parser.format_help().rstrip())
+        else:
+            from diffusion_jax.config import reference  # It loads JAX, as all components do.
+
+            print(reference.help_text(values))
         sys.stdout.flush()
         parser.exit()
 

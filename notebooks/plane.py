@@ -26,7 +26,7 @@ import diffusion_jax as dj
 from diffusion_jax.keys import indexed, stream
 from diffusion_jax.likelihood.divergence import exact_divergence
 from diffusion_jax.losses import TIMES, WEIGHTINGS
-from diffusion_jax.samplers import pc
+from diffusion_jax.samplers import predictor_corrector
 from diffusion_jax.training.step import make_multi_step
 from diffusion_jax.processes.grid import make_grid
 
@@ -156,7 +156,7 @@ def draw(process: dj.Process, model: dj.Model, params: Any, num_points: int, see
     @jax.jit
     def points(params: Any, keys: jax.Array) -> jax.Array:
         denoise = dj.make_denoiser(process, "v", model.apply, params)
-        sampler = pc(make_grid(process, 200), process)
+        sampler = predictor_corrector(make_grid(process, 200), process)
         return dj.sample_loop(denoise, sampler, keys, (1, 1, 2)).images
 
     keys = indexed(stream(seed, "sample"), jnp.arange(num_points))

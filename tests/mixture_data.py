@@ -8,7 +8,6 @@ that x_t came from component k, of mean m_k and variance v_k,
     E[eps | x_t] = sum_k r_k std / c_k (x_t - signal m_k).
 """
 
-from inspect import signature
 from typing import Any
 
 import jax
@@ -63,8 +62,7 @@ def expected(x, signal, std, xp=np):
 
 def make_sampler(name: str, process: Process, grid: Grid, options: dict[str, Any]) -> Sampler:
     """The sampler of that name, given the process if it takes one."""
-    given = {"process": process} if "process" in signature(SAMPLERS[name]).parameters else {}
-    return SAMPLERS[name](grid, **given, **options)
+    return SAMPLERS[name].given(grid=grid, process=process, **options)
 
 
 def flow(grid: Grid, x: np.ndarray, start: int, stop: int, *, num_steps: int = 1000) -> np.ndarray:

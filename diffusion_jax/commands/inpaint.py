@@ -50,7 +50,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     known = load_mask(fields.mask, run.image_shape) if fields.keep == "mask" else None
     merge = editing.make_merge(config, run.image_shape, known)
     inputs = load_inputs(run)
-    sampler, settings = sampling.make_sampler(run), sampling.settings(config)
+    sampler, settings = sampling.make_sampler(run), sampling.traced_options(config)
     options = editing.inpaint_options(config, sampler)
     if fields.start_t is not None:
         check_temperature(config, options["start"] == 0, f"edit.start_t={fields.start_t:g}")

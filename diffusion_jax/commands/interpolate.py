@@ -198,7 +198,7 @@ def _between(inputs: Inputs, columns: int) -> tuple[_Rows, Float32[np.ndarray, "
 
 def _mixed_at(task: _Task, points: list[int]) -> list[Batches]:
     """Draws the images of all rows at each point, by one program; returns where they are."""
-    run, settings = task.run, sampling.settings(task.run.config)
+    run, settings = task.run, sampling.traced_options(task.run.config)
     program = map_batches(
         editing.make_interpolate(run), task.mesh, task.batch_size, out_axes=(0, 0)
     )
@@ -221,7 +221,7 @@ def _latents(task: _Task) -> tuple[Batches, list[int]]:
       Where they are, and the evaluations of each encoding by an adaptive sampler, none by another.
     """
     run, inputs, total = task.run, task.inputs, len(task.inputs.images)
-    whole = run.params, sampling.settings(run.config)
+    whole = run.params, sampling.traced_options(run.config)
     encode = map_batches(editing.make_encode(run), task.mesh, task.batch_size, out_axes=(0, 0))
     decode = map_batches(editing.make_decode(run), task.mesh, task.batch_size, out_axes=(0, 0, 0))
 

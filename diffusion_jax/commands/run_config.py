@@ -132,7 +132,7 @@ def passed_over(
     told = {
         name
         for name, field in config_lib.FIELDS.items()
-        if field.changeable != "resume" or config_lib.group_of(name) not in ("train", "data")
+        if field.changeable != "on_resume" or config_lib.group_of(name) not in ("train", "data")
     } - {name for name, _ in assignments}
     told -= config_lib.left_open(file)
     names = [name for name in config_lib.differing(file, config) if name in told]

@@ -41,7 +41,7 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     folder = workdir / "samples" / job.job_name(config, run.step, run.digest, num_images=num_images)
     own(folder, "sample")
     files = ImageFiles(folder, num_images, run.image_shape)
-    sampler, settings = sampling.make_sampler(run), sampling.settings(config)
+    sampler, settings = sampling.make_sampler(run), sampling.traced_options(config)
 
     finished = files.finished()
     bar = ImagesBar(num_images, sampler.grid.num_steps, batch_size, finished=len(finished))

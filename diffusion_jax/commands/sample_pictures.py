@@ -55,7 +55,7 @@ def draw_progressive(
         num_classes=num_classes,
         with_frames=True,
     )
-    samples = draw(run.params, sampling.settings(run.config), np.arange(count), fields.labels)
+    samples = draw(run.params, sampling.traced_options(run.config), np.arange(count), fields.labels)
     sampling.check_finished(run.config, run.params, samples.finite, samples.solve)
     if jax.process_index() != 0:
         return
@@ -81,7 +81,7 @@ def draw_shared(
     points = sorted({nearest_point(sampler.grid, t) for t in fields.shared_t})
     times = sampler.grid.time[points]
     warn_of_times(sampler.grid, fields.shared_t, points, "sample.shared_t")
-    settings = sampling.settings(run.config)
+    settings = sampling.traced_options(run.config)
     if distributed.first_decides("whether to draw", lambda: not _has_shared(folder, times)):
         count = min(SHARED_IMAGES, fields.num_images)
         draw = make_shared_sampler(

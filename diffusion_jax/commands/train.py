@@ -271,7 +271,7 @@ def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any]
         class_names=exp.class_names,
         with_frames=True,
     )
-    settings = sampling.settings(exp.config)
+    settings = sampling.traced_options(exp.config)
     return lambda params: draw(params, settings, np.arange(num_images), sample.labels)
 
 

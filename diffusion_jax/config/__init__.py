@@ -24,6 +24,7 @@ from diffusion_jax.config.loading import (
     to_json,
 )
 from diffusion_jax.config.table import FIELDS, GROUPS, group_of
+from diffusion_jax.config.usage import check_used, options_of
 
 __all__ = [
     "AUTO",
@@ -31,6 +32,7 @@ __all__ = [
     "GROUPS",
     "Field",
     "changes",
+    "check_used",
     "config_hash",
     "default_config",
     "differing",
@@ -42,6 +44,7 @@ __all__ = [
     "left_open",
     "load_file",
     "locate",
+    "options_of",
     "override",
     "settable_groups",
     "to_json",

@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config.loading import fields
 from diffusion_jax.config.table import FIELDS, group_of
+from diffusion_jax.losses import LOSSES
 
 
 def is_free(name: str) -> bool:
     """Whether a resume may change this field, if `deciding` names no reason in the config against it."""
-    return FIELDS[name].changeable != "never"
+    return FIELDS[name].changeable != "no"
 
 
 def deciding(config: ConfigDict) -> list[str]:
@@ -23,14 +24,14 @@ def deciding(config: ConfigDict) -> list[str]:
     reasons = {
         "train.num_steps": config.optimizer.decay != "constant",
         "process.variance": config.process.variance == "learned"
-        or config.loss.name not in ("simple", "sliced"),
+        or config.loss.name in LOSSES.takers("variance"),
     }
     return [name for name in FIELDS if not is_free(name) or reasons.get(name, False)]
 
 
 def is_settable(name: str) -> bool:
     """Whether every mode may set this field; other modes than train take the rest from the run."""
-    return FIELDS[name].changeable == "always"
+    return FIELDS[name].changeable == "yes"
 
 
 def settable_groups() -> list[str]:

@@ -11,7 +11,7 @@ from diffusion_jax.errors import InputError, nearest
 
 WIDTH = 100  # Columns of the help.
 _COLUMN = 36  # Where the meanings begin; names and defaults stand before.
-_CHANGES = {"never": "no", "resume": "at a resume", "always": "at any time"}
+_CHANGES = {"no": "no", "on_resume": "at a resume", "yes": "at any time"}
 _PAGE = """# Config fields
 
 Written by `python -m diffusion_jax.config.reference > docs/config.md` from the table in

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -18,15 +17,9 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import (
     accepted,
     check_churn,
-    check_corrector,
-    check_edit,
     check_guidance,
-    check_limits,
-    check_loss_takes,
     check_model_fits,
-    check_model_takes,
     check_process_takes,
-    check_sampler_takes,
     check_solver_fits,
     check_times,
     check_variance,
@@ -37,16 +30,15 @@ from diffusion_jax.likelihood.bound import Bound, check_num_terms, variational_b
 from diffusion_jax.likelihood.decoder import discretized_gaussian
 from diffusion_jax.likelihood.exact import Likelihood, dequantised_likelihood
 from diffusion_jax.losses import (
-    OBJECTIVES,
+    LOSSES,
     TIMES,
     WEIGHTINGS,
     Objective,
     Times,
     Weighting,
-    loss_function,
 )
 from diffusion_jax.losses.times import NUM_BINS, SMALLEST_U
-from diffusion_jax.models import MODELS, Model, as_functions
+from diffusion_jax.models import NETWORKS, Model, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN
@@ -55,7 +47,6 @@ from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, ContinuousProcess, SubVP
 from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 LIKELIHOOD_U_MIN = 1e-5  # Where the flow begins, in Song et al. (2021), if the config says nothing.
 AVERAGE = "default"  # Name of the parameters' average that is sampled from.
 
@@ -122,14 +113,17 @@ class Experiment:
 
     def objective(self) -> Objective:
         """Returns what training minimises."""
-        name, fields = self.config.loss.name, self.config.process
-        own = {"variance": fields.variance, **self.config.loss.to_dict()}
-        own = {option: own[option] for option in ("variance", "vlb_weight", "num_probes")}
-        return loss_function(
-            *(name, self.process, fields.prediction, self.model.apply),
-            weighting=_weighting(self.config, self.process),
-            times=_times(self.config, self.process),
-            **accepted(OBJECTIVES[name], own),
+        fields = self.config.process
+        return LOSSES[self.config.loss.name].given(
+            process=self.process,
+            prediction=fields.prediction,
+            network=self.model.apply,
+            variance=fields.variance,
+            **{
+                **self.config.loss.to_dict(),
+                "weighting": _weighting(self.config, self.process),
+                "times": _times(self.config, self.process),
+            },
         )
 
     def bound_grid(self) -> Grid:
@@ -194,9 +188,8 @@ class Experiment:
 
 
 def _weighting(config: ConfigDict, process: Process) -> Weighting | None:
-    options = {**config.loss.to_dict(), "process": process}
-    make = WEIGHTINGS.get(options["weighting"])
-    return make and make(**accepted(make, options))
+    name = config.loss.weighting
+    return None if name is None else WEIGHTINGS[name].given(process=process, **config.loss)
 
 
 def _times(config: ConfigDict, process: Process) -> Times:
@@ -278,13 +271,14 @@ def build(
     config = config_lib.with_numbers(config, class_names)
     if open_fields:
         validate(config)
-    model = config.model
     check_model_fits(config, image_shape, num_classes)
-    make = MODELS[model.name]
-    options = {name: value for name, value in model.items() if name != "name"}
-    options["dtype"] = DTYPES[model.dtype]
+    options = config_lib.options_of(config, "model")
     options["out_channels"] = image_shape[2] * (2 if config.process.variance == "learned" else 1)
-    network = as_functions(make(**accepted(make, options)), image_shape)
+    kind = NETWORKS[options.pop("name")]
+    module = kind.given(**options)
+    if problem := kind.misfit(module, image_shape):
+        raise InputError(problem)
+    network = as_functions(module, image_shape)
     return Experiment(config, make_process(config), network, image_shape, class_names)
 
 
@@ -295,15 +289,11 @@ def validate(config: ConfigDict) -> None:
       InputError: The first wrong field: its name, its value and what is allowed.
     """
     config_lib.validate(config)
-    check_model_takes(config)
-    check_sampler_takes(config)
+    config_lib.check_used(config)
     check_churn(config)
-    check_corrector(config)
     check_solver_fits(config)
     check_guidance(config)
-    check_limits(config)
     check_variance(config)
-    check_loss_takes(config)
     check_process_takes(config, process_options(config.process.name))
     try:  # An error begins with an argument's name, which is the field's too.
         process = make_process(config)
@@ -317,4 +307,3 @@ def validate(config: ConfigDict) -> None:
         except InputError as error:
             raise InputError(f"{group}.{error}") from error
     check_times(config, process)
-    check_edit(config)

@@ -9,16 +9,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
-from diffusion_jax.errors import InputError, choose
-from diffusion_jax.losses import OBJECTIVES, WEIGHTINGS
-from diffusion_jax.models import MODELS
+from diffusion_jax.errors import InputError
+from diffusion_jax.losses import LOSSES
 from diffusion_jax.processes.grid import make_grid, outermost
 from diffusion_jax.processes.process import Grid, Process
-from diffusion_jax.samplers import INVERSES, MERGES, SAMPLERS
+from diffusion_jax.samplers import SAMPLERS
 
-LONG_STEP = 30  # Factor of std / signal in a step of Heun's method; digits drawn with longer ones are poor, or noise.
-UNEVEN = 2  # The longest step over the shortest: rounding to timesteps alone makes it no more.
-TINY_SIGNAL = 1e-3
 LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
 MOST_LEFT = 0.101  # Of the signal relative to the noise at the last time: a tenth, of VE by Technique 1 for digits.
 # Fields that leave less signal at the last time.
@@ -30,24 +26,11 @@ LESS_SIGNAL = {
     "ncsn": "process.sigma_max to about the largest distance between two images",
 }
 LARGE_VARIANCE = 2  # Relative to the posterior's: in less the two are much the same.
-FITTING = {"langevin": ("ve", "ncsn")}  # Processes of the solvers that are not for all.
-# Fields of the sampler group that no update rule takes: its name, grid and x_T, limits and guidance of its denoiser.
-OF_ALL_SAMPLERS = {"name", "num_steps", "spacing", "u_min", "temperature"}
-OF_ALL_SAMPLERS |= {"clip", "dynamic_threshold"}
-# Samplers of which another code keeps eps where x_0 is limited: their options have clip_keeps.
-KEEPING = {"ddim"}
-OF_GUIDANCE = {"guidance_scale", "guidance_interval", "guidance_rescale", "guidance_rescale_of"}
 
 
 def accepted(make: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
     """Returns those of the options that a registry's entry takes."""
     return {k: v for k, v in options.items() if k in inspect.signature(make).parameters}
-
-
-def check_model_takes(config: ConfigDict) -> None:
-    """Refuses a field of the model group that this model has no use for."""
-    taken = inspect.signature(MODELS[config.model.name]).parameters
-    _refuse_unused(config, "model", taken, f"the model {config.model.name!r}")
 
 
 def check_process_takes(config: ConfigDict, taken: set[str]) -> None:
@@ -64,66 +47,23 @@ def check_process_takes(config: ConfigDict, taken: set[str]) -> None:
         _refuse_unused(config, group, set(config[group]) - {"u_min"} | ours, owner)
 
 
-def check_sampler_takes(config: ConfigDict) -> None:
-    """Refuses a field of the sampler group that this sampler has no use for."""
-    name = config.sampler.name
-    _refuse_unused(config, "sampler", sampler_takes(name), f"the sampler {name!r}")
-
-
-def sampler_takes(name: str) -> set[str]:
-    """Returns the fields of the sampler group that decide what this sampler draws."""
-    taken = inspect.signature(choose("sampler.name", name, SAMPLERS)).parameters
-    keeps = {"clip_keeps"} if name in KEEPING else set()
-    return OF_ALL_SAMPLERS | OF_GUIDANCE | keeps | taken.keys() - {"grid", "process"}
-
-
 def check_solver_fits(config: ConfigDict) -> None:
     """Refuses a solver of another kind of process."""
     name, process = config.sampler.name, config.process.name
-    fitting = FITTING.get(name)
-    if fitting is not None and process not in fitting:
+    fitting = SAMPLERS[name].processes
+    if fitting and process not in fitting:
         raise InputError(
             f"sampler.name is {name!r}, which does not fit the process {process!r}; it fits {', '.join(fitting)}"
         )
 
 
-def check_corrector(config: ConfigDict) -> None:
-    """Refuses what has no use without a corrector."""
-    if config.sampler.corrector_steps == 0:
-        taken = set(config.sampler) - {"snr"}
-        _refuse_unused(config, "sampler", taken, "sampler.corrector_steps=0")
-
-
 def check_churn(config: ConfigDict) -> None:
-    """Refuses a range of noise levels that is empty, and what has no use without churn."""
-    if config.sampler.churn == 0:
-        taken = set(config.sampler) - {"churn_min", "churn_max", "churn_noise"}
-        _refuse_unused(config, "sampler", taken, "sampler.churn=0")
+    """Refuses a range of noise levels that is empty."""
     low, high = config.sampler.churn_min, config.sampler.churn_max
     if high is not None and high < low:
         raise InputError(
             f"sampler.churn_max is {high!r}; it must be at least sampler.churn_min, {low!r}"
         )
-
-
-OF_A_LOSS = {"weighting", "vlb_weight", "num_probes"}
-OF_WHOLE_GRID = {
-    "vlb",
-    "hybrid",
-}  # Losses of the times of the process's grid, whatever the smallest u of training.
-
-
-def check_loss_takes(config: ConfigDict) -> None:
-    """Refuses what the chosen loss or weighting has no use for."""
-    fields = config.loss
-    of_loss = inspect.signature(OBJECTIVES[fields.name]).parameters.keys() & set(fields)
-    no_use = OF_A_LOSS | ({"u_min"} if fields.name in OF_WHOLE_GRID else set())
-    _refuse_unused(config, "loss", set(fields) - no_use | of_loss, f"the loss {fields.name!r}")
-    taken = {"name", "times", "u_min"} | OF_A_LOSS
-    if fields.weighting:
-        taken |= inspect.signature(WEIGHTINGS[fields.weighting]).parameters.keys()
-    owner = f"the weighting {fields.weighting!r}" if fields.weighting else "an unset loss.weighting"
-    _refuse_unused(config, "loss", taken, owner)
 
 
 def _refuse_unused(config: ConfigDict, group: str, taken: Container[str], owner: str) -> None:
@@ -140,7 +80,7 @@ def _refuse_unused(config: ConfigDict, group: str, taken: Container[str], owner:
 def check_variance(config: ConfigDict) -> None:
     """Refuses learned variances that the network does not have or the loss does not train."""
     trained, loss = config.process.variance, config.loss.name
-    if trained == "learned" and loss in ("simple", "sliced"):
+    if trained == "learned" and not LOSSES[loss].takes("variance"):
         raise InputError(
             f"process.variance is 'learned', but the loss {loss!r} does not train it; set loss.name to hybrid or vlb"
         )
@@ -149,19 +89,17 @@ def check_variance(config: ConfigDict) -> None:
             f"loss.name is 'hybrid', but process.variance is {trained!r}; it must be learned"
         )
     for group in ("sampler", "eval"):
-        if config[group].variance == "learned" != trained:
+        if config[group].get("variance") == "learned" != trained:
             raise InputError(
                 f"{group}.variance is 'learned', but the model has no channels for it: process.variance is {trained!r}"
             )
 
 
 def check_guidance(config: ConfigDict) -> None:
-    """Refuses guidance of a model that was not trained for it, and what has no use without guidance."""
+    """Refuses guidance of a model that was not trained for it."""
     fields = config.sampler
     scale, interval = fields.guidance_scale, fields.guidance_interval
     if scale is None:
-        taken = set(fields) - OF_GUIDANCE
-        _refuse_unused(config, "sampler", taken, "an unset sampler.guidance_scale")
         return
     if config.model.num_classes == 0:
         raise InputError(f"sampler.guidance_scale is {scale}, but the model is unconditional")
@@ -176,17 +114,6 @@ def check_guidance(config: ConfigDict) -> None:
         )
 
 
-def check_limits(config: ConfigDict) -> None:
-    """Refuses what stays as it is where x_0 is limited, if nothing limits it."""
-    fields = config.sampler
-    if not fields.clip and fields.dynamic_threshold is None:
-        taken = set(fields) - {"clip_keeps"}
-        _refuse_unused(config, "sampler", taken, "sampler.clip=false")
-    if fields.guidance_scale is not None and fields.guidance_rescale == 0:
-        taken = set(fields) - {"guidance_rescale_of"}
-        _refuse_unused(config, "sampler", taken, "sampler.guidance_rescale=0")
-
-
 def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:
     model = config.model
     if shape[2] not in (1, 3):
@@ -198,21 +125,6 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
             f"model.num_classes is {model.num_classes}; {config.data.name} has {num_classes} classes: set "
             f"{num_classes} or auto, or 0 for a model without classes"
         )
-    if model.name != "unet":
-        return
-    factor = 2 ** (len(model.channel_mult) - 1)
-    if shape[0] % factor or shape[1] % factor:
-        raise InputError(
-            f"image size {shape[0]}x{shape[1]} is not divisible by {factor}, the factor of a U-Net with "
-            f"{len(model.channel_mult)} levels; change data.image_size or model.channel_mult"
-        )
-    heights = [shape[0] // 2**level for level in range(len(model.channel_mult))]
-    for resolution in model.attention_resolutions:
-        if resolution not in heights:
-            raise InputError(
-                f"model.attention_resolutions has {resolution}; the levels of this model have "
-                f"{', '.join(map(str, heights))}"
-            )
 
 
 def check_times(config: ConfigDict, process: Process) -> None:
@@ -233,30 +145,19 @@ def check_times(config: ConfigDict, process: Process) -> None:
         raise InputError(f"edit.start_t is {start:.12g}; it must be {allowed}")
 
 
-def check_edit(config: ConfigDict) -> None:
-    """Refuses fields of an edit that its other fields have no use for."""
-    fields = config.edit
-    taken = (
-        set(fields) - {"mask", "factor"} | inspect.signature(MERGES[fields.keep]).parameters.keys()
-    )
-    _refuse_unused(config, "edit", taken, f"edit.keep={fields.keep}")
-    if fields.resamplings == 1:
-        _refuse_unused(config, "edit", set(fields) - {"jump"}, "edit.resamplings=1")
-    if not fields.latents:
-        _refuse_unused(config, "edit", set(fields) - {"iterations"}, "edit.latents=false")
-
-
 def check_invertible(config: ConfigDict) -> None:
     """Refuses latents of a sampler that leads to them by no way back."""
     name, eta = config.sampler.name, config.sampler.eta
     if not config.edit.latents:
         return
-    if name not in INVERSES or eta > 0:
+    inverse = SAMPLERS[name].inverse
+    if inverse is None or eta > 0:
+        invertible = [other for other, rule in SAMPLERS.items() if rule.inverse]
         raise InputError(
-            f"edit.latents needs a sampler that can be inverted, {' or '.join(INVERSES)}, with sampler.eta=0; "
+            f"edit.latents needs a sampler that can be inverted, {' or '.join(invertible)}, with sampler.eta=0; "
             f"sampler.name is {name!r}, with eta {eta}"
         )
-    taken = set(config.edit) - {"iterations"} | inspect.signature(INVERSES[name]).parameters.keys()
+    taken = set(config.edit) - {"iterations"} | inverse.options.keys()
     _refuse_unused(config, "edit", taken, f"the sampler {name!r}")
 
 
@@ -306,27 +207,3 @@ def warn_of_prior(name: str, whole: Grid) -> None:
             f"what shows there; set {LESS_SIGNAL[name]}",
             stacklevel=3,
         )
-
-
-def warn_of_solver(name: str, grid: Grid) -> None:
-    """Warns of a grid whose steps are too long or too uneven for the solver: its images would be noise."""
-    if name == "heun" and grid.num_steps > 1:
-        most = np.exp(np.diff(grid.logsnr[:-1]) / 2).max()
-        if most > LONG_STEP:
-            warnings.warn(
-                f"heun: std / signal falls by a factor of {most:,.0f} in a step; take more, and sampler.spacing=karras",
-                stacklevel=3,
-            )
-    if name == "pndm":
-        steps = -np.diff(grid.time[:-1])
-        if len(steps) > 1 and steps.max() > UNEVEN * steps.min():
-            warnings.warn(
-                "pndm is for even steps; set sampler.spacing to leading, uniform or trailing",
-                stacklevel=3,
-            )
-        elif grid.signal[0] < TINY_SIGNAL:
-            warnings.warn(
-                f"pndm divides by the signal, which is {grid.signal[0]:.1e} at t = {grid.time[0]:g}; "
-                "set sampler.spacing=leading",
-                stacklevel=3,
-            )

@@ -10,12 +10,11 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment
-from diffusion_jax.experiment.checks import accepted
-from diffusion_jax.experiment.sampling import Settings, all_finite, drawing, evaluations
+from diffusion_jax.experiment.sampling import TracedOptions, all_finite, drawing, evaluations
 from diffusion_jax.processes.ode import Solution
 from diffusion_jax.samplers import (
-    INVERSES,
     MERGES,
+    SAMPLERS,
     Merge,
     Sampler,
     Solve,
@@ -49,8 +48,7 @@ def make_merge(
         raise InputError("edit.keep is 'grey', but the images have no colours: they have 1 channel")
     if keep == "coarse" and (height % factor or width % factor):
         raise InputError(f"edit.factor is {factor}; it must divide the images' {height}x{width}")
-    make = MERGES[keep]
-    return make(**accepted(make, {"mask": mask, "factor": factor}))
+    return MERGES[keep].given(mask=mask, factor=factor)
 
 
 def inpaint_options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:
@@ -84,7 +82,7 @@ def make_inpaint(experiment: Experiment, merge: Merge) -> Callable[..., tuple[Ar
     """Returns (params, settings, indices, labels, images) -> (edited images, finished), all images uint8."""
 
     def draw(
-        params: Any, numbers: Settings, indices: Array, labels: Array | None, images: Array
+        params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, images: Array
     ) -> tuple[Array, Array]:
         parts = drawing(experiment, params, numbers, indices, labels)
         options = inpaint_options(experiment.config, parts.sampler)
@@ -99,7 +97,7 @@ def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array, Array
 
     def draw(
         params: Any,
-        numbers: Settings,
+        numbers: TracedOptions,
         point: Any,
         indices: Array,
         labels: Array | None,
@@ -118,12 +116,6 @@ def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array, Array
     return draw
 
 
-def _tolerances(experiment: Experiment, numbers: Settings) -> dict[str, Any]:
-    """Returns what the solver of the flow is asked for."""
-    max_steps = experiment.config.sampler.max_steps
-    return {"rtol": numbers.rtol, "atol": numbers.atol, "max_steps": max_steps}
-
-
 def _solved(solution: Solution) -> tuple[Array, Solve]:
     return solution.y, Solve(solution.evaluations, solution.reached, solution.finished)
 
@@ -135,14 +127,15 @@ def make_encode(experiment: Experiment) -> Callable[..., tuple[Array, Solve | No
     """
 
     def draw(
-        params: Any, numbers: Settings, indices: Array, labels: Array | None, images: Array
+        params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, images: Array
     ) -> tuple[Array, Solve | None]:
         denoise, sampler, _ = drawing(experiment, params, numbers, indices, labels)
         config, x0 = experiment.config, data.to_model_range(images)
-        inverse = INVERSES[config.sampler.name]
-        options = {"process": experiment.process, "iterations": config.edit.iterations}
-        options |= _tolerances(experiment, numbers)
-        x_T = inverse(denoise, sampler.grid, x0=x0, **accepted(inverse, options))
+        inverse = SAMPLERS[config.sampler.name].inverse
+        assert inverse is not None
+        options = {**config.edit, **config.sampler, **numbers.sampler}
+        given = {"denoise": denoise, "grid": sampler.grid, "process": experiment.process, "x0": x0}
+        x_T = inverse.given(**given, **options)
         return _solved(x_T) if isinstance(x_T, Solution) else (x_T, None)
 
     return draw
@@ -155,15 +148,17 @@ def make_decode(experiment: Experiment) -> Callable[..., tuple[Array, Array, Sol
     """
 
     def draw(
-        params: Any, numbers: Settings, indices: Array, labels: Array | None, *rows: Array
+        params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, *rows: Array
     ) -> tuple[Array, Array, Solve | None]:
         parts = drawing(experiment, params, numbers, indices, labels)
-        x_init = numbers.temperature * slerp(*rows)
+        x_init = numbers.sampler["temperature"] * slerp(*rows)
         if (
             parts.sampler.nfe is None
         ):  # Adaptive: all the way back, without the sampler's denoising step.
             ends = parts.denoise, parts.sampler.grid, experiment.process
-            solution = ode_decode(*ends, x_init, **_tolerances(experiment, numbers))
+            tolerances = {name: numbers.sampler[name] for name in ("rtol", "atol")}
+            max_steps = experiment.config.sampler.max_steps
+            solution = ode_decode(*ends, x_init, **tolerances, max_steps=max_steps)
             images, solve = _solved(solution)
             return *_pixels(images), solve
         images = sample_loop(*parts, experiment.image_shape, x_init=x_init).images

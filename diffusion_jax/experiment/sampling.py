@@ -1,5 +1,6 @@
 """What a trained network draws: the config's sampler and denoiser, and the numbers that compile nothing anew."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,21 +10,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
+from diffusion_jax import config as config_lib
 from diffusion_jax import data
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment.build import Experiment, make_process
 from diffusion_jax.experiment.checks import (
-    accepted,
-    sampler_takes,
     warn_of_grid,
     warn_of_prior,
-    warn_of_solver,
 )
 from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.samplers import (
-    DEFAULT_STEPS,
     SAMPLERS,
     Sampler,
     SampleResult,
@@ -34,56 +32,47 @@ from diffusion_jax.samplers import (
     shared_structure,
 )
 
-# Fields that a compiled program takes as arguments.
-TRACED = ("eta", "temperature", "rtol", "atol", "guidance_scale", "guidance_rescale")
 
-
-class Settings(NamedTuple):
+class TracedOptions(NamedTuple):
     """Numbers of a sampling job that are arguments of its compiled program: others need no other program.
 
     Attributes:
       seed: `sample.seed`.
-      eta: `sampler.eta`.
-      temperature: `sampler.temperature`.
-      rtol: `sampler.rtol`.
-      atol: `sampler.atol`.
-      guidance_scale: `sampler.guidance_scale`; without guidance it has no meaning.
-      guidance_rescale: `sampler.guidance_rescale`.
+      sampler: The traced fields of the sampler group that the config's sampler has; 0 where one is unset.
     """
 
     seed: Any
-    eta: Any
-    temperature: Any
-    rtol: Any
-    atol: Any
-    guidance_scale: Any
-    guidance_rescale: Any
+    sampler: dict[str, Any]
 
 
-def settings(config: ConfigDict) -> Settings:
+def traced_options(config: ConfigDict) -> TracedOptions:
     """Returns the config's own."""
-    numbers = (np.float32(config.sampler[name] or 0) for name in TRACED)
-    return Settings(np.uint32(config.sample.seed), *numbers)
+    numbers = {
+        name: np.float32(value or 0)
+        for name, value in config_lib.options_of(config, "sampler").items()
+        if config_lib.FIELDS[f"sampler.{name}"].traced
+    }
+    return TracedOptions(np.uint32(config.sample.seed), numbers)
 
 
 def sampler_options(config: ConfigDict) -> dict[str, Any]:
     """Returns the fields that decide what the config's sampler draws; an unset variance is the process's own."""
-    options = config.sampler.to_dict()
-    options["variance"] = options["variance"] or config.process.variance
-    taken = sampler_takes(config.sampler.name)
-    return {name: value for name, value in options.items() if name in taken}
+    options = config_lib.options_of(config, "sampler")
+    if "variance" in options:
+        options["variance"] = options["variance"] or config.process.variance
+    return options
 
 
 def make_sampler(experiment: Experiment) -> Sampler:
     """Returns the sampler on its grid; warns of a start or of a variance that does not suit it."""
     sampler = sampler_of(experiment)
-    variance = accepted(
-        SAMPLERS[experiment.config.sampler.name], sampler_options(experiment.config)
-    )
+    name = experiment.config.sampler.name
+    variance = sampler_options(experiment.config).get("variance")
     whole = make_grid(experiment.process)
     warn_of_prior(experiment.config.process.name, whole)
-    warn_of_grid(sampler.grid, whole, variance.get("variance"), "sampler")
-    warn_of_solver(experiment.config.sampler.name, sampler.grid)
+    warn_of_grid(sampler.grid, whole, variance, "sampler")
+    if problem := SAMPLERS[name].unsuited(sampler.grid):
+        warnings.warn(problem, stacklevel=2)
     return sampler
 
 
@@ -98,19 +87,18 @@ def _num_steps(config: ConfigDict) -> int | None:
     """Returns the steps of the sampler's grid: as set, or its own default; None leaves them to the process."""
     fields = config.sampler
     if fields.num_steps is None and isinstance(fields.spacing, str):  # A list says itself how many.
-        return DEFAULT_STEPS.get(fields.name)
+        return SAMPLERS[fields.name].num_steps
     return fields.num_steps
 
 
-def sampler_of(experiment: Experiment, numbers: Settings | None = None) -> Sampler:
+def sampler_of(experiment: Experiment, numbers: TracedOptions | None = None) -> Sampler:
     """Returns the sampler, where asked for with numbers that are arguments of the program."""
     options = sampler_options(experiment.config)
     process, num_steps = experiment.process, _num_steps(experiment.config)
     grid = make_grid(process, num_steps, options["spacing"], options["u_min"])
-    make = SAMPLERS[options["name"]]
     if numbers is not None:
-        options |= {name: getattr(numbers, name) for name in TRACED}
-    sampler = make(grid, **accepted(make, {"process": process, **options}))
+        options |= numbers.sampler
+    sampler = SAMPLERS[options["name"]].given(grid=grid, process=process, **options)
     return sampler._replace(temperature=options["temperature"])
 
 
@@ -165,7 +153,7 @@ def check_finished(
         )
     wrong = f"{(~finite).sum()} of {len(finite)} images are not finite, though the parameters are"
     # Edits do not say how far the solver came.
-    if solve is None and "max_steps" in sampler_takes(fields.name):
+    if solve is None and "max_steps" in SAMPLERS[fields.name].options:
         raise InputError(
             f"{wrong}: the solver stopped after {limit}; or numbers grew beyond float range: try model.dtype=float32"
         )
@@ -184,10 +172,14 @@ class Drawing(NamedTuple):
 
 
 def drawing(
-    experiment: Experiment, params: Any, numbers: Settings, indices: Array, labels: Array | None
+    experiment: Experiment,
+    params: Any,
+    numbers: TracedOptions,
+    indices: Array,
+    labels: Array | None,
 ) -> Drawing:
     """Returns the config's denoiser and sampler, and the images' keys. To be called inside a compiled program."""
-    numbers = Settings(*map(jnp.asarray, numbers))  # As a compiled program gets them anyway.
+    numbers = jax.tree.map(jnp.asarray, numbers)  # As a compiled program gets them anyway.
     return Drawing(
         _denoiser(experiment, params, numbers, labels),
         sampler_of(experiment, numbers),
@@ -203,7 +195,9 @@ def make_draw(
 ) -> Callable[..., SampleResult]:
     """Returns (params, settings, indices, labels) -> SampleResult of uint8 images, to be compiled."""
 
-    def draw(params: Any, numbers: Settings, indices: Array, labels: Array | None) -> SampleResult:
+    def draw(
+        params: Any, numbers: TracedOptions, indices: Array, labels: Array | None
+    ) -> SampleResult:
         result = sample_loop(
             *drawing(experiment, params, numbers, indices, labels),
             experiment.image_shape,
@@ -220,7 +214,7 @@ def make_draw_shared(experiment: Experiment, num_samples: int) -> Callable[..., 
     """Returns (params, settings, point, indices, labels) -> Shared of uint8 images, to be compiled."""
 
     def draw(
-        params: Any, numbers: Settings, point: Any, indices: Array, labels: Array | None
+        params: Any, numbers: TracedOptions, point: Any, indices: Array, labels: Array | None
     ) -> Shared:
         parts = drawing(experiment, params, numbers, indices, labels)
         result = shared_structure(*parts, experiment.image_shape, point, num_samples)
@@ -230,7 +224,7 @@ def make_draw_shared(experiment: Experiment, num_samples: int) -> Callable[..., 
 
 
 def _denoiser(
-    experiment: Experiment, params: Any, numbers: Settings, labels: Array | None
+    experiment: Experiment, params: Any, numbers: TracedOptions, labels: Array | None
 ) -> Denoise:
     """Returns the denoiser that the config samples with: guided, then limited."""
     fields = experiment.config.sampler
@@ -241,9 +235,9 @@ def _denoiser(
         no_class = jnp.full_like(labels, experiment.config.model.num_classes)
         denoise = classifier_free(
             experiment.denoiser(params, jnp.concatenate([labels, no_class])),
-            numbers.guidance_scale,
+            numbers.sampler["guidance_scale"],
             interval=fields.guidance_interval,
-            rescale=numbers.guidance_rescale,
+            rescale=numbers.sampler["guidance_rescale"],
             rescale_of=fields.guidance_rescale_of or "x0",
         )
     keep_eps = fields.clip_keeps == "eps"

@@ -1,23 +1,25 @@
 """Training objectives, by name."""
 
-import inspect
-from collections.abc import Callable
+import dataclasses
+from typing import Any
 
 from diffusion_jax.denoiser import Network, parameterization
-from diffusion_jax.errors import InputError, choose, expect, shortened
+from diffusion_jax.errors import InputError, expect, shortened
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.simple import simple, simple_loss
 from diffusion_jax.losses.sliced import sliced, sliced_objective
 from diffusion_jax.losses.times import TIMES, Times, objective_of, uniform
 from diffusion_jax.losses.variational import hybrid, vlb
 from diffusion_jax.losses.weightings import WEIGHTINGS, Weighting
+from diffusion_jax.options import Component, Registry
 from diffusion_jax.processes.process import Process
 
 __all__ = [
-    "OBJECTIVES",
+    "LOSSES",
     "TIMES",
     "WEIGHTINGS",
     "Draws",
+    "TrainingLoss",
     "Objective",
     "Times",
     "Weighting",
@@ -32,13 +34,28 @@ __all__ = [
     "vlb",
 ]
 
-# (process, prediction, network, those options of `loss_function` that it has) -> Objective
-OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "simple": simple,
-    "vlb": vlb,
-    "hybrid": hybrid,
-    "sliced": sliced,
-}
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingLoss(Component[Objective]):
+    """A loss: `make` is (process, prediction, network, what it asks for, its options) -> Objective.
+
+    Attributes:
+      on_grid: Whether its times are those of the process's whole grid, whatever the smallest u of training.
+    """
+
+    on_grid: bool = False
+
+
+LOSSES: Registry[TrainingLoss] = Registry(
+    "loss",
+    {
+        "simple": TrainingLoss(simple, "squared error, Eq. 14"),
+        "vlb": TrainingLoss(vlb, "the bound", on_grid=True),
+        "hybrid": TrainingLoss(hybrid, "simple, vlb for the variance", on_grid=True),
+        "sliced": TrainingLoss(sliced, "sliced score matching"),
+    },
+    given=("process", "prediction", "network", "variance", "weighting", "times"),
+)
 
 
 def loss_function(
@@ -50,41 +67,33 @@ def loss_function(
     weighting: Weighting | None = None,
     times: Times | None = None,
     variance: str | None = None,
-    vlb_weight: float | None = None,
-    num_probes: int | None = None,
+    **options: Any,
 ) -> Objective:
     """Returns the objective of that name.
 
     Args:
-      name: A key of `OBJECTIVES`.
+      name: A key of `LOSSES`.
       process: The forward process.
       prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
       network: (params, x_t, time, labels, dropout_keys) -> output.
       weighting: Weight of each noise level, such as `WEIGHTINGS["min_snr"]()`; None: the objective's own.
       times: How times are drawn, such as `TIMES["stratified"]()`; None: independently of one another.
       variance: vlb, hybrid: a key of `VARIANCES`; None: the objective's default.
-      vlb_weight: hybrid: how much L_vlb counts; None: 0.001.
-      num_probes: sliced: random directions of each image; None: 1.
+      **options: The loss's own, such as vlb_weight of hybrid and num_probes of sliced.
 
     Raises:
       InputError: Unknown name or prediction; an option that the objective does not have.
     """
     parameterization(prediction, process)
-    make = choose("loss", name, OBJECTIVES)
-    options = {
-        "weighting": weighting,
-        "times": times,
-        "variance": variance,
-        "vlb_weight": vlb_weight,
-        "num_probes": num_probes,
-    }
+    loss = LOSSES.choose(name)
     if weighting is not None and not callable(weighting):
         raise InputError(
             f"weighting is {shortened(weighting)}; it must be a function of the point, such as WEIGHTINGS['min_snr']()"
         )
     if times is not None:
         expect("times", times, Times, "a Times, such as TIMES['stratified']()")
-    given = {option: value for option, value in options.items() if value is not None}
-    for option in sorted(given.keys() - inspect.signature(make).parameters.keys()):
-        raise InputError(f"the loss {name!r} takes no {option}; leave it unset")
-    return make(process, prediction, network, **given)
+    given = {"weighting": weighting, "times": times, "variance": variance, **options}
+    for option in sorted(option for option, value in given.items() if value is not None):
+        if not loss.takes(option):
+            raise InputError(f"the loss {name!r} takes no {option}; leave it unset")
+    return loss.given(process=process, prediction=prediction, network=network, **given)

@@ -11,7 +11,7 @@ count twice this, per dimension, so they differ from the mean squared error of s
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -22,6 +22,7 @@ from diffusion_jax.likelihood.divergence import draw_probes, hutchinson
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.times import Times, objective_of, uniform
 from diffusion_jax.losses.weightings import Weighting
+from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.dynamics import SDE, simulate
 from diffusion_jax.processes.gaussian import q_sample
 from diffusion_jax.processes.process import Process
@@ -34,7 +35,9 @@ def sliced(
     prediction: str,
     network: Network,
     *,
-    num_probes: int = 1,
+    num_probes: Annotated[
+        int, Option(kinds.Int(1, 10_000), "random directions per image and step")
+    ] = 1,
     weighting: Weighting | None = None,
     times: Times | None = None,
 ) -> Objective:

@@ -1,6 +1,6 @@
 """L_vlb, the variational bound itself as a loss, and L_hybrid (Nichol & Dhariwal, 2021, Section 3)."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.simple import squared_error
 from diffusion_jax.losses.times import Times, objective_of, uniform
 from diffusion_jax.losses.weightings import Weighting
+from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import q_sample
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Point, Process
@@ -75,7 +76,9 @@ def hybrid(
     *,
     variance: str = "learned",
     weighting: Weighting | None = None,
-    vlb_weight: float = 0.001,
+    vlb_weight: Annotated[
+        float, Option(kinds.Float(0), "how much vlb counts, in bits/dim")
+    ] = 0.001,
     times: Times | None = None,
 ) -> Objective:
     """Returns L_simple + lambda L_vlb, where L_vlb trains the variance alone: no gradient goes to its mean.

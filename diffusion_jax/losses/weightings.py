@@ -5,11 +5,13 @@ x0-MSE are theirs here times 1 / SNR, and an objective that is defined by one pr
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.options import Component, Option, Registry, kinds
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point, Process
 
@@ -32,26 +34,46 @@ def truncated_snr() -> Weighting:
     return lambda point: jnp.maximum(1.0, 1 / snr_of(point))
 
 
-def min_snr(*, min_snr_gamma: float = 5.0) -> Weighting:
+def min_snr(
+    *,
+    gamma: Annotated[
+        float,
+        Option(kinds.Float(1e-3, 1e6), "largest weight of an x0 error", field="min_snr_gamma"),
+    ] = 5.0,
+) -> Weighting:
     """Returns min(SNR, gamma) / SNR: the x0-MSE with a weight of at most gamma, Hang et al. (2023).
 
     Args:
-      min_snr_gamma: Largest weight of the x0-MSE, positive.
+      gamma: Largest weight of the x0-MSE, positive.
     """
-    return lambda point: jnp.minimum(1.0, min_snr_gamma / snr_of(point))
+    return lambda point: jnp.minimum(1.0, gamma / snr_of(point))
 
 
-def p2(*, p2_k: float = 1.0, p2_gamma: float = 1.0) -> Weighting:
+def p2(
+    *,
+    k: Annotated[
+        float, Option(kinds.Float(1e-3, 1e3), "k of 1 / (k + SNR)^gamma", field="p2_k")
+    ] = 1.0,
+    gamma: Annotated[
+        float, Option(kinds.Float(0, 10), "gamma of 1 / (k + SNR)^gamma", field="p2_gamma")
+    ] = 1.0,
+) -> Weighting:
     """Returns 1 / (k + SNR)^gamma, which passes over what the eye hardly sees, Choi et al. (2022).
 
     Args:
-      p2_k: Limits the weight of pure noise to k^-gamma; positive.
-      p2_gamma: How steeply the weight falls; 0 makes it 1.
+      k: Limits the weight of pure noise to k^-gamma; positive.
+      gamma: How steeply the weight falls; 0 makes it 1.
     """
-    return lambda point: (p2_k + snr_of(point)) ** -p2_gamma
+    return lambda point: (k + snr_of(point)) ** -gamma
 
 
-def sigmoid(*, sigmoid_bias: float = 2.0) -> Weighting:
+def sigmoid(
+    *,
+    bias: Annotated[
+        float,
+        Option(kinds.Float(-20, 20), "the log SNR whose weight is one half", field="sigmoid_bias"),
+    ] = 2.0,
+) -> Weighting:
     """Returns sigmoid(bias - log SNR), Kingma & Gao (2023); 2 is their best for 64 x 64 images.
 
     Large images, whose pixels repeat one another, want a smaller bias (Hoogeboom et al., 2024). The papers
@@ -59,9 +81,9 @@ def sigmoid(*, sigmoid_bias: float = 2.0) -> Weighting:
     densely they cover log SNR counts too.
 
     Args:
-      sigmoid_bias: The log SNR at which the weight is one half.
+      bias: The log SNR at which the weight is one half.
     """
-    return lambda point: jax.nn.sigmoid(sigmoid_bias - 2 * jnp.log(point.signal / point.std))
+    return lambda point: jax.nn.sigmoid(bias - 2 * jnp.log(point.signal / point.std))
 
 
 def likelihood(process: Process) -> Weighting:
@@ -82,12 +104,15 @@ def likelihood(process: Process) -> Weighting:
     return weight
 
 
-# (options of its own, the process if it takes it) -> Weighting
-WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
-    "snr": snr,
-    "truncated_snr": truncated_snr,
-    "min_snr": min_snr,
-    "p2": p2,
-    "sigmoid": sigmoid,
-    "likelihood": likelihood,
-}
+WEIGHTINGS: Registry[Component[Weighting]] = Registry(
+    "weighting",
+    {
+        "snr": Component(snr, "1 for eps errors"),
+        "truncated_snr": Component(truncated_snr, "the larger of x0 and eps errors"),
+        "min_snr": Component(min_snr, "x0 errors, with a limited weight"),
+        "p2": Component(p2, "less where details appear"),
+        "sigmoid": Component(sigmoid, "a sigmoid of log SNR"),
+        "likelihood": Component(likelihood, "the bound on the likelihood"),
+    },
+    given=("process",),
+)

@@ -1,5 +1,6 @@
 """Networks as pairs of pure functions; the only package that knows of flax.linen."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -12,11 +13,40 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.models.mlp import MLP
-from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.unet import UNet, misfit
+from diffusion_jax.options import Component, Registry
 
-__all__ = ["MLP", "MODELS", "ApplyFn", "Model", "UNet", "as_functions", "count_parameters"]
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "NetworkKind",
+    "ApplyFn",
+    "Model",
+    "UNet",
+    "as_functions",
+    "count_parameters",
+]
 
-MODELS: dict[str, type[nn.Module]] = {"unet": UNet, "mlp": MLP}
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkKind(Component[nn.Module]):
+    """A network: `make` is (num_classes, out_channels, its options) -> Linen module.
+
+    Attributes:
+      misfit: (module, (H, W, C) of the images) -> why it is not for them, in words of the config; None: it is.
+    """
+
+    misfit: Callable[[Any, tuple[int, int, int]], str | None] = lambda module, image_shape: None
+
+
+NETWORKS: Registry[NetworkKind] = Registry(
+    "model",
+    {
+        "unet": NetworkKind(UNet, "the U-Net of Ho et al. (2020)", misfit=misfit),
+        "mlp": NetworkKind(MLP, "a residual perceptron for low-dimensional data"),
+    },
+    given=("num_classes", "out_channels", "parent", "name"),
+)
 
 
 class ApplyFn(Protocol):

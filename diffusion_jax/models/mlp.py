@@ -1,5 +1,7 @@
 """A small denoiser for low-dimensional data."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -13,6 +15,7 @@ from diffusion_jax.models.layers import (
     time_embedding,
     zero_init,
 )
+from diffusion_jax.models.network_options import CHANNELS, DROPOUT, DTYPE, NUM_RES_BLOCKS
 
 
 class MLP(nn.Module):
@@ -27,12 +30,12 @@ class MLP(nn.Module):
       dtype: Type of the computation. Parameters, norms and output stay float32.
     """
 
-    channels: int = 128
-    num_res_blocks: int = 3
-    dropout: float = 0.0
+    channels: Annotated[int, CHANNELS] = 128
+    num_res_blocks: Annotated[int, NUM_RES_BLOCKS] = 2
+    dropout: Annotated[float, DROPOUT] = 0.0
     num_classes: int = 0
     out_channels: int | None = None
-    dtype: Dtype = jnp.float32
+    dtype: Annotated[Dtype, DTYPE] = jnp.float32
 
     @nn.compact
     def __call__(

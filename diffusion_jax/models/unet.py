@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.models.layers import (
+    SAVEABLE,
     ClassEmbedding,
     Conv,
     Dense,
@@ -23,6 +24,9 @@ from diffusion_jax.models.layers import (
     time_embedding,
     zero_init,
 )
+from diffusion_jax.models.network_options import CHANNELS, DROPOUT, DTYPE, NUM_RES_BLOCKS
+from diffusion_jax.options import Option, kinds
+from diffusion_jax.options.kinds import Choice, Either, Tuple
 
 REMATS = ("none", "blocks")  # Or names of what is kept.
 Block = TypeVar("Block", bound=nn.Module)
@@ -49,17 +53,41 @@ class UNet(nn.Module):
         names of `SAVEABLE`: all of each block but these results.
     """
 
-    channels: int = 128
-    channel_mult: Sequence[int] = (1, 2, 2, 2)
-    num_res_blocks: int = 2
-    attention_resolutions: Sequence[int] = (16,)
-    dropout: float = 0.0
+    channels: Annotated[int, CHANNELS] = 128
+    channel_mult: Annotated[
+        Sequence[int],
+        Option(
+            Tuple(kinds.Int(1, 1_024), empty=False, longest=14),
+            "width of each level in units of channels; each halves the resolution",
+        ),
+    ] = (1, 2, 2, 2)
+    num_res_blocks: Annotated[int, NUM_RES_BLOCKS] = 2
+    attention_resolutions: Annotated[
+        Sequence[int],
+        Option(Tuple(kinds.Int(1, 16_384)), "heights of the feature maps that get self-attention"),
+    ] = (16,)
+    dropout: Annotated[float, DROPOUT] = 0.0
     num_classes: int = 0
-    norm_groups: int | None = None
-    norm_eps: float = 1e-6
+    norm_groups: Annotated[
+        int | None,
+        Option(
+            kinds.Int(1, 16_384),
+            "groups of a norm, a divisor of channels; unset: up to 32, of at least four channels",
+        ),
+    ] = None
+    norm_eps: Annotated[
+        float, Option(kinds.Float(1e-12, 1), "what a norm adds to the variance")
+    ] = 1e-6
     out_channels: int | None = None
-    dtype: Dtype = jnp.float32
-    remat: str | Sequence[str] = "none"
+    dtype: Annotated[Dtype, DTYPE] = jnp.float32
+    remat: Annotated[
+        str | Sequence[str],
+        Option(
+            Either(Choice(REMATS), Tuple(Choice(SAVEABLE), empty=False)),
+            "what the backward pass recomputes, to save memory: blocks, or all of them but the results named",
+            on_resume=True,
+        ),
+    ] = "none"
 
     @nn.compact
     def __call__(
@@ -142,3 +170,25 @@ class UNet(nn.Module):
             return block
         kept = () if self.remat == "blocks" else self.remat
         return nn.remat(block, policy=jax.checkpoint_policies.save_only_these_names(*kept))
+
+
+def misfit(unet: UNet, image_shape: tuple[int, int, int]) -> str | None:
+    """Returns why a U-Net as configured is not for images of this shape (H, W, C), or None.
+
+    A resolution of `attention_resolutions` that no level has would be ignored, which nobody means who sets it.
+    """
+    height, width, levels = image_shape[0], image_shape[1], len(unet.channel_mult)
+    factor = 2 ** (levels - 1)
+    if height % factor or width % factor:
+        return (
+            f"image size {height}x{width} is not divisible by {factor}, the factor of a U-Net with "
+            f"{levels} levels; change data.image_size or model.channel_mult"
+        )
+    heights = [height // 2**level for level in range(levels)]
+    for resolution in unet.attention_resolutions:
+        if resolution not in heights:
+            return (
+                f"model.attention_resolutions has {resolution}; the levels of this model have "
+                f"{', '.join(map(str, heights))}"
+            )
+    return None

@@ -22,7 +22,7 @@ class Option:
       kind: The values that it may have.
       help: One line without a period; it says what an unset value means.
       field: Name of the config's field in its group where it is not the parameter's: "min_snr_gamma" of `gamma`.
-      default: Default of the config's field where it is not the parameter's; None: unset, which leaves the parameter alone.
+      default: Default of the config's field where it is not the parameter's; None: unset.
       traced: Whether a compiled program takes it as an argument, so that another value needs no other program.
       on_resume: Of an option that takes part in training: whether a resume may change it, since it alters the trained
         parameters by no more than float rounding.
@@ -88,6 +88,10 @@ class Component(Generic[T]):
     def parameters(self) -> frozenset[str]:
         """Names of all its parameters."""
         return frozenset(inspect.signature(self.make).parameters)
+
+    def takes(self, parameter: str) -> bool:
+        """Whether it has a parameter of that name, an option or not."""
+        return parameter in self.parameters
 
     def given(self, **values: Any) -> T:
         """Calls `make` with those of the values that are not None and that it takes.

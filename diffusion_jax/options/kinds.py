@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from diffusion_jax.errors import nearest
@@ -143,10 +144,11 @@ class Text(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Kind):
-    """One of these names, or any name after `prefix`."""
+    """One of these names, or of `aliases`, which are not listed, or any name after `prefix`."""
 
     names: tuple[str, ...]
     prefix: str | None = None
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     python_type = str
 
     @property
@@ -163,7 +165,7 @@ class Choice(Kind):
         prefixed = (
             self.prefix is not None and value.startswith(self.prefix) and value != self.prefix
         )
-        return prefixed or value in self.names
+        return prefixed or value in self.names or value in self.aliases
 
     def hint(self, value: object) -> str:
         if not isinstance(value, str) or len(value) > 100:  # Where a search would take long.

@@ -1,6 +1,6 @@
 """The components of one kind, by name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Generic, TypeVar
 
 from diffusion_jax.errors import choose
@@ -8,30 +8,45 @@ from diffusion_jax.options.component import Component, Option
 from diffusion_jax.options.kinds import Choice
 
 C = TypeVar("C", bound=Component)
+_changes = 0  # Of all registries.
 
 
-class Registry(Mapping[str, C], Generic[C]):
+def num_changes() -> int:
+    """Returns how often any registry has changed: what is derived from registries is out of date if it has grown."""
+    return _changes
+
+
+class Registry(MutableMapping[str, C], Generic[C]):
     """Components by name, such as `SAMPLERS`; the config's fields of the kind are made of it.
 
     SAMPLERS.register("mine", Sampling(mine, "my own rule"))
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, C], *, given: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, C],
+        *,
+        given: tuple[str, ...] = (),
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
         """Makes a registry.
 
         Args:
           kind: What an entry is called in messages: "sampler".
           entries: Components by name.
           given: Names of the parameters that are not options, but what the caller has: "grid", "process".
+          aliases: Other names of components, which are found by them but not listed.
 
         Raises:
-          TypeError: See `register`.
+          TypeError: See `__setitem__`.
         """
         self.kind, self._given, self._entries = kind, frozenset(given), dict[str, C]()
+        self._aliases = dict(aliases or {})
         for name, component in entries.items():
-            self.register(name, component)
+            self[name] = component
 
-    def register(self, name: str, component: C) -> None:
+    def __setitem__(self, name: str, component: C) -> None:
         """Adds a component, or replaces the one of that name.
 
         Raises:
@@ -52,9 +67,18 @@ class Registry(Mapping[str, C], Generic[C]):
                         f"{self.kind} {name!r}: the option {field} is not that of {owner!r}: give it another name"
                     )
         self._entries[name] = component
+        _count_change()
 
     def __getitem__(self, name: str) -> C:
-        return self._entries[name]
+        return self._entries[self.full_name(name)]
+
+    def full_name(self, name: str) -> str:
+        """Returns the name that an alias stands for; any other name is returned as it is."""
+        return self._aliases.get(name, name)
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+        _count_change()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -76,12 +100,12 @@ class Registry(Mapping[str, C], Generic[C]):
 
     def takers(self, parameter: str) -> tuple[str, ...]:
         """Returns the names of the components that have a parameter of that name, an option or not."""
-        return tuple(name for name, entry in self._entries.items() if parameter in entry.parameters)
+        return tuple(name for name, entry in self._entries.items() if entry.takes(parameter))
 
     @property
     def choice(self) -> Choice:
         """The names, as the values of a config field."""
-        return Choice(tuple(self._entries))
+        return Choice(tuple(self._entries), aliases=self._aliases)
 
     @property
     def options(self) -> dict[str, Option]:
@@ -95,3 +119,8 @@ class Registry(Mapping[str, C], Generic[C]):
     def help(self) -> str:
         """Returns one line about all components: "heun: two evaluations per step; ..."."""
         return "; ".join(f"{name}: {entry.help}" for name, entry in self._entries.items())
+
+
+def _count_change() -> None:
+    global _changes
+    _changes += 1

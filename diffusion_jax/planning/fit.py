@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.config import options_of
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.planning.program import Compiled, DoesNotFit
 
@@ -97,7 +98,7 @@ def _micro_batches(config: ConfigDict, num_devices: int) -> list[Changes]:
 
 
 def _recomputing(config: ConfigDict) -> list[Changes]:
-    if config.model.name != "unet" or config.model.remat == "blocks":
+    if "remat" not in options_of(config, "model") or config.model.remat == "blocks":
         return []
     kept = [] if config.model.remat != "none" else [{"model.remat": MOST_KEPT}]
     return [*kept, {"model.remat": "blocks"}]

@@ -3,25 +3,39 @@
 Each image has step sizes of its own, so it depends on no other; see `processes/ode.py` and `flow.py`.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.flow import carried
+from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.ode import Solution
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.samplers.loop import Sampler, Solve, State
+
+RTOL = Option(
+    kinds.Float(1e-7, 1),
+    "relative tolerance of a solver's step; float32 has none below 1e-7",
+    traced=True,
+)
+ATOL = Option(kinds.Float(1e-9, 1), "absolute tolerance, likewise", traced=True)
+MAX_STEPS = Option(
+    kinds.Int(1, 1_000_000),
+    "most steps of the solver between two points of the grid, rejected ones included",
+)
 
 
 def ode_adaptive(
     grid: Grid,
     process: Process,
     *,
-    rtol: float | Float[Array, ""] = 1e-5,
-    atol: float | Float[Array, ""] = 1e-5,
-    max_steps: int = 1000,
+    rtol: Annotated[float | Float[Array, ""], RTOL] = 1e-5,
+    atol: Annotated[float | Float[Array, ""], ATOL] = 1e-5,
+    max_steps: Annotated[int, MAX_STEPS] = 1000,
 ) -> Sampler:
     """Returns the adaptive solution of the probability-flow ODE, between one point of the grid and the next.
 
@@ -77,9 +91,9 @@ def ode_encode(
     process: Process,
     x0: Float[Array, " b *dims"],
     *,
-    rtol: float | Float[Array, ""] = 1e-5,
-    atol: float | Float[Array, ""] = 1e-5,
-    max_steps: int = 1000,
+    rtol: Annotated[float | Float[Array, ""], RTOL] = 1e-5,
+    atol: Annotated[float | Float[Array, ""], ATOL] = 1e-5,
+    max_steps: Annotated[int, MAX_STEPS] = 1000,
 ) -> Solution:
     """Returns the x_T that the flow makes x0 of, which `ode_decode` takes back there. To be called inside `jit`.
 
@@ -105,9 +119,9 @@ def ode_decode(
     process: Process,
     x_init: Float[Array, " b *dims"],
     *,
-    rtol: float | Float[Array, ""] = 1e-5,
-    atol: float | Float[Array, ""] = 1e-5,
-    max_steps: int = 1000,
+    rtol: Annotated[float | Float[Array, ""], RTOL] = 1e-5,
+    atol: Annotated[float | Float[Array, ""], ATOL] = 1e-5,
+    max_steps: Annotated[int, MAX_STEPS] = 1000,
 ) -> Solution:
     """Returns the images that the flow makes of x_T, without a denoising step: the inverse of `ode_encode`.
 

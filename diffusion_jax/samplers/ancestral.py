@@ -1,17 +1,32 @@
 """Ancestral sampling (Ho et al., 2020, Algorithm 2): each step draws from p(x_{t-1} | x_t)."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import choose
 from diffusion_jax.keys import image_normal
+from diffusion_jax.options import Option
+from diffusion_jax.options.kinds import Choice
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.reverse import VARIANCES, p_posterior
 from diffusion_jax.samplers.loop import Sampler, State
 
 
-def ancestral(grid: Grid, *, variance: str = "fixed_large") -> Sampler:
+def ancestral(
+    grid: Grid,
+    *,
+    variance: Annotated[
+        str,
+        Option(
+            Choice(tuple(VARIANCES)),
+            "of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
+            default=None,
+        ),
+    ] = "fixed_large",
+) -> Sampler:
     """Returns the update x_s = mu(x_t, x0_hat) + variance^(1/2) z, with z = 0 in the step to the data.
 
     mu is the mean of q(x_s | x_t, x_0) at the predicted x_0, Eq. 6-7. With far fewer steps than the chain has,

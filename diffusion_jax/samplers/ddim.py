@@ -1,5 +1,7 @@
 """DDIM (Song et al., 2021): from the deterministic map of x_T to an image (eta = 0) to ancestral sampling (eta = 1)."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,24 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import image_normal
+from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import per_image, steps
 from diffusion_jax.processes.process import Grid, take
 from diffusion_jax.samplers.loop import Sampler, State
 
 
-def ddim(grid: Grid, *, eta: float | Float[Array, ""] = 0.0) -> Sampler:
+def ddim(
+    grid: Grid,
+    *,
+    eta: Annotated[
+        float | Float[Array, ""],
+        Option(
+            kinds.Float(0, 1),
+            "share of fresh noise in a step; 0: none, 1: as ancestral with fixed_small",
+            traced=True,
+        ),
+    ] = 0.0,
+) -> Sampler:
     """Returns the update x_s = signal_s x0_hat + (std_s^2 - sigma^2)^(1/2) eps_hat + sigma z, Eq. 12.
 
     sigma = eta beta_tilde^(1/2), Eq. 16, with the variance beta_tilde of q(x_s | x_t, x_0): the marginals are the same

@@ -6,6 +6,7 @@ subspace: so what is known of x_0, be it some pixels, the grey values or the mea
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import folded, image_normal
+from diffusion_jax.options import Component, Option, Registry, kinds
 from diffusion_jax.processes.gaussian import per_image, q_sample
 from diffusion_jax.processes.process import Grid, take
 from diffusion_jax.samplers.loop import (
@@ -51,7 +53,11 @@ def known_grey() -> Merge:
     return merge
 
 
-def known_blocks(factor: int) -> Merge:
+def known_blocks(
+    factor: Annotated[
+        int, Option(kinds.Int(2, 16_384), "side of the blocks, by which it enlarges", default=4)
+    ],
+) -> Merge:
     """Returns the merge that keeps the mean of each block of factor x factor pixels, for enlarging.
 
     Args:
@@ -72,13 +78,16 @@ def known_nothing() -> Merge:
     return lambda images, given: images
 
 
-# The options of its own -> Merge
-MERGES: dict[str, Callable[..., Merge]] = {
-    "mask": known_pixels,
-    "grey": known_grey,
-    "coarse": known_blocks,
-    "nothing": known_nothing,
-}
+MERGES: Registry[Component[Merge]] = Registry(
+    "edit.keep",
+    {
+        "mask": Component(known_pixels, "pixels"),
+        "grey": Component(known_grey, "grey values"),
+        "coarse": Component(known_blocks, "means of blocks"),
+        "nothing": Component(known_nothing, "nothing but a start"),
+    },
+    given=("mask",),
+)
 
 
 def replaced(sampler: Sampler, merge: Merge, x0: Float[Array, "b h w c"]) -> Sampler:

@@ -10,6 +10,8 @@ from sigma_t to sigma_s first raises the noise to sigma_hat = (1 + gamma) sigma_
 with eps_hat' at Euler's x_s. At the data there is no eps_hat': the last step is Euler's, which ends at x0_hat.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +20,12 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import image_normal
+from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.process import Grid, Points, Process, take
 from diffusion_jax.samplers.loop import Sampler, State
 
+LONG_STEP = 30  # Factor of sigma in a step; digits drawn with longer ones are poor, or noise.
 MOST_CHURN = np.sqrt(2) - 1  # Of gamma: a step at most doubles the noise's variance.
 
 
@@ -29,10 +33,29 @@ def heun(
     grid: Grid,
     process: Process,
     *,
-    churn: float = 0.0,
-    churn_min: float = 0.0,
-    churn_max: float | None = None,
-    churn_noise: float = 1.0,
+    churn: Annotated[
+        float, Option(kinds.Float(0), "fresh noise of all steps together; 0: none", off=0.0)
+    ] = 0.0,
+    churn_min: Annotated[
+        float,
+        Option(kinds.Float(0), "smallest std / signal at which noise is added", needs=("churn",)),
+    ] = 0.0,
+    churn_max: Annotated[
+        float | None,
+        Option(
+            kinds.Float(0),
+            "largest std / signal at which noise is added; unset: any",
+            needs=("churn",),
+        ),
+    ] = None,
+    churn_noise: Annotated[
+        float,
+        Option(
+            kinds.Float(0),
+            "standard deviation of that noise, relative to the exact one",
+            needs=("churn",),
+        ),
+    ] = 1.0,
 ) -> Sampler:
     """Returns Heun's method, of order 2 in 2 N - 1 evaluations; deterministic without churn.
 
@@ -107,3 +130,13 @@ def _check(churn: float, smallest: float, largest: float, noise: float) -> None:
             raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0")
     if not smallest <= largest:
         raise InputError(f"churn_max is {largest!r}; it must be at least churn_min, {smallest!r}")
+
+
+def long_steps(grid: Grid) -> str | None:
+    """Returns what to say of a grid whose sigma falls by too large a factor in a step, or None."""
+    if grid.num_steps < 2:
+        return None
+    most = np.exp(np.diff(grid.logsnr[:-1]) / 2).max()
+    if most <= LONG_STEP:
+        return None
+    return f"heun: std / signal falls by a factor of {most:,.0f} in a step; take more, and sampler.spacing=karras"

@@ -1,5 +1,7 @@
 """DDIM's inversion (Song et al., 2021, Section 4.3): from an image to the x_T that it would be sampled from."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
+from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.process import Grid, take
 
@@ -17,7 +20,18 @@ def encoding_nfe(grid: Grid, iterations: int = 0) -> int:
 
 
 def encode(
-    denoise: Denoise, grid: Grid, x0: Float[Array, " b *dims"], *, iterations: int = 0
+    denoise: Denoise,
+    grid: Grid,
+    x0: Float[Array, " b *dims"],
+    *,
+    iterations: Annotated[
+        int,
+        Option(
+            kinds.Int(0, 10_000),
+            "fixed-point iterations per step in finding x_T; 0: plain inversion",
+            needs=("latents",),
+        ),
+    ] = 0,
 ) -> Float[Array, " b *dims"]:
     """Returns the x_T that `ddim(grid)`, given it as `x_init`, decodes to about x0. To be called inside `jit`.
 

@@ -8,6 +8,8 @@ whose stationary distribution is nearly q(x_t); then the next, smaller sigma. If
 a variance of s^2 sigma^2, a move has s^2 <- (1 - eta)^2 s^2 + 2 eta (Song & Ermon, 2020, Proposition 3).
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import folded, image_normal
+from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.process import Grid, Point, take
 from diffusion_jax.samplers.loop import Sampler, State
@@ -24,7 +27,24 @@ MOVES = 2  # Stream of a step's key; `editing` has 0 and 1.
 
 
 def langevin(
-    grid: Grid, *, langevin_steps: int = 5, langevin_step_size: float | None = None
+    grid: Grid,
+    *,
+    num_moves: Annotated[
+        int,
+        Option(
+            kinds.Int(1, 1_000_000),
+            "moves at each noise level, one evaluation each",
+            field="langevin_steps",
+        ),
+    ] = 5,
+    step_size: Annotated[
+        float | None,
+        Option(
+            kinds.Float(0, 2, open=True),
+            "size of a move over the noise's variance; unset: the best for the number of moves, level by level",
+            field="langevin_step_size",
+        ),
+    ] = None,
 ) -> Sampler:
     """Returns annealed Langevin dynamics: step i goes on to the noise level of point i + 1, and moves T times there.
 
@@ -34,27 +54,25 @@ def langevin(
 
     Args:
       grid: Points from noise to data of a process that keeps the signal: VE or NCSN.
-      langevin_steps: T, moves at each noise level, 1 or more.
-      langevin_step_size: eta, in (0, 2); epsilon / sigma_L^2 of the paper of 2020, half of that of 2019. None: that
+      num_moves: T, moves at each noise level, 1 or more.
+      step_size: eta, in (0, 2); epsilon / sigma_L^2 of the paper of 2020, half of that of 2019. None: that
         of `step_sizes` for each step.
 
     Raises:
       InputError: A grid whose signal changes, or an option out of its range.
     """
-    if langevin_steps < 1:
-        raise InputError(f"langevin_steps is {langevin_steps!r}; it must be 1 or more")
-    if langevin_step_size is not None and not 0 < langevin_step_size < 2:
-        raise InputError(
-            f"langevin_step_size is {langevin_step_size!r}; it must be above 0 and below 2"
-        )
+    if num_moves < 1:
+        raise InputError(f"num_moves is {num_moves!r}; it must be 1 or more")
+    if step_size is not None and not 0 < step_size < 2:
+        raise InputError(f"step_size is {step_size!r}; it must be above 0 and below 2")
     if (grid.log_signal != 0).any():
         raise InputError(
             f"langevin is for processes that keep the signal (ve, ncsn); it is {grid.signal[0]:.2g} in the grid's noise"
         )
     num_steps, levels = grid.num_steps, grid.std[:-1]
-    eta = langevin_step_size
+    eta = step_size
     if eta is None:
-        eta = step_sizes(levels[:-1] / levels[1:], langevin_steps)
+        eta = step_sizes(levels[:-1] / levels[1:], num_moves)
     size = np.append(eta * np.square(levels[1:]), 0.0)
 
     def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
@@ -63,7 +81,7 @@ def langevin(
 
         def moved() -> State:
             # An image on its way to the data, among others that are not, stays, and its x0_hat is the last one.
-            return moves(denoise, state, level, take(size, i), keys, langevin_steps)
+            return moves(denoise, state, level, take(size, i), keys, num_moves)
 
         def denoised() -> State:
             return State(state.x, denoise(state.x, level).x0)
@@ -73,7 +91,7 @@ def langevin(
 
     def cost(start: int, stop: int) -> int:
         to_data = stop == num_steps > start
-        return langevin_steps * (stop - start - to_data) + to_data
+        return num_moves * (stop - start - to_data) + to_data
 
     return Sampler(grid, step, cost=cost)
 

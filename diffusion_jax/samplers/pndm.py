@@ -25,6 +25,8 @@ from diffusion_jax.samplers.loop import Sampler, State
 
 Coefs = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
 
+UNEVEN = 2  # The longest step over the shortest: rounding to timesteps alone makes it no more.
+TINY_SIGNAL = 1e-3
 WARM_UP = 3  # Runge-Kutta steps.
 # Adams and Bashforth's weights of the last predictions, the newest first: row k for a step that remembers k earlier.
 WEIGHTS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
@@ -90,3 +92,16 @@ def _transfer(t: Points, s: Points) -> Coefs:
     """Returns the factors of x_t and of eps in phi(x_t, eps, t, s)."""
     ratio = np.exp(s.log_signal - t.log_signal)
     return ratio, s.std - ratio * t.std
+
+
+def uneven_steps(grid: Grid) -> str | None:
+    """Returns what to say of a grid that the multistep weights are not for, or that begins with next to no signal."""
+    steps = -np.diff(grid.time[:-1])
+    if len(steps) > 1 and steps.max() > UNEVEN * steps.min():
+        return "pndm is for even steps; set sampler.spacing to leading, uniform or trailing"
+    if grid.signal[0] < TINY_SIGNAL:
+        return (
+            f"pndm divides by the signal, which is {grid.signal[0]:.1e} at t = {grid.time[0]:g}; "
+            "set sampler.spacing=leading"
+        )
+    return None

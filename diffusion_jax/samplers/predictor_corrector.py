@@ -9,6 +9,8 @@ ratio that a move aims at. The paper takes the norms' means over a batch. Here t
 D^(1/2) and D^(1/2) / std, so that an image does not depend on its batch: epsilon = 2 alpha (r std)^2.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError, choose
+from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import steps
 from diffusion_jax.processes.process import Grid, Process, take
 from diffusion_jax.samplers.langevin import moves
@@ -23,13 +26,29 @@ from diffusion_jax.samplers.loop import Sampler, State
 from diffusion_jax.samplers.predictors import PREDICTORS
 
 
-def pc(
+def predictor_corrector(
     grid: Grid,
     process: Process,
     *,
-    predictor: str = "reverse_diffusion",
-    corrector_steps: int = 1,
-    snr: float = 0.16,
+    predictor: Annotated[str, Option(kinds.Choice(tuple(PREDICTORS)), "rule of a step")] = (
+        "reverse_diffusion"
+    ),
+    corrector_steps: Annotated[
+        int,
+        Option(
+            kinds.Int(0, 10_000),
+            "Langevin moves after each step, one evaluation each; 0: none",
+            off=0,
+        ),
+    ] = 1,
+    snr: Annotated[
+        float,
+        Option(
+            kinds.Float(0, 1, open=True),
+            "signal-to-noise ratio of a move: it adds 2 snr times the noise of x_t, or less",
+            needs=("corrector_steps",),
+        ),
+    ] = 0.16,
 ) -> Sampler:
     """Returns a predictor with M Langevin moves after each step but the last, to the data, which ends at x0_hat.
 

@@ -15,9 +15,13 @@ Both results have the same factor of x_t. So a correction adds a sum of predicti
 by its own factor: together they are one multistep step, with other weights.
 """
 
+from typing import Annotated
+
 import numpy as np
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.options import Option
+from diffusion_jax.options.kinds import Int
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers.dpm_solver import extrapolations
 from diffusion_jax.samplers.loop import Sampler
@@ -34,7 +38,13 @@ from diffusion_jax.samplers.multistep import (
 ORDERS = (1, 2, 3)
 
 
-def unipc(grid: Grid, *, order: int = 3) -> Sampler:
+def unipc(
+    grid: Grid,
+    *,
+    order: Annotated[
+        int, Option(Int(1, 3), "order of its predictor; 3, or 2 where guidance is strong")
+    ] = 3,
+) -> Sampler:
     """Returns UniPC-p: deterministic, UniP-p with UniC-p, of order p + 1 in one evaluation a step.
 
     p grows from 1 as predictions are remembered, and falls to 1 again at the step to the data, which ends at x0_hat.

@@ -264,7 +264,8 @@ def test_a_number_of_another_weighting_is_refused_rather_than_ignored(
     build.validate(config)
     config.loss.p2_k = 2.0
     with pytest.raises(
-        InputError, match=f"^loss.p2_k is 2.0, but {owner} has none; leave it at its default, 1.0$"
+        InputError,
+        match=f"^loss.p2_k is 2.0, but {owner} has none; leave it at its default, 1.0 .it is for p2.$",
     ):
         build.validate(config)
     config.loss.weighting = "p2"

@@ -13,7 +13,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import build, checks, sampling
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid
-from diffusion_jax.samplers import SAMPLERS, Sampler, ancestral
+from diffusion_jax.samplers import SAMPLERS, Sampler, UpdateRule, ancestral
 
 
 def experiment(*assignments: tuple[str, str]) -> build.Experiment:
@@ -234,7 +234,7 @@ def test_a_sampler_that_takes_no_variance_is_not_warned_of(monkeypatch: pytest.M
     def quiet(grid: Grid) -> Sampler:
         return ancestral(grid)
 
-    monkeypatch.setitem(SAMPLERS, "ancestral", quiet)
+    monkeypatch.setitem(SAMPLERS, "ancestral", UpdateRule(quiet, "quiet"))
     with warnings.catch_warnings(action="error"):
         assert sampling.make_sampler(experiment(FEW)).nfe == 10
 
@@ -275,7 +275,7 @@ def test_a_network_of_learned_variances_has_twice_the_channels_and_a_sampler_tha
     x = jnp.zeros((3, 2, 2, 1))
     assert exp.model.apply(params, x, jnp.zeros(3)).shape == (3, 2, 2, 2)
     images = sampling.make_draw(exp)(
-        params, sampling.settings(exp.config), jnp.arange(2), None
+        params, sampling.traced_options(exp.config), jnp.arange(2), None
     ).images
     assert images.shape == (2, 2, 2, 1)
 

@@ -6,7 +6,7 @@ What a config builds is compared with the same made by hand from the library's f
 import functools
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import chex
 import jax
@@ -26,10 +26,11 @@ from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.keys import indexed
 from diffusion_jax.losses import (
-    OBJECTIVES,
+    LOSSES,
     Draws,
     Objective,
     Times,
+    TrainingLoss,
     Weighting,
     hybrid,
     simple,
@@ -50,13 +51,14 @@ from diffusion_jax.samplers import (
     SAMPLERS,
     Sampler,
     SampleResult,
+    UpdateRule,
     ancestral,
     ddim,
     heun,
     image_keys,
     langevin,
     ode_adaptive,
-    pc,
+    predictor_corrector,
     sample_loop,
     unipc,
 )
@@ -114,7 +116,7 @@ def updates(optimizer: optax.GradientTransformation) -> list[Any]:
 def draw(exp: Experiment) -> SampleResult:
     """Draws four images with seed 3, of classes 0 and 1 in turn if there are classes."""
     labels = jnp.arange(4) % 2 if exp.conditional else None
-    numbers = sampling.settings(exp.config)._replace(seed=jnp.uint32(3))
+    numbers = sampling.traced_options(exp.config)._replace(seed=jnp.uint32(3))
     return sampling.make_draw(exp)(PARAMS, numbers, jnp.arange(4), labels)
 
 
@@ -249,7 +251,11 @@ def doubled(
     return objective._replace(loss=lambda *inputs: 2 * objective.loss(*inputs))
 
 
-def stubborn(grid: Grid, *, variance: str) -> Sampler:
+def stubborn(
+    grid: Grid,
+    *,
+    variance: Annotated[str, SAMPLERS["ancestral"].options["variance"]] = "fixed_large",
+) -> Sampler:
     """An update rule with another variance than asked for."""
     return ancestral(grid, variance="fixed_small")
 
@@ -273,7 +279,7 @@ def heun_with(**options: Any) -> Callable[..., Sampler]:
 def pc_with(**options: Any) -> Callable[..., Sampler]:
     """Predictor and corrector, which take the process instead of a variance."""
     process = DDPM(make_schedule("linear", T))
-    return lambda grid, variance: pc(grid, process, **options)
+    return lambda grid, variance: predictor_corrector(grid, process, **options)
 
 
 def langevin_of_ve(**options: Any) -> dict[str, Any]:
@@ -297,8 +303,8 @@ def other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
         "other",
         lambda schedule, num_timesteps: fewer(make_schedule(schedule, num_timesteps)),
     )
-    monkeypatch.setitem(OBJECTIVES, "other", doubled)
-    monkeypatch.setitem(SAMPLERS, "other", stubborn)
+    monkeypatch.setitem(LOSSES, "other", TrainingLoss(doubled, "other"))
+    monkeypatch.setitem(SAMPLERS, "other", UpdateRule(stubborn, "other"))
 
 
 # Field -> (text on the command line, the same as an argument, what changes: this and nothing else).
@@ -322,10 +328,10 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     ),
     "loss.times": ("importance", {"times": importance(num_bins=T)}, {"draws"}),
     "loss.weighting": ("min_snr", {"weighting": min_snr()}, {"losses"}),
-    "loss.min_snr_gamma": ("2", {"weighting": min_snr(min_snr_gamma=2.0)}, {"losses"}),
-    "loss.p2_k": ("3", {"weighting": p2(p2_k=3.0)}, {"losses"}),
-    "loss.p2_gamma": ("0.5", {"weighting": p2(p2_gamma=0.5)}, {"losses"}),
-    "loss.sigmoid_bias": ("-1", {"weighting": sigmoid(sigmoid_bias=-1.0)}, {"losses"}),
+    "loss.min_snr_gamma": ("2", {"weighting": min_snr(gamma=2.0)}, {"losses"}),
+    "loss.p2_k": ("3", {"weighting": p2(k=3.0)}, {"losses"}),
+    "loss.p2_gamma": ("0.5", {"weighting": p2(gamma=0.5)}, {"losses"}),
+    "loss.sigmoid_bias": ("-1", {"weighting": sigmoid(bias=-1.0)}, {"losses"}),
     "loss.u_min": ("0.5", {"make_process": sde(VP), "times": uniform(u_min=0.5)}, {"losses"}),
     "optimizer.learning_rate": ("0.5", {"learning_rate": 0.5}, {"updates"}),
     "optimizer.warmup_steps": ("2", {"warmup_steps": 2}, {"updates"}),
@@ -356,8 +362,8 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     ),
     "sampler.corrector_steps": ("2", {"make_sampler": pc_with(corrector_steps=2)}, {"images"}),
     "sampler.snr": ("0.3", {"make_sampler": pc_with(snr=0.3)}, {"images"}),
-    "sampler.langevin_steps": ("2", langevin_of_ve(langevin_steps=2), {"images"}),
-    "sampler.langevin_step_size": ("0.1", langevin_of_ve(langevin_step_size=0.1), {"images"}),
+    "sampler.langevin_steps": ("2", langevin_of_ve(num_moves=2), {"images"}),
+    "sampler.langevin_step_size": ("0.1", langevin_of_ve(step_size=0.1), {"images"}),
     "sampler.rtol": ("0.1", {"make_sampler": adaptive_with(rtol=0.1)}, {"images"}),
     "sampler.atol": ("0.1", {"make_sampler": adaptive_with(atol=0.1)}, {"images"}),
     "sampler.max_steps": ("2", {"make_sampler": adaptive_with(max_steps=2)}, {"images"}),
@@ -563,7 +569,9 @@ def test_fields_of_guidance_change_what_their_arguments_do(
     sampler, keys = ddim(make_grid(exp.process, 4)), image_keys(0, jnp.arange(4))
     guided = clip_denoised(classifier_free(denoise, scale, **options))
     expected = sample_loop(guided, sampler, keys, SHAPE).images
-    got = sampling.make_draw(exp)(params, sampling.settings(exp.config), jnp.arange(4), labels)
+    got = sampling.make_draw(exp)(
+        params, sampling.traced_options(exp.config), jnp.arange(4), labels
+    )
     np.testing.assert_array_equal(got.images, to_uint8(expected))
     assert sampling.make_sampler(exp).nfe == 4 and sampling.evaluations(exp.config) == 2
     alone = exp.denoiser(params, labels)  # The class alone: none of the cases.
@@ -572,9 +580,9 @@ def test_fields_of_guidance_change_what_their_arguments_do(
 
 
 def test_another_seed_eta_temperature_or_guidance_is_drawn_by_the_same_program() -> None:
-    def of(*changes: tuple[str, str]) -> tuple[Experiment, sampling.Settings]:
+    def of(*changes: tuple[str, str]) -> tuple[Experiment, sampling.TracedOptions]:
         config = config_with(BASE | GUIDED | dict(changes))
-        return build.build(config, SHAPE, 2), sampling.settings(config)
+        return build.build(config, SHAPE, 2), sampling.traced_options(config)
 
     exp, first = of()
     params = params_of_a_trained_network(exp.model)

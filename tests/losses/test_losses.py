@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.losses import OBJECTIVES, Draws, loss_function, simple_loss
+from diffusion_jax.losses import LOSSES, Draws, loss_function, simple_loss
 from diffusion_jax.losses.times import training_time
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
@@ -90,7 +90,7 @@ def test_an_unknown_prediction_lists_the_known_ones():
         simple_loss(PROCESS, "noise", lambda p, x, *_: x, None, ones, jnp.array([0, 1]), ones)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_an_objective_draws_each_time_equally_often_and_normal_noise(compiled, key, name):
     objective = loss_function(name, PROCESS, "eps", lambda p, x, *_: x)
     n = 20_000
@@ -102,7 +102,7 @@ def test_an_objective_draws_each_time_equally_often_and_normal_noise(compiled, k
     np.testing.assert_allclose(np.cov(draws.eps.T), np.eye(2), atol=5 * np.sqrt(2 / n))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_an_objective_draws_noise_that_is_independent_of_the_times(key, name):
     objective = loss_function(name, PROCESS, "eps", lambda p, x, *_: x)
     n = 4096

@@ -1,7 +1,6 @@
 """Each weighting times the squared error of eps, computed in float64 from the papers' definitions."""
 
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
 import jax
@@ -12,10 +11,11 @@ import pytest
 from diffusion_jax.denoiser import PARAMETERIZATIONS
 from diffusion_jax.errors import InputError
 from diffusion_jax.losses import (
-    OBJECTIVES,
+    LOSSES,
     WEIGHTINGS,
     Draws,
     Objective,
+    TrainingLoss,
     Weighting,
     loss_function,
     simple,
@@ -74,8 +74,7 @@ EPS: dict[str, Callable[..., Any]] = {
 
 def weighting_of(name: str, process: Process = PROCESS) -> Weighting:
     """The weighting of that name, given the process if it takes one."""
-    make = WEIGHTINGS[name]
-    return make(process=process) if "process" in signature(make).parameters else make()
+    return WEIGHTINGS[name].given(process=process)
 
 
 def losses(prediction: str, output: Any, x0: Any, eps: Any, **options: Any) -> np.ndarray:
@@ -145,7 +144,7 @@ def test_min_snr_of_x0_is_the_papers_weight_of_the_x0_error(images: tuple) -> No
     snr = ALPHA_BAR[TIMES] / (1 - ALPHA_BAR[TIMES])
     assert (snr[0] > 3) and (snr[-1] < 3)
     expected = np.minimum(snr, 3) * np.mean(error**2, (1, 2, 3))
-    actual = losses("x0", x0 + error, x0, eps, weighting=min_snr(min_snr_gamma=3.0))
+    actual = losses("x0", x0 + error, x0, eps, weighting=min_snr(gamma=3.0))
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
@@ -158,7 +157,7 @@ def test_p2_is_the_papers_weight_of_the_variational_loss(
     beta, a = BETA[TIMES], ALPHA_BAR[TIMES]
     variational = beta / ((1 - beta) * (1 - a)) * np.mean(error**2, (1, 2, 3))
     weight = (1 - beta) * (1 - a) / beta / (k + a / (1 - a)) ** gamma
-    actual = losses("eps", eps + error, x0, eps, weighting=p2(p2_k=k, p2_gamma=gamma))
+    actual = losses("eps", eps + error, x0, eps, weighting=p2(k=k, gamma=gamma))
     np.testing.assert_allclose(actual, weight * variational, rtol=1e-5)
 
 
@@ -187,17 +186,17 @@ def test_weights_are_finite_from_an_erased_image_to_an_untouched_one(
 
 def test_weights_with_the_widest_options_are_finite() -> None:
     for k, gamma in ((1e-3, 10.0), (1e3, 10.0), (1e-3, 0.0)):
-        weight = p2(p2_k=k, p2_gamma=gamma)(EXTREME)
+        weight = p2(k=k, gamma=gamma)(EXTREME)
         assert np.isfinite(np.asarray(weight * jnp.square(EXTREME.signal / EXTREME.std))).all()
     for gamma in (1e-3, 1e6):
-        assert np.isfinite(np.asarray(min_snr(min_snr_gamma=gamma)(EXTREME))).all()
+        assert np.isfinite(np.asarray(min_snr(gamma=gamma)(EXTREME))).all()
 
 
 def test_a_loss_without_weighting_refuses_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def plain(process: Any, prediction: str, network: Any) -> Objective:
         return simple(process, prediction, network)
 
-    monkeypatch.setitem(OBJECTIVES, "plain", plain)
+    monkeypatch.setitem(LOSSES, "plain", TrainingLoss(plain, "plain"))
     network = lambda params, x, *_: x  # noqa: E731
     loss_function("plain", PROCESS, "eps", network)
     with pytest.raises(InputError, match="the loss 'plain' takes no weighting"):

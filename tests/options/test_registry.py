@@ -51,7 +51,7 @@ def test_a_parameter_that_nothing_would_set_is_refused_where_it_is_registered() 
         return f"{grid}{ordre}"
 
     with pytest.raises(TypeError, match="rule 'mine': ordre must be annotated with an Option"):
-        registry().register("mine", Component(renamed, "c"))
+        registry()["mine"] = Component(renamed, "c")
 
 
 def test_an_option_means_the_same_in_all_components() -> None:
@@ -59,7 +59,7 @@ def test_an_option_means_the_same_in_all_components() -> None:
         return f"{grid}{order}"
 
     with pytest.raises(TypeError, match="the option order is not that of 'plain'"):
-        registry().register("mine", Component(other, "c"))
+        registry()["mine"] = Component(other, "c")
 
 
 def test_an_option_has_a_default() -> None:
@@ -67,7 +67,7 @@ def test_an_option_has_a_default() -> None:
         return f"{grid}{order}"
 
     with pytest.raises(TypeError, match="the option order has no default"):
-        registry().register("mine", Component(bare, "c"))
+        registry()["mine"] = Component(bare, "c")
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:

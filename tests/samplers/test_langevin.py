@@ -9,7 +9,7 @@ from samplers.normal_data import MEAN, STD, counted, optimal
 from diffusion_jax.errors import InputError
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.sde import VE, VP
-from diffusion_jax.samplers import image_keys, langevin, pc, sample_loop
+from diffusion_jax.samplers import image_keys, langevin, predictor_corrector, sample_loop
 from diffusion_jax.samplers.langevin import moves, step_sizes
 from diffusion_jax.samplers.loop import State
 
@@ -66,7 +66,7 @@ def test_annealing_has_the_variance_of_its_linear_chain_at_every_level():
         keep = 1 - size / (level**2 + STD**2)
         for _ in range(3):
             mean, variance = MEAN + keep * (mean - MEAN), keep**2 * variance + 2 * size
-        x = drawn(langevin(grid, langevin_steps=3), i)
+        x = drawn(langevin(grid, num_moves=3), i)
         assert x.mean() == pytest.approx(mean, abs=5 * np.sqrt(variance / x.size))
         assert x.var() == pytest.approx(variance, rel=5 * np.sqrt(2 / x.size))
 
@@ -74,9 +74,9 @@ def test_annealing_has_the_variance_of_its_linear_chain_at_every_level():
 @pytest.mark.parametrize(
     ("make", "nfe"),
     [
-        (lambda grid: langevin(grid, langevin_steps=3), 3 * 3 + 1),
-        (lambda grid: pc(grid, PROCESS, corrector_steps=2), 3 * 3 + 1),
-        (lambda grid: pc(grid, PROCESS, corrector_steps=0), 4),
+        (lambda grid: langevin(grid, num_moves=3), 3 * 3 + 1),
+        (lambda grid: predictor_corrector(grid, PROCESS, corrector_steps=2), 3 * 3 + 1),
+        (lambda grid: predictor_corrector(grid, PROCESS, corrector_steps=0), 4),
     ],
 )
 def test_moves_are_evaluations_and_the_step_to_the_data_is_one_without_noise(make, nfe):
@@ -91,7 +91,7 @@ def test_moves_are_evaluations_and_the_step_to_the_data_is_one_without_noise(mak
     np.testing.assert_allclose(result.images, optimal(x, point).x0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [langevin, lambda grid: pc(grid, PROCESS)])
+@pytest.mark.parametrize("make", [langevin, lambda grid: predictor_corrector(grid, PROCESS)])
 def test_an_image_depends_on_its_own_key_alone_and_every_move_has_other_noise(make):
     sampler = make(make_grid(PROCESS, 4, "logsnr"))
     draw = jax.jit(lambda keys: sample_loop(optimal, sampler, keys, SHAPE).images)
@@ -107,7 +107,7 @@ def test_the_noises_of_one_step_are_independent():
     def still(x_t, point):
         return optimal(x_t, point)._replace(score=jnp.zeros_like(x_t))
 
-    sampler, n = langevin(make_grid(PROCESS, 2), langevin_steps=2, langevin_step_size=1.0), 2000
+    sampler, n = langevin(make_grid(PROCESS, 2), num_moves=2, step_size=1.0), 2000
     state = sampler.init(jnp.zeros((n, *SHAPE)))
     moved = sampler.step(still, state, jnp.zeros(n, jnp.int32), image_keys(0, jnp.arange(n))).x
     expected = 4 * sampler.grid.std[1] ** 2
@@ -124,7 +124,7 @@ def test_the_corrector_adds_the_noise_that_the_signal_to_noise_ratio_asks_for():
     grid = make_grid(process, None, [999 * 0.3, 999 * 0.4])
     integrals = [0.1 * u + 9.95 * u**2 for u in (0.3, 0.4)]
     alpha, std2 = np.exp(integrals[0] - integrals[1]), 1 - np.exp(-integrals[0])
-    sampler = pc(grid, process, corrector_steps=3, snr=0.5)
+    sampler = predictor_corrector(grid, process, corrector_steps=3, snr=0.5)
     state = sampler.init(jnp.zeros((n, *SHAPE)))
     moved = sampler.step(still, state, jnp.zeros(n, jnp.int32), image_keys(0, jnp.arange(n))).x
     # The predictor's own noise, and that of three moves.
@@ -140,23 +140,23 @@ def test_the_corrector_adds_the_noise_that_the_signal_to_noise_ratio_asks_for():
             r"langevin is for processes that keep the signal \(ve, ncsn\); it is",
         ),
         (
-            lambda: langevin(make_grid(PROCESS, 5), langevin_steps=0),
-            "langevin_steps is 0; it must be 1 or more",
+            lambda: langevin(make_grid(PROCESS, 5), num_moves=0),
+            "num_moves is 0; it must be 1 or more",
         ),
         (
-            lambda: langevin(make_grid(PROCESS, 5), langevin_step_size=2.0),
-            "langevin_step_size is 2.0; it must be above 0",
+            lambda: langevin(make_grid(PROCESS, 5), step_size=2.0),
+            "step_size is 2.0; it must be above 0",
         ),
         (
-            lambda: pc(make_grid(PROCESS, 5), PROCESS, corrector_steps=-1),
+            lambda: predictor_corrector(make_grid(PROCESS, 5), PROCESS, corrector_steps=-1),
             "corrector_steps is -1; it must be 0 or more",
         ),
         (
-            lambda: pc(make_grid(PROCESS, 5), PROCESS, snr=1.0),
+            lambda: predictor_corrector(make_grid(PROCESS, 5), PROCESS, snr=1.0),
             "snr is 1.0; it must be above 0 and below 1",
         ),
         (
-            lambda: pc(make_grid(PROCESS, 5), PROCESS, predictor="heun"),
+            lambda: predictor_corrector(make_grid(PROCESS, 5), PROCESS, predictor="heun"),
             "unknown predictor 'heun'; choose one of ancestral, eul",
         ),
     ],

@@ -19,7 +19,7 @@ from slow import slow_but
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.samplers import DEFAULT_STEPS, SAMPLERS, image_keys, sample_loop
+from diffusion_jax.samplers import SAMPLERS, image_keys, sample_loop
 
 PROCESS = DDPM(make_schedule("linear", 1000))
 
@@ -58,7 +58,7 @@ OF_SCORES = {"euler_maruyama", "langevin", "pc", "reverse_diffusion"}
 )
 def test_every_sampler_draws_the_mixture_in_50_steps_or_its_own_number(name):
     grid = make_grid(
-        PROCESS, DEFAULT_STEPS.get(name, 50), "leading" if name == "pndm" else "logsnr"
+        PROCESS, SAMPLERS[name].num_steps or 50, "leading" if name == "pndm" else "logsnr"
     )
     options = {"variance": "fixed_small"} if name == "ancestral" else {}
     sampler, n = make_sampler(name, PROCESS, grid, options), 20_000

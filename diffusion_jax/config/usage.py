@@ -1,0 +1,75 @@
+"""Which fields have an effect: options of the components that a config chooses, and of what it switches on."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.config.loading import fields
+from diffusion_jax.config.table import FIELDS, group_of
+from diffusion_jax.errors import InputError
+
+
+def options_of(config: ConfigDict, group: str) -> dict[str, Any]:
+    """Returns the fields of a group by their names in it, without the options of components that are not chosen."""
+    values = dict(fields(config))
+    return {
+        name.rpartition(".")[2]: values[name]
+        for name in FIELDS
+        if group_of(name) == group and missing_owner(name, values) is None
+    }
+
+
+def check_used(config: ConfigDict) -> None:
+    """Refuses a field that is set, but has no effect.
+
+    Raises:
+      InputError: The first such field: its name and value, why it has no effect, and which components have it.
+    """
+    values = dict(fields(config))
+    for name, field in FIELDS.items():
+        if values[name] == field.default:
+            continue
+        chooser = missing_owner(name, values)
+        reason = _off(name, values) if chooser is None else _chosen(chooser, values)
+        if reason is not None:
+            owners = "" if chooser is None else f" (it is for {', '.join(field.owners[chooser])})"
+            advice = (
+                "leave it unset"
+                if field.default is None
+                else f"leave it at its default, {field.default!r}"
+            )
+            raise InputError(f"{name} is {values[name]!r}, but {reason} has none; {advice}{owners}")
+
+
+def missing_owner(name: str, values: dict[str, Any]) -> str | None:
+    """Returns the field that chooses none of the components that have this option, or None.
+
+    Args:
+      name: A field.
+      values: The values of all.
+    """
+    for chooser, owners in FIELDS[name].owners.items():
+        value = values[chooser]
+        chosen = value if isinstance(value, tuple) else (value,)
+        aliases = getattr(FIELDS[chooser].kind, "aliases", {})
+        if not any(aliases.get(one, one) in owners for one in chosen):
+            return chooser
+    return None
+
+
+def _chosen(chooser: str, values: dict[str, Any]) -> str:
+    """Returns what a field has chosen, as in "the sampler 'ddim'"."""
+    value, kind = values[chooser], FIELDS[chooser].chooses
+    if value is None:
+        return f"an unset {chooser}"
+    return f"the {kind} {value!r}" if kind else f"{chooser}={value}"
+
+
+def _off(name: str, values: dict[str, Any]) -> str | None:
+    """Returns what is off that this field needs, or None."""
+    needs = FIELDS[name].needs
+    if not needs or any(FIELDS[need].is_on(values[need]) for need in needs):
+        return None
+    first, value = needs[0], values[needs[0]]
+    shown = f"{value:g}" if isinstance(value, float) else str(value).lower()
+    return f"an unset {first}" if value is None else f"{first}={shown}"

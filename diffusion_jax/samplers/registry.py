@@ -1,0 +1,78 @@
+"""All samplers by name, and what else is known of each: its processes, its inverse, its default steps."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from diffusion_jax.options import Component, Registry
+from diffusion_jax.processes.process import Grid
+from diffusion_jax.samplers.adaptive import ode_adaptive, ode_encode
+from diffusion_jax.samplers.ancestral import ancestral
+from diffusion_jax.samplers.ddim import ddim
+from diffusion_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
+from diffusion_jax.samplers.heun import heun, long_steps
+from diffusion_jax.samplers.inversion import encode
+from diffusion_jax.samplers.langevin import langevin
+from diffusion_jax.samplers.loop import Sampler
+from diffusion_jax.samplers.ode_heun import ode_heun
+from diffusion_jax.samplers.pndm import pndm, uneven_steps
+from diffusion_jax.samplers.predictor_corrector import predictor_corrector
+from diffusion_jax.samplers.predictors import euler_maruyama, reverse_diffusion
+from diffusion_jax.samplers.unipc import unipc
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UpdateRule(Component[Sampler]):
+    """A sampler: `make` is (grid, process if it asks for it, its options) -> Sampler.
+
+    Attributes:
+      processes: Names of the processes that it is for; empty: all.
+      inverse: (denoise, grid, process if it asks for it, x0, its options) -> x_T, which the sampler takes back to x0;
+        None: the sampler is not invertible.
+      num_steps: Steps where none are set; None: those of the process's whole grid.
+      keeps_eps: Whether `clip_denoised(keep_eps=True)` is what another code does before this rule.
+      unsuited: Grid -> what is wrong with it for this rule, whose images would be noise; None: nothing.
+    """
+
+    processes: tuple[str, ...] = ()
+    inverse: Component[Any] | None = None
+    num_steps: int | None = None
+    keeps_eps: bool = False
+    unsuited: Callable[[Grid], str | None] = lambda grid: None
+
+
+SAMPLERS: Registry[UpdateRule] = Registry(
+    "sampler",
+    {
+        "ancestral": UpdateRule(ancestral, "samples each reverse step"),
+        "ddim": UpdateRule(
+            ddim,
+            "from deterministic to ancestral, by eta",
+            inverse=Component(encode, "fixed-point inversion"),
+            keeps_eps=True,
+        ),
+        "dpmpp_2m": UpdateRule(dpmpp_2m, "DPM-Solver++ of order 2, for 10 to 20 steps"),
+        "dpmpp_2m_sde": UpdateRule(dpmpp_2m_sde, "the same for the SDE"),
+        "dpmpp_3m": UpdateRule(dpmpp_3m, "DPM-Solver++ of order 3"),
+        "euler_maruyama": UpdateRule(euler_maruyama, "Euler's rule for the reverse SDE"),
+        "heun": UpdateRule(
+            heun, "Heun's method in sigma, two evaluations per step", unsuited=long_steps
+        ),
+        "langevin": UpdateRule(langevin, "annealed Langevin dynamics", processes=("ve", "ncsn")),
+        "ode_adaptive": UpdateRule(
+            ode_adaptive,
+            "the probability-flow ODE to a tolerance",
+            inverse=Component(ode_encode, "the flow backwards"),
+            num_steps=2,
+        ),
+        "ode_heun": UpdateRule(ode_heun, "Heun's method for the ODE in the process's time"),
+        "pndm": UpdateRule(pndm, "pseudo linear multistep", unsuited=uneven_steps),
+        "predictor_corrector": UpdateRule(
+            predictor_corrector, "a rule, then Langevin moves; short: pc"
+        ),
+        "reverse_diffusion": UpdateRule(reverse_diffusion, "reverses each forward step"),
+        "unipc": UpdateRule(unipc, "a multistep rule with a free corrector, for 5 to 15 steps"),
+    },
+    given=("grid", "process"),
+    aliases={"pc": "predictor_corrector"},
+)
