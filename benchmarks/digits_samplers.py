@@ -32,9 +32,9 @@ from digits_quality import real_digits
 from digits_solvers import ANCESTRAL, SOLVERS, make_sampler
 
 from diffusion_jax import data
-from diffusion_jax.commands.trained import TrainedRun, load_run
 from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.processes.grid import make_grid
+from diffusion_jax.runs import Run, load_run
 from diffusion_jax.samplers import (
     Sampler,
     ddim,
@@ -57,7 +57,7 @@ Figures = dict[str, Any]
 Save = Callable[[Figures], None]
 
 
-def compiled(run: TrainedRun, sampler: Sampler, finish: Callable[..., jax.Array]) -> Draw:
+def compiled(run: Run, sampler: Sampler, finish: Callable[..., jax.Array]) -> Draw:
     """Returns the program that draws clipped images, which `finish` makes pixels of."""
 
     @jax.jit
@@ -70,7 +70,7 @@ def compiled(run: TrainedRun, sampler: Sampler, finish: Callable[..., jax.Array]
     return draw
 
 
-def drawn(run: TrainedRun, draw: Draw, seed: int, arguments: argparse.Namespace) -> np.ndarray:
+def drawn(run: Run, draw: Draw, seed: int, arguments: argparse.Namespace) -> np.ndarray:
     """Returns images 0, 1, ... of the seed, classes in turn, batch by batch; the last batch is full too."""
     parts = []
     for first in range(0, arguments.num_images, arguments.batch_size):
@@ -80,7 +80,7 @@ def drawn(run: TrainedRun, draw: Draw, seed: int, arguments: argparse.Namespace)
     return np.concatenate(parts)[: arguments.num_images]
 
 
-def quality(run: TrainedRun, arguments: argparse.Namespace, save: Save) -> Figures:
+def quality(run: Run, arguments: argparse.Namespace, save: Save) -> Figures:
     """Returns the distances of every solver, and of real digits among themselves."""
     distance, real = frechet.make_judge()
     figures: Figures = {"measure": frechet.NAME, "real": real, "rows": []}
@@ -148,7 +148,7 @@ def draw_quality(axes: Any, figures: Figures) -> None:
     axes.legend(fontsize=8)
 
 
-def consistency(run: TrainedRun, arguments: argparse.Namespace, save: Save) -> Figures:
+def consistency(run: Run, arguments: argparse.Namespace, save: Save) -> Figures:
     """Returns how far DDIM's images lie from those in many steps, mean squared, pixels in [0, 1]."""
     spacing = arguments.spacing or SOLVERS["ddim"].spacing
 
@@ -193,7 +193,7 @@ def draw_consistency(axes: Any, figures: Figures) -> None:
     axes.legend(fontsize=8)
 
 
-def inversion(run: TrainedRun, arguments: argparse.Namespace, save: Save) -> Figures:
+def inversion(run: Run, arguments: argparse.Namespace, save: Save) -> Figures:
     """Returns the errors of held-out digits that are encoded and decoded again, by fixed-point iterations."""
     images, labels = (values[: arguments.num_test] for values in real_digits("test"))
     x0 = images.astype(np.float32) / 127.5 - 1

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES says where a name is.
     from diffusion_jax.checkpoints.store import Checkpoint, CheckpointStore
-    from diffusion_jax.commands.trained import TrainedRun, load_run
     from diffusion_jax.config import default_config
     from diffusion_jax.data import (
         Split,
@@ -69,6 +68,7 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
     )
     from diffusion_jax.processes.sde import VE, VP, ContinuousProcess, SubVP
     from diffusion_jax.reporting.pictures import grid, strip
+    from diffusion_jax.runs import Run, load_run
     from diffusion_jax.samplers import (
         Sampler,
         State,
@@ -126,6 +126,7 @@ __all__ = [
     "Prediction",
     "Process",
     "Rates",
+    "Run",
     "RunError",
     "SDE",
     "Sampler",
@@ -134,7 +135,6 @@ __all__ = [
     "State",
     "SubVP",
     "TrainState",
-    "TrainedRun",
     "UNet",
     "VE",
     "VP",
@@ -226,7 +226,6 @@ __all__ = [
 # The public names of each module, which is imported when one of them is first used: none costs those who use another.
 _NAMES = {
     "checkpoints.store": ["Checkpoint", "CheckpointStore"],
-    "commands.trained": ["TrainedRun", "load_run"],
     "config": ["default_config"],
     "data": [
         "Split",
@@ -280,6 +279,7 @@ _NAMES = {
     ],
     "processes.sde": ["ContinuousProcess", "SubVP", "VE", "VP"],
     "reporting.pictures": ["grid", "strip"],
+    "runs": ["Run", "load_run"],
     "samplers": [
         "Sampler",
         "State",

@@ -12,10 +12,10 @@ from jaxtyping import Bool, Int32, UInt8
 from PIL import Image
 
 from diffusion_jax.addresses import expand
-from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.data import image_file, picture
 from diffusion_jax.data.folder import pictures_in, shown
 from diffusion_jax.errors import InputError, reason
+from diffusion_jax.runs import Run
 from diffusion_jax.samplers.batches import class_of_images
 
 SHOWN = 5  # Images that cannot be read, in one line.
@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
         return digest.hexdigest()
 
 
-def load_inputs(run: TrainedRun) -> Inputs:
+def load_inputs(run: Run) -> Inputs:
     """Returns the images of `edit.images`, cropped and resized to the model's size, or else the first test images.
 
     The classes are those of sample.labels in turn; unset, those of the test images, or no class for other images, if

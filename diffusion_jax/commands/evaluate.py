@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.commands import evaluate_bound, evaluate_exact, job, run_config
-from diffusion_jax.commands.trained import TrainedRun
+from diffusion_jax.runs import Run
 
 # What each metric measures, and writes besides results/evaluate.json.
-METRICS: dict[str, Callable[[TrainedRun, data.Split, jax.sharding.Mesh, Path], None]] = {
+METRICS: dict[str, Callable[[Run, data.Split, jax.sharding.Mesh, Path], None]] = {
     "bpd": evaluate_bound.measure_bound,
     "ode_bpd": evaluate_exact.measure_exact,
 }
@@ -28,7 +28,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> int:
       RunError: No sound checkpoint; disk full; figures that are not finite.
     """
     run, mesh = job.open_run(config, workdir, "eval")
-    run_config.check_trained(config, run.trained, f"checkpoint {run.step}")
+    run_config.check_trained(config, run.training_config, f"checkpoint {run.step}")
     split = run.load_split(config.eval.split, labelled=run.conditional)
     for name in dict.fromkeys(config.eval.metrics):
         METRICS[name](run, split, mesh, workdir)

@@ -13,21 +13,19 @@ from diffusion_jax.commands import job
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.held_out import bound_measure
 from diffusion_jax.commands.images_bar import ImagesBar
-from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import RunError
 from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, not_finite_terms
 from diffusion_jax.experiment import build
 from diffusion_jax.likelihood.progressive import rate_distortion
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.reporting import bound_plots, results
+from diffusion_jax.runs import Run
 
 # Fields of the eval group that decide a term of an image.
 DECISIVE = ("num_steps", "spacing", "u_min", "clip", "approximate_cdf", "num_terms")
 
 
-def measure_bound(
-    run: TrainedRun, split: data.Split, mesh: jax.sharding.Mesh, workdir: Path
-) -> None:
+def measure_bound(run: Run, split: data.Split, mesh: jax.sharding.Mesh, workdir: Path) -> None:
     """Bits per dimension by the variational bound: bpd.npz, and plots of its terms, rate and distortion.
 
     They lie in results/bpd/<job>/, in whose parts/ what was measured of each batch is kept for another start.
@@ -59,7 +57,7 @@ def measure_bound(
         raise RunError(problem)
 
 
-def _record(run: TrainedRun, result: BitsPerDim, grid: Grid) -> dict[str, Any]:
+def _record(run: Run, result: BitsPerDim, grid: Grid) -> dict[str, Any]:
     """Returns the figures, and all that they depend on."""
     fields = run.config.eval
     return {

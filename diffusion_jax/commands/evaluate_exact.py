@@ -12,20 +12,18 @@ from diffusion_jax import data
 from diffusion_jax.commands import job
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.images_bar import ImagesBar
-from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.exact_bits import ExactBits, exact_figure
 from diffusion_jax.evaluation.parts import make_measure
 from diffusion_jax.keys import stream
 from diffusion_jax.reporting import results
+from diffusion_jax.runs import Run
 
 # Fields of the eval group that decide the likelihood of an image.
 DECISIVE = ("u_min", "num_dequantizations", "num_probes", "probes", "rtol", "atol", "max_steps")
 
 
-def measure_exact(
-    run: TrainedRun, split: data.Split, mesh: jax.sharding.Mesh, workdir: Path
-) -> None:
+def measure_exact(run: Run, split: data.Split, mesh: jax.sharding.Mesh, workdir: Path) -> None:
     """Measures bits per dimension of each image; they lie in results/ode_bpd/<job>/ode_bpd.npz.
 
     What was measured of each batch is kept beside it, in parts/, for another start.
@@ -61,7 +59,7 @@ def measure_exact(
         print(_summary(record), f"results {path}", sep="\n", file=sys.stderr)
 
 
-def _not_solved(run: TrainedRun, result: ExactBits) -> str:
+def _not_solved(run: Run, result: ExactBits) -> str:
     fields = run.config.eval
     count = len(result.bits) * fields.num_dequantizations
     return (
@@ -71,7 +69,7 @@ def _not_solved(run: TrainedRun, result: ExactBits) -> str:
     )
 
 
-def _record(run: TrainedRun, result: ExactBits) -> dict[str, Any]:
+def _record(run: Run, result: ExactBits) -> dict[str, Any]:
     """Returns the figures, and all that they depend on."""
     fields = run.config.eval
     known = np.isfinite(result.of_estimator)

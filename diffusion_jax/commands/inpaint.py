@@ -15,12 +15,12 @@ from diffusion_jax.commands.edit_inputs import Inputs, load_inputs, load_mask
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
-from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
 from diffusion_jax.experiment.checks import check_temperature, warn_of_times
 from diffusion_jax.parallel.map_batches import map_batches
 from diffusion_jax.reporting import pictures
+from diffusion_jax.runs import Run
 from diffusion_jax.samplers import Merge
 from diffusion_jax.samplers.editing import LUMA
 
@@ -92,7 +92,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
 
 
 def _job_name(
-    run: TrainedRun,
+    run: Run,
     inputs: Inputs,
     known: Bool[np.ndarray, "h w"] | None,
     options: dict[str, int],

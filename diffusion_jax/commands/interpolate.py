@@ -16,7 +16,6 @@ from diffusion_jax.commands import job
 from diffusion_jax.commands.edit_inputs import Inputs, load_inputs
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.images_bar import ImagesBar
-from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
 from diffusion_jax.experiment.checks import check_invertible, check_temperature, warn_of_times
@@ -24,6 +23,7 @@ from diffusion_jax.parallel.map_batches import map_batches
 from diffusion_jax.parallel.resumable import Arrays, Batches, Compute, rows_of
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.reporting import pictures, results
+from diffusion_jax.runs import Run
 from diffusion_jax.samplers import Sampler, Solve, nearest_point
 from diffusion_jax.writing.atomic import remove
 
@@ -62,7 +62,7 @@ class _Task(NamedTuple):
       bar: Counts the images.
     """
 
-    run: TrainedRun
+    run: Run
     mesh: jax.sharding.Mesh
     inputs: Inputs
     rows: _Rows
@@ -145,7 +145,7 @@ def _save(
 
 
 def _nfe(
-    run: TrainedRun, sampler: Sampler, points: list[int], names: list[str]
+    run: Run, sampler: Sampler, points: list[int], names: list[str]
 ) -> dict[str, int | float | None]:
     """Returns the network evaluations of an image mixed at each point; None of an adaptive sampler."""
     evaluations, last = sampling.evaluations(run.config), sampler.grid.num_steps
@@ -156,7 +156,7 @@ def _nfe(
     }
 
 
-def _points(run: TrainedRun, sampler: Sampler) -> list[int]:
+def _points(run: Run, sampler: Sampler) -> list[int]:
     """Returns the points of the grid to mix at, noise first: those nearest to `edit.times`, or to eighths of all."""
     times = run.config.edit.times
     if times is None:
@@ -167,7 +167,7 @@ def _points(run: TrainedRun, sampler: Sampler) -> list[int]:
     return points
 
 
-def _labelled(run: TrainedRun, inputs: Inputs) -> Inputs:
+def _labelled(run: Run, inputs: Inputs) -> Inputs:
     """Returns whole pairs; two of different classes get none, if the model was trained to do without."""
     count = len(inputs.images) // 2 * 2
     if count < len(inputs.images):
@@ -258,7 +258,7 @@ def _draw(task: _Task, name: str, draw: Compute) -> Batches:
     return batches
 
 
-def _costs(run: TrainedRun, solve: Solve | None) -> Int[np.ndarray, " b"]:
+def _costs(run: Run, solve: Solve | None) -> Int[np.ndarray, " b"]:
     """Returns the evaluations of each image by an adaptive sampler, none by another; refuses unfinished ones."""
     if solve is None:
         return np.zeros(0, np.int32)
@@ -274,7 +274,7 @@ def _take(rows: _Rows, indices: Int64[np.ndarray, " b"]) -> _Rows:
     return _Rows(*(None if x is None else x[indices] for x in rows))  # pyright: ignore[reportArgumentType]
 
 
-def _job_name(run: TrainedRun, inputs: Inputs, names: list[str]) -> str:
+def _job_name(run: Run, inputs: Inputs, names: list[str]) -> str:
     fields = run.config.edit
     return job.job_name(
         *(run.config, run.step, run.digest),

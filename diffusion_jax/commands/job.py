@@ -17,18 +17,18 @@ from diffusion_jax import config as config_lib
 from diffusion_jax import data
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
-from diffusion_jax.commands.trained import TrainedRun, load_run
 from diffusion_jax.data.split import count
 from diffusion_jax.experiment import sampling
 from diffusion_jax.lifecycle import ownership, stopping
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import classes, results
+from diffusion_jax.runs import Run, load_run
 from diffusion_jax.writing.writable import check_writable
 
 
 def open_run(
     config: ConfigDict, workdir: Path, group: str = "sample"
-) -> tuple[TrainedRun, jax.sharding.Mesh]:
+) -> tuple[Run, jax.sharding.Mesh]:
     """Returns the run with the parameters that a group's `step` and `ema` name, on every device of the mesh.
 
     Raises:
@@ -76,9 +76,7 @@ def job_name(config: ConfigDict, step: int, checkpoint: str, **more: Any) -> str
     return f"step{step:08}-{config.sampler.name}-seed{config.sample.seed}-{digest}"
 
 
-def measurement_name(
-    run: TrainedRun, split: data.Split, decisive: Sequence[str], **more: Any
-) -> str:
+def measurement_name(run: Run, split: data.Split, decisive: Sequence[str], **more: Any) -> str:
     """Names what is measured by all that decides the figures of an image; not by how many images there are.
 
     Args:
@@ -100,7 +98,7 @@ def measurement_name(
     return f"step{run.step:08}-{fields.split}-{digest}"
 
 
-def measured(run: TrainedRun) -> dict[str, Any]:
+def measured(run: Run) -> dict[str, Any]:
     """Returns what every metric says of the parameters that it measured."""
     return {
         "config_hash": config_lib.config_hash(run.config),
@@ -133,7 +131,7 @@ def draw_missing(
     return drawn
 
 
-def record(run: TrainedRun, nfe: Any, labels: Int[np.ndarray, " n"] | None) -> dict[str, Any]:
+def record(run: Run, nfe: Any, labels: Int[np.ndarray, " n"] | None) -> dict[str, Any]:
     """Returns what every job says of itself.
 
     Args:
@@ -154,7 +152,7 @@ def record(run: TrainedRun, nfe: Any, labels: Int[np.ndarray, " n"] | None) -> d
     }
 
 
-def _classes(run: TrainedRun, labels: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
+def _classes(run: Run, labels: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
     """Returns the classes that there are images of."""
     counts = count(labels, run.config.model.num_classes)
     return [row for row in classes.table(run.class_names, counts) if row["num_images"]]

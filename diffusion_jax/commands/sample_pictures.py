@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from jaxtyping import Float64
 
-from diffusion_jax.commands.trained import TrainedRun
 from diffusion_jax.experiment import sampling
 from diffusion_jax.experiment.checks import warn_of_times
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.parallel import distributed
 from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.reporting import pictures, results
+from diffusion_jax.runs import Run
 from diffusion_jax.samplers import Sampler, moments, nearest_point
 from diffusion_jax.samplers.batches import (
     PROGRESSIVE_IMAGES,
@@ -27,9 +27,7 @@ PROGRESSIVE = ("progressive.npz", "progressive.png", "strip.png")
 SHARED_IMAGES, SHARED_SAMPLES = 4, 8
 
 
-def draw_progressive(
-    run: TrainedRun, sampler: Sampler, mesh: jax.sharding.Mesh, folder: Path
-) -> None:
+def draw_progressive(run: Run, sampler: Sampler, mesh: jax.sharding.Mesh, folder: Path) -> None:
     """Draws how the first images came about, if sample.progressive asks for it and the folder does not have it.
 
     Writes strip.png (x_t and x0_hat), progressive.png and progressive.npz (x0_hat), of images that are drawn once more:
@@ -68,7 +66,7 @@ def draw_progressive(
 
 
 def draw_shared(
-    run: TrainedRun, sampler: Sampler, mesh: jax.sharding.Mesh, folder: Path
+    run: Run, sampler: Sampler, mesh: jax.sharding.Mesh, folder: Path
 ) -> list[float] | None:
     """Draws shared.png and shared.npz of the first images, unless the folder has them for these times.
 

@@ -22,12 +22,6 @@ from diffusion_jax.commands import train_report
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.held_out import held_out_measures
 from diffusion_jax.commands.signals import EXIT_STOPPED
-from diffusion_jax.commands.trained import (
-    SAME_CLASSES,
-    checkpoint_folder,
-    classes_moved,
-    saved_checkpoint_dir,
-)
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import AVERAGE, Experiment
@@ -37,6 +31,12 @@ from diffusion_jax.models import count_parameters
 from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.parallel.preemption import stop_point
 from diffusion_jax.reporting import classes, results
+from diffusion_jax.runs.run import (
+    SAME_CLASSES,
+    checkpoint_folder,
+    classes_moved,
+    saved_checkpoint_dir,
+)
 from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
 from diffusion_jax.training.hooks import (
     checkpoint_hook,

@@ -331,7 +331,7 @@ def test_a_run_is_loaded_from_python_and_draws_what_the_command_draws(
     other.sample.labels, other.sample.seed = (3, "5"), 7
     plain = diffusion_jax.load_run(conditional, ema=False, step=4, config=other)
     assert plain.step == 4 and plain.config.sample.labels == (3, 5)
-    assert (plain.config.sample.seed, plain.trained.sample.seed) == (7, 0)
+    assert (plain.config.sample.seed, plain.training_config.sample.seed) == (7, 0)
     with pytest.raises(InputError, match="no checkpoint in"):
         diffusion_jax.load_run(conditional / "nowhere")
 

@@ -9,7 +9,6 @@ import pytest
 from tiny_run import Outcome, digits_in, results, run, write_config
 
 from diffusion_jax.commands.run_config import USES, load_config, passed_over
-from diffusion_jax.commands.trained import saved_checkpoint_dir
 from diffusion_jax.config import (
     FIELDS,
     default_config,
@@ -19,6 +18,7 @@ from diffusion_jax.config import (
     to_json,
 )
 from diffusion_jax.errors import InputError
+from diffusion_jax.runs.run import saved_checkpoint_dir
 
 LINE = re.compile(
     r"note: --config differs from the run in (.*); the run's own values are used "

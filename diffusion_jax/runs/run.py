@@ -1,9 +1,10 @@
-"""A trained run as its checkpoint says: config, process, network and parameters."""
+"""A trained run, as its checkpoint says: config, process, network and parameters."""
 
+import contextlib
 import copy
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,20 @@ SAME_CLASSES = "rename them so that each has its number of the training"
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedRun(Experiment):
+class Run(Experiment):
     """An experiment with the parameters that it was trained to.
 
     Attributes:
       params: The parameters, averaged or not.
       step: Number of steps that they were trained for.
       digest: Names the checkpoint's contents.
-      trained: The config that they were trained with, with its own `sampler`, `sample`, `eval` and `mesh`.
+      training_config: The config that they were trained with, with its own `sampler`, `sample`, `eval` and `mesh`.
     """
 
     params: Any
     step: int
     digest: str
-    trained: ConfigDict
+    training_config: ConfigDict
 
     @property
     def names_to_draw(self) -> tuple[str, ...]:
@@ -115,7 +116,7 @@ def load_run(
     ema: bool = True,
     config: ConfigDict | None = None,
     sharding: jax.sharding.Sharding | None = None,
-) -> TrainedRun:
+) -> Run:
     """Returns a run's newest sound checkpoint; the optimiser's state is not read.
 
     Args:
@@ -132,38 +133,43 @@ def load_run(
     """
     workdir = Path(expand(workdir))
     store = CheckpointStore(checkpoint_folder(workdir, saved_checkpoint_dir(workdir)))
-    try:
+    with contextlib.closing(store):
         meta = store.meta(step)
         if meta is None:
             raise InputError(f"no checkpoint in {store.directory}")
         # Not the workdir's config: that may have changed since.
-        trained = config_lib.from_dict(meta["config"])
-        of_training = copy.deepcopy(trained)
-        if config is not None:
-            for name in filter(config_lib.is_settable, config_lib.FIELDS):
-                group, leaf = config_lib.locate(trained, name)
-                source, _ = config_lib.locate(config, name)
-                group[leaf] = source[leaf]
-        seen = meta["data"]  # Older versions saved no names.
-        names = tuple(seen.get("class_names", ()))
-        experiment = build.build(trained, tuple(seen["image_shape"]), seen["num_classes"], names)
+        training_config = config_lib.from_dict(meta["config"])
+        experiment = _experiment(_with_settable(training_config, config), meta["data"])
         part = average_part(AVERAGE) if ema else "params"
         where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        template = {part: abstract_like(experiment.model.init, where)}
-        checkpoint = store.restore(template, step)
-    finally:
-        store.close()
+        checkpoint = store.restore({part: abstract_like(experiment.model.init, where)}, step)
     assert checkpoint is not None
     if checkpoint.meta["config"] != meta["config"]:  # The newest was damaged: an older one is used.
         raise RunError(
             f"checkpoint {checkpoint.step} was trained with another config than the damaged newest; "
             f"ask for it: sample.step or eval.step = {checkpoint.step}"
         )
-    fields = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment)}
-    return TrainedRun(
-        **fields,
+    return Run(
+        **vars(experiment),
         params=checkpoint.parts[part],
         step=checkpoint.step,
         digest=checkpoint.digest,
-        trained=of_training,
+        training_config=training_config,
     )
+
+
+def _experiment(config: ConfigDict, seen: Mapping[str, Any]) -> Experiment:
+    """Returns the experiment on data as a checkpoint describes them; older versions saved no names of classes."""
+    names = tuple(seen.get("class_names", ()))
+    return build.build(config, tuple(seen["image_shape"]), seen["num_classes"], names)
+
+
+def _with_settable(trained: ConfigDict, given: ConfigDict | None) -> ConfigDict:
+    """Returns the config of a training, with the fields that any mode may set from another one if there is one."""
+    config = copy.deepcopy(trained)
+    if given is not None:
+        for name in filter(config_lib.is_settable, config_lib.FIELDS):
+            group, leaf = config_lib.locate(config, name)
+            source, _ = config_lib.locate(given, name)
+            group[leaf] = source[leaf]
+    return config
