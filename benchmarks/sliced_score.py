@@ -36,7 +36,7 @@ from diffusion_jax.processes.dynamics import normal_prior
 from diffusion_jax.training.state import create_state
 
 SHAPE = (1, 1, 2)
-TIMES = (0.05, 0.2, 0.5, 1.0)
+TIME_SAMPLERS = (0.05, 0.2, 0.5, 1.0)
 STD = 0.5  # At t = 0.
 # Half the sides of the squares that the equations are solved in: six deviations of N(0, I / 4) and of Benes's.
 WELLS_WIDTH, BENES_WIDTH = 3.2, 9.0
@@ -73,7 +73,7 @@ def wells() -> SDE:
     def drift(x: Float[Array, "b 1 1 2"], t: Float[Array, " b"]) -> Float[Array, "b 1 1 2"]:
         return -jax.grad(lambda x: potential(x).sum())(x)
 
-    return SDE(drift, lambda t: jnp.full_like(t, 2**0.5), 0.0, TIMES[-1], normal_prior())
+    return SDE(drift, lambda t: jnp.full_like(t, 2**0.5), 0.0, TIME_SAMPLERS[-1], normal_prior())
 
 
 # ---- the true score ----------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def fokker_planck(
       steps: Time steps of a unit of time, a multiple of 40.
 
     Returns:
-      The density at each of `TIMES`.
+      The density at each of `TIME_SAMPLERS`.
     """
     h = 2 * width / n
     middles = (np.arange(n) + 0.5) * h - width
@@ -109,11 +109,11 @@ def fokker_planck(
     p = np.exp(log_start(x)).ravel()
     p /= p.sum()
     densities = {}
-    for step in range(1, round(TIMES[-1] * steps) + 1):
+    for step in range(1, round(TIME_SAMPLERS[-1] * steps) + 1):
         first = solver.solve(rate @ p)
         second = solver.solve(rate @ (p + (1 - GAMMA) * first))
         p = p + (1 - GAMMA) * first + GAMMA * second
-        for t in TIMES:
+        for t in TIME_SAMPLERS:
             if step == round(t * steps):
                 log_p = np.log(np.maximum(p, 1e-300)).reshape(n, n)
                 score = np.stack(np.gradient(log_p, h, edge_order=2), -1)
@@ -162,7 +162,9 @@ def train(num_steps: int, sim_steps: int, seed: int) -> tuple[Callable[[Any, Any
     model = as_functions(MLP(channels=64, num_res_blocks=2), SHAPE)
 
     def network(params: Any, x: Array, t: Array, *given: Any) -> Array:
-        return model.apply(params, x, 999 * t / TIMES[-1], *given)  # As the embedding expects it.
+        return model.apply(
+            params, x, 999 * t / TIME_SAMPLERS[-1], *given
+        )  # As the embedding expects it.
 
     objective = sliced_objective(wells(), network, num_steps=sim_steps)
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, num_steps))
@@ -219,7 +221,7 @@ def main() -> None:
     )
     score, seconds = train(arguments.num_steps, arguments.sim_steps, arguments.seed)
     rows = []
-    for t in TIMES:
+    for t in TIME_SAMPLERS:
         exact = np.asarray(benes.score(jnp.asarray(known[t].x), jnp.full(n * n, t)))
         rows.append(
             [

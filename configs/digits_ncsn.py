@@ -13,13 +13,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import load_file
+from diffusion_jax.config import load_file, select
 
 
 def get_config() -> ConfigDict:
     config = load_file(str(Path(__file__).with_name("digits.py")))
-    config.process.schedule = "linear"  # Which has no use here.
-    config.process.name = "ncsn"
+    select(config, "process.name", "ncsn")
     config.process.prediction = "score"
     config.process.sigma_min = 0.02
     config.process.sigma_max = 10.0

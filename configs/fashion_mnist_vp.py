@@ -12,13 +12,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import load_file
+from diffusion_jax.config import load_file, select
 
 
 def get_config() -> ConfigDict:
     config = load_file(str(Path(__file__).with_name("fashion_mnist.py")))
-    config.process.schedule = "linear"  # Which has no use here.
-    config.process.name = "vp"
+    select(config, "process.name", "vp")
 
     config.sampler.name = "euler_maruyama"
     return config

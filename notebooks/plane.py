@@ -25,7 +25,7 @@ from scipy.special import log_ndtr, ndtr
 import diffusion_jax as dj
 from diffusion_jax.keys import indexed, stream
 from diffusion_jax.likelihood.divergence import exact_divergence
-from diffusion_jax.losses import TIMES, WEIGHTINGS
+from diffusion_jax.losses import TIME_SAMPLERS, WEIGHTINGS
 from diffusion_jax.samplers import predictor_corrector
 from diffusion_jax.training.step import make_multi_step
 from diffusion_jax.processes.grid import make_grid
@@ -124,7 +124,7 @@ def train(
     # The weights that bound the likelihood, and times drawn as often as they are large (Song et al., 2021b).
     weights = {
         "weighting": WEIGHTINGS["likelihood"](process=process),
-        "times": TIMES["likelihood"](process),
+        "times": TIME_SAMPLERS["likelihood"](process),
     }
     objective = dj.loss_function("simple", process, "v", model.apply, **weights)
     optimizer = dj.make_optimizer(2e-3, 200, decay="cosine", num_steps=num_steps)

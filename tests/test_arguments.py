@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import diffusion_jax as dj
-from diffusion_jax.losses import TIMES, WEIGHTINGS, loss_function
+from diffusion_jax.losses import TIME_SAMPLERS, WEIGHTINGS, loss_function
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.training.optimizer import ema_decay, make_optimizer
 from diffusion_jax.training.step import make_train_step
@@ -55,7 +55,7 @@ CASES = {
     ),
     "times by name": (
         lambda: loss_function("simple", PROCESS, "eps", NETWORK.apply, times="stratified"),
-        r"times is 'stratified'; .*TIMES\['stratified'\]\(\)",
+        r"times is 'stratified'; .*TIME_SAMPLERS\['stratified'\]\(\)",
     ),
     "a decay in place of its function": (
         lambda: train_step(averages={"ema": 0.99}),
@@ -159,7 +159,7 @@ def test_what_the_remedies_name_works():
     loss_function(
         *("simple", PROCESS, "eps", NETWORK.apply),
         weighting=WEIGHTINGS["min_snr"](),
-        times=TIMES["stratified"](),
+        times=TIME_SAMPLERS["stratified"](),
     )
     train_step(averages={"ema": ema_decay(0.99)}, conditional=True, label_dropout=0.1, no_label=0)
 

@@ -21,6 +21,7 @@ from diffusion_jax.config.loading import (
     load_file,
     locate,
     override,
+    select,
     to_json,
 )
 from diffusion_jax.config.table import FIELDS, GROUPS, group_of
@@ -46,6 +47,7 @@ __all__ = [
     "locate",
     "options_of",
     "override",
+    "select",
     "settable_groups",
     "to_json",
     "validate",

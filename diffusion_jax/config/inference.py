@@ -4,6 +4,7 @@ import dataclasses
 
 from diffusion_jax.config.field import SEEDS, SPACING, VARIANCE, Field, option_field, option_fields
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
+from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.samplers import MERGES, SAMPLERS
 
 
@@ -50,6 +51,7 @@ def _own_fields() -> dict[str, Field]:
             None,
             Float(0, 1, open=True),
             "vp, subvp, ve: u where the step to the data begins; unset: 1e-3, ve: 1e-5",
+            owners={"process.name": tuple(n for n, kind in PROCESSES.items() if kind.continuous)},
         ),
         "sampler.temperature": Field(
             1.0,
@@ -198,6 +200,7 @@ def _own_fields() -> dict[str, Field]:
             None,
             Float(0, 1, open=True),
             "vp, subvp, ve: u of the last point before the data; unset: bpd: 1e-3, ve: 1e-5; ode_bpd: 1e-5",
+            owners={"process.name": tuple(n for n, kind in PROCESSES.items() if kind.continuous)},
         ),
         "eval.num_terms": Field(
             None,

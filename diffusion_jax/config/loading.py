@@ -72,12 +72,31 @@ def load_file(path: str) -> ConfigDict:
     return config
 
 
+def select(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets in place a field that chooses a component, and the options of others to their defaults.
+
+    select(config, "process.name", "vp")
+    """
+    group, leaf = locate(config, name)
+    group[leaf] = value
+    chosen = getattr(FIELDS[name].kind, "aliases", {}).get(value, value)
+    for option, field in FIELDS.items():
+        if name in field.owners and chosen not in field.owners[name]:
+            group, leaf = locate(config, option)
+            group[leaf] = field.default
+
+
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
     """Sets fields in place from ("train.num_steps", "200") pairs, as given on the command line.
+
+    Where one of them chooses a component, the options that the config has of the one before do not count.
 
     Raises:
       InputError: Unknown field (with the nearest name), or a value of another type.
     """
+    chosen = [pair for pair in assignments if pair[0] in FIELDS and FIELDS[pair[0]].chooses]
+    for name, text in chosen:
+        select(config, name, _parse(name, text))
     for name, text in assignments:
         if name not in FIELDS:
             is_group = name != "" and name in GROUPS

@@ -2,9 +2,10 @@
 
 from diffusion_jax.config.data_fields import AUTO
 from diffusion_jax.config.field import SEEDS, VARIANCE, Field, option_fields
-from diffusion_jax.losses import LOSSES, WEIGHTINGS
+from diffusion_jax.losses import LOSSES, TIME_SAMPLERS, WEIGHTINGS
 from diffusion_jax.models import NETWORKS
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text
+from diffusion_jax.processes.registry import PROCESSES
 
 
 def training_fields() -> dict[str, Field]:
@@ -12,6 +13,8 @@ def training_fields() -> dict[str, Field]:
     return {
         **_own_fields(),
         **option_fields("model", NETWORKS, "model.name"),
+        **option_fields("process", PROCESSES, "process.name"),
+        **option_fields("loss", TIME_SAMPLERS, "loss.times"),
         **option_fields("loss", LOSSES, "loss.name"),
         **option_fields("loss", WEIGHTINGS, "loss.weighting"),
     }
@@ -61,41 +64,7 @@ def _own_fields() -> dict[str, Field]:
             "classes to condition on, those of the data; auto: as many as they have; 0: unconditional",
         ),
         # ---- process
-        "process.name": Field(
-            "ddpm",
-            Choice(("ddpm", "vp", "subvp", "ve", "ncsn")),
-            "the discrete chain; SDEs: variance-preserving, sub-VP, variance-exploding; ncsn: a ladder of noise levels",
-        ),
-        "process.schedule": Field(
-            "linear",
-            Choice(("linear", "quad", "const", "warmup10", "warmup50", "cosine", "sigmoid", "jsd")),
-            "ddpm: variance schedule beta_t",
-        ),
-        "process.num_timesteps": Field(
-            1000,
-            Int(1, 1_000_000),
-            "T, the number of steps; of an SDE: steps of a sampler that sets none; ncsn: L, of levels",
-        ),
-        "process.beta_start": Field(
-            None,
-            Float(0, 1, open=True),
-            "ddpm: first beta, if the schedule has one; unset: 0.1 / T",
-        ),
-        "process.beta_end": Field(
-            None, Float(0, 1, open=True), "ddpm: last beta, if the schedule has one; unset: 20 / T"
-        ),
-        "process.beta_min": Field(
-            None, Float(1e-6, 1e6), "vp, subvp: beta at u = 0, the data; unset: 0.1"
-        ),
-        "process.beta_max": Field(None, Float(1e-6, 1e6), "vp, subvp: beta at u = 1; unset: 20"),
-        "process.sigma_min": Field(
-            None, Float(1e-6, 1e6), "ve, ncsn: noise at u = 0, of pixels in [-1, 1]; unset: 0.02"
-        ),
-        "process.sigma_max": Field(
-            None,
-            Float(1e-6, 1e6),
-            "ve, ncsn: noise at u = 1, about the largest distance between two images; unset: 100",
-        ),
+        "process.name": Field("ddpm", PROCESSES.choice, PROCESSES.help(), chooses="process"),
         "process.prediction": Field(
             "eps",
             Choice(("eps", "x0", "v", "mean", "score")),
@@ -110,9 +79,7 @@ def _own_fields() -> dict[str, Field]:
         # ---- loss
         "loss.name": Field("simple", LOSSES.choice, LOSSES.help(), chooses="loss"),
         "loss.times": Field(
-            "uniform",
-            Choice(("uniform", "stratified", "importance", "likelihood")),
-            "how times are drawn: one by one, evenly over a batch, or more where their loss or weight is large",
+            "uniform", TIME_SAMPLERS.choice, f"how times are drawn; {TIME_SAMPLERS.help()}"
         ),
         "loss.weighting": Field(
             None,
@@ -125,7 +92,10 @@ def _own_fields() -> dict[str, Field]:
             None,
             Float(0, 1, open=True),
             "vp, subvp, ve: the smallest u in (0, 1) to train at (not of vlb, hybrid); unset: 1e-5",
-            owners={"loss.name": tuple(n for n, loss in LOSSES.items() if not loss.on_grid)},
+            owners={
+                "process.name": tuple(n for n, kind in PROCESSES.items() if kind.continuous),
+                "loss.name": tuple(n for n, loss in LOSSES.items() if not loss.on_grid),
+            },
         ),
         # ---- optimizer
         "optimizer.learning_rate": Field(2e-4, Float(0), "rate after the warm-up"),

@@ -1,7 +1,6 @@
 """From a config to the objects that commands work with: process, network, data, objective, bound."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,11 +14,9 @@ from diffusion_jax import data
 from diffusion_jax.denoiser import Denoise, make_denoiser
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import (
-    accepted,
     check_churn,
     check_guidance,
     check_model_fits,
-    check_process_takes,
     check_solver_fits,
     check_times,
     check_variance,
@@ -31,44 +28,20 @@ from diffusion_jax.likelihood.decoder import discretized_gaussian
 from diffusion_jax.likelihood.exact import Likelihood, dequantised_likelihood
 from diffusion_jax.losses import (
     LOSSES,
-    TIMES,
+    TIME_SAMPLERS,
     WEIGHTINGS,
     Objective,
     Times,
     Weighting,
 )
-from diffusion_jax.losses.times import NUM_BINS, SMALLEST_U
 from diffusion_jax.models import NETWORKS, Model, as_functions
-from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
-from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.process import Grid, Process, levels_of
-from diffusion_jax.processes.schedules import make_schedule
-from diffusion_jax.processes.sde import VE, VP, ContinuousProcess, SubVP
+from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
 
 LIKELIHOOD_U_MIN = 1e-5  # Where the flow begins, in Song et al. (2021), if the config says nothing.
 AVERAGE = "default"  # Name of the parameters' average that is sampled from.
-
-
-def ddpm(
-    schedule: str,
-    num_timesteps: int,
-    beta_start: float | None = None,
-    beta_end: float | None = None,
-) -> DDPM:
-    """Returns the discrete chain with this schedule."""
-    return DDPM(make_schedule(schedule, num_timesteps, beta_start, beta_end))
-
-
-# (those fields of the process group that it takes) -> Process
-PROCESSES: dict[str, Callable[..., Process]] = {
-    "ddpm": ddpm,
-    "vp": VP,
-    "subvp": SubVP,
-    "ve": VE,
-    "ncsn": NCSN,
-}
 
 
 def make_process(config: ConfigDict) -> Process:
@@ -77,20 +50,7 @@ def make_process(config: ConfigDict) -> Process:
     Raises:
       InputError: A beta for a schedule that has none to set; ends in the wrong order.
     """
-    make = PROCESSES[config.process.name]
-    given = {name: value for name, value in config.process.items() if value is not None}
-    return make(**accepted(make, given))
-
-
-def process_options(name: str) -> set[str]:
-    """Returns the fields that a process takes, and u_min of other groups if it is one in continuous time."""
-    make = PROCESSES[name]
-    continuous = (
-        isinstance(make, type)
-        and issubclass(make, ContinuousProcess)
-        and not hasattr(make, "levels")
-    )
-    return set(inspect.signature(make).parameters) | ({"u_min"} if continuous else set())
+    return PROCESSES[config.process.name].given(**config.process)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,14 +153,12 @@ def _weighting(config: ConfigDict, process: Process) -> Weighting | None:
 
 
 def _times(config: ConfigDict, process: Process) -> Times:
-    make = TIMES[config.loss.times]
     levels = levels_of(process)
-    options = {
-        "num_bins": NUM_BINS if levels is None else len(levels),
-        "process": process,
-        "u_min": config.loss.u_min or SMALLEST_U,
-    }
-    return make(**accepted(make, options))
+    return TIME_SAMPLERS[config.loss.times].given(
+        process=process,
+        num_bins=None if levels is None else len(levels),
+        u_min=config.loss.u_min,
+    )
 
 
 def grid_of(process: Process, fields: ConfigDict) -> Grid:
@@ -294,7 +252,6 @@ def validate(config: ConfigDict) -> None:
     check_solver_fits(config)
     check_guidance(config)
     check_variance(config)
-    check_process_takes(config, process_options(config.process.name))
     try:  # An error begins with an argument's name, which is the field's too.
         process = make_process(config)
     except InputError as error:

@@ -1,9 +1,7 @@
 """Do the fields of a config fit one another, what they choose, and the data?"""
 
-import inspect
 import warnings
-from collections.abc import Callable, Container, Iterable
-from typing import Any
+from collections.abc import Container, Iterable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,39 +10,13 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.errors import InputError
 from diffusion_jax.losses import LOSSES
 from diffusion_jax.processes.grid import make_grid, outermost
-from diffusion_jax.processes.process import Grid, Process
+from diffusion_jax.processes.process import Grid, Process, are_counted, levels_of
+from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.samplers import SAMPLERS
 
 LARGE_SIGNAL = 0.3  # Relative to the noise: starting a sampler there from noise alone shows.
 MOST_LEFT = 0.101  # Of the signal relative to the noise at the last time: a tenth, of VE by Technique 1 for digits.
-# Fields that leave less signal at the last time.
-LESS_SIGNAL = {
-    "ddpm": "process.num_timesteps or process.beta_end larger, or leave beta_start and beta_end unset",
-    "vp": "process.beta_max larger, such as 20",
-    "subvp": "process.beta_max larger, such as 20",
-    "ve": "process.sigma_max to about the largest distance between two images",
-    "ncsn": "process.sigma_max to about the largest distance between two images",
-}
 LARGE_VARIANCE = 2  # Relative to the posterior's: in less the two are much the same.
-
-
-def accepted(make: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Returns those of the options that a registry's entry takes."""
-    return {k: v for k, v in options.items() if k in inspect.signature(make).parameters}
-
-
-def check_process_takes(config: ConfigDict, taken: set[str]) -> None:
-    """Refuses fields that the config's process has no use for.
-
-    Args:
-      config: The config.
-      taken: Names of the options that the process is made with.
-    """
-    owner = f"the process {config.process.name!r}"
-    _refuse_unused(config, "process", {"name", "prediction", "variance"} | taken, owner)
-    for group in ("loss", "sampler", "eval"):
-        ours = {"u_min"} if "u_min" in taken else set()
-        _refuse_unused(config, group, set(config[group]) - {"u_min"} | ours, owner)
 
 
 def check_solver_fits(config: ConfigDict) -> None:
@@ -131,7 +103,10 @@ def check_times(config: ConfigDict, process: Process) -> None:
     """Refuses times that the process does not have, or that stand twice in a list."""
     last, first = make_grid(process, u_min=config.sampler.u_min).time[[0, -2]]
     low, high = outermost(first, last)
-    allowed = f"from {first:g} to {last:g}" + (" (T - 1)" if config.process.name == "ddpm" else "")
+    levels = levels_of(process)
+    allowed = f"from {first:g} to {last:g}" + (
+        " (T - 1)" if levels is not None and are_counted(levels) else ""
+    )
     for name in ("sample.shared_t", "edit.times"):
         group, field = name.split(".")
         times = config[group][field]
@@ -204,6 +179,6 @@ def warn_of_prior(name: str, whole: Grid) -> None:
         warnings.warn(
             f"the process {name} does not end in noise alone: at t = {whole.time[0]:g} images keep a signal of "
             f"{signal:.2g} beside noise of {std:.2g}, but samples start without it, so they differ from the data in "
-            f"what shows there; set {LESS_SIGNAL[name]}",
+            f"what shows there; set {PROCESSES[name].less_signal}",
             stacklevel=3,
         )

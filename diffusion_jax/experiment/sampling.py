@@ -95,7 +95,7 @@ def sampler_of(experiment: Experiment, numbers: TracedOptions | None = None) -> 
     """Returns the sampler, where asked for with numbers that are arguments of the program."""
     options = sampler_options(experiment.config)
     process, num_steps = experiment.process, _num_steps(experiment.config)
-    grid = make_grid(process, num_steps, options["spacing"], options["u_min"])
+    grid = make_grid(process, num_steps, options["spacing"], experiment.config.sampler.u_min)
     if numbers is not None:
         options |= numbers.sampler
     sampler = SAMPLERS[options["name"]].given(grid=grid, process=process, **options)

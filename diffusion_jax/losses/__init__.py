@@ -8,7 +8,7 @@ from diffusion_jax.errors import InputError, expect, shortened
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.simple import simple, simple_loss
 from diffusion_jax.losses.sliced import sliced, sliced_objective
-from diffusion_jax.losses.times import TIMES, Times, objective_of, uniform
+from diffusion_jax.losses.times import TIME_SAMPLERS, Times, objective_of, uniform
 from diffusion_jax.losses.variational import hybrid, vlb
 from diffusion_jax.losses.weightings import WEIGHTINGS, Weighting
 from diffusion_jax.options import Component, Registry
@@ -16,7 +16,7 @@ from diffusion_jax.processes.process import Process
 
 __all__ = [
     "LOSSES",
-    "TIMES",
+    "TIME_SAMPLERS",
     "WEIGHTINGS",
     "Draws",
     "TrainingLoss",
@@ -77,7 +77,7 @@ def loss_function(
       prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
       network: (params, x_t, time, labels, dropout_keys) -> output.
       weighting: Weight of each noise level, such as `WEIGHTINGS["min_snr"]()`; None: the objective's own.
-      times: How times are drawn, such as `TIMES["stratified"]()`; None: independently of one another.
+      times: How times are drawn, such as `TIME_SAMPLERS["stratified"]()`; None: independently of one another.
       variance: vlb, hybrid: a key of `VARIANCES`; None: the objective's default.
       **options: The loss's own, such as vlb_weight of hybrid and num_probes of sliced.
 
@@ -91,7 +91,7 @@ def loss_function(
             f"weighting is {shortened(weighting)}; it must be a function of the point, such as WEIGHTINGS['min_snr']()"
         )
     if times is not None:
-        expect("times", times, Times, "a Times, such as TIMES['stratified']()")
+        expect("times", times, Times, "a Times, such as TIME_SAMPLERS['stratified']()")
     given = {"weighting": weighting, "times": times, "variance": variance, **options}
     for option in sorted(option for option, value in given.items() if value is not None):
         if not loss.takes(option):

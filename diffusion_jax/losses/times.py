@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.keys import indexed, standard_normal, threefry
 from diffusion_jax.losses.objective import Draws, Loss, Objective
+from diffusion_jax.options import Component, Registry
 from diffusion_jax.processes.grid import check_u_min
 from diffusion_jax.processes.process import Process, are_counted, levels_of
 
@@ -227,10 +228,13 @@ def likelihood(process: Process, *, num_cells: int = 4096, u_min: float = SMALLE
     return Times(lambda: (), draw, lambda aux, u, losses: aux, u_min)
 
 
-# (options of its own, the process if it takes it) -> Times
-TIMES: dict[str, Callable[..., Times]] = {
-    "uniform": uniform,
-    "stratified": stratified,
-    "importance": importance,
-    "likelihood": likelihood,
-}
+TIME_SAMPLERS: Registry[Component[Times]] = Registry(
+    "time sampler",
+    {
+        "uniform": Component(uniform, "one by one"),
+        "stratified": Component(stratified, "evenly over a batch"),
+        "importance": Component(importance, "more where their losses are large"),
+        "likelihood": Component(likelihood, "more where the likelihood weighting is large"),
+    },
+    given=("process", "num_bins", "num_cells", "u_min"),
+)

@@ -90,7 +90,7 @@ def likelihood(process: Process) -> Weighting:
     """Returns g^2 / (2 std^2) by u, with which the loss bounds the negative log-likelihood (Song et al., 2021b).
 
     The loss is then that bound in nats per dimension, but for a constant. As g^2 / std^2 = -d logsnr / du, it is the
-    largest near the data; draw times by the same (`TIMES["likelihood"]`), or few of them decide all.
+    largest near the data; draw times by the same (`TIME_SAMPLERS["likelihood"]`), or few of them decide all.
 
     Args:
       process: The process that the points are of.

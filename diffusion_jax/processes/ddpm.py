@@ -1,7 +1,7 @@
 """The discrete chain of Ho et al. (2020), extended to the times between its steps."""
 
 import dataclasses
-from typing import NamedTuple, overload
+from typing import Annotated, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from diffusion_jax.errors import InputError, expect
+from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.grid import times_of
 from diffusion_jax.processes.process import (
+    NUM_TIMESTEPS,
     SMALLEST,
     Numbers,
     Point,
@@ -21,7 +23,7 @@ from diffusion_jax.processes.process import (
     on_host,
     take,
 )
-from diffusion_jax.processes.schedules import Schedule
+from diffusion_jax.processes.schedules import SCHEDULES, Schedule, make_schedule
 
 
 @jax.tree_util.register_dataclass
@@ -144,3 +146,22 @@ class _Chain(NamedTuple):
     time: Float[np.ndarray, " n"]
     log_signal: Float[np.ndarray | Array, " n"]
     std: Float[np.ndarray | Array, " n"]
+
+
+def discrete_chain(
+    *,
+    schedule: Annotated[
+        str, Option(kinds.Choice(tuple(SCHEDULES)), "variance schedule beta_t")
+    ] = "linear",
+    num_timesteps: Annotated[int, NUM_TIMESTEPS] = 1000,
+    beta_start: Annotated[
+        float | None,
+        Option(kinds.Float(0, 1, open=True), "first beta, if the schedule has one; unset: 0.1 / T"),
+    ] = None,
+    beta_end: Annotated[
+        float | None,
+        Option(kinds.Float(0, 1, open=True), "last beta, if the schedule has one; unset: 20 / T"),
+    ] = None,
+) -> DDPM:
+    """Returns the chain with a schedule of `make_schedule`, which says what the options are and raises."""
+    return DDPM(make_schedule(schedule, num_timesteps, beta_start, beta_end))

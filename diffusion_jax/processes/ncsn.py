@@ -6,7 +6,7 @@ sigma^2 times the squared error of the score, is that of `simple`.
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.processes.process import NUM_TIMESTEPS
 from diffusion_jax.processes.sde import STATIC, VE, check_ascending
 
 CHUNK = 1000  # Images whose distances from all others are in memory at once.
@@ -37,7 +38,7 @@ class NCSN(VE):
       InputError: A number out of its range.
     """
 
-    num_timesteps: int = dataclasses.field(default=100, metadata=STATIC)
+    num_timesteps: Annotated[int, NUM_TIMESTEPS] = dataclasses.field(default=100, metadata=STATIC)
 
     def __post_init__(self) -> None:
         super().__post_init__()

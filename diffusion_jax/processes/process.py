@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
+from diffusion_jax.options import Option, kinds
+
 # Signal and std, where not 0, are at least this in float32: then all conversions are finite, also where a schedule
 # erases the image (the end of jsd) or hardly touches it.
 SMALLEST = float(np.exp(-20.0))
@@ -142,6 +144,13 @@ def take(values: Float[np.ndarray | Array, " n"], i: Int[Array, " b"]) -> Float[
     """Returns values[i], rounded to float32; NaN for an i below 0 or beyond the end."""
     outside = len(values)  # A negative index would count from the end.
     return jnp.take(jnp.asarray(values, jnp.float32), jnp.where(i < 0, outside, i), mode="fill")
+
+
+NUM_TIMESTEPS = Option(
+    kinds.Int(1, 1_000_000),
+    "T, the number of steps; of an SDE: steps of a sampler that sets none; ncsn: L, of levels",
+    default=1000,
+)
 
 
 @runtime_checkable

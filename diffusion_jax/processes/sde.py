@@ -12,7 +12,7 @@ u is 0 the score of the data is not defined or not learned: a grid and training 
 import abc
 import dataclasses
 from numbers import Real as RealNumber
-from typing import overload
+from typing import Annotated, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.process import (
+    NUM_TIMESTEPS,
     Numbers,
     Point,
     Points,
@@ -53,7 +55,7 @@ class ContinuousProcess(abc.ABC):
       InputError: A number out of its range.
     """
 
-    num_timesteps: int = dataclasses.field(default=1000, metadata=STATIC)
+    num_timesteps: Annotated[int, NUM_TIMESTEPS] = dataclasses.field(default=1000, metadata=STATIC)
 
     def __post_init__(self) -> None:
         if self.num_timesteps < 1:
@@ -139,8 +141,12 @@ class _OfBeta(ContinuousProcess):
       beta_max: beta(1), larger.
     """
 
-    beta_min: Scalar = 0.1
-    beta_max: Scalar = 20.0
+    beta_min: Annotated[
+        Scalar, Option(kinds.Float(1e-6, 1e6), "beta at u = 0, the data; unset: 0.1", default=None)
+    ] = 0.1
+    beta_max: Annotated[
+        Scalar, Option(kinds.Float(1e-6, 1e6), "beta at u = 1; unset: 20", default=None)
+    ] = 20.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -226,8 +232,22 @@ class VE(ContinuousProcess):
       sigma_max: sigma of u = 1, larger; about the largest distance between two images.
     """
 
-    sigma_min: Scalar = 0.02
-    sigma_max: Scalar = 100.0
+    sigma_min: Annotated[
+        Scalar,
+        Option(
+            kinds.Float(1e-6, 1e6),
+            "noise at u = 0, of pixels in [-1, 1]; unset: 0.02",
+            default=None,
+        ),
+    ] = 0.02
+    sigma_max: Annotated[
+        Scalar,
+        Option(
+            kinds.Float(1e-6, 1e6),
+            "noise at u = 1, about the largest distance between two images; unset: 100",
+            default=None,
+        ),
+    ] = 100.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,23 +2,31 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import (
     FIELDS,
+    check_used,
     default_config,
     fields,
     from_dict,
     load_file,
     locate,
+    options_of,
     override,
     to_json,
+    validate,
 )
+from diffusion_jax.config.reference import help_text
 from diffusion_jax.errors import InputError
 from diffusion_jax.lifecycle.stopping import Stopped
+from diffusion_jax.options import Option
+from diffusion_jax.options.kinds import Int
+from diffusion_jax.processes.process import Grid
+from diffusion_jax.samplers import SAMPLERS, Sampler, UpdateRule
 
 
 def get(config: ConfigDict, name: str) -> Any:
@@ -286,3 +294,34 @@ def test_a_user_who_stops_the_command_while_a_config_is_read_is_heeded(tmp_path,
     monkeypatch.setattr("builtins.stop", stop("SIGINT"), raising=False)
     with pytest.raises(stop):
         load_file(str(tmp_path / "config.py"))
+
+
+def test_choosing_a_component_drops_the_options_of_the_one_before() -> None:
+    config = default_config()
+    config.sampler.name, config.sampler.churn = "heun", 9.0
+    override(config, [("sampler.eta", "0.5"), ("sampler.name", "ddim")])
+    assert (config.sampler.name, config.sampler.churn, config.sampler.eta) == ("ddim", 0.0, 0.5)
+    override(config, [("sampler.name", "pc")])
+    assert (config.sampler.eta, config.sampler.snr) == (0.0, 0.16)
+
+
+def test_an_option_that_was_asked_for_stays_and_is_refused_whatever_the_order() -> None:
+    config = default_config()
+    override(config, [("sampler.churn", "9"), ("sampler.name", "ddim")])
+    message = "sampler.churn is 9.0, but the sampler 'ddim' has none; .* [(]it is for heun[)]"
+    with pytest.raises(InputError, match=message):
+        check_used(config)
+
+
+def test_a_component_that_is_registered_later_is_a_choice_with_its_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def mine(grid: Grid, *, twist: Annotated[int, Option(Int(0, 7), "my own")] = 2) -> Sampler:
+        raise NotImplementedError(grid, twist)
+
+    monkeypatch.setitem(SAMPLERS, "mine", UpdateRule(mine, "my own rule"))
+    config = default_config()
+    override(config, [("sampler.name", "mine"), ("sampler.twist", "7")])
+    validate(config)
+    check_used(config)
+    assert options_of(config, "sampler")["twist"] == 7 and "mine: my own" in help_text("sampler")

@@ -11,7 +11,6 @@ from diffusion_jax.config import FIELDS, GROUPS, Field, default_config, fields, 
 from diffusion_jax.config.table import group_of
 from diffusion_jax.data.loading import TFDS_PREFIX
 from diffusion_jax.denoiser import PARAMETERIZATIONS
-from diffusion_jax.experiment import build
 from diffusion_jax.guidance import RESCALED
 from diffusion_jax.likelihood.divergence import PROBES
 from diffusion_jax.models import NETWORKS
@@ -19,6 +18,7 @@ from diffusion_jax.models.layers import SAVEABLE
 from diffusion_jax.models.unet import REMATS
 from diffusion_jax.options.kinds import Choice, Either, Int, Kind, Text, Tuple
 from diffusion_jax.processes.grid import SPACINGS
+from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import SCHEDULES
 from diffusion_jax.samplers import MERGES, PREDICTORS, SAMPLERS
@@ -29,12 +29,12 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "data.name": data.SOURCES,
     "model.name": NETWORKS,
     "model.remat": REMATS,
-    "process.name": build.PROCESSES,
+    "process.name": PROCESSES,
     "process.schedule": SCHEDULES,
     "process.prediction": PARAMETERIZATIONS,
     "process.variance": VARIANCES,
     "loss.name": losses.LOSSES,
-    "loss.times": losses.TIMES,
+    "loss.times": losses.TIME_SAMPLERS,
     "loss.weighting": losses.WEIGHTINGS,
     "optimizer.decay": DECAYS,
     "sampler.name": SAMPLERS,

@@ -45,6 +45,7 @@ from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.process import Grid, Process
+from diffusion_jax.processes.registry import PROCESSES, ProcessKind
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
 from diffusion_jax.samplers import (
@@ -296,13 +297,17 @@ def adaptive_with(**options: Any) -> Callable[..., Sampler]:
     return lambda grid, variance: ode_adaptive(make_grid(process, 2), process, **options)
 
 
+def other_chain(
+    *,
+    schedule: Annotated[str, PROCESSES["ddpm"].options["schedule"]] = "linear",
+    num_timesteps: Annotated[int, PROCESSES["ddpm"].options["num_timesteps"]] = 1000,
+) -> Process:
+    return fewer(make_schedule(schedule, num_timesteps))
+
+
 @pytest.fixture(autouse=True)
 def other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        build.PROCESSES,
-        "other",
-        lambda schedule, num_timesteps: fewer(make_schedule(schedule, num_timesteps)),
-    )
+    monkeypatch.setitem(PROCESSES, "other", ProcessKind(other_chain, "other"))
     monkeypatch.setitem(LOSSES, "other", TrainingLoss(doubled, "other"))
     monkeypatch.setitem(SAMPLERS, "other", UpdateRule(stubborn, "other"))
 

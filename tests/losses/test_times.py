@@ -15,7 +15,7 @@ from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.times import (
     EVEN_SHARE,
     KEPT,
-    TIMES,
+    TIME_SAMPLERS,
     History,
     importance,
     likelihood,
@@ -108,16 +108,16 @@ def test_training_times_of_a_chain_are_the_steps_each_equally_often() -> None:
     assert last[0] == 39
 
 
-@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("name", TIME_SAMPLERS)
 def test_training_draws_u_evenly_above_its_smallest(name: str) -> None:
     process = VP()
     given = (process,) if name == "likelihood" else ()
-    times = TIMES[name](*given, u_min=0.25)
+    times = TIME_SAMPLERS[name](*given, u_min=0.25)
     time = jax.jit(lambda u: times.time(process, u))(jnp.array([0.0, 0.5]))
     np.testing.assert_allclose(time, [999 * 0.25, 999 * 0.625], rtol=1e-6)
     for u_min in (0.0, 1.0, np.nan):
         with pytest.raises(InputError, match=f"u_min is {u_min}; it must be in the open interval"):
-            TIMES[name](*given, u_min=u_min)
+            TIME_SAMPLERS[name](*given, u_min=u_min)
 
 
 # ---- a history of losses -----------------------------------------------------------------------------
@@ -244,9 +244,9 @@ def test_a_bin_is_a_timestep_and_gets_its_losses(num_bins: int) -> None:
         np.testing.assert_array_equal(training_time(process, u), steps)
 
 
-@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("name", TIME_SAMPLERS)
 def test_an_objective_draws_its_times_so_and_gives_them_its_losses(name: str) -> None:
-    times = TIMES[name](PROCESS) if name == "likelihood" else TIMES[name]()
+    times = TIME_SAMPLERS[name](PROCESS) if name == "likelihood" else TIME_SAMPLERS[name]()
     objective = objective_of(loss, times)
     aux = objective.init()
     draws = objective.draw(aux, jax.random.key(3), (6, 2, 2, 1))

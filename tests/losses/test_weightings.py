@@ -33,7 +33,7 @@ SCHEDULE = make_schedule("linear", T)
 PROCESS = DDPM(SCHEDULE)
 BETA = schedule_arrays(SCHEDULE).betas.astype(float)
 ALPHA_BAR = np.cumprod(1 - BETA)
-TIMES = np.array([0, 20, 45, 99])
+TIME_SAMPLERS = np.array([0, 20, 45, 99])
 
 # Of alpha_bar = a: sigmoid(b - log SNR) = 1 / (1 + e^-b SNR).
 BY_HAND: dict[str, Callable[[Any], Any]] = {
@@ -42,16 +42,16 @@ BY_HAND: dict[str, Callable[[Any], Any]] = {
     "min_snr": lambda a: np.minimum(a, 5 * (1 - a)) / a,
     "p2": lambda a: 1 - a,
     # The SDE with log alpha_bar linear in t has g^2 = -log(1 - beta_t) in a step, of which there are T in u.
-    "likelihood": lambda a: -T / 2 * np.log(1 - BETA[TIMES]) / (1 - a),
+    "likelihood": lambda a: -T / 2 * np.log(1 - BETA[TIME_SAMPLERS]) / (1 - a),
     "sigmoid": lambda a: (1 - a) / (1 - a + np.exp(-2) * a),
 }
 # Of the mean, Ho et al. (2020), Eq. 7: the coefficients of x_0 and x_t.
-BEFORE = np.append(1.0, ALPHA_BAR)[TIMES]
+BEFORE = np.append(1.0, ALPHA_BAR)[TIME_SAMPLERS]
 COEF_X0, COEF_XT = (
     x[:, None, None, None]
     for x in (
-        np.sqrt(BEFORE) * BETA[TIMES] / (1 - ALPHA_BAR[TIMES]),
-        np.sqrt(1 - BETA[TIMES]) * (1 - BEFORE) / (1 - ALPHA_BAR[TIMES]),
+        np.sqrt(BEFORE) * BETA[TIME_SAMPLERS] / (1 - ALPHA_BAR[TIME_SAMPLERS]),
+        np.sqrt(1 - BETA[TIME_SAMPLERS]) * (1 - BEFORE) / (1 - ALPHA_BAR[TIME_SAMPLERS]),
     )
 )
 TARGETS: dict[str, Callable[..., Any]] = {
@@ -78,9 +78,9 @@ def weighting_of(name: str, process: Process = PROCESS) -> Weighting:
 
 
 def losses(prediction: str, output: Any, x0: Any, eps: Any, **options: Any) -> np.ndarray:
-    """Returns the losses at TIMES of a network with this output."""
+    """Returns the losses at TIME_SAMPLERS of a network with this output."""
     x0, eps, output = (jnp.asarray(x, jnp.float32) for x in (x0, eps, output))
-    times = jnp.asarray(TIMES)
+    times = jnp.asarray(TIME_SAMPLERS)
     network = lambda params, *_: params  # noqa: E731
     return np.asarray(simple_loss(PROCESS, prediction, network, output, x0, times, eps, **options))
 
@@ -98,10 +98,10 @@ def test_the_loss_is_the_weight_times_the_squared_error_of_eps(
     name: str, prediction: str, images: tuple
 ) -> None:
     x0, eps, error = images
-    a, s = (np.sqrt(x[TIMES])[:, None, None, None] for x in (ALPHA_BAR, 1 - ALPHA_BAR))
+    a, s = (np.sqrt(x[TIME_SAMPLERS])[:, None, None, None] for x in (ALPHA_BAR, 1 - ALPHA_BAR))
     output = TARGETS[prediction](a, s, x0, eps) + error
     eps_hat = EPS[prediction](a, s, a * x0 + s * eps, output)
-    expected = BY_HAND[name](ALPHA_BAR[TIMES]) * np.mean((eps - eps_hat) ** 2, (1, 2, 3))
+    expected = BY_HAND[name](ALPHA_BAR[TIME_SAMPLERS]) * np.mean((eps - eps_hat) ** 2, (1, 2, 3))
     actual = losses(prediction, output, x0, eps, weighting=weighting_of(name))
     # Inputs rounded to float32, where outputs are up to ten times their errors.
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
@@ -141,7 +141,7 @@ def test_the_likelihood_weighting_is_the_rate_at_which_the_kl_of_two_noised_norm
 def test_min_snr_of_x0_is_the_papers_weight_of_the_x0_error(images: tuple) -> None:
     """Hang et al. (2023): min(SNR, gamma) times the squared error of x0."""
     x0, eps, error = images
-    snr = ALPHA_BAR[TIMES] / (1 - ALPHA_BAR[TIMES])
+    snr = ALPHA_BAR[TIME_SAMPLERS] / (1 - ALPHA_BAR[TIME_SAMPLERS])
     assert (snr[0] > 3) and (snr[-1] < 3)
     expected = np.minimum(snr, 3) * np.mean(error**2, (1, 2, 3))
     actual = losses("x0", x0 + error, x0, eps, weighting=min_snr(gamma=3.0))
@@ -154,7 +154,7 @@ def test_p2_is_the_papers_weight_of_the_variational_loss(
 ) -> None:
     """Choi et al. (2022), Eq. 5-8: lambda_t / (k + SNR)^gamma, lambda_t = (1 - beta)(1 - alpha_bar) / beta."""
     x0, eps, error = images
-    beta, a = BETA[TIMES], ALPHA_BAR[TIMES]
+    beta, a = BETA[TIME_SAMPLERS], ALPHA_BAR[TIME_SAMPLERS]
     variational = beta / ((1 - beta) * (1 - a)) * np.mean(error**2, (1, 2, 3))
     weight = (1 - beta) * (1 - a) / beta / (k + a / (1 - a)) ** gamma
     actual = losses("eps", eps + error, x0, eps, weighting=p2(k=k, gamma=gamma))
