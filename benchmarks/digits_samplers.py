@@ -203,7 +203,7 @@ def inversion(run: Run, arguments: argparse.Namespace, save: Save) -> Figures:
     @partial(jax.jit, static_argnames="iterations")
     def there_and_back(params: Any, x0: jax.Array, labels: jax.Array, iterations: int) -> jax.Array:
         denoise = run.denoiser(params, labels)
-        x_init = encode(denoise, grid, x0, iterations=iterations)
+        x_init = encode(denoise, grid, x0, iterations=iterations).y
         keys = image_keys(0, jnp.arange(len(x0)))  # Without noise they say only how many there are.
         return sample_loop(denoise, ddim(grid), keys, run.image_shape, x_init=x_init).images
 

@@ -94,7 +94,12 @@ def round_trip(workdir: Path, num_test: int, rtol: float) -> dict[str, float]:
         back = dj.ode_decode(
             denoise, make_grid(process, 2, u_min=1e-5), process, there.y, rtol=rtol, atol=rtol
         )
-        return back.y, there.evaluations, back.evaluations, back.finished & there.finished
+        return (
+            back.y,
+            there.stats.evaluations,
+            back.stats.evaluations,
+            back.stats.finished & there.stats.finished,
+        )
 
     x0 = dj.to_model_range(jnp.asarray(batch["image"]))
     back, *evaluations, finished = there_and_back(run.params, x0, jnp.asarray(batch["label"]))

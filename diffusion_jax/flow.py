@@ -63,8 +63,8 @@ def carried(
     """
     z, field = x / per_image(start.scale, x), field_of(denoise, process)
     solution = solve(field, z, level(start), level(stop), **tolerances)
-    there = per_image(stop.scale, x) * solution.y
-    return solution._replace(
-        y=jnp.where(per_image(solution.finished, x), there, jnp.nan),
-        reached=jnp.where(solution.finished, stop.time, process.times_of(-2 * solution.reached)),
+    there, stats = per_image(stop.scale, x) * solution.y, solution.stats
+    reached = jnp.where(stats.finished, stop.time, process.times_of(-2 * stats.reached))
+    return Solution(
+        jnp.where(per_image(stats.finished, x), there, jnp.nan), stats._replace(reached=reached)
     )

@@ -41,6 +41,6 @@ def test_the_flow_of_every_process_is_the_exact_one(name, data, rng):
         return solution.y * per_image(last.scale, x), solution
 
     end, solution = carried(x)
-    assert solution.finished.all()
+    assert solution.stats.finished.all()
     # float32 sums over some 30 steps of 1e-6 each, spread by the flow where components part.
     np.testing.assert_allclose(end, data.flow(grid, np.asarray(x), 0, 9), atol=3e-5)

@@ -31,7 +31,6 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.keys import image_normal
 from diffusion_jax.processes.ddpm import DDPM
-from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, take
 from diffusion_jax.processes.schedules import make_schedule
@@ -138,11 +137,11 @@ def third_of_diffusers(grid: Grid) -> Sampler:
     def init(x: Float[Array, " b *dims"]) -> State:
         return State(x, x, memory=(jnp.zeros_like(x),) * 2)
 
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+    def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
         del keys
         predictions = (denoise(state.x, grid.at(i)).x0, *state.memory)
         terms = zip(coefficients, (state.x, *predictions), strict=True)
-        x = sum(per_image(take(coefficient, i), term) * term for coefficient, term in terms)
+        x = sum(take(coefficient, i) * term for coefficient, term in terms)
         return State(jnp.asarray(x), predictions[0], predictions[:2])
 
     return Sampler(grid, step, init)

@@ -63,13 +63,13 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
 
     finished = files.finished()
     bar = ImagesBar(num_images, 1, batch_size, finished=len(finished))
-    program = map_batches(editing.make_inpaint(run, merge), mesh, batch_size, out_axes=(0, 0))
+    program = map_batches(editing.make_inpaint(run, merge), mesh, batch_size, out_axes=(0, 0, 0))
 
     def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
         labels = None if inputs.labels is None else inputs.labels[indices]
         rows = indices.astype(np.int32), labels, inputs.images[indices]
-        images, finite = program((run.params, settings), rows)
-        sampling.check_finished(config, run.params, finite)
+        images, finite, stats = program((run.params, settings), rows)
+        sampling.check_finished(config, run.params, finite, stats)
         return images
 
     drawn = job.draw_missing(files, bar, draw, batch_size, finished)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int, Int32, Int64, UInt8
+from jaxtyping import Float32, Int32, Int64, UInt8
 from ml_collections import ConfigDict
 
 from diffusion_jax.commands import job
@@ -24,7 +24,7 @@ from diffusion_jax.parallel.resumable import Arrays, Batches, Compute, rows_of
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.runs import Run
-from diffusion_jax.samplers import Sampler, Solve, nearest_point
+from diffusion_jax.samplers import Sampler, nearest_point
 from diffusion_jax.writing.atomic import remove
 
 SHOWN = 4  # Pairs.
@@ -112,7 +112,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     if latents is not None:
         drawn.append(latents)
         decodings = _evaluations(latents.read_all())
-        nfe["latents"] = editing.latents_nfe(run, sampler, encodings, decodings)
+        nfe["latents"] = editing.latents_nfe(run, encodings, decodings)
     images = [part["images"] for batches in drawn for part in batches.read_all()]
     between = np.concatenate(images).reshape(num_rows, -1, len(fraction), *run.image_shape)
     between = between.swapaxes(0, 1)
@@ -200,15 +200,15 @@ def _mixed_at(task: _Task, points: list[int]) -> list[Batches]:
     """Draws the images of all rows at each point, by one program; returns where they are."""
     run, settings = task.run, sampling.traced_options(task.run.config)
     program = map_batches(
-        editing.make_interpolate(run), task.mesh, task.batch_size, out_axes=(0, 0)
+        editing.make_interpolate(run), task.mesh, task.batch_size, out_axes=(0, 0, 0)
     )
 
     def draw(point: int, indices: Int64[np.ndarray, " b"]) -> Arrays:
         rows = _take(task.rows, indices)
         ends = task.inputs.images[rows.first], task.inputs.images[rows.second]
         whole = run.params, settings, np.int32(point)
-        images, finite = program(whole, (rows.pair, rows.labels, *ends, rows.fraction))
-        sampling.check_finished(run.config, run.params, finite)
+        images, finite, stats = program(whole, (rows.pair, rows.labels, *ends, rows.fraction))
+        sampling.check_finished(run.config, run.params, finite, stats)
         return {"images": images}
 
     return [_draw(task, f"point{point:05}", functools.partial(draw, point)) for point in points]
@@ -228,8 +228,9 @@ def _latents(task: _Task) -> tuple[Batches, list[int]]:
     def encoded_of(indices: Int64[np.ndarray, " b"]) -> Arrays:
         labels = None if inputs.labels is None else inputs.labels[indices]
         rows = indices.astype(np.int32), labels, inputs.images[indices]
-        latents, solve = encode(whole, rows)
-        return {"latents": latents, "evaluations": _costs(run, solve)}
+        latents, stats = encode(whole, rows)
+        sampling.check_finished(run.config, run.params, np.asarray(stats.finished), stats)
+        return {"latents": latents, "evaluations": np.asarray(stats.evaluations)}
 
     is_sound = rows_of(latents=(np.float32, run.image_shape))
     parts = Batches(task.folder / "encoded", total, is_sound).complete(encoded_of, task.batch_size)
@@ -239,10 +240,9 @@ def _latents(task: _Task) -> tuple[Batches, list[int]]:
         rows = _take(task.rows, indices)
         ends = encoded[rows.first], encoded[rows.second]
         drawn = decode(whole, (rows.pair, rows.labels, *ends, rows.fraction))
-        images, finite, solve = drawn
-        if solve is None:
-            sampling.check_finished(run.config, run.params, finite)
-        return {"images": images, "evaluations": _costs(run, solve)}
+        images, finite, stats = drawn
+        sampling.check_finished(run.config, run.params, finite, stats)
+        return {"images": images, "evaluations": np.asarray(stats.evaluations)}
 
     return _draw(task, "latents", draw), _evaluations(parts)
 
@@ -256,14 +256,6 @@ def _draw(task: _Task, name: str, draw: Compute) -> Batches:
     for part in batches.compute(draw, task.batch_size, finished):
         task.bar.done(len(part["indices"]))
     return batches
-
-
-def _costs(run: Run, solve: Solve | None) -> Int[np.ndarray, " b"]:
-    """Returns the evaluations of each image by an adaptive sampler, none by another; refuses unfinished ones."""
-    if solve is None:
-        return np.zeros(0, np.int32)
-    sampling.check_finished(run.config, run.params, np.asarray(solve.finished), solve)
-    return np.asarray(solve.evaluations)
 
 
 def _evaluations(parts: Iterable[Arrays]) -> list[int]:

@@ -50,13 +50,13 @@ def sample(config: ConfigDict, workdir: Path) -> int:
         sampling.make_draw(run, progress=bar.progress), mesh, batch_size, num_classes=num_classes
     )
 
-    costs: list[int] = []  # Of an adaptive sampler, image by image.
+    costs: list[int] = []  # Image by image.
 
     def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
         samples = draw_batch(run.params, settings, indices, fields.labels)
-        sampling.check_finished(config, run.params, samples.finite, samples.solve)
-        if samples.solve is not None:
-            costs.extend(np.asarray(samples.solve.evaluations).tolist())
+        assert samples.finite is not None and samples.stats is not None
+        sampling.check_finished(config, run.params, samples.finite, samples.stats)
+        costs.extend(np.asarray(samples.stats.evaluations).tolist())
         return samples.images
 
     drawn = job.draw_missing(files, bar, draw, batch_size, finished)

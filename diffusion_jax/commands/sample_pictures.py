@@ -14,7 +14,7 @@ from diffusion_jax.parallel import distributed
 from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.reporting import pictures, results
 from diffusion_jax.runs import Run
-from diffusion_jax.samplers import Sampler, moments, nearest_point
+from diffusion_jax.samplers import Sampler, frame_steps, nearest_point
 from diffusion_jax.samplers.batches import (
     PROGRESSIVE_IMAGES,
     class_of_images,
@@ -44,7 +44,7 @@ def draw_progressive(run: Run, sampler: Sampler, mesh: jax.sharding.Mesh, folder
         return
     stopping.check()
     num_steps = sampler.grid.num_steps
-    shown = moments(num_steps, min(FRAMES, num_steps + 1))
+    shown = frame_steps(num_steps, min(FRAMES, num_steps + 1))
     count = min(PROGRESSIVE_IMAGES, fields.num_images)
     draw = make_batch_sampler(
         sampling.make_draw(run, num_frames=len(shown)),
@@ -54,7 +54,8 @@ def draw_progressive(run: Run, sampler: Sampler, mesh: jax.sharding.Mesh, folder
         with_frames=True,
     )
     samples = draw(run.params, sampling.traced_options(run.config), np.arange(count), fields.labels)
-    sampling.check_finished(run.config, run.params, samples.finite, samples.solve)
+    assert samples.finite is not None and samples.stats is not None
+    sampling.check_finished(run.config, run.params, samples.finite, samples.stats)
     if jax.process_index() != 0:
         return
     assert samples.frames_x0 is not None

@@ -11,14 +11,12 @@ from diffusion_jax import data
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.experiment.sampling import TracedOptions, all_finite, drawing, evaluations
-from diffusion_jax.processes.ode import Solution
+from diffusion_jax.processes.ode import Solution, SolverStats
 from diffusion_jax.samplers import (
     MERGES,
     SAMPLERS,
     Merge,
     Sampler,
-    Solve,
-    encoding_nfe,
     inpaint,
     inpaint_nfe,
     interpolate,
@@ -73,27 +71,30 @@ def edit_nfe(experiment: Experiment, sampler: Sampler) -> int | None:
     return None if nfe is None else nfe * evaluations(experiment.config)
 
 
-def _pixels(images: Array) -> tuple[Array, Array]:
-    """Returns uint8 images, and whether they are: an adaptive sampler that is cut short returns NaN."""
-    return data.to_uint8(images), all_finite(images)
+# uint8 images, whether all numbers of each are finite, and what the sampler says of it
+Drawn = tuple[Array, Array, SolverStats]
 
 
-def make_inpaint(experiment: Experiment, merge: Merge) -> Callable[..., tuple[Array, Array]]:
-    """Returns (params, settings, indices, labels, images) -> (edited images, finished), all images uint8."""
+def _drawn(images: Array, stats: SolverStats) -> Drawn:
+    return data.to_uint8(images), all_finite(images), stats
+
+
+def make_inpaint(experiment: Experiment, merge: Merge) -> Callable[..., Drawn]:
+    """Returns (params, settings, indices, labels, images) -> (edited images, finite, stats), all images uint8."""
 
     def draw(
         params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, images: Array
-    ) -> tuple[Array, Array]:
+    ) -> Drawn:
         parts = drawing(experiment, params, numbers, indices, labels)
         options = inpaint_options(experiment.config, parts.sampler)
         edited = inpaint(*parts, data.to_model_range(images), merge, **options)
-        return _pixels(edited)
+        return _drawn(edited.images, edited.stats)
 
     return draw
 
 
-def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array, Array]]:
-    """Returns (params, settings, point, indices, labels, images, others, fraction) -> (uint8 between, finished)."""
+def make_interpolate(experiment: Experiment) -> Callable[..., Drawn]:
+    """Returns (params, settings, point, indices, labels, images, others, fraction) -> (images, finite, stats)."""
 
     def draw(
         params: Any,
@@ -102,7 +103,7 @@ def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array, Array
         indices: Array,
         labels: Array | None,
         *rows: Array,
-    ) -> tuple[Array, Array]:
+    ) -> Drawn:
         images, others, fraction = rows
         between = interpolate(
             *drawing(experiment, params, numbers, indices, labels),
@@ -111,45 +112,40 @@ def make_interpolate(experiment: Experiment) -> Callable[..., tuple[Array, Array
             fraction,
             point,
         )
-        return _pixels(between)
+        return _drawn(between.images, between.stats)
 
     return draw
 
 
-def _solved(solution: Solution) -> tuple[Array, Solve]:
-    return solution.y, Solve(solution.evaluations, solution.reached, solution.finished)
-
-
-def make_encode(experiment: Experiment) -> Callable[..., tuple[Array, Solve | None]]:
-    """Returns (params, settings, indices, labels, images) -> (x_T, solve).
+def make_encode(experiment: Experiment) -> Callable[..., Solution]:
+    """Returns (params, settings, indices, labels, images) -> Solution, x_T.
 
     x_T is what the sampler, DDIM or the solver of the flow, makes these uint8 images of.
     """
 
     def draw(
         params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, images: Array
-    ) -> tuple[Array, Solve | None]:
+    ) -> Solution:
         denoise, sampler, _ = drawing(experiment, params, numbers, indices, labels)
         config, x0 = experiment.config, data.to_model_range(images)
         inverse = SAMPLERS[config.sampler.name].inverse
         assert inverse is not None
         options = {**config.edit, **config.sampler, **numbers.sampler}
         given = {"denoise": denoise, "grid": sampler.grid, "process": experiment.process, "x0": x0}
-        x_T = inverse.given(**given, **options)
-        return _solved(x_T) if isinstance(x_T, Solution) else (x_T, None)
+        return inverse.given(**given, **options)
 
     return draw
 
 
-def make_decode(experiment: Experiment) -> Callable[..., tuple[Array, Array, Solve | None]]:
-    """Returns (params, settings, indices, labels, latents, others, fraction) -> (images, finite, solve).
+def make_decode(experiment: Experiment) -> Callable[..., Drawn]:
+    """Returns (params, settings, indices, labels, latents, others, fraction) -> (images, finite, stats).
 
     The images, uint8, are those of the x_T on the arc between, times the temperature.
     """
 
     def draw(
         params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, *rows: Array
-    ) -> tuple[Array, Array, Solve | None]:
+    ) -> Drawn:
         parts = drawing(experiment, params, numbers, indices, labels)
         x_init = numbers.sampler["temperature"] * slerp(*rows)
         if (
@@ -159,27 +155,20 @@ def make_decode(experiment: Experiment) -> Callable[..., tuple[Array, Array, Sol
             tolerances = {name: numbers.sampler[name] for name in ("rtol", "atol")}
             max_steps = experiment.config.sampler.max_steps
             solution = ode_decode(*ends, x_init, **tolerances, max_steps=max_steps)
-            images, solve = _solved(solution)
-            return *_pixels(images), solve
-        images = sample_loop(*parts, experiment.image_shape, x_init=x_init).images
-        return *_pixels(images), None
+            return _drawn(solution.y, solution.stats)
+        result = sample_loop(*parts, experiment.image_shape, x_init=x_init)
+        return _drawn(result.images, result.stats)
 
     return draw
 
 
-def latents_nfe(
-    experiment: Experiment, sampler: Sampler, encodings: list[int], decodings: list[int]
-) -> int | float:
-    """Returns the network evaluations of one encoding and one decoding; of an adaptive sampler, their mean.
+def latents_nfe(experiment: Experiment, encodings: list[int], decodings: list[int]) -> int | float:
+    """Returns the network evaluations of one encoding and one decoding, on average.
 
     Args:
       experiment: The run.
-      sampler: Its sampler.
-      encodings: Evaluations of each encoding by an adaptive sampler.
-      decodings: Evaluations of each decoding likewise.
+      encodings: Evaluations of each encoding.
+      decodings: Evaluations of each decoding.
     """
-    if sampler.nfe is None:
-        mean = float(np.mean(encodings) + np.mean(decodings))
-        return round(mean * evaluations(experiment.config), 1)
-    encoding = encoding_nfe(sampler.grid, experiment.config.edit.iterations)
-    return (encoding + sampler.nfe) * evaluations(experiment.config)
+    mean = float(np.mean(encodings) + np.mean(decodings)) * evaluations(experiment.config)
+    return int(mean) if mean.is_integer() else round(mean, 1)

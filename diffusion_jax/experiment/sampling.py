@@ -26,7 +26,7 @@ from diffusion_jax.samplers import (
     Sampler,
     SampleResult,
     Shared,
-    Solve,
+    SolverStats,
     image_keys,
     sample_loop,
     shared_structure,
@@ -115,51 +115,40 @@ def all_finite(images: Float[Array, " b *dims"]) -> Bool[Array, " b"]:
 def check_finished(
     config: ConfigDict,
     params: Any,
-    finite: Bool[np.ndarray, " n"] | None,
-    solve: Solve | None = None,
+    finite: Bool[np.ndarray, " n"],
+    stats: SolverStats,
 ) -> None:
     """Refuses images that are not finite, or that an adaptive sampler has not finished, which are not finite either.
 
     Args:
       config: The config.
       params: Parameters that they were drawn with.
-      finite: Whether all of an image's numbers are; None: nobody has looked.
-      solve: What an adaptive sampler says of them; None of another sampler, or where it is not known.
+      finite: Whether all of an image's numbers are.
+      stats: What the sampler says of them.
 
     Raises:
       RunError: Not all are finite.
       InputError: Not all are finished.
     """
-    unfinished = None if solve is None else ~np.asarray(solve.finished)
-    if finite is None:
-        finite = np.ones(1, bool) if unfinished is None else ~unfinished
-    if finite.all() and (unfinished is None or not unfinished.any()):
+    unfinished = ~np.asarray(stats.finished)
+    if finite.all() and not unfinished.any():
         return
     fields, arrays = config.sampler, jax.tree.leaves(params)
-    limit = (
-        f"sampler.max_steps={fields.max_steps} steps with sampler.rtol={fields.rtol:g} and sampler.atol="
-        f"{fields.atol:g}; allow more steps, or larger tolerances"
-    )
     if broken := sum(not bool(jnp.isfinite(array).all()) for array in arrays):
         raise RunError(
             f"{(~finite).sum()} of {len(finite)} images are not finite, and neither are {broken} of the {len(arrays)} "
             "arrays of the checkpoint's parameters; take an earlier checkpoint, by sample.step"
         )
-    if solve is not None and unfinished is not None and unfinished.any():
-        furthest = np.asarray(solve.reached)[unfinished].max()
+    if unfinished.any():
+        furthest = np.asarray(stats.reached)[unfinished].max()
         raise InputError(
             f"{unfinished.sum()} of {len(finite)} images were not finished: the solver stopped at t = {furthest:.4g} "
-            f"after {limit}"
-        )
-    wrong = f"{(~finite).sum()} of {len(finite)} images are not finite, though the parameters are"
-    # Edits do not say how far the solver came.
-    if solve is None and "max_steps" in SAMPLERS[fields.name].options:
-        raise InputError(
-            f"{wrong}: the solver stopped after {limit}; or numbers grew beyond float range: try model.dtype=float32"
+            f"after sampler.max_steps={fields.max_steps} steps with sampler.rtol={fields.rtol:g} and sampler.atol="
+            f"{fields.atol:g}; allow more steps, or larger tolerances"
         )
     raise RunError(
-        f"{wrong}: numbers grow beyond float range in the sampler {fields.name!r}; try model.dtype=float32, "
-        "sampler.clip=true, or less guidance"
+        f"{(~finite).sum()} of {len(finite)} images are not finite, though the parameters are: numbers grow beyond "
+        f"float range in the sampler {fields.name!r}; try model.dtype=float32, sampler.clip=true, or less guidance"
     )
 
 
@@ -204,8 +193,8 @@ def make_draw(
             num_frames=num_frames,
             progress=progress,
         )
-        pixels = jax.tree.map(data.to_uint8, result._replace(solve=None))
-        return pixels._replace(solve=result.solve, finite=all_finite(result.images))
+        images, x_t, x0_hat = jax.tree.map(data.to_uint8, result[:3])
+        return SampleResult(images, x_t, x0_hat, result.stats, all_finite(result.images))
 
     return draw
 

@@ -88,8 +88,8 @@ def flow_likelihood(
     solution = solve(augmented, (x, jnp.zeros_like(start)), start, stop, **tolerances)
     end, integral = solution.y
     log_p = log_prior(end) + dims * integral
-    log_p = jnp.where(solution.finished, log_p, jnp.nan)
-    return Likelihood(log_p, solution.evaluations, solution.finished, solution.reached)
+    log_p = jnp.where(solution.stats.finished, log_p, jnp.nan)
+    return Likelihood(log_p, *solution.stats)
 
 
 def exact_likelihood(

@@ -37,20 +37,30 @@ for _row, _weights in enumerate(TABLEAU.a_lower, 1):
 NODES = np.append(0.0, TABLEAU.c)
 
 
+class SolverStats(NamedTuple):
+    """What a solver or a sampler says of each image.
+
+    Attributes:
+      evaluations: Evaluations of the field or the network.
+      finished: Whether it came as far as it should: False where max_steps was the limit, or a number was not finite.
+      reached: The time that it came to: of one that is finished, exactly that of the end.
+    """
+
+    evaluations: Int[Array, " b"]
+    finished: Bool[Array, " b"]
+    reached: Float[Array, " b"]
+
+
 class Solution(NamedTuple):
     """Where the solution of each image ended.
 
     Attributes:
       y: The solution at the time reached.
-      reached: That time: `stop` exactly if it is finished.
-      evaluations: Evaluations of the field.
-      finished: Whether `stop` was reached: False where max_steps was the limit, or the field was not finite.
+      stats: What it cost, and how far it came.
     """
 
     y: Any
-    reached: Float[Array, " b"]
-    evaluations: Int[Array, " b"]
-    finished: Bool[Array, " b"]
+    stats: SolverStats
 
 
 class _Carry(NamedTuple):
@@ -129,12 +139,12 @@ def solve(
     first = _Carry(y, slope, none, none + FIRST, none.astype(jnp.int32))
     last = jax.lax.while_loop(lambda carry: active(carry).any(), body, first)
     finished = last.done == 1
-    return Solution(
-        y=last.y,
-        reached=jnp.where(finished, stop, start + last.done * way),
+    stats = SolverStats(
         evaluations=1 + (STAGES - 1) * last.tries,
         finished=finished,
+        reached=jnp.where(finished, stop, start + last.done * way),
     )
+    return Solution(last.y, stats)
 
 
 def _stages(

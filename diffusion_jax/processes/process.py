@@ -53,6 +53,8 @@ class Rates(NamedTuple):
 class Point(NamedTuple):
     """Where each image is between data and noise: x_t = signal x_0 + std eps, eps ~ N(0, I).
 
+    In the step of a sampler all images are at one point, whose numbers have the shape ().
+
     Attributes:
       time: What the network is given.
       signal: Scale of x_0, positive.
@@ -109,7 +111,7 @@ class Points:
         ends = f", times {self.time[0]:g} to {self.time[-1]:g}" if len(self.time) else ""
         return f"{type(self).__name__}({len(self.time)} points{ends})"
 
-    def at(self, i: Int[Array, " b"]) -> Point:
+    def at(self, i: Int[Array, "*b"]) -> Point:
         """Returns the points with these indices, in float32; NaN for an i below 0 or beyond the end."""
         return floored(*(take(values, i) for values in (self.time, self.signal, self.std)))
 
@@ -133,14 +135,14 @@ class Grid(Points):
         return len(self.time) - 1
 
 
-def floored(time: Float[Array, " b"], signal: Float[Array, " b"], std: Float[Array, " b"]) -> Point:
+def floored(time: Float[Array, "*b"], signal: Float[Array, "*b"], std: Float[Array, "*b"]) -> Point:
     """Returns the point whose signal, and whose std where it is not 0, are `SMALLEST` or more."""
     return Point(
         time, jnp.maximum(signal, SMALLEST), jnp.where(std > 0, jnp.maximum(std, SMALLEST), std)
     )
 
 
-def take(values: Float[np.ndarray | Array, " n"], i: Int[Array, " b"]) -> Float[Array, " b"]:
+def take(values: Float[np.ndarray | Array, " n"], i: Int[Array, "*b"]) -> Float[Array, "*b"]:
     """Returns values[i], rounded to float32; NaN for an i below 0 or beyond the end."""
     outside = len(values)  # A negative index would count from the end.
     return jnp.take(jnp.asarray(values, jnp.float32), jnp.where(i < 0, outside, i), mode="fill")

@@ -1,5 +1,6 @@
 """Samplers: one update rule per file, and the loop that they share."""
 
+from diffusion_jax.processes.ode import SolverStats
 from diffusion_jax.samplers.adaptive import ode_adaptive, ode_decode, ode_encode
 from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.ddim import ddim
@@ -21,11 +22,10 @@ from diffusion_jax.samplers.langevin import langevin
 from diffusion_jax.samplers.loop import (
     Sampler,
     SampleResult,
-    Solve,
     State,
     first_noise,
+    frame_steps,
     image_keys,
-    moments,
     sample_loop,
 )
 from diffusion_jax.samplers.ode_heun import ode_heun
@@ -44,7 +44,7 @@ __all__ = [
     "SampleResult",
     "Sampler",
     "Shared",
-    "Solve",
+    "SolverStats",
     "State",
     "UpdateRule",
     "ancestral",
@@ -66,7 +66,7 @@ __all__ = [
     "known_nothing",
     "known_pixels",
     "langevin",
-    "moments",
+    "frame_steps",
     "nearest_point",
     "ode_heun",
     "ode_adaptive",

@@ -5,17 +5,15 @@ Each image has step sizes of its own, so it depends on no other; see `processes/
 
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.flow import carried
 from diffusion_jax.options import Option, kinds
-from diffusion_jax.processes.gaussian import per_image
-from diffusion_jax.processes.ode import Solution
+from diffusion_jax.processes.ode import Solution, SolverStats
 from diffusion_jax.processes.process import Grid, Process
-from diffusion_jax.samplers.loop import Sampler, Solve, State
+from diffusion_jax.samplers.loop import Sampler, State
 
 RTOL = Option(
     kinds.Float(1e-7, 1),
@@ -40,7 +38,7 @@ def ode_adaptive(
     """Returns the adaptive solution of the probability-flow ODE, between one point of the grid and the next.
 
     The last step, to the data, is x0_hat. A grid of two steps is all that a sample needs, `make_grid(process, 2)`;
-    more give more frames, and points to edit at. `SampleResult.solve` says what an image has cost. Where a solution
+    more give more frames, and points to edit at. `SampleResult.stats` says what an image has cost. Where a solution
     between two points takes more than max_steps, the image is NaN from there on.
 
     Args:
@@ -50,39 +48,44 @@ def ode_adaptive(
       atol: Absolute tolerance likewise, of x_t over (signal^2 + std^2)^(1/2).
       max_steps: Most steps of the solver between two points, rejected ones included, each of six evaluations.
     """
-    num_steps = grid.num_steps
-    last = max(num_steps - 1, 0)
+    options = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
 
     def init(x: Float[Array, " b *dims"]) -> State:
         first = x.reshape(len(x), -1)[:, 0]
         start = jnp.full_like(first, grid.time[0])
-        return State(x, x, Solve(jnp.zeros_like(first, jnp.int32), start, jnp.isfinite(first)))
-
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Array) -> State:
-        del keys
-        first, before = denoise(state.x, grid.at(i)), state.memory
-        to_data = i == num_steps - 1
-
-        def solved() -> tuple[Array, Solve]:
-            stop = grid.at(jnp.minimum(i + 1, last))
-            options = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
-            there = carried(denoise, process, state.x, grid.at(i), stop, **options)
-            # Images on their way to the data, among others that are not, have gone nowhere.
-            x = jnp.where(per_image(to_data, state.x), first.x0, there.y)
-            cost = jnp.where(to_data, 0, there.evaluations)
-            return x, Solve(before.evaluations + cost, there.reached, there.finished)
-
-        new, after = jax.lax.cond(jnp.all(to_data), lambda: (first.x0, before), solved)
-        reached = jnp.where(to_data, grid.at(i + 1).time, after.reached)
-        going = before.finished  # The others cost nothing more, and get no further.
-        memory = Solve(
-            jnp.where(going, after.evaluations + 1, before.evaluations),
-            jnp.where(going, reached, before.reached),
-            going & after.finished,
+        return State(
+            x, x, SolverStats(jnp.zeros_like(first, jnp.int32), jnp.isfinite(first), start)
         )
-        return State(new, first.x0, memory)
 
-    return Sampler(grid, step, init, cost=lambda start, stop: None)
+    def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Array) -> State:
+        del keys
+        x0_hat, before = denoise(state.x, grid.at(i)).x0, state.memory
+        # Images that are not finished cost nothing more, and get no further.
+        return state._replace(
+            x0_hat=x0_hat,
+            memory=before._replace(
+                evaluations=before.evaluations + before.finished,
+                reached=jnp.where(before.finished, grid.at(i + 1).time, before.reached),
+            ),
+        )
+
+    def refine(denoise: Denoise, state: State, i: Int[Array, ""], keys: Array) -> State:
+        del keys
+        before, ends = state.memory, (grid.at(jnp.full(len(state.x), k)) for k in (i, i + 1))
+        there = carried(denoise, process, state.x, *ends, **options)
+        going, stats = before.finished, there.stats
+        memory = SolverStats(
+            evaluations=before.evaluations + jnp.where(going, stats.evaluations, 0),
+            finished=going & stats.finished,
+            reached=jnp.where(going, stats.reached, before.reached),
+        )
+        return State(there.y, state.x0_hat, memory)
+
+    return Sampler(
+        *(grid, step, init, refine),
+        cost=lambda start, stop: None,
+        stats=lambda sampler, state, start, stop: state.memory,
+    )
 
 
 def ode_encode(

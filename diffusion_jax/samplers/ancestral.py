@@ -41,10 +41,15 @@ def ancestral(
     """
     choose("variance", variance, VARIANCES)
 
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+    def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
         prediction = denoise(state.x, grid.at(i))
         p = p_posterior(
-            grid, prediction.x0, state.x, step=i, variance=variance, fraction=prediction.fraction
+            grid,
+            prediction.x0,
+            state.x,
+            step=jnp.full(len(state.x), i),
+            variance=variance,
+            fraction=prediction.fraction,
         )
         noise = jnp.sqrt(p.variance) * image_normal(keys, state.x.shape[1:])
         return State(p.mean + noise, prediction.x0)

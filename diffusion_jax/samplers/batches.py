@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 from diffusion_jax.parallel.map_batches import map_batches
+from diffusion_jax.processes.ode import SolverStats
 from diffusion_jax.reporting import pictures
-from diffusion_jax.samplers.loop import SampleResult, Solve, moments
+from diffusion_jax.samplers.loop import SampleResult, frame_steps
 from diffusion_jax.samplers.shared import Shared
 
 COLUMNS = 11  # Moments of the reverse process in a picture.
@@ -43,7 +44,7 @@ class Samples(NamedTuple):
     frames_x_t: UInt8[np.ndarray, "f n h w c"] | None
     frames_x0: UInt8[np.ndarray, "f n h w c"] | None
     labels: Int32[np.ndarray, " n"] | None
-    solve: Solve | None = None
+    stats: SolverStats | None = None
     finite: Bool[np.ndarray, " n"] | None = None
     class_names: tuple[str, ...] = ()
 
@@ -71,7 +72,7 @@ class Samples(NamedTuple):
 
 def _columns(num_frames: int) -> np.ndarray:
     """Returns the frames that a picture shows."""
-    return moments(num_frames - 1, min(COLUMNS, num_frames))
+    return frame_steps(num_frames - 1, min(COLUMNS, num_frames))
 
 
 def make_batch_sampler(
@@ -104,8 +105,8 @@ def make_batch_sampler(
     ) -> Samples:
         indices = np.asarray(indices, np.int32)
         classes = class_of_images(indices, num_classes, labels)
-        images, x_t, x0_hat, solve, finite = run((params, settings), (indices, classes))
-        return Samples(images, x_t, x0_hat, classes, solve, finite, class_names)
+        images, x_t, x0_hat, stats, finite = run((params, settings), (indices, classes))
+        return Samples(images, x_t, x0_hat, classes, stats, finite, class_names)
 
     return draw_batch
 

@@ -11,7 +11,7 @@ from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import image_normal
 from diffusion_jax.options import Option, kinds
-from diffusion_jax.processes.gaussian import per_image, steps
+from diffusion_jax.processes.gaussian import steps
 from diffusion_jax.processes.process import Grid, take
 from diffusion_jax.samplers.loop import Sampler, State
 
@@ -49,16 +49,13 @@ def ddim(
     # sigma^2 = eta^2 std_s^2 (1 - kept), so eps_hat gets std_s^2 (1 - eta^2 + eta^2 kept): no cancellation.
     kept = np.square(table.signal * std / grid.std[:-1])
 
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+    def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
         prediction = denoise(state.x, grid.at(i))
         coef_eps = take(std, i) * jnp.sqrt((1 - eta) * (1 + eta) + eta**2 * take(kept, i))
-        x = (
-            per_image(take(grid.signal[1:], i), state.x) * prediction.x0
-            + per_image(coef_eps, state.x) * prediction.eps
-        )
+        x = take(grid.signal[1:], i) * prediction.x0 + coef_eps * prediction.eps
         if not deterministic:
             sigma = eta * take(np.sqrt(table.posterior_variance), i)
-            x += per_image(sigma, x) * image_normal(keys, x.shape[1:])
+            x += sigma * image_normal(keys, x.shape[1:])
         return State(x, prediction.x0)
 
     return Sampler(grid, step)

@@ -18,11 +18,14 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.keys import folded, image_normal
 from diffusion_jax.options import Component, Option, Registry, kinds
 from diffusion_jax.processes.gaussian import per_image, q_sample
+from diffusion_jax.processes.ode import SolverStats
 from diffusion_jax.processes.process import Grid, take
 from diffusion_jax.samplers.loop import (
     Sampler,
+    SampleResult,
     State,
     continuation_keys,
+    equal_stats,
     first_noise,
     sample_loop,
     step_keys,
@@ -101,13 +104,13 @@ def replaced(sampler: Sampler, merge: Merge, x0: Float[Array, "b h w c"]) -> Sam
       x0: Images whose known part counts, in [-1, 1].
     """
 
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
-        after = sampler.step(denoise, state, i, keys)
+    def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
+        after = sampler.advance(denoise, state, i, keys)
         eps = image_normal(folded(keys, KNOWN), x0.shape[1:])
-        given = q_sample(sampler.grid.at(i + 1), x0, eps)
-        return after._replace(x=merge(after.x, given))
+        given = q_sample(sampler.grid.at(jnp.full(len(x0), i + 1)), x0, eps)
+        return after._replace(x=merge(after.x, given), x0_hat=merge(after.x0_hat, x0))
 
-    return sampler._replace(step=step)
+    return sampler._replace(step=step, refine=None)
 
 
 def inpaint(
@@ -120,7 +123,7 @@ def inpaint(
     start: int = 0,
     resamplings: int = 1,
     jump: int = 10,
-) -> Float[Array, "b h w c"]:
+) -> SampleResult:
     """Draws images that have the known part of x0. To be called inside the caller's `jit`.
 
     By replacement alone (resamplings = 1), the rest is drawn without regard to how it fits the known part at the same
@@ -148,21 +151,33 @@ def inpaint(
     at_start = sampler.grid.at(jnp.full(keys.shape, start))
     x = sampler.prior_std * noise if start == 0 else q_sample(at_start, x0, noise)
     if resamplings == 1:
-        return sample_loop(denoise, rule, keys, shape, x_init=x, start=start).images
+        return sample_loop(denoise, rule, keys, shape, x_init=x, start=start)
 
-    def stretch(k: Int[Array, ""], x: Array) -> Array:
+    def stretch(k: Int[Array, ""], carry: tuple[Array, SolverStats]) -> tuple[Array, SolverStats]:
         first = start + k * jump
         last = jnp.minimum(first + jump, num_steps)
 
-        def again(r: Int[Array, ""], x: Array) -> Array:
-            own = continuation_keys(keys, r)
-            drawn = sample_loop(denoise, rule, own, shape, x_init=x, start=first, stop=last).images
-            noised = renoise(sampler.grid, drawn, first, last, own)
-            return jnp.where(r == resamplings - 1, drawn, noised)
+        def again(r: Int[Array, ""], carry: tuple[Array, SolverStats]) -> tuple[Array, SolverStats]:
+            (x, before), own = carry, continuation_keys(keys, r)
+            run = sample_loop(denoise, rule, own, shape, x_init=x, start=first, stop=last)
+            noised = renoise(sampler.grid, run.images, first, last, own)
+            drawn = jnp.where(r == resamplings - 1, run.images, noised)
+            return drawn, _together(before, run.stats)
 
-        return jax.lax.fori_loop(0, resamplings, again, x)
+        return jax.lax.fori_loop(0, resamplings, again, carry)
 
-    return jax.lax.fori_loop(0, -(-(num_steps - start) // jump), stretch, x)
+    carry = x, equal_stats(x, 0, sampler.grid.time[start])
+    images, stats = jax.lax.fori_loop(0, -(-(num_steps - start) // jump), stretch, carry)
+    return SampleResult(images, None, None, stats)
+
+
+def _together(before: SolverStats, after: SolverStats) -> SolverStats:
+    """Returns the statistics of two runs, the second from where the first has ended."""
+    return SolverStats(
+        evaluations=before.evaluations + after.evaluations,
+        finished=before.finished & after.finished,
+        reached=jnp.where(before.finished, after.reached, before.reached),
+    )
 
 
 def inpaint_nfe(

@@ -12,7 +12,6 @@ with eps_hat' at Euler's x_s. At the data there is no eps_hat': the last step is
 
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
@@ -21,9 +20,8 @@ from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import image_normal
 from diffusion_jax.options import Option, kinds
-from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.process import Grid, Points, Process, take
-from diffusion_jax.samplers.loop import Sampler, State
+from diffusion_jax.samplers.loop import Sampler, State, refined_cost
 
 LONG_STEP = 30  # Factor of sigma in a step; digits drawn with longer ones are poor, or noise.
 MOST_CHURN = np.sqrt(2) - 1  # Of gamma: a step at most doubles the noise's variance.
@@ -81,33 +79,26 @@ def heun(
     hats, fresh = _churned(grid, process, min(churn / num_steps, MOST_CHURN), churn_min, largest)
     ratio = np.exp(hats.log_signal - grid.log_signal[:-1])
     added, signal = churn_noise * fresh, np.exp(grid.log_signal[1:])
-    # signal_s (sigma_s - sigma_hat) / 2, and 0 in the step to the data.
+    # signal_s (sigma_s - sigma_hat) / 2.
     half = (grid.std[1:] - np.exp(grid.log_signal[1:] - hats.log_signal) * hats.std) / 2
-    half[-1] = 0
 
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+    def init(x: Float[Array, " b *dims"]) -> State:
+        return State(x, x, memory=jnp.zeros_like(x))  # eps_hat where the step began.
+
+    def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
         x = state.x
         if fresh.any():
-            noise = per_image(take(added, i), x) * image_normal(keys, x.shape[1:])
-            x = per_image(take(ratio, i), x) * x + noise
+            x = take(ratio, i) * x + take(added, i) * image_normal(keys, x.shape[1:])
         first = denoise(x, hats.at(i))
-        euler = (
-            per_image(take(signal, i), x) * first.x0
-            + per_image(take(grid.std[1:], i), x) * first.eps
-        )
+        euler = take(signal, i) * first.x0 + take(grid.std[1:], i) * first.eps
+        return State(euler, first.x0, first.eps)
 
-        def corrected() -> Float[Array, " b *dims"]:
-            # An image on its way to the data, among others that are not, has weight 0.
-            second = denoise(euler, grid.at(jnp.minimum(i + 1, num_steps - 1)))
-            return euler + per_image(take(half, i), x) * (second.eps - first.eps)
+    def refine(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
+        del keys
+        second = denoise(state.x, grid.at(i + 1))
+        return state._replace(x=state.x + take(half, i) * (second.eps - state.memory))
 
-        x = jax.lax.cond(jnp.all(i == num_steps - 1), lambda: euler, corrected)
-        return State(x, first.x0)
-
-    def cost(start: int, stop: int) -> int:
-        return 2 * (stop - start) - (stop == num_steps > start)
-
-    return Sampler(grid, step, cost=cost)
+    return Sampler(grid, step, init, refine, refined_cost(grid, 1))
 
 
 def _churned(

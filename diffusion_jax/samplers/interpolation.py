@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.processes.gaussian import per_image, q_sample
-from diffusion_jax.samplers.loop import Sampler, first_noise, sample_loop
+from diffusion_jax.samplers.loop import Sampler, SampleResult, first_noise, sample_loop
 
 PARALLEL = 1e-4  # Angle below which a straight line is the arc, to seven digits.
 
@@ -18,7 +18,7 @@ def interpolate(
     other: Float[Array, " b *dims"],
     fraction: Float[Array, " b"],
     point: int | Int[Array, ""],
-) -> Float[Array, " b *dims"]:
+) -> SampleResult:
     """Draws images between two: x_t = (1 - fraction) x_t + fraction x_t', then the reverse process. Inside `jit`.
 
     Both have the same noise, so that the mixture has the noise of the point as well. Images with one key and several
@@ -38,7 +38,7 @@ def interpolate(
     eps = first_noise(keys, x0.shape[1:])
     x_t, other_t = (q_sample(at, images, eps) for images in (x0, other))
     mixed = per_image(1 - fraction, x0) * x_t + per_image(fraction, x0) * other_t
-    return sample_loop(denoise, sampler, keys, x0.shape[1:], x_init=mixed, start=point).images
+    return sample_loop(denoise, sampler, keys, x0.shape[1:], x_init=mixed, start=point)
 
 
 def slerp(

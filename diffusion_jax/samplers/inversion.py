@@ -11,7 +11,9 @@ from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import per_image
+from diffusion_jax.processes.ode import Solution
 from diffusion_jax.processes.process import Grid, take
+from diffusion_jax.samplers.loop import equal_stats
 
 
 def encoding_nfe(grid: Grid, iterations: int = 0) -> int:
@@ -32,7 +34,7 @@ def encode(
             needs=("latents",),
         ),
     ] = 0,
-) -> Float[Array, " b *dims"]:
+) -> Solution:
     """Returns the x_T that `ddim(grid)`, given it as `x_init`, decodes to about x0. To be called inside `jit`.
 
     A step of the sampler from point t to s is, solved for x_t,
@@ -70,4 +72,5 @@ def encode(
         x_t = solve(present, jnp.minimum(i + 1, num_steps - 1))
         return jax.lax.fori_loop(0, iterations, lambda _, x: solve(x, i), x_t)
 
-    return jax.lax.fori_loop(0, num_steps, step, x0)
+    x_T = jax.lax.fori_loop(0, num_steps, step, x0)
+    return Solution(x_T, equal_stats(x_T, encoding_nfe(grid, iterations), grid.time[0]))

@@ -19,9 +19,8 @@ from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import folded, image_normal
 from diffusion_jax.options import Option, kinds
-from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.process import Grid, Point, take
-from diffusion_jax.samplers.loop import Sampler, State
+from diffusion_jax.samplers.loop import Sampler, State, refined_cost
 
 MOVES = 2  # Stream of a step's key; `editing` has 0 and 1.
 
@@ -69,60 +68,49 @@ def langevin(
         raise InputError(
             f"langevin is for processes that keep the signal (ve, ncsn); it is {grid.signal[0]:.2g} in the grid's noise"
         )
-    num_steps, levels = grid.num_steps, grid.std[:-1]
+    levels = grid.std[:-1]
     eta = step_size
     if eta is None:
         eta = step_sizes(levels[:-1] / levels[1:], num_moves)
     size = np.append(eta * np.square(levels[1:]), 0.0)
 
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
-        level = grid.at(jnp.minimum(i + 1, num_steps - 1))
-        last = per_image(i == num_steps - 1, state.x)
+    def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
+        level = grid.at(jnp.minimum(i + 1, grid.num_steps - 1))  # At the data there is no score.
+        return moves(denoise, state, level, take(size, i), keys, range(1))
 
-        def moved() -> State:
-            # An image on its way to the data, among others that are not, stays, and its x0_hat is the last one.
-            return moves(denoise, state, level, take(size, i), keys, num_moves)
+    def refine(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
+        others = range(1, num_moves)
+        return moves(denoise, state, grid.at(i + 1), take(size, i), keys, others)
 
-        def denoised() -> State:
-            return State(state.x, denoise(state.x, level).x0)
-
-        after = jax.lax.cond(jnp.all(i == num_steps - 1), denoised, moved)
-        return State(jnp.where(last, after.x0_hat, after.x), after.x0_hat)
-
-    def cost(start: int, stop: int) -> int:
-        to_data = stop == num_steps > start
-        return num_moves * (stop - start - to_data) + to_data
-
-    return Sampler(grid, step, cost=cost)
+    return Sampler(grid, step, refine=refine, cost=refined_cost(grid, num_moves - 1))
 
 
 def moves(
     denoise: Denoise,
     state: State,
     point: Point,
-    size: Float[Array, " b"],
+    size: Float[Array, ""],
     keys: Key[Array, " b"],
-    count: int,
+    numbers: range,
 ) -> State:
-    """Returns the state after `count` moves x + size score + (2 size)^(1/2) z, with the x0_hat of the last.
+    """Returns the state after moves x + size score + (2 size)^(1/2) z, with the x0_hat of the last.
 
     Args:
       denoise: (x_t, point) -> Prediction.
       state: Images at that point.
       point: Where they are, and stay.
-      size: alpha of each image; 0: it stays.
+      size: alpha; 0: the images stay.
       keys: Keys of the images' present step; the noise of each move has a stream of its own.
-      count: Number of moves, 1 or more.
+      numbers: Which moves of the step they are: consecutive numbers.
     """
-    drift, std = (per_image(values, state.x) for values in (size, jnp.sqrt(2 * size)))
     own = folded(keys, MOVES)
 
     def move(k: Int[Array, ""], state: State) -> State:
         prediction = denoise(state.x, point)
-        noise = std * image_normal(folded(own, k), state.x.shape[1:])
-        return State(state.x + drift * prediction.score + noise, prediction.x0)
+        noise = jnp.sqrt(2 * size) * image_normal(folded(own, k), state.x.shape[1:])
+        return State(state.x + size * prediction.score + noise, prediction.x0)
 
-    return jax.lax.fori_loop(0, count, move, state)
+    return jax.lax.fori_loop(numbers.start, numbers.stop, move, state)
 
 
 def step_sizes(ratio: Float[np.ndarray, " n"], moves: int) -> Float[np.ndarray, " n"]:

@@ -14,13 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
-from diffusion_jax.denoiser import Denoise
+from diffusion_jax.denoiser import Denoise, Prediction
 from diffusion_jax.errors import InputError, expect
 from diffusion_jax.keys import at_time, folded, image_normal, indexed, stream, threefry
-from diffusion_jax.processes.process import Grid
+from diffusion_jax.processes.ode import SolverStats
+from diffusion_jax.processes.process import Grid, Point, take
 from diffusion_jax.reporting.progress import report
 
 FIRST, OF_A_STEP, CONTINUED = 0, 1, 2  # Streams of an image's key.
+
+# Index of a point, traced or not.
+Index = int | Int[Array, ""]
 
 
 class State(NamedTuple):
@@ -37,28 +41,48 @@ class State(NamedTuple):
     memory: Any = ()
 
 
+# (denoise, state, i, keys) -> state
+Update = Callable[[Denoise, State, Array, Array], State]
+
+
 def no_memory(x: Float[Array, " b *dims"]) -> State:
     """Returns the first state of an update rule that remembers nothing."""
     return State(x, x)
 
 
-def one_a_step(start: int, stop: int) -> int:
+def one_a_step(start: Index, stop: Index) -> Index:
     """Returns the network evaluations of an update rule that needs one a step."""
     return stop - start
 
 
-class Solve(NamedTuple):
-    """What an adaptive sampler says of each image: it remembers this in `State.memory`.
+def refined_cost(grid: Grid, refinements: int) -> Callable[[Index, Index], Index]:
+    """Returns the cost of an update rule whose `refine` evaluates the network that often."""
 
-    Attributes:
-      evaluations: Network evaluations.
-      reached: Time of the process that the image has come to.
-      finished: Whether it has come as far as it should; else it is NaN.
-    """
+    def cost(start: Index, stop: Index) -> Index:
+        to_data = (stop == grid.num_steps) & (start < stop)
+        return (1 + refinements) * (stop - start) - refinements * to_data
 
-    evaluations: Int[Array, " b"]
-    reached: Float[Array, " b"]
-    finished: Bool[Array, " b"]
+    return cost
+
+
+def planned_stats(sampler: "Sampler", state: State, start: Index, stop: Index) -> SolverStats:
+    """Returns the statistics of a run whose cost is known beforehand: the same of all images."""
+    reached = take(sampler.grid.time, jnp.asarray(stop))
+    return equal_stats(state.x, sampler.cost(start, stop), reached)
+
+
+def equal_stats(
+    x: Float[Array, " b *dims"], evaluations: Index, reached: float | Float[Array, ""]
+) -> SolverStats:
+    """Returns the statistics of images that are all finished, at the same time and cost."""
+    first = x.reshape(len(x), -1)[
+        :, 0
+    ]  # Inside `jax.shard_map` it differs between devices, as in a solver's.
+    return SolverStats(
+        evaluations=jnp.full_like(first, evaluations, jnp.int32),
+        finished=jnp.full_like(first, True, bool),
+        reached=jnp.full_like(first, reached, jnp.float32),
+    )
 
 
 class Sampler(NamedTuple):
@@ -66,18 +90,23 @@ class Sampler(NamedTuple):
 
     Attributes:
       grid: The points from noise to data; step i goes from point i to point i + 1.
-      step: (denoise, state, i, keys) -> state; i has shape (b,), and there is one key an image, fresh at each
-        step.
+      step: (denoise, state, i, keys) -> state after step i, a scalar; there is one key per image, fresh at each step.
+        In the step to the data only its x0_hat counts, which is where the images end.
       init: x -> the state before the first step.
-      cost: (start, stop) -> network evaluations an image of a run from one point to another; None where only the run
-        can tell (`SampleResult.solve`).
+      refine: (denoise, state, i, keys) -> state, for rules that evaluate the network again after `step`, at point
+        i + 1; not called in the step to the data. None: there is nothing to refine.
+      cost: (start, stop) -> network evaluations per image of a run from one point to another; None where only the
+        run can tell.
+      stats: (sampler, last state, start, stop) -> what each image of a run cost, and how far it came.
       temperature: Standard deviation of x_T over that of the grid's prior, 0 or more. It may be traced.
     """
 
     grid: Grid
-    step: Callable[[Denoise, State, Array, Array], State]
+    step: Update
     init: Callable[[Array], State] = no_memory
-    cost: Callable[[int, int], int | None] = one_a_step
+    refine: Update | None = None
+    cost: Callable[[Any, Any], Any] = one_a_step
+    stats: Callable[["Sampler", State, Index, Index], SolverStats] = planned_stats
     temperature: float | Float[Array, ""] = 1.0
 
     @property
@@ -85,10 +114,40 @@ class Sampler(NamedTuple):
         """Standard deviation that x_T is drawn with."""
         return self.temperature * self.grid.prior_std
 
+    def advance(
+        self, denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]
+    ) -> State:
+        """Takes all images from point i to point i + 1; at the data they are x0_hat.
+
+        Args:
+          denoise: (x_t, point) -> Prediction.
+          state: State at point i.
+          i: Index of the step, in {0, ..., num_steps - 1}.
+          keys: One key per image, fresh at each step.
+        """
+        denoise, refine = _at_one_point(denoise), self.refine
+        state, to_data = self.step(denoise, state, i, keys), i == self.grid.num_steps - 1
+        if refine is None:
+            return state._replace(x=jnp.where(to_data, state.x0_hat, state.x))
+        return jax.lax.cond(
+            to_data,
+            lambda: state._replace(x=state.x0_hat),
+            lambda: refine(denoise, state, i, keys),
+        )
+
     @property
     def nfe(self) -> int | None:
         """Network evaluations an image of the whole run; None where only the run can tell."""
         return self.cost(0, self.grid.num_steps)
+
+
+def _at_one_point(denoise: Denoise) -> Denoise:
+    """Returns the denoiser that takes a single point, where all images are."""
+
+    def at_one_point(x: Float[Array, " b *dims"], point: Point) -> Prediction:
+        return denoise(x, Point(*(jnp.broadcast_to(values, x.shape[:1]) for values in point)))
+
+    return at_one_point
 
 
 class SampleResult(NamedTuple):
@@ -100,14 +159,14 @@ class SampleResult(NamedTuple):
       frames_x_t: x_t at num_frames moments, the first x_T and the last the images; None if
         num_frames is 0.
       frames_x0: The clean image predicted from each of those; the last is the images.
-      solve: How far an adaptive sampler came, and at what cost; None for a rule whose steps are given.
+      stats: What each image cost, and how far it came.
       finite: Whether all of an image's numbers are finite; None if nobody has looked.
     """
 
     images: Float[Array, " b *dims"]
     frames_x_t: Float[Array, " f b *dims"] | None
     frames_x0: Float[Array, " f b *dims"] | None
-    solve: Solve | None = None
+    stats: SolverStats
     finite: Bool[Array, " b"] | None = None
 
 
@@ -131,8 +190,8 @@ def continuation_keys(keys: Key[Array, " b"], k: int | Int[Array, ""]) -> Key[Ar
     return folded(folded(keys, CONTINUED), k)
 
 
-def moments(num_steps: int, num_frames: int) -> Int64[np.ndarray, " f"]:
-    """Returns the numbers of steps done at each of `num_frames` moments: evenly spaced from 0 to `num_steps`."""
+def frame_steps(num_steps: int, num_frames: int) -> Int64[np.ndarray, " f"]:
+    """Returns the numbers of steps done at each of `num_frames` frames: evenly spaced from 0 to `num_steps`."""
     return np.rint(np.linspace(0, num_steps, num_frames)).astype(np.int64)
 
 
@@ -194,13 +253,13 @@ def sample_loop(
     slots = None
     if num_frames:
         done = int(stop - start)
-        slots = jnp.asarray(np.searchsorted(moments(done, num_frames), np.arange(done + 1)))
+        slots = jnp.asarray(np.searchsorted(frame_steps(done, num_frames), np.arange(done + 1)))
     times = jnp.asarray(sampler.grid.time, jnp.float32)
 
     def body(i: Array, carry: tuple[State, Array | None]) -> tuple[State, Array | None]:
         state, frames = carry
         x_t = state.x
-        state = sampler.step(denoise, state, jnp.full(keys.shape, i), step_keys(keys, times[i]))
+        state = sampler.advance(denoise, state, i, step_keys(keys, times[i]))
         if frames is not None and slots is not None:
             frames = frames.at[slots[i - start]].set(jnp.stack([x_t, state.x0_hat]))
         if progress is not None:
@@ -210,11 +269,11 @@ def sample_loop(
     state = sampler.init(x_init)
     frames = jnp.stack([jnp.stack([x_init, x_init])] * num_frames) if num_frames else None
     state, frames = jax.lax.fori_loop(start, stop, body, (state, frames))
-    solve = state.memory if isinstance(state.memory, Solve) else None
+    stats = sampler.stats(sampler, state, start, stop)
     if frames is None:
-        return SampleResult(state.x, None, None, solve)
+        return SampleResult(state.x, None, None, stats)
     frames = frames.at[-1].set(jnp.stack([state.x, state.x]))
-    return SampleResult(state.x, frames[:, 0], frames[:, 1], solve)
+    return SampleResult(state.x, frames[:, 0], frames[:, 1], stats)
 
 
 def _check(

@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.keys import image_normal
-from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.process import Grid, take
 from diffusion_jax.samplers.loop import Sampler, State
 
@@ -99,15 +98,15 @@ def multistep(
     def init(x: Float[Array, " b *dims"]) -> State:
         return State(x, x, memory=((jnp.zeros_like(x),) * most, jnp.int32(0)))
 
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+    def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
         past, known = state.memory
         x0_hat = denoise(state.x, grid.at(i)).x0
         predictions = (x0_hat, *past)
-        x = per_image(take(coef_xt, i), state.x) * state.x
+        x = take(coef_xt, i) * state.x
         for weight, predicted in zip(weights, predictions, strict=True):
-            x += per_image(take(weight, known * num_steps + i), x) * predicted
+            x += take(weight, known * num_steps + i) * predicted
         if noise is not None:
-            x += per_image(take(noise, i), x) * image_normal(keys, x.shape[1:])
+            x += take(noise, i) * image_normal(keys, x.shape[1:])
         return State(x, x0_hat, (predictions[:-1], jnp.minimum(known + 1, most)))
 
     return Sampler(grid, step, init)

@@ -11,15 +11,13 @@ signal vanishes. The angle runs from pi / 2 in noise to 0 at the data. A step fr
     z' = z + (phi_s - phi_t) v_hat(z)           z_s = z + (phi_s - phi_t) (v_hat(z) + v_hat(z')) / 2.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
-from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.process import Grid, take
-from diffusion_jax.samplers.loop import Sampler, State
+from diffusion_jax.samplers.loop import Sampler, State, refined_cost
 
 
 def ode_heun(grid: Grid) -> Sampler:
@@ -30,7 +28,6 @@ def ode_heun(grid: Grid) -> Sampler:
     Args:
       grid: Points from noise to data, such as `make_grid(process, 18, "karras")`.
     """
-    num_steps = grid.num_steps
     signal = np.exp(grid.log_signal)
     r = np.hypot(signal, grid.std)
     # phi_s - phi_t from its own sine and cosine: angles in noise differ by far less than pi / 2, their size.
@@ -38,22 +35,18 @@ def ode_heun(grid: Grid) -> Sampler:
     along = signal[:-1] * signal[1:] + grid.std[:-1] * grid.std[1:]
     turn, ratio = r[1:] * np.arctan2(across, along), r[1:] / r[:-1]
 
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
-        x = state.x
-        carried, angle = (per_image(take(table, i), x) for table in (ratio, turn))
-        first = denoise(x, grid.at(i))
-        euler = carried * x + angle * first.v
+    def init(x: Float[Array, " b *dims"]) -> State:
+        return State(x, x, memory=jnp.zeros_like(x))  # v_hat where the step began.
 
-        def corrected() -> Float[Array, " b *dims"]:
-            # An image on its way to the data, among others that are not, keeps x0_hat.
-            second = denoise(euler, grid.at(jnp.minimum(i + 1, num_steps - 1)))
-            last = per_image(i == num_steps - 1, x)
-            return jnp.where(last, first.x0, euler + angle / 2 * (second.v - first.v))
+    def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
+        del keys
+        first = denoise(state.x, grid.at(i))
+        euler = take(ratio, i) * state.x + take(turn, i) * first.v
+        return State(euler, first.x0, first.v)
 
-        x = jax.lax.cond(jnp.all(i == num_steps - 1), lambda: first.x0, corrected)
-        return State(x, first.x0)
+    def refine(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
+        del keys
+        second = denoise(state.x, grid.at(i + 1))
+        return state._replace(x=state.x + take(turn, i) / 2 * (second.v - state.memory))
 
-    def cost(start: int, stop: int) -> int:
-        return 2 * (stop - start) - (stop == num_steps > start)
-
-    return Sampler(grid, step, cost=cost)
+    return Sampler(grid, step, init, refine, refined_cost(grid, 1))

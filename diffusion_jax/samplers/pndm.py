@@ -19,9 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
-from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.process import Grid, Points, Process, take
-from diffusion_jax.samplers.loop import Sampler, State
+from diffusion_jax.samplers.loop import Index, Sampler, State
 
 Coefs = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
 
@@ -58,12 +57,12 @@ def pndm(grid: Grid, process: Process) -> Sampler:
     def init(x: Float[Array, " b *dims"]) -> State:
         return State(x, x, memory=((jnp.zeros_like(x),) * WARM_UP, jnp.int32(0)))
 
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+    def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
         past, known = state.memory
         first = denoise(state.x, grid.at(i))
 
         def phi(eps: Float[Array, " b *dims"], coefs: Coefs) -> Float[Array, " b *dims"]:
-            coef_x, coef_eps = (per_image(take(c, i), eps) for c in coefs)
+            coef_x, coef_eps = (take(c, i) for c in coefs)
             return coef_x * state.x + coef_eps * eps
 
         def runge_kutta() -> Float[Array, " b *dims"]:
@@ -77,15 +76,18 @@ def pndm(grid: Grid, process: Process) -> Sampler:
             terms = [w * e for w, e in zip(weights, (first.eps, *past), strict=True)]
             return sum(terms, start=jnp.zeros_like(first.eps))
 
-        to_data = jnp.any(i == num_steps - 1)
+        to_data = i == num_steps - 1
         eps = jax.lax.cond((known < WARM_UP) & ~to_data, runge_kutta, multistep)
         memory = (first.eps, *past[:-1]), jnp.minimum(known + 1, WARM_UP)
-        return State(phi(eps, to_end), first.x0, memory)
+        x = phi(eps, to_end)
+        # What a step to the data ends at: here x0 of the multistep eps.
+        return State(x, jnp.where(to_data, x, first.x0), memory)
 
-    def cost(start: int, stop: int) -> int:
-        return stop - start + 3 * min(WARM_UP, max(min(stop, num_steps - 1) - start, 0))
+    def cost(start: Index, stop: Index) -> Index:
+        before_data = stop - start - ((stop == num_steps) & (start < stop))
+        return stop - start + 3 * sum(before_data > k for k in range(WARM_UP))
 
-    return Sampler(grid, step, init, cost)
+    return Sampler(grid, step, init, cost=cost)
 
 
 def _transfer(t: Points, s: Points) -> Coefs:

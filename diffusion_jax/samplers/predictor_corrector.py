@@ -11,10 +11,8 @@ D^(1/2) and D^(1/2) / std, so that an image does not depend on its batch: epsilo
 
 from typing import Annotated
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError, choose
@@ -22,7 +20,7 @@ from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import steps
 from diffusion_jax.processes.process import Grid, Process, take
 from diffusion_jax.samplers.langevin import moves
-from diffusion_jax.samplers.loop import Sampler, State
+from diffusion_jax.samplers.loop import Sampler, State, refined_cost
 from diffusion_jax.samplers.predictors import PREDICTORS
 
 
@@ -71,23 +69,10 @@ def predictor_corrector(
         raise InputError(f"snr is {snr!r}; it must be above 0 and below 1")
     if corrector_steps == 0:
         return predict
-    num_steps = grid.num_steps
     size = 2 * np.square(steps(grid).signal * snr * grid.std[1:])  # 0 at the data.
 
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
-        after = predict.step(denoise, state, i, keys)
+    def refine(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
+        moved = moves(denoise, state, grid.at(i + 1), take(size, i), keys, range(corrector_steps))
+        return state._replace(x=moved.x)
 
-        def corrected() -> Float[Array, " b *dims"]:
-            # An image that is at the data, among others that are not, stays.
-            point = grid.at(jnp.minimum(i + 1, num_steps - 1))
-            return moves(denoise, after, point, take(size, i), keys, corrector_steps).x
-
-        x = jax.lax.cond(jnp.all(i == num_steps - 1), lambda: after.x, corrected)
-        return State(x, after.x0_hat)
-
-    def cost(start: int, stop: int) -> int:
-        return (1 + corrector_steps) * (stop - start) - corrector_steps * (
-            stop == num_steps > start
-        )
-
-    return Sampler(grid, step, cost=cost)
+    return predict._replace(refine=refine, cost=refined_cost(grid, corrector_steps))

@@ -14,13 +14,12 @@ is the third of the paper's rules.
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.denoiser import Denoise
 from diffusion_jax.keys import image_normal
-from diffusion_jax.processes.gaussian import per_image, steps
+from diffusion_jax.processes.gaussian import steps
 from diffusion_jax.processes.process import Grid, Process, take
 from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.loop import Sampler, State
@@ -55,17 +54,14 @@ def reverse_diffusion(grid: Grid) -> Sampler:
 def _reverse(
     grid: Grid, coef_x: Float[np.ndarray, " n"], variance: Float[np.ndarray, " n"]
 ) -> Sampler:
-    """Returns the rule x_s = coef_x x_t + variance score + variance^(1/2) z, but x0_hat in the step to the data."""
+    """Returns the rule x_s = coef_x x_t + variance score + variance^(1/2) z."""
 
-    def step(denoise: Denoise, state: State, i: Int[Array, " b"], keys: Key[Array, " b"]) -> State:
+    def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
         x = state.x
-        scale, drift, std = (
-            per_image(take(table, i), x) for table in (coef_x, variance, np.sqrt(variance))
-        )
+        scale, drift, std = (take(table, i) for table in (coef_x, variance, np.sqrt(variance)))
         prediction = denoise(x, grid.at(i))
         moved = scale * x + drift * prediction.score + std * image_normal(keys, x.shape[1:])
-        last = per_image(i == grid.num_steps - 1, x)
-        return State(jnp.where(last, prediction.x0, moved), prediction.x0)
+        return State(moved, prediction.x0)
 
     return Sampler(grid, step)
 

@@ -63,7 +63,7 @@ def draw_pictures(
     if jax.process_index() != 0:
         return
     if result.finite is not None and not result.finite.all():
-        cut_short = result.solve is not None and not result.solve.finished.all()
+        cut_short = result.stats is not None and not result.stats.finished.all()
         advice = "reached sampler.max_steps; allow more, or larger sampler.rtol and sampler.atol"
         warnings.warn(
             f"no samples at step {step}: {(~result.finite).sum()} of {len(result.finite)} "

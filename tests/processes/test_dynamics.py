@@ -118,7 +118,7 @@ def test_the_probability_flow_of_normal_data_keeps_the_distance_from_the_mean_in
     x = jnp.asarray(mean + z * np.sqrt(variance), jnp.float32)[:, None]
     end, least = (jnp.full(7, t, jnp.float32) for t in times)
     solution = jax.jit(lambda x: solve(field, x, end, least, rtol=1e-6, atol=1e-6))(x)
-    assert solution.finished.all()
+    assert solution.stats.finished.all()
     # The tolerances, over the steps.
     expected = mean_back + z * np.sqrt(variance_back)
     np.testing.assert_allclose(solution.y[:, 0], expected, atol=2e-4)

@@ -36,8 +36,8 @@ def test_each_image_goes_from_its_time_to_its_time_forwards_or_backwards():
     solution = run(Y, START, STOP, rtol=1e-6, atol=1e-6)
     # The error of some tens of steps of 1e-6 each, relative to numbers up to 8.
     np.testing.assert_allclose(solution.y, turned(Y, STOP**2 - START**2), atol=2e-4)
-    assert solution.finished.all()
-    np.testing.assert_array_equal(solution.reached, STOP.astype(np.float32))
+    assert solution.stats.finished.all()
+    np.testing.assert_array_equal(solution.stats.reached, STOP.astype(np.float32))
 
 
 def test_the_error_falls_with_the_tolerance():
@@ -52,15 +52,17 @@ def test_the_error_falls_with_the_tolerance():
 def test_an_image_does_not_depend_on_the_others_nor_on_the_devices():
     whole = run(Y, START, STOP)
     alone = [run(Y[i : i + 1], START[i : i + 1], STOP[i : i + 1]) for i in range(8)]
-    np.testing.assert_array_equal(whole.evaluations, np.concatenate([a.evaluations for a in alone]))
+    np.testing.assert_array_equal(
+        whole.stats.evaluations, np.concatenate([a.stats.evaluations for a in alone])
+    )
     np.testing.assert_allclose(whole.y, np.concatenate([a.y for a in alone]), rtol=1e-6)
-    assert len(set(np.asarray(whole.evaluations).tolist())) > 4
+    assert len(set(np.asarray(whole.stats.evaluations).tolist())) > 4
     mesh = make_mesh(4)
     rows = (jnp.asarray(a, jnp.float32) for a in (Y, START, STOP))
-    parts = jax.jit(over_batch(lambda _, *rows: tuple(solve(rotation, *rows)), mesh, (0, 0, 0, 0)))(
+    parts = jax.jit(over_batch(lambda _, *rows: tuple(solve(rotation, *rows)), mesh, (0, 0)))(
         (), *rows
     )
-    np.testing.assert_array_equal(parts[2], whole.evaluations)
+    np.testing.assert_array_equal(parts[1].evaluations, whole.stats.evaluations)
     np.testing.assert_allclose(parts[0], whole.y, rtol=1e-6)
 
 
@@ -74,7 +76,7 @@ def test_evaluations_are_one_and_six_a_try():
     y, one = jnp.ones((1, 2)), jnp.ones(1)
     solution = jax.jit(lambda: solve(counted, y, 0 * one, one))()
     jax.effects_barrier()
-    assert len(calls) == int(solution.evaluations[0])
+    assert len(calls) == int(solution.stats.evaluations[0])
     assert (len(calls) - 1) % 6 == 0
     np.testing.assert_allclose(solution.y, np.exp(-1) * y, rtol=1e-4)
 
@@ -82,10 +84,10 @@ def test_evaluations_are_one_and_six_a_try():
 def test_the_limit_of_steps_is_reported_image_by_image_with_the_time_reached():
     # Images 0 and 3 have the shortest ways.
     solution = run(Y, START, STOP, max_steps=9)
-    finished = np.asarray(solution.finished)
+    finished = np.asarray(solution.stats.finished)
     assert finished.any() and not finished.all()
-    np.testing.assert_array_equal(np.asarray(solution.evaluations)[~finished], 1 + 6 * 9)
-    reached = np.asarray(solution.reached, np.float64)
+    np.testing.assert_array_equal(np.asarray(solution.stats.evaluations)[~finished], 1 + 6 * 9)
+    reached = np.asarray(solution.stats.reached, np.float64)
     # What is returned is the solution at that time.
     np.testing.assert_allclose(solution.y, turned(Y, reached**2 - START**2), atol=1e-3)
     np.testing.assert_array_equal(reached[finished], STOP[finished])
@@ -95,8 +97,8 @@ def test_the_limit_of_steps_is_reported_image_by_image_with_the_time_reached():
 def test_a_field_that_is_not_finite_ends_its_own_image_alone():
     y = jnp.asarray([[1.0, 0], [jnp.nan, 0]])
     solution = jax.jit(lambda: solve(rotation, y, jnp.zeros(2), jnp.ones(2)))()
-    np.testing.assert_array_equal(solution.finished, [True, False])
-    assert int(solution.evaluations[1]) == 1
+    np.testing.assert_array_equal(solution.stats.finished, [True, False])
+    assert int(solution.stats.evaluations[1]) == 1
 
 
 def test_a_try_that_leaves_where_the_field_is_defined_is_made_again_shorter():
@@ -106,7 +108,7 @@ def test_a_try_that_leaves_where_the_field_is_defined_is_made_again_shorter():
         return jnp.where(y > 2, jnp.nan, 400 * (1 - y))
 
     solution = jax.jit(lambda: solve(field, jnp.full((1, 1), 0.5), jnp.zeros(1), jnp.ones(1)))()
-    assert solution.finished.all()
+    assert solution.stats.finished.all()
     np.testing.assert_allclose(solution.y, 1, atol=1e-4)
 
 

@@ -49,8 +49,8 @@ def test_samples_are_the_denoised_ends_of_the_exact_flow_of_every_process(name):
     x0, _ = mixture_data.expected(end, np.full((8, 1), signal), np.full((8, 1), std))
     # A tolerance of 1e-5 a step, some 20 steps, grown where the flow parts components.
     np.testing.assert_allclose(result.images, x0, atol=2e-4)
-    assert result.solve is not None and result.solve.finished.all()
-    np.testing.assert_allclose(result.solve.reached, grid.time[2])
+    assert result.stats.finished.all()
+    np.testing.assert_allclose(result.stats.reached, grid.time[2])
 
 
 def test_evaluations_are_counted_image_by_image_and_with_frames():
@@ -58,9 +58,8 @@ def test_evaluations_are_counted_image_by_image_and_with_frames():
     denoise, calls = normal_data.counted(normal_data.optimal)
     result = run(ode_adaptive(grid, process), KEYS[:1], denoise, num_frames=6)
     jax.effects_barrier()
-    assert result.solve is not None
     # Alone in its batch, an image is evaluated as often as it needs.
-    assert sum(calls) == int(result.solve.evaluations[0])
+    assert sum(calls) == int(result.stats.evaluations[0])
     assert result.frames_x_t is not None and result.frames_x0 is not None
     x_t = np.asarray(result.frames_x_t, np.float64)
     for i in range(4):
@@ -73,19 +72,18 @@ def test_an_image_depends_neither_on_its_batch_nor_on_the_devices():
     process = PROCESSES["vp"]
     sampler = ode_adaptive(make_grid(process, 2), process)
     whole, few = run(sampler), run(sampler, KEYS[5:6])
-    assert whole.solve is not None and few.solve is not None
-    assert len(set(np.asarray(whole.solve.evaluations).tolist())) > 2
-    np.testing.assert_array_equal(whole.solve.evaluations[5:6], few.solve.evaluations)
+    assert len(set(np.asarray(whole.stats.evaluations).tolist())) > 2
+    np.testing.assert_array_equal(whole.stats.evaluations[5:6], few.stats.evaluations)
     # Vectorised otherwise, sums may be rounded otherwise.
     np.testing.assert_allclose(whole.images[5:6], few.images, atol=1e-5)
     mesh = make_mesh(2)
 
     def draw(_: tuple, keys: jax.Array) -> tuple:
         result = sample_loop(mixture_data.optimal, sampler, keys, (2,))
-        return result.images, result.solve
+        return result.images, result.stats
 
-    images, solve = jax.jit(over_batch(draw, mesh, (0, 0)))((), KEYS)
-    np.testing.assert_array_equal(solve.evaluations, whole.solve.evaluations)
+    images, stats = jax.jit(over_batch(draw, mesh, (0, 0)))((), KEYS)
+    np.testing.assert_array_equal(stats.evaluations, whole.stats.evaluations)
     np.testing.assert_allclose(images, whole.images, atol=1e-5)
 
 
@@ -95,20 +93,19 @@ LIMIT = 7
 
 def test_where_the_limit_of_steps_stops_an_image_it_is_no_image_and_the_time_is_told():
     process, grid = PROCESSES["vp"], make_grid(PROCESSES["vp"], 4, "logsnr")
-    evaluations = np.asarray(run(ode_adaptive(grid, process)).solve.evaluations)  # pyright: ignore[reportOptionalMemberAccess]
+    evaluations = np.asarray(run(ode_adaptive(grid, process)).stats.evaluations)
     result = run(ode_adaptive(grid, process, max_steps=LIMIT))
-    assert result.solve is not None
-    finished = np.asarray(result.solve.finished)
+    finished = np.asarray(result.stats.finished)
     assert finished.any() and not finished.all()
     np.testing.assert_array_equal(np.isnan(result.images).all(-1), ~finished)
     np.testing.assert_array_equal(np.isfinite(result.images).all(-1), finished)
-    reached = np.asarray(result.solve.reached)
+    reached = np.asarray(result.stats.reached)
     np.testing.assert_array_equal(reached[finished], 0)
     assert ((reached > 0) & (reached < 999))[~finished].all()
     # Nothing is evaluated for them after that, and the others are as without a limit.
-    assert (np.asarray(result.solve.evaluations) < evaluations)[~finished].all()
+    assert (np.asarray(result.stats.evaluations) < evaluations)[~finished].all()
     np.testing.assert_array_equal(
-        np.asarray(result.solve.evaluations)[finished], evaluations[finished]
+        np.asarray(result.stats.evaluations)[finished], evaluations[finished]
     )
 
 
@@ -120,11 +117,11 @@ def test_an_error_smaller_by_the_tolerance_costs_more():
     def end(tolerance):
         sampler = ode_adaptive(grid, process, rtol=tolerance, atol=tolerance)
         result = sample_loop(mixture_data.optimal, sampler, KEYS, (2,), stop=1)
-        return result.images, result.solve
+        return result.images, result.stats
 
     results = [end(tolerance) for tolerance in (1e-2, 1e-3, 1e-4)]
     errors = [np.abs(x - exact).max() for x, _ in results]
-    costs = [float(solve.evaluations.mean()) for _, solve in results]
+    costs = [float(stats.evaluations.mean()) for _, stats in results]
     assert errors[0] > 2 * errors[1] > 4 * errors[2] and costs == sorted(costs), (errors, costs)
 
 
@@ -144,8 +141,8 @@ def test_images_are_encoded_and_decoded_without_loss(name, rng):
     latent, back = there_and_back(x0)
     # Some tens of steps of 1e-6 each way, and float32; of VE, x_T is 100 times as large as x_0.
     np.testing.assert_allclose(back.y, x0, atol=1e-4)
-    np.testing.assert_allclose(latent.reached, grid.time[0])
-    np.testing.assert_allclose(back.reached, grid.time[1], rtol=1e-6)
+    np.testing.assert_allclose(latent.stats.reached, grid.time[0])
+    np.testing.assert_allclose(back.stats.reached, grid.time[1], rtol=1e-6)
     exact = mixture_data.flow(grid, np.asarray(x0), 1, 0)
     np.testing.assert_allclose(latent.y / grid.prior_std, exact / grid.prior_std, atol=1e-4)
 
@@ -155,7 +152,7 @@ def test_an_edit_starts_at_a_point_of_the_grid():
     sampler = ode_adaptive(grid, DDPM_LINEAR)
     x0 = jnp.full((8, 1, 1, 2), 0.5)
     edited = jax.jit(
-        lambda: inpaint(mixture_data.optimal, sampler, KEYS, x0, known_nothing(), start=3)
+        lambda: inpaint(mixture_data.optimal, sampler, KEYS, x0, known_nothing(), start=3).images
     )()
     noised = np.exp(grid.log_signal[3]) * x0 + grid.std[3] * first_noise(KEYS, (1, 1, 2))
     expected = mixture_data.optimal(noised, grid.at(jnp.full(8, 3))).x0

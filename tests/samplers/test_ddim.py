@@ -68,9 +68,13 @@ def test_at_eta_1_each_step_of_the_full_chain_is_ancestral_with_fixed_small(sche
     grid = make_grid(process)
     steps = jnp.arange(200)
     x_t, x0 = jax.random.normal(jax.random.key(0), (2, 200, *SHAPE))
-    denoise = make_denoiser(process, "x0", lambda params, x, t, labels: x0, None)
-    keys = image_keys(0, steps)
-    moved = ddim(grid, eta=1.0).step(denoise, ancestral(grid).init(x_t), steps, keys).x
+    sampler, keys = ddim(grid, eta=1.0), image_keys(0, steps)
+
+    def step(x_t, x0, i, key):
+        denoise = make_denoiser(process, "x0", lambda params, x, t, labels: x0[None], None)
+        return sampler.advance(denoise, sampler.init(x_t[None]), i, key[None]).x[0]
+
+    moved = jax.vmap(step)(x_t, x0, steps, keys)
     p = p_posterior(grid, x0, x_t, step=steps, variance="fixed_small")
     expected = p.mean + jnp.sqrt(p.variance) * image_normal(keys, SHAPE)
     # eps_hat is a quotient by std, 0.01 in the last steps: its rounding is 1e-7 / std, times a std below that.
@@ -193,7 +197,7 @@ def roundtrip_errors(x0: jax.Array) -> dict[tuple[int, int], jax.Array]:
     for num_steps in (25, 50, 100):
         grid = make_grid(PROCESS, num_steps, "logsnr")
         for iterations in (0, 1, 5):
-            latent = encode(optimal, grid, x0, iterations=iterations)
+            latent = encode(optimal, grid, x0, iterations=iterations).y
             keys = image_keys(0, jnp.arange(len(x0)))
             decoded = sample_loop(optimal, ddim(grid), keys, SHAPE, x_init=latent).images
             errors[num_steps, iterations] = jnp.abs(decoded - x0).max()
@@ -215,7 +219,7 @@ def test_the_code_of_normal_data_is_where_the_ode_leads_backwards():
     for num_steps in (50, 100, 200):
         grid = make_grid(PROCESS, num_steps, "logsnr")
         exact = flow(grid, np.asarray(x0), num_steps, 0)
-        code = jax.jit(lambda x, g=grid: encode(optimal, g, x))(x0)
+        code = jax.jit(lambda x, g=grid: encode(optimal, g, x).y)(x0)
         errors.append(float(np.abs(code - exact).max()))
     # Of order 1, down to the error of the step from the data, which has one size always.
     assert errors[0] > 1.7 * errors[1] > 1.7**2 * errors[2] and errors[2] < 0.1
@@ -225,7 +229,7 @@ def test_the_code_of_normal_data_is_where_the_ode_leads_backwards():
 def test_its_evaluations_are_as_many_as_stated(iterations):
     denoise, calls = counted(optimal)
     grid = make_grid(PROCESS, 6)
-    encode(denoise, grid, images_of(2), iterations=iterations).block_until_ready()
+    encode(denoise, grid, images_of(2), iterations=iterations).y.block_until_ready()
     jax.effects_barrier()
     assert len(calls) == encoding_nfe(grid, iterations) == 6 * (iterations + 1)
 
@@ -239,7 +243,7 @@ def test_an_encoding_of_images_is_inverted_with_and_without_clipping(clip):
 
     @jax.jit
     def again(x0):
-        latent = encode(denoise, grid, x0, iterations=4)
+        latent = encode(denoise, grid, x0, iterations=4).y
         keys = image_keys(0, jnp.arange(8))
         return sample_loop(denoise, ddim(grid), keys, SHAPE, x_init=latent).images
 
@@ -255,4 +259,4 @@ def test_fewer_than_no_iterations_are_one_clear_line():
 def test_images_are_encoded_without_nan_where_jsd_erases_them(clip):
     process = DDPM(make_schedule("jsd", 20))
     denoise = clip_denoised(optimal) if clip else optimal
-    assert np.isfinite(encode(denoise, make_grid(process), images_of(2), iterations=2)).all()
+    assert np.isfinite(encode(denoise, make_grid(process), images_of(2), iterations=2).y).all()

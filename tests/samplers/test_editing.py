@@ -90,7 +90,9 @@ def test_resampled_edits_have_the_distribution_given_what_is_known(name):
 
     @jax.jit
     def draw(keys):
-        return inpaint(correlated(covariance), sampler, keys, x0, merge, resamplings=8, jump=5)
+        return inpaint(
+            correlated(covariance), sampler, keys, x0, merge, resamplings=8, jump=5
+        ).images
 
     images = draw(image_keys(0, jnp.arange(MANY)))
     flat = np.asarray(images, float).reshape(MANY, -1)
@@ -113,7 +115,7 @@ def test_resampling_brings_the_rest_nearer_to_what_is_known():
 
     def error(**options):
         images = jax.jit(
-            lambda keys: inpaint(correlated(covariance), sampler, keys, x0, merge, **options)
+            lambda keys: inpaint(correlated(covariance), sampler, keys, x0, merge, **options).images
         )(image_keys(0, jnp.arange(MANY)))
         return abs(moments(images)[0][1] - mean[1])
 
@@ -148,7 +150,7 @@ def test_known_pixels_are_kept_to_the_last_level(rng):
                 functools.partial(inpaint, optimal, sampler, **options), static_argnums=2
             )
             x0, keys = to_model_range(pixels), image_keys(0, jnp.arange(3))
-            images = draw(keys, x0, known_pixels(known))
+            images = draw(keys, x0, known_pixels(known)).images
             np.testing.assert_array_equal(to_uint8(images)[:, known], pixels[:, known])
             assert (to_uint8(images)[:, ~known] != pixels[:, ~known]).any()
 
@@ -161,7 +163,7 @@ def test_image_to_image_follows_the_flow_from_the_noised_image_and_a_late_start_
     @jax.jit
     def draw(start_x0):
         return [
-            inpaint(optimal, sampler, keys, start_x0, known_nothing(), start=start)
+            inpaint(optimal, sampler, keys, start_x0, known_nothing(), start=start).images
             for start in (200, 395)
         ]
 
@@ -178,7 +180,7 @@ def test_image_to_image_follows_the_flow_from_the_noised_image_and_a_late_start_
 def test_an_edit_of_the_whole_chain_that_knows_nothing_is_a_sample():
     sampler = ancestral(make_grid(PROCESS, 6), variance="fixed_small")
     keys = image_keys(1, jnp.arange(2))
-    edited = inpaint(optimal, sampler, keys, jnp.zeros((2, 2, 2, 1)), known_nothing())
+    edited = inpaint(optimal, sampler, keys, jnp.zeros((2, 2, 2, 1)), known_nothing()).images
     drawn = sample_loop(optimal, sampler, keys, (2, 2, 1)).images
     np.testing.assert_allclose(edited, drawn, atol=1e-6)  # Compiled once, and eagerly.
 
@@ -211,9 +213,9 @@ def test_what_an_edit_costs_is_what_the_network_is_asked(make, options):
     sampler = ancestral(grid, variance="fixed_small") if make is ancestral else make(grid, PROCESS)
     denoise, calls = counted(optimal)
     keys, x0 = image_keys(0, jnp.arange(2)), jnp.zeros((2, 2, 2, 1))
-    jax.jit(lambda: inpaint(denoise, sampler, keys, x0, known_nothing(), **options))()
+    edited = jax.jit(lambda: inpaint(denoise, sampler, keys, x0, known_nothing(), **options))()
     jax.effects_barrier()
-    assert len(calls) == inpaint_nfe(sampler, **options)
+    assert len(calls) == inpaint_nfe(sampler, **options) == int(edited.stats.evaluations[0])
 
 
 # ---- interpolation -----------------------------------------------------------------------------------
@@ -226,7 +228,7 @@ def test_interpolations_of_normal_data_are_straight_and_end_at_the_images_themse
 
     @jax.jit
     def draw(x0, other, point):
-        return interpolate(optimal, sampler, keys, x0, other, fraction, point)
+        return interpolate(optimal, sampler, keys, x0, other, fraction, point).images
 
     for point in (3, 18):
         images = draw(x0, other, point)

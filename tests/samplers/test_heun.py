@@ -161,16 +161,6 @@ def test_a_run_to_a_point_and_one_from_there_are_together_the_whole_run():
         np.testing.assert_array_equal(run(run(x, 0, point), point, 4), whole)
 
 
-def test_images_at_different_steps_move_as_they_would_alone():
-    """Also next to one in the last step, whose second evaluation there is none of."""
-    sampler = heun(make_grid(PROCESS, None, TIMES), PROCESS)
-    x, keys = jax.random.normal(jax.random.key(0), (2, *SHAPE)), image_keys(0, TWO)
-    step = jax.jit(lambda x, i: sampler.step(BENT, sampler.init(x), i, keys).x)
-    together = step(x, jnp.array([1, 3]))
-    for image, i in enumerate((1, 3)):
-        np.testing.assert_allclose(together[image], step(x, jnp.full(2, i))[image], rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

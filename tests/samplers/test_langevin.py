@@ -24,9 +24,11 @@ def drawn(sampler, stop: int, n: int = 2000) -> np.ndarray:
 
 def test_moves_end_at_the_stationary_distribution_of_the_discrete_chain(compiled):
     point = PROCESS.at(jnp.full(1000, np.log(0.5)))
-    size = jnp.full(1000, 0.2)
+    size = jnp.float32(0.2)
     run = compiled(
-        lambda keys: moves(optimal, State(*jnp.zeros((2, 1000, *SHAPE))), point, size, keys, 60).x
+        lambda keys: (
+            moves(optimal, State(*jnp.zeros((2, 1000, *SHAPE))), point, size, keys, range(60)).x
+        )
     )
     x = np.asarray(run(image_keys(0, jnp.arange(1000))), np.float64)
     # With k = 1 - size / width^2, x - m becomes k (x - m) + (2 size)^(1/2) z: a variance v = k^2 v + 2 size.
@@ -109,7 +111,7 @@ def test_the_noises_of_one_step_are_independent():
 
     sampler, n = langevin(make_grid(PROCESS, 2), num_moves=2, step_size=1.0), 2000
     state = sampler.init(jnp.zeros((n, *SHAPE)))
-    moved = sampler.step(still, state, jnp.zeros(n, jnp.int32), image_keys(0, jnp.arange(n))).x
+    moved = sampler.advance(still, state, jnp.int32(0), image_keys(0, jnp.arange(n))).x
     expected = 4 * sampler.grid.std[1] ** 2
     assert float(moved.var()) == pytest.approx(expected, rel=5 * np.sqrt(2 / moved.size))
 
@@ -126,7 +128,7 @@ def test_the_corrector_adds_the_noise_that_the_signal_to_noise_ratio_asks_for():
     alpha, std2 = np.exp(integrals[0] - integrals[1]), 1 - np.exp(-integrals[0])
     sampler = predictor_corrector(grid, process, corrector_steps=3, snr=0.5)
     state = sampler.init(jnp.zeros((n, *SHAPE)))
-    moved = sampler.step(still, state, jnp.zeros(n, jnp.int32), image_keys(0, jnp.arange(n))).x
+    moved = sampler.advance(still, state, jnp.int32(0), image_keys(0, jnp.arange(n))).x
     # The predictor's own noise, and that of three moves.
     expected = 1 - alpha + 3 * 2 * (2 * alpha * 0.5**2 * std2)
     assert float(moved.var()) == pytest.approx(expected, rel=5 * np.sqrt(2 / moved.size))

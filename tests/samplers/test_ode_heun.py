@@ -47,14 +47,3 @@ def test_there_are_two_evaluations_a_step_but_one_in_the_last_which_ends_at_x0_h
     assert len(calls) == sampler.nfe == 5
     assert result.frames_x0 is not None
     np.testing.assert_array_equal(result.images, result.frames_x0[2])
-
-
-def test_images_at_different_steps_move_as_they_would_alone_whatever_their_keys():
-    """Also next to one in the last step, whose second evaluation there is none of."""
-    sampler = ode_heun(make_grid(PROCESSES["subvp"], 4))
-    x = jax.random.normal(jax.random.key(0), (2, *SHAPE))
-    step = jax.jit(lambda x, i, keys: sampler.step(optimal, sampler.init(x), i, keys).x)
-    together = step(x, jnp.array([1, 3]), image_keys(0, jnp.arange(2)))
-    for image, i in enumerate((1, 3)):
-        alone = step(x, jnp.full(2, i), image_keys(5, jnp.arange(2)))[image]
-        np.testing.assert_allclose(together[image], alone, rtol=1e-5)

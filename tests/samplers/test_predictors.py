@@ -25,7 +25,11 @@ def affine(sampler: Sampler) -> np.ndarray:
     """Returns a, b and c of each step but the last, from what it makes of 0 and of 1 with known noise."""
     n = sampler.grid.num_steps - 1
     keys = image_keys(0, jnp.arange(n))
-    step = jax.jit(lambda x: sampler.step(optimal, sampler.init(x), jnp.arange(n), keys).x)
+
+    def moved(x, i, key):
+        return sampler.advance(optimal, sampler.init(x[None]), i, key[None]).x[0]
+
+    step = jax.jit(lambda x: jax.vmap(moved)(x, jnp.arange(n), keys))
     z = np.asarray(image_normal(keys, (32,)), np.float64)
     of_0, of_1 = (np.asarray(step(jnp.full((n, 32), x)), np.float64) for x in (0.0, 1.0))
     c = (of_0 * (z - z.mean(1, keepdims=True))).mean(1) / z.var(1)
@@ -111,7 +115,7 @@ def test_a_step_of_reverse_diffusion_is_that_of_appendix_e():
 def test_the_step_to_the_data_ends_at_x0_hat_without_noise(name):
     process = PROCESSES["subvp"]
     sampler = PREDICTORS[name](make_grid(process, 4), process)
-    x, i = jnp.array([[0.2], [0.5]]), jnp.full(2, 3)
-    after = sampler.step(optimal, sampler.init(x), i, image_keys(0, jnp.arange(2)))
-    np.testing.assert_array_equal(after.x, optimal(x, sampler.grid.at(i)).x0)
+    x = jnp.array([[0.2], [0.5]])
+    after = sampler.advance(optimal, sampler.init(x), jnp.int32(3), image_keys(0, jnp.arange(2)))
+    np.testing.assert_array_equal(after.x, optimal(x, sampler.grid.at(jnp.full(2, 3))).x0)
     np.testing.assert_array_equal(after.x, after.x0_hat)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from samplers.normal_data import counted
 from slow import slow, slow_after, slow_but
 
 from diffusion_jax.denoiser import make_denoiser
@@ -18,6 +19,7 @@ from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
 from diffusion_jax.samplers import (
+    SAMPLERS,
     Sampler,
     SampleResult,
     State,
@@ -313,7 +315,7 @@ def test_a_prior_of_another_width_scales_the_first_noise():
 
 
 def two_step(grid: Grid) -> Sampler:
-    """A toy rule with memory: x becomes the mean of the last two predictions (of one, at first)."""
+    """A toy rule with memory: x becomes the mean of the last two predictions, at first and last of one."""
 
     def init(x):
         return State(x, x, memory={"last": jnp.zeros_like(x), "known": jnp.zeros(())})
@@ -336,12 +338,31 @@ def test_a_sampler_may_remember_earlier_predictions(compiled, num_frames):
     for i in range(4):
         path.append(x)
         predictions.append(denoiser()(x, grid.at(jnp.array([i, i]))).x0)
-        x = jnp.mean(jnp.stack(predictions[-2:]), 0)
+        x = jnp.mean(jnp.stack(predictions[-2:]), 0) if i < 3 else predictions[-1]
     # One scan against separate steps: rounding.
     np.testing.assert_allclose(result.images, x, atol=1e-5)
     if num_frames:
         np.testing.assert_allclose(result.frames_x_t, jnp.stack([*path, x]), atol=1e-5)
         np.testing.assert_allclose(result.frames_x0, jnp.stack([*predictions, x]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", slow_but(["heun", "pndm"], ["ancestral", "heun", "pndm"]))
+def test_every_run_says_what_each_image_cost_and_how_far_it_came(name):
+    grid, keys = make_grid(PROCESS, 6), image_keys(5, jnp.arange(2))
+    options = {} if name == "ancestral" else {"process": PROCESS}
+    sampler = SAMPLERS[name](grid, **options)
+    denoise, calls = counted(denoiser())
+
+    @jax.jit
+    def run(x, start, stop):
+        return sample_loop(denoise, sampler, keys, SHAPE, x_init=x, start=start, stop=stop).stats
+
+    for start, stop in ((0, 6), (0, 2), (3, 6), (5, 6), (6, 6)):
+        calls.clear()
+        stats = run(first_noise(keys, SHAPE), start, stop)
+        jax.effects_barrier()
+        assert stats.evaluations.tolist() == [len(calls)] * 2 and stats.finished.all()
+        assert stats.reached.tolist() == [np.float32(grid.time[stop])] * 2
 
 
 @pytest.mark.parametrize("start", slow_but([11, 30], [1, 11, 29, 30]))
