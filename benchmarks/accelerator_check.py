@@ -25,9 +25,9 @@ import report
 from parity.unet import random_parameters
 from unet_vs_diffusers import CIFAR10, Size
 
-from diffusion_jax.denoiser import make_denoiser
-from diffusion_jax.guidance import clip_denoised
-from diffusion_jax.models import Model
+from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.guidance import clip_denoised
+from diffusion_jax.models.networks import Model
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule

@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import report
 
-from diffusion_jax.denoiser import make_denoiser
-from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound, variational_bound
-from diffusion_jax.models import Model, UNet, as_functions
+from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.guidance import clip_denoised
+from diffusion_jax.models.networks import Model, UNet, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule

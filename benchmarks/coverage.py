@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import report
 
-from diffusion_jax.denoiser import Prediction, complete
 from diffusion_jax.keys import indexed, stream
 from diffusion_jax.likelihood.bound import variational_bound
 from diffusion_jax.likelihood.exact import bits_per_dim, dequantised_likelihood
+from diffusion_jax.models.denoiser import Prediction, complete
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0, per_image
 from diffusion_jax.processes.grid import make_grid

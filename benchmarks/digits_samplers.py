@@ -32,7 +32,7 @@ from digits_quality import real_digits
 from digits_solvers import ANCESTRAL, SOLVERS, make_sampler
 
 from diffusion_jax import data
-from diffusion_jax.guidance import clip_denoised
+from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.runs import Run, load_run
 from diffusion_jax.samplers import (

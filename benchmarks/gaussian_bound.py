@@ -24,9 +24,9 @@ import numpy as np
 import report
 from jaxtyping import Float
 
-from diffusion_jax.denoiser import Prediction, complete
 from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound, variational_bound
+from diffusion_jax.models.denoiser import Prediction, complete
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0, per_image
 from diffusion_jax.processes.grid import make_grid

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import report
 
-from diffusion_jax.denoiser import make_denoiser
-from diffusion_jax.guidance import clip_denoised
-from diffusion_jax.models import UNet, as_functions, count_parameters
+from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.guidance import clip_denoised
+from diffusion_jax.models.networks import UNet, as_functions, count_parameters
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule

@@ -41,7 +41,7 @@ import numpy as np
 import report
 
 from diffusion_jax.losses import loss_function
-from diffusion_jax.models import Model, UNet, as_functions, count_parameters
+from diffusion_jax.models.networks import Model, UNet, as_functions, count_parameters
 from diffusion_jax.parallel import join, sharding
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule

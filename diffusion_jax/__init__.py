@@ -16,14 +16,7 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
         to_model_range,
         to_uint8,
     )
-    from diffusion_jax.denoiser import Prediction, make_denoiser
     from diffusion_jax.errors import InputError, RunError
-    from diffusion_jax.guidance import (
-        classifier_free,
-        classifier_guided,
-        clip_denoised,
-        dynamic_threshold,
-    )
     from diffusion_jax.likelihood.bound import Bound, variational_bound
     from diffusion_jax.likelihood.decoder import (
         check_levels,
@@ -40,7 +33,14 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
     )
     from diffusion_jax.likelihood.progressive import rate_distortion
     from diffusion_jax.losses import loss_function, simple_loss, sliced_objective
-    from diffusion_jax.models import MLP, Model, UNet, as_functions, count_parameters
+    from diffusion_jax.models.denoiser import Prediction, make_denoiser
+    from diffusion_jax.models.guidance import (
+        classifier_free,
+        classifier_guided,
+        clip_denoised,
+        dynamic_threshold,
+    )
+    from diffusion_jax.models.networks import MLP, Model, UNet, as_functions, count_parameters
     from diffusion_jax.processes.affine import Affine
     from diffusion_jax.processes.ddpm import DDPM
     from diffusion_jax.processes.dynamics import SDE
@@ -236,9 +236,14 @@ _NAMES = {
         "to_model_range",
         "to_uint8",
     ],
-    "denoiser": ["Prediction", "make_denoiser"],
+    "models.denoiser": ["Prediction", "make_denoiser"],
     "errors": ["InputError", "RunError"],
-    "guidance": ["classifier_free", "classifier_guided", "clip_denoised", "dynamic_threshold"],
+    "models.guidance": [
+        "classifier_free",
+        "classifier_guided",
+        "clip_denoised",
+        "dynamic_threshold",
+    ],
     "likelihood.bound": ["Bound", "variational_bound"],
     "likelihood.decoder": ["check_levels", "discretized_gaussian", "gaussian_density"],
     "likelihood.exact": [
@@ -251,7 +256,7 @@ _NAMES = {
     ],
     "likelihood.progressive": ["rate_distortion"],
     "losses": ["loss_function", "simple_loss", "sliced_objective"],
-    "models": ["MLP", "Model", "UNet", "as_functions", "count_parameters"],
+    "models.networks": ["MLP", "Model", "UNet", "as_functions", "count_parameters"],
     "processes.affine": ["Affine"],
     "processes.ddpm": ["DDPM"],
     "processes.dynamics": ["SDE"],

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtr
 
-from diffusion_jax.denoiser import Prediction, complete
+from diffusion_jax.models.denoiser import Prediction, complete
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.process import Grid, Point, Process
 from diffusion_jax.samplers import SAMPLERS, Sampler

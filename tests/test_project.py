@@ -188,9 +188,9 @@ def test_imports_go_one_way():
                     assert order[name] <= order[place], f"{path} imports {name}"
 
 
-def test_only_models_import_flax():
+def test_only_networks_import_flax():
     for path in (ROOT / "diffusion_jax").rglob("*.py"):
-        if path.parent.name != "models":
+        if path.parent.name != "networks":
             assert "flax" not in imported_packages(path), path
 
 

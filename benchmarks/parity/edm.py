@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import report
 
-from diffusion_jax.denoiser import make_denoiser
+from diffusion_jax.models.denoiser import make_denoiser
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.sde import VE
 from diffusion_jax.samplers import first_noise, heun, image_keys, sample_loop

@@ -28,8 +28,8 @@ import numpy as np
 import report
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.denoiser import Denoise
 from diffusion_jax.keys import image_normal
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, take

@@ -26,10 +26,10 @@ import report
 from jaxtyping import Array
 from unet_vs_diffusers import CIFAR10, Size
 
-from diffusion_jax.models import count_parameters
+from diffusion_jax.models.networks import count_parameters
 
 BENCHMARKS = Path(__file__).parents[1]
-FIXTURE = BENCHMARKS.parent / "tests/models/fixtures/unet_of_diffusers.npz"
+FIXTURE = BENCHMARKS.parent / "tests/models/networks/fixtures/unet_of_diffusers.npz"
 TOLERANCE = 1e-5
 SIZES = {
     "CIFAR-10": dataclasses.replace(CIFAR10, batch_size=4),

@@ -27,7 +27,7 @@ from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import AVERAGE, Experiment
 from diffusion_jax.experiment.training import Training, make_training, make_training_mesh
 from diffusion_jax.lifecycle import stopping
-from diffusion_jax.models import count_parameters
+from diffusion_jax.models.networks import count_parameters
 from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.parallel.preemption import stop_point
 from diffusion_jax.reporting import classes, results

@@ -3,7 +3,7 @@
 from diffusion_jax.config.data_fields import AUTO
 from diffusion_jax.config.field import SEEDS, VARIANCE, Field, option_fields
 from diffusion_jax.losses import LOSSES, TIME_SAMPLERS, WEIGHTINGS
-from diffusion_jax.models import NETWORKS
+from diffusion_jax.models.networks import NETWORKS
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text
 from diffusion_jax.processes.registry import PROCESSES
 

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
-from diffusion_jax.denoiser import Denoise, make_denoiser
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import (
     check_churn,
@@ -22,7 +21,6 @@ from diffusion_jax.experiment.checks import (
     check_variance,
     warn_of_grid,
 )
-from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.likelihood.bound import Bound, check_num_terms, variational_bound
 from diffusion_jax.likelihood.decoder import discretized_gaussian
 from diffusion_jax.likelihood.exact import Likelihood, dequantised_likelihood
@@ -34,7 +32,9 @@ from diffusion_jax.losses import (
     Times,
     Weighting,
 )
-from diffusion_jax.models import NETWORKS, Model, as_functions
+from diffusion_jax.models.denoiser import Denoise, make_denoiser
+from diffusion_jax.models.guidance import clip_denoised
+from diffusion_jax.models.networks import NETWORKS, Model, as_functions
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Process, levels_of
 from diffusion_jax.processes.registry import PROCESSES

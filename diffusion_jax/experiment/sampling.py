@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax import data
-from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment.build import Experiment, make_process
 from diffusion_jax.experiment.checks import (
     warn_of_grid,
     warn_of_prior,
 )
-from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
+from diffusion_jax.models.denoiser import Denoise
+from diffusion_jax.models.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.samplers import (
     SAMPLERS,

@@ -18,10 +18,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 from scipy.special import expit
 
-from diffusion_jax.denoiser import Denoise, Prediction
 from diffusion_jax.errors import InputError, expect
 from diffusion_jax.keys import at_time, folded, image_normal
 from diffusion_jax.likelihood.decoder import Decoder, check_levels, discretized_gaussian
+from diffusion_jax.models.denoiser import Denoise, Prediction
 from diffusion_jax.processes.gaussian import per_image, q_sample
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.reverse import p_posterior, posterior_kl, prior_kl

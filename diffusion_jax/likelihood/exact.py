@@ -8,8 +8,8 @@ t = a to the prior at t = b
 The divergence is exact or estimated (`divergence.py`). The probes of an image are the same all the way, so what is
 integrated is smooth.
 
-Of a Gaussian process the ODE is solved in z = x_t / r and s = log(std / signal) (`flow.py`), where r^2 = signal^2 +
-std^2: with D dimensions, log p(x) = log p(z) - D log r at both ends.
+Of a Gaussian process the ODE is solved in z = x_t / r and s = log(std / signal) (`models/flow.py`), where
+r^2 = signal^2 + std^2: with D dimensions, log p(x) = log p(z) - D log r at both ends.
 """
 
 import math
@@ -21,9 +21,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import expect
-from diffusion_jax.flow import field_of, level
 from diffusion_jax.keys import folded
 from diffusion_jax.likelihood.decoder import check_levels
 from diffusion_jax.likelihood.divergence import (
@@ -32,6 +30,8 @@ from diffusion_jax.likelihood.divergence import (
     exact_divergence,
     hutchinson,
 )
+from diffusion_jax.models.denoiser import Denoise
+from diffusion_jax.models.flow import field_of, level
 from diffusion_jax.processes.dynamics import normal_prior
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.ode import Field, solve

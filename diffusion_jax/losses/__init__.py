@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-from diffusion_jax.denoiser import Network, parameterization
 from diffusion_jax.errors import InputError, expect, shortened
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.simple import simple, simple_loss
@@ -11,6 +10,7 @@ from diffusion_jax.losses.sliced import sliced, sliced_objective
 from diffusion_jax.losses.times import TIME_SAMPLERS, Times, objective_of, uniform
 from diffusion_jax.losses.variational import hybrid, vlb
 from diffusion_jax.losses.weightings import WEIGHTINGS, Weighting
+from diffusion_jax.models.denoiser import Network, parameterization
 from diffusion_jax.options import Component, Registry
 from diffusion_jax.processes.process import Process
 

@@ -5,10 +5,15 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Real
 
-from diffusion_jax.denoiser import Network, Parameterization, network_output, parameterization
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.times import Times, objective_of, uniform
 from diffusion_jax.losses.weightings import Weighting
+from diffusion_jax.models.denoiser import (
+    Network,
+    Parameterization,
+    network_output,
+    parameterization,
+)
 from diffusion_jax.processes.gaussian import q_sample
 from diffusion_jax.processes.process import Point, Process
 

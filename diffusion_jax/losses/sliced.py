@@ -16,12 +16,12 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.denoiser import Network, network_output, parameterization
 from diffusion_jax.keys import folded
 from diffusion_jax.likelihood.divergence import draw_probes, hutchinson
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.times import Times, objective_of, uniform
 from diffusion_jax.losses.weightings import Weighting
+from diffusion_jax.models.denoiser import Network, network_output, parameterization
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.dynamics import SDE, simulate
 from diffusion_jax.processes.gaussian import q_sample

@@ -6,19 +6,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.denoiser import (
-    Network,
-    Parameterization,
-    complete,
-    network_output,
-    parameterization,
-)
 from diffusion_jax.errors import InputError
 from diffusion_jax.likelihood.bound import term
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.simple import squared_error
 from diffusion_jax.losses.times import Times, objective_of, uniform
 from diffusion_jax.losses.weightings import Weighting
+from diffusion_jax.models.denoiser import (
+    Network,
+    Parameterization,
+    complete,
+    network_output,
+    parameterization,
+)
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import q_sample
 from diffusion_jax.processes.grid import make_grid

@@ -1,6 +1,6 @@
 """The probability-flow ODE with steps as short as a tolerance asks for (Song et al., 2021, Section 4.3).
 
-Each image has step sizes of its own, so it depends on no other; see `processes/ode.py` and `flow.py`.
+Each image has step sizes of its own, so it depends on no other; see `processes/ode.py` and `models/flow.py`.
 """
 
 from typing import Annotated
@@ -8,8 +8,8 @@ from typing import Annotated
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.denoiser import Denoise
-from diffusion_jax.flow import carried
+from diffusion_jax.models.denoiser import Denoise
+from diffusion_jax.models.flow import carried
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.ode import Solution, SolverStats
 from diffusion_jax.processes.process import Grid, Process

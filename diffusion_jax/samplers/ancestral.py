@@ -5,9 +5,9 @@ from typing import Annotated
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import choose
 from diffusion_jax.keys import image_normal
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Option
 from diffusion_jax.options.kinds import Choice
 from diffusion_jax.processes.process import Grid

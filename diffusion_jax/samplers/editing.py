@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import folded, image_normal
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Component, Option, Registry, kinds
 from diffusion_jax.processes.gaussian import per_image, q_sample
 from diffusion_jax.processes.ode import SolverStats

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import image_normal
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.process import Grid, Points, Process, take
 from diffusion_jax.samplers.loop import Sampler, State, refined_cost

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.denoiser import Denoise
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.processes.gaussian import per_image, q_sample
 from diffusion_jax.samplers.loop import Sampler, SampleResult, first_noise, sample_loop
 

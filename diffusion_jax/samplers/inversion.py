@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.ode import Solution

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import folded, image_normal
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.process import Grid, Point, take
 from diffusion_jax.samplers.loop import Sampler, State, refined_cost

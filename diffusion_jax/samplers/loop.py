@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
-from diffusion_jax.denoiser import Denoise, Prediction
 from diffusion_jax.errors import InputError, expect
 from diffusion_jax.keys import at_time, folded, image_normal, indexed, stream, threefry
+from diffusion_jax.models.denoiser import Denoise, Prediction
 from diffusion_jax.processes.ode import SolverStats
 from diffusion_jax.processes.process import Grid, Point, take
 from diffusion_jax.reporting.progress import report

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.denoiser import Denoise
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.processes.process import Grid, take
 from diffusion_jax.samplers.loop import Sampler, State, refined_cost
 

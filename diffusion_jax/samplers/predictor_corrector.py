@@ -14,8 +14,8 @@ from typing import Annotated
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from diffusion_jax.denoiser import Denoise
 from diffusion_jax.errors import InputError, choose
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import steps
 from diffusion_jax.processes.process import Grid, Process, take

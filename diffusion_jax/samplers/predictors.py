@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.denoiser import Denoise
 from diffusion_jax.keys import image_normal
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.processes.gaussian import steps
 from diffusion_jax.processes.process import Grid, Process, take
 from diffusion_jax.samplers.ancestral import ancestral

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.denoiser import Denoise
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers.loop import Sampler, continuation_keys, sample_loop
 

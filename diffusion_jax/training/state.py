@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from diffusion_jax.keys import threefry
 from diffusion_jax.losses import Objective
-from diffusion_jax.models import Model
+from diffusion_jax.models.networks import Model
 from diffusion_jax.parallel import sharding
 
 

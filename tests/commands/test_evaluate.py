@@ -18,12 +18,12 @@ from tiny_run import digits_in, environment, finish, results, run, start, write_
 import diffusion_jax
 from diffusion_jax.commands import held_out
 from diffusion_jax.data import Split, load, to_model_range
-from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.experiment import build
-from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import indexed, stream
 from diffusion_jax.likelihood.bound import variational_bound
 from diffusion_jax.likelihood.exact import bits_per_dim, dequantised_likelihood
+from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.runs.run import classes_moved
 

@@ -18,7 +18,7 @@ from diffusion_jax.experiment.build import (
     validate,
 )
 from diffusion_jax.experiment.sampling import make_sampler
-from diffusion_jax.models import count_parameters
+from diffusion_jax.models.networks import count_parameters
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 SHAPES = {

@@ -12,12 +12,12 @@ from slow import slow_after
 
 from diffusion_jax.data.split import Split, from_arrays
 from diffusion_jax.data.transforms import to_model_range
-from diffusion_jax.denoiser import complete
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, bound_figure
 from diffusion_jax.evaluation.parts import make_measure
 from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound, drawn_shares, variational_bound
+from diffusion_jax.models.denoiser import complete
 from diffusion_jax.parallel.sharding import make_mesh
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0

@@ -19,11 +19,9 @@ from slow import slow
 
 from diffusion_jax.config import FIELDS, default_config, group_of, override
 from diffusion_jax.data import to_uint8
-from diffusion_jax.denoiser import Denoise, make_denoiser
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import Experiment
-from diffusion_jax.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.keys import indexed
 from diffusion_jax.losses import (
     LOSSES,
@@ -40,7 +38,9 @@ from diffusion_jax.losses import (
 from diffusion_jax.losses.sliced import sliced
 from diffusion_jax.losses.times import importance
 from diffusion_jax.losses.weightings import min_snr, p2, sigmoid
-from diffusion_jax.models import MLP, Model, UNet, as_functions
+from diffusion_jax.models.denoiser import Denoise, make_denoiser
+from diffusion_jax.models.guidance import classifier_free, clip_denoised, dynamic_threshold
+from diffusion_jax.models.networks import MLP, Model, UNet, as_functions
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN

@@ -10,11 +10,11 @@ import pytest
 from scipy import special
 from slow import slow_after
 
-from diffusion_jax.denoiser import Denoise, complete
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound, drawn_shares, variational_bound
 from diffusion_jax.likelihood.decoder import gaussian_density
+from diffusion_jax.models.denoiser import Denoise, complete
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
 from diffusion_jax.processes.grid import make_grid

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from slow import slow, slow_after, slow_but
 
-from diffusion_jax.denoiser import PARAMETERIZATIONS, make_denoiser
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import at_time, image_normal, indexed
 from diffusion_jax.likelihood.bound import variational_bound
 from diffusion_jax.losses import Draws, Objective, hybrid, loss_function, simple, vlb
 from diffusion_jax.losses.times import importance
+from diffusion_jax.models.denoiser import PARAMETERIZATIONS, make_denoiser
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.reverse import VARIANCES

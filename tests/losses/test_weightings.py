@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.denoiser import PARAMETERIZATIONS
 from diffusion_jax.errors import InputError
 from diffusion_jax.losses import (
     LOSSES,
@@ -22,6 +21,7 @@ from diffusion_jax.losses import (
     simple_loss,
 )
 from diffusion_jax.losses.weightings import min_snr, p2
+from diffusion_jax.models.denoiser import PARAMETERIZATIONS
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import SMALLEST, Point, Process

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from diffusion_jax.denoiser import Denoise, Prediction, complete
+from diffusion_jax.models.denoiser import Denoise, Prediction, complete
 from diffusion_jax.processes.gaussian import eps_from_x0, per_image
 from diffusion_jax.processes.process import Grid, Point
 

@@ -8,10 +8,10 @@ import pytest
 from samplers.normal_data import MEAN, STD, counted, flow, optimal, slopes
 from slow import slow_after
 
-from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError
-from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import image_normal
+from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.reverse import p_posterior

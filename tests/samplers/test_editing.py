@@ -10,8 +10,8 @@ from samplers.normal_data import counted, flow, optimal
 from slow import slow, slow_after
 
 from diffusion_jax.data import to_model_range, to_uint8
-from diffusion_jax.denoiser import complete
 from diffusion_jax.errors import InputError
+from diffusion_jax.models.denoiser import complete
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
 from diffusion_jax.processes.grid import make_grid

@@ -10,10 +10,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from samplers.normal_data import counted
 from slow import slow, slow_after, slow_but
 
-from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError
-from diffusion_jax.guidance import clip_denoised
 from diffusion_jax.keys import stream
+from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid

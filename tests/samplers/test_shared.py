@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from slow import slow
 
-from diffusion_jax.denoiser import Denoise, Prediction, complete
+from diffusion_jax.models.denoiser import Denoise, Prediction, complete
 from diffusion_jax.parallel.sharding import make_mesh
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0, per_image

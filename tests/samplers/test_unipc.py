@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from samplers.normal_data import counted, flow, optimal, slopes
 
-from diffusion_jax.denoiser import make_denoiser
 from diffusion_jax.errors import InputError
+from diffusion_jax.models.denoiser import make_denoiser
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule

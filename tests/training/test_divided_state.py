@@ -18,7 +18,7 @@ from slow import slow, slow_after
 
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.losses import Draws, objective_of, uniform
-from diffusion_jax.models import Model
+from diffusion_jax.models.networks import Model
 from diffusion_jax.parallel.sharding import batch_sharding, make_mesh, put
 from diffusion_jax.training.loop import compile_steps
 from diffusion_jax.training.optimizer import ema_decay, make_optimizer

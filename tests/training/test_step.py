@@ -21,8 +21,8 @@ from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.data import from_arrays, to_model_range
 from diffusion_jax.keys import indexed
 from diffusion_jax.losses import Draws, Objective, loss_function, objective_of, uniform
-from diffusion_jax.models import MLP, Model, as_functions
-from diffusion_jax.models.layers import Conv, ResBlock, SelfAttention, time_embedding
+from diffusion_jax.models.networks import MLP, Model, as_functions
+from diffusion_jax.models.networks.layers import Conv, ResBlock, SelfAttention, time_embedding
 from diffusion_jax.parallel.sharding import batch_sharding, fetch, make_mesh, put, replicated
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule

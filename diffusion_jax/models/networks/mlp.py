@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.models.layers import (
+from diffusion_jax.models.networks.layers import (
     ClassEmbedding,
     Dense,
     Dropout,
@@ -15,7 +15,7 @@ from diffusion_jax.models.layers import (
     time_embedding,
     zero_init,
 )
-from diffusion_jax.models.network_options import CHANNELS, DROPOUT, DTYPE, NUM_RES_BLOCKS
+from diffusion_jax.models.networks.shared_options import CHANNELS, DROPOUT, DTYPE, NUM_RES_BLOCKS
 
 
 class MLP(nn.Module):

@@ -11,8 +11,8 @@ import pytest
 from flax import traverse_util
 from slow import slow
 
-from diffusion_jax.models import Model, UNet, as_functions, count_parameters
-from diffusion_jax.models.layers import (
+from diffusion_jax.models.networks import Model, UNet, as_functions, count_parameters
+from diffusion_jax.models.networks.layers import (
     ClassEmbedding,
     GroupNorm,
     SelfAttention,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.layers import Dropout
+from diffusion_jax.models.networks.layers import Dropout
 
 RATE = 0.3
 IMAGES, SHAPE = 64, (8, 8, 4)

@@ -8,7 +8,7 @@ import pytest
 from samplers import normal_data
 from slow import slow
 
-from diffusion_jax.flow import field_of, level
+from diffusion_jax.models.flow import field_of, level
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.grid import make_grid

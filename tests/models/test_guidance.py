@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.denoiser import complete, make_denoiser
-from diffusion_jax.guidance import (
+from diffusion_jax.models.denoiser import complete, make_denoiser
+from diffusion_jax.models.guidance import (
     classifier_free,
     classifier_guided,
     clip_denoised,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.models.layers import (
+from diffusion_jax.models.networks.layers import (
     SAVEABLE,
     ClassEmbedding,
     Conv,
@@ -24,7 +24,7 @@ from diffusion_jax.models.layers import (
     time_embedding,
     zero_init,
 )
-from diffusion_jax.models.network_options import CHANNELS, DROPOUT, DTYPE, NUM_RES_BLOCKS
+from diffusion_jax.models.networks.shared_options import CHANNELS, DROPOUT, DTYPE, NUM_RES_BLOCKS
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.options.kinds import Choice, Either, Tuple
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models import MLP, Model, as_functions, count_parameters
+from diffusion_jax.models.networks import MLP, Model, as_functions, count_parameters
 
 SHAPE = (1, 1, 2)
 

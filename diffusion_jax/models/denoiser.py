@@ -18,7 +18,7 @@ from diffusion_jax.processes.process import Point, Process
 
 # A network as a pure function, (params, x, time, labels=None, dropout_keys=None) -> output: images x of shape
 # (b, *dims), scaled as `network_output` says, float time and integer labels of shape (b,); keys of shape (b,) turn
-# dropout on. The output has the shape of x, or twice its channels. `models.as_functions` makes one of a Linen module.
+# dropout on. The output has the shape of x, or twice its channels. `networks.as_functions` makes one of a Linen module.
 Network = Callable[..., Array]
 
 

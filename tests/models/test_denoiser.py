@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.denoiser import PARAMETERIZATIONS, make_denoiser
 from diffusion_jax.errors import InputError
-from diffusion_jax.guidance import clip_denoised
+from diffusion_jax.models.denoiser import PARAMETERIZATIONS, make_denoiser
+from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.denoiser import Denoise
+from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.ode import Field, Solution, solve
 from diffusion_jax.processes.process import Point, Process

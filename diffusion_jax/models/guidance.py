@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.denoiser import Denoise, Prediction, complete
 from diffusion_jax.errors import choose
+from diffusion_jax.models.denoiser import Denoise, Prediction, complete
 from diffusion_jax.processes.gaussian import (
     clip_x0,
     eps_from_x0,

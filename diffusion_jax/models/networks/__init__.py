@@ -1,0 +1,136 @@
+"""Networks as pairs of pure functions; the only package that knows of flax.linen."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.models.networks.mlp import MLP
+from diffusion_jax.models.networks.unet import UNet, misfit
+from diffusion_jax.options import Component, Registry
+
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "NetworkKind",
+    "ApplyFn",
+    "Model",
+    "UNet",
+    "as_functions",
+    "count_parameters",
+]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkKind(Component[nn.Module]):
+    """A network: `make` is (num_classes, out_channels, its options) -> Linen module.
+
+    Attributes:
+      misfit: (module, (H, W, C) of the images) -> why it is not for them, in words of the config; None: it is.
+    """
+
+    misfit: Callable[[Any, tuple[int, int, int]], str | None] = lambda module, image_shape: None
+
+
+NETWORKS: Registry[NetworkKind] = Registry(
+    "model",
+    {
+        "unet": NetworkKind(UNet, "the U-Net of Ho et al. (2020)", misfit=misfit),
+        "mlp": NetworkKind(MLP, "a residual perceptron for low-dimensional data"),
+    },
+    given=("num_classes", "out_channels", "parent", "name"),
+)
+
+
+class ApplyFn(Protocol):
+    """The network as a function of its parameters; dropout acts where keys are given, one an image."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, " b"],
+        labels: Int[Array, " b"] | None = None,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b h w d"]: ...
+
+
+class Model(NamedTuple):
+    """A network: `init(key) -> params` and `apply(params, x, t, labels, dropout_keys) -> output`."""
+
+    init: Callable[[Key[Array, ""]], Any]
+    apply: ApplyFn
+
+
+def as_functions(module: nn.Module, image_shape: tuple[int, int, int]) -> Model:
+    """Returns a Linen denoiser as pure functions for images of `image_shape` (H, W, C).
+
+    Raises:
+      InputError: A shape that the module does not take; when the network is called, images of other channels, labels of
+        a network without classes, or none of one with classes.
+    """
+    num_classes = getattr(module, "num_classes", 0)
+    conditional = num_classes > 0
+    if (check := getattr(module, "check", None)) is not None:
+        check(image_shape)
+
+    def init(key: Key[Array, ""]) -> Any:
+        labels = jnp.zeros((1,), jnp.int32) if conditional else None
+        x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
+        return jax.jit(module.init)(key, x, t, labels)["params"]
+
+    def apply(
+        params: PyTree,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, " b"],
+        labels: Int[Array, " b"] | None = None,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b h w d"]:
+        _check(x, labels, image_shape, num_classes)
+        params = jax.tree.map(jnp.asarray, params)  # They may be NumPy's, as other tools read them.
+        out = module.apply({"params": params}, x, t, labels, dropout_keys)
+        assert isinstance(out, jax.Array)
+        return out
+
+    return Model(init, apply)
+
+
+def _check(x: Any, labels: Any, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Refuses inputs of which a network would make something else than is meant, by an InputError."""
+    if x.ndim != 4 or x.shape[-1] != image_shape[-1]:
+        raise InputError(
+            f"images have shape {x.shape}; the network is for (b, {', '.join(map(str, image_shape))}), channels last"
+        )
+    if labels is None:
+        if num_classes > 0:
+            raise InputError(
+                f"labels are missing: the network has {num_classes} classes; label {num_classes} stands for none"
+            )
+        return
+    if num_classes == 0:
+        raise InputError(
+            "labels are given to a network without classes, which would ignore them; set num_classes, or leave them out"
+        )
+    if labels.shape != x.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise InputError(
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; they must be {len(x)} integers, one an image"
+        )
+    if isinstance(labels, Tracer) or not len(labels):
+        return
+    low, high = np.asarray(labels).min(), np.asarray(labels).max()
+    if not 0 <= low <= high <= num_classes:
+        raise InputError(
+            f"labels go from {low} to {high}; they must be in 0 to {num_classes}, the last for no class"
+        )
+
+
+def count_parameters(params: PyTree) -> int:
+    """Returns the number of scalars in a tree of arrays (or of their shapes)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
