@@ -4,6 +4,7 @@ Keys are Threefry's whatever JAX's default is: what the others draw for an image
 (`rbg`, which is usual on TPUs).
 """
 
+import enum
 import math
 import zlib
 from typing import Any
@@ -16,6 +17,48 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax.errors import InputError, shortened
 
 GENERATOR = "threefry2x32"
+
+
+@enum.unique
+class SampleStream(enum.IntEnum):
+    """Streams of an image's key in a sampling job."""
+
+    FIRST_NOISE = 0  # x_T, whatever the sampler.
+    STEPS = 1  # A key for each time that a step begins at.
+    CONTINUATIONS = 2  # A key for each continuation from one x_t.
+
+
+@enum.unique
+class StepStream(enum.IntEnum):
+    """Streams of an image's key in a step; most update rules draw their noise from the key itself."""
+
+    KNOWN_PART = 0  # The noised part of an image that is given.
+    RENOISING = 1  # Back to a noisier point (RePaint).
+    MOVES = 2  # A key for each move of Langevin dynamics.
+
+
+@enum.unique
+class BoundStream(enum.IntEnum):
+    """Streams of an image's key in the variational bound, beside the times' bits: as such, no grid has these."""
+
+    TIMES = 1  # Which terms are drawn.
+    TERMS = 2  # Term k of a sample has the stream TERMS + k; keep it the last.
+
+
+@enum.unique
+class ExactLikelihoodStream(enum.IntEnum):
+    """Streams of an image's key in the exact likelihood."""
+
+    DEQUANTIZATION = 0
+    PROBES = 1
+
+
+@enum.unique
+class SlicedScoreStream(enum.IntEnum):
+    """Streams of an image's key in sliced score matching."""
+
+    PROBES = 0
+    PATH = 1  # The simulated x_t.
 
 
 def threefry(keys: Any) -> Key[Array, "*dims"]:
@@ -66,8 +109,8 @@ def indexed(key: Key[Array, ""], indices: Int[Array | np.ndarray, " b"]) -> Key[
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(threefry(key), indices)
 
 
-def folded(keys: Key[Array, " b"], data: int | Int[Array, ""]) -> Key[Array, " b"]:
-    """Returns the keys of stream number `data` of each key: fold_in(key, data)."""
+def fold_in(keys: Key[Array, " b"], data: int | Int[Array, ""]) -> Key[Array, " b"]:
+    """Returns the key of each image for one stream, such as `StepStream.MOVES`, or for one index of a stream."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(threefry(keys), data)
 
 

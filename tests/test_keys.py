@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.keys import folded, image_normal, stream, threefry
+from diffusion_jax.keys import fold_in, image_normal, stream, threefry
 from diffusion_jax.samplers import first_noise, image_keys
 
 SHAPE = (3, 3, 1)
@@ -32,8 +32,8 @@ def test_keys_of_ones_own_give_the_same_noise_in_every_batch(generator):
     keys = jax.random.split(jax.random.key(7), 4)
     plain = image_normal(keys, SHAPE)
     np.testing.assert_array_equal(image_normal(keys[2:3], SHAPE)[0], plain[2])
-    together = image_normal(folded(keys, 0), SHAPE)
-    np.testing.assert_array_equal(image_normal(folded(keys[2:3], 0), SHAPE)[0], together[2])
+    together = image_normal(fold_in(keys, 0), SHAPE)
+    np.testing.assert_array_equal(image_normal(fold_in(keys[2:3], 0), SHAPE)[0], together[2])
     assert len(np.unique(np.asarray(together))) == together.size
 
 

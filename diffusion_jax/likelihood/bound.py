@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from scipy.special import expit
 
 from diffusion_jax.errors import InputError, expect
-from diffusion_jax.keys import at_time, folded, image_normal
+from diffusion_jax.keys import BoundStream, at_time, fold_in, image_normal
 from diffusion_jax.likelihood.decoder import Decoder, check_levels, discretized_gaussian
 from diffusion_jax.models.denoiser import Denoise, Prediction
 from diffusion_jax.processes.gaussian import per_image, q_sample
@@ -29,7 +29,6 @@ from diffusion_jax.reporting.progress import report
 
 DATA_VARIANCE = 0.25  # Of the pixels that the sample of terms is best for; it is unbiased for any.
 LONGEST = 50.0  # Of a step, in logsnr: at the end of jsd.
-OF_TIMES = 1  # In an image's key; as the bits of a time it would be 1e-45, which no grid has.
 
 
 class Bound(NamedTuple):
@@ -190,7 +189,7 @@ def variational_bound(
         k, step = xs
         point = grid.at(step)
         # Two parts of a sample may draw the same step: not with the same noise.
-        own = keys if whole else folded(keys, OF_TIMES + 1 + k)
+        own = keys if whole else fold_in(keys, BoundStream.TERMS + k)
         eps = image_normal(at_time(own, point.time), x0.shape[1:])
         x_t = q_sample(point, x0, eps)
         prediction = denoise(x_t, point)
@@ -250,7 +249,8 @@ def _strata(
     """Returns a step of each of `count` equal parts of the shares, and the last, and what each of them weighs."""
     last = len(shares)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (count,)), out_axes=1)
-    position = (jnp.arange(count)[:, None] + uniform(folded(keys, OF_TIMES))) / count
+    offset = uniform(fold_in(keys, BoundStream.TIMES))
+    position = (jnp.arange(count)[:, None] + offset) / count
     step = jnp.searchsorted(jnp.asarray(np.cumsum(shares), jnp.float32), position, side="right")
     drawn = jnp.concatenate([step, jnp.full((1, len(keys)), last)]).astype(jnp.int32)
     drawn = drawn.at[:-1].min(last - 1)  # The sum of all shares is 1 but for rounding.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import choose
-from diffusion_jax.keys import folded, image_normal
+from diffusion_jax.keys import fold_in, image_normal
 
 # (f, y) -> f(y) and its divergence, where row i of f(y) depends on row i of y alone.
 Divergence = Callable[[Callable[[Array], Array], Array], tuple[Array, Array]]
@@ -78,7 +78,7 @@ def draw_probes(
       InputError: An unknown kind.
     """
     draw = choose("probes", kind, PROBES)
-    return jnp.stack([draw(folded(keys, k), shape) for k in range(num_probes)])
+    return jnp.stack([draw(fold_in(keys, k), shape) for k in range(num_probes)])
 
 
 def inner(a: Float[Array, " b *dims"], b: Float[Array, " b *dims"]) -> Float[Array, " b"]:

@@ -22,7 +22,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from diffusion_jax.errors import expect
-from diffusion_jax.keys import folded
+from diffusion_jax.keys import ExactLikelihoodStream, fold_in
 from diffusion_jax.likelihood.decoder import check_levels
 from diffusion_jax.likelihood.divergence import (
     Divergence,
@@ -38,7 +38,6 @@ from diffusion_jax.processes.ode import Field, solve
 from diffusion_jax.processes.process import Grid, Process
 
 LEVELS_PER_UNIT = 127.5  # Of pixels in [-1, 1].
-OF_DEQUANTISATION, OF_PROBES = 0, 1  # Streams of an image's key.
 
 
 class Likelihood(NamedTuple):
@@ -161,8 +160,9 @@ def dequantised_likelihood(
       InputError: Images that are not of 256 levels, unless they are traced; unknown probes.
     """
     _check(denoise, grid, process)
-    x = dequantise(images, folded(keys, OF_DEQUANTISATION))
-    drawn = draw_probes(folded(keys, OF_PROBES), x.shape[1:], num_probes, probes)
+    x = dequantise(images, fold_in(keys, ExactLikelihoodStream.DEQUANTIZATION))
+    probe_keys = fold_in(keys, ExactLikelihoodStream.PROBES)
+    drawn = draw_probes(probe_keys, x.shape[1:], num_probes, probes)
     return exact_likelihood(denoise, grid, process, x, hutchinson(drawn), **tolerances)
 
 

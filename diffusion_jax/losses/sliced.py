@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.keys import folded
+from diffusion_jax.keys import SlicedScoreStream, fold_in
 from diffusion_jax.likelihood.divergence import draw_probes, hutchinson
 from diffusion_jax.losses.objective import Draws, Objective
 from diffusion_jax.losses.times import Times, objective_of, uniform
@@ -26,8 +26,6 @@ from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.dynamics import SDE, simulate
 from diffusion_jax.processes.gaussian import q_sample
 from diffusion_jax.processes.process import Process
-
-OF_PROBES, OF_PATH = 0, 1  # Streams of an image's key.
 
 
 def sliced(
@@ -105,7 +103,8 @@ def sliced_objective(
         params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None
     ) -> Float[Array, " b"]:
         t = sde.start + (sde.end - sde.start) * draws.u
-        x_t = simulate(sde, folded(_given(draws.keys), OF_PATH), x0, sde.start, t, num_steps)
+        keys = fold_in(_given(draws.keys), SlicedScoreStream.PATH)
+        x_t = simulate(sde, keys, x0, sde.start, t, num_steps)
 
         def score(x_t: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
             return network(params, x_t, t, labels, dropout_keys)
@@ -124,7 +123,8 @@ def _terms(
     num_probes: int,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Returns the mean square of the field and an estimate of its divergence per dimension."""
-    probes = draw_probes(folded(_given(keys), OF_PROBES), x.shape[1:], num_probes)
+    keys = fold_in(_given(keys), SlicedScoreStream.PROBES)
+    probes = draw_probes(keys, x.shape[1:], num_probes)
     value, divergence = hutchinson(probes)(field, x)
     square = jnp.mean(jnp.square(value), axis=tuple(range(1, x.ndim)))
     return square, divergence / math.prod(x.shape[1:])

@@ -41,7 +41,7 @@ def field_of(denoise: Denoise, process: Process) -> Field:
     return field
 
 
-def carried(
+def follow_flow(
     denoise: Denoise,
     process: Process,
     x: Float[Array, " b *dims"],
@@ -49,7 +49,7 @@ def carried(
     stop: Point,
     **tolerances: Any,
 ) -> Solution:
-    """Returns x at another point, carried there by the flow; NaN where the solution did not get so far.
+    """Returns x at another point of the flow; NaN where the solution did not get so far.
 
     The time reached is the process's own.
 

@@ -97,7 +97,7 @@ def _rows(axis: int) -> PartitionSpec:
     return PartitionSpec(*[None] * axis, BATCH_AXES)
 
 
-def divided_like(tree: Any, mesh: Mesh) -> Any:
+def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
     """Returns a sharding for each array: its largest axis that `fsdp` divides is split over it.
 
     Small arrays, and those without such an axis, are on each device.
@@ -119,14 +119,14 @@ def _divided_axis(place: NamedSharding) -> int | None:
     return place.spec.index(FSDP_AXIS) if FSDP_AXIS in place.spec else None
 
 
-def gathered(tree: Any, places: Any) -> Any:
+def gather_parts(tree: Any, places: Any) -> Any:
     """Returns the whole arrays of which this device has its parts, inside `over_batch`.
 
     Differentiated, it sums the gradients over `fsdp` and leaves each device those of its part (a reduce-scatter).
 
     Args:
       tree: This device's parts.
-      places: Tree of shardings, as from `divided_like`.
+      places: Tree of shardings, as from `fsdp_shardings`.
     """
 
     def gather(place: NamedSharding, x: Any) -> Any:
@@ -150,8 +150,8 @@ def over_batch(
       mesh: Devices, of which the batch is a multiple. One, or None: the function itself is returned.
       out_axes: Which axis of each output is the batch, a tree as in `jax.vmap`. None: it has none, and its
         mean over the devices is returned. LIKE_WHOLE: a tree like `whole`, such as the gradients of its parts.
-      places: Where the arrays of `whole` lie, a tree of shardings as from `divided_like`: the function gets this
-        device's parts, and may put them together by `gathered`. None: it gets all of `whole`.
+      places: Where the arrays of `whole` lie, a tree of shardings as from `fsdp_shardings`: the function gets this
+        device's parts, and may put them together by `gather_parts`. None: it gets all of `whole`.
     """
     if mesh is None or mesh.size == 1:
         return function
@@ -189,7 +189,7 @@ def _varying(place: NamedSharding, part: Any) -> Any:
 
 
 def _mean(place: NamedSharding, gradient: Any) -> Any:
-    """Returns a gradient's mean over the devices; that of a part was summed along `fsdp` by `gathered`."""
+    """Returns a gradient's mean over the devices; that of a part was summed along `fsdp` by `gather_parts`."""
     if _divided_axis(place) is None:
         return lax.pmean(gradient, BATCH_AXES)
     return lax.pmean(gradient, DATA_AXIS) / place.mesh.shape[FSDP_AXIS]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.keys import folded, image_normal
+from diffusion_jax.keys import fold_in, image_normal
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.process import Process
 
@@ -134,7 +134,7 @@ def simulate(
     """
 
     def unit_noise(i: Int[Array, ""]) -> Float[Array, " b *dims"]:
-        return image_normal(folded(keys, i), x.shape[1:])
+        return image_normal(fold_in(keys, i), x.shape[1:])
 
     return _walk(sde, x, t_from, t_to, num_steps, unit_noise)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.models.denoiser import Denoise
-from diffusion_jax.models.flow import carried
+from diffusion_jax.models.flow import follow_flow
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.ode import Solution, SolverStats
 from diffusion_jax.processes.process import Grid, Process
@@ -72,7 +72,7 @@ def ode_adaptive(
     def refine(denoise: Denoise, state: State, i: Int[Array, ""], keys: Array) -> State:
         del keys
         before, ends = state.memory, (grid.at(jnp.full(len(state.x), k)) for k in (i, i + 1))
-        there = carried(denoise, process, state.x, *ends, **options)
+        there = follow_flow(denoise, process, state.x, *ends, **options)
         going, stats = before.finished, there.stats
         memory = SolverStats(
             evaluations=before.evaluations + jnp.where(going, stats.evaluations, 0),
@@ -113,7 +113,7 @@ def ode_encode(
       max_steps: See `ode_adaptive`.
     """
     ends = (grid.at(jnp.full(len(x0), i)) for i in (grid.num_steps - 1, 0))
-    return carried(denoise, process, x0, *ends, rtol=rtol, atol=atol, max_steps=max_steps)
+    return follow_flow(denoise, process, x0, *ends, rtol=rtol, atol=atol, max_steps=max_steps)
 
 
 def ode_decode(
@@ -140,4 +140,4 @@ def ode_decode(
       max_steps: See `ode_adaptive`.
     """
     ends = (grid.at(jnp.full(len(x_init), i)) for i in (0, grid.num_steps - 1))
-    return carried(denoise, process, x_init, *ends, rtol=rtol, atol=atol, max_steps=max_steps)
+    return follow_flow(denoise, process, x_init, *ends, rtol=rtol, atol=atol, max_steps=max_steps)

@@ -17,7 +17,7 @@ from diffusion_jax.samplers.multistep import (
     Weights,
     first,
     interpolated,
-    lowered,
+    lower_orders,
     multistep,
     ode,
     second,
@@ -32,7 +32,7 @@ def dpmpp_2m(grid: Grid) -> Sampler:
       grid: Points from noise to data, such as `make_grid(process, 20, "logsnr")`.
     """
     coef_xt, coef_x0 = ode(grid)
-    return multistep(grid, coef_xt, lowered(extrapolations(grid, coef_x0)[:2]))
+    return multistep(grid, coef_xt, lower_orders(extrapolations(grid, coef_x0)[:2]))
 
 
 def dpmpp_2m_sde(grid: Grid) -> Sampler:
@@ -42,7 +42,7 @@ def dpmpp_2m_sde(grid: Grid) -> Sampler:
       grid: Points from noise to data.
     """
     table = steps(grid)
-    weights = lowered([first(table.coef_x0), second(grid, table.coef_x0)])
+    weights = lower_orders([first(table.coef_x0), second(grid, table.coef_x0)])
     return multistep(grid, table.coef_xt, weights, np.sqrt(table.posterior_variance))
 
 
@@ -55,7 +55,7 @@ def dpmpp_3m(grid: Grid) -> Sampler:
       grid: Points from noise to data.
     """
     coef_xt, coef_x0 = ode(grid)
-    return multistep(grid, coef_xt, lowered(extrapolations(grid, coef_x0)))
+    return multistep(grid, coef_xt, lower_orders(extrapolations(grid, coef_x0)))
 
 
 def extrapolations(grid: Grid, coef_x0: PerStep) -> list[Weights]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.keys import folded, image_normal
+from diffusion_jax.keys import StepStream, fold_in, image_normal
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Component, Option, Registry, kinds
 from diffusion_jax.processes.gaussian import per_image, q_sample
@@ -33,7 +33,6 @@ from diffusion_jax.samplers.loop import (
 
 # (images, images with the known part) -> the first with the known part of the second
 Merge = Callable[[Float[Array, "b h w c"], Float[Array, "b h w c"]], Float[Array, "b h w c"]]
-KNOWN, AGAIN = 0, 1  # Streams of a step's key, besides the noise of the sampler itself.
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601; a sum of the channels, as Pillow makes grey images.
 
 
@@ -106,7 +105,7 @@ def replaced(sampler: Sampler, merge: Merge, x0: Float[Array, "b h w c"]) -> Sam
 
     def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
         after = sampler.advance(denoise, state, i, keys)
-        eps = image_normal(folded(keys, KNOWN), x0.shape[1:])
+        eps = image_normal(fold_in(keys, StepStream.KNOWN_PART), x0.shape[1:])
         given = q_sample(sampler.grid.at(jnp.full(len(x0), i + 1)), x0, eps)
         return after._replace(x=merge(after.x, given), x0_hat=merge(after.x0_hat, x0))
 
@@ -207,7 +206,8 @@ def renoise(
     i, j = (jnp.full(keys.shape, k) for k in (first, last))
     signal = jnp.exp(take(grid.log_signal, i) - take(grid.log_signal, j))
     std = take(grid.std, i) * jnp.sqrt(-jnp.expm1(take(grid.logsnr, i) - take(grid.logsnr, j)))
-    noise = image_normal(folded(step_keys(keys, take(grid.time, j)[0]), AGAIN), x.shape[1:])
+    own = fold_in(step_keys(keys, take(grid.time, j)[0]), StepStream.RENOISING)
+    noise = image_normal(own, x.shape[1:])
     return per_image(signal, x) * x + per_image(std, x) * noise
 
 

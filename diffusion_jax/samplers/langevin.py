@@ -16,13 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.keys import folded, image_normal
+from diffusion_jax.keys import StepStream, fold_in, image_normal
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.process import Grid, Point, take
 from diffusion_jax.samplers.loop import Sampler, State, refined_cost
-
-MOVES = 2  # Stream of a step's key; `editing` has 0 and 1.
 
 
 def langevin(
@@ -103,11 +101,11 @@ def moves(
       keys: Keys of the images' present step; the noise of each move has a stream of its own.
       numbers: Which moves of the step they are: consecutive numbers.
     """
-    own = folded(keys, MOVES)
+    own = fold_in(keys, StepStream.MOVES)
 
     def move(k: Int[Array, ""], state: State) -> State:
         prediction = denoise(state.x, point)
-        noise = jnp.sqrt(2 * size) * image_normal(folded(own, k), state.x.shape[1:])
+        noise = jnp.sqrt(2 * size) * image_normal(fold_in(own, k), state.x.shape[1:])
         return State(state.x + size * prediction.score + noise, prediction.x0)
 
     return jax.lax.fori_loop(numbers.start, numbers.stop, move, state)

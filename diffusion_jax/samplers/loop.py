@@ -15,13 +15,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
 from diffusion_jax.errors import InputError, expect
-from diffusion_jax.keys import at_time, folded, image_normal, indexed, stream, threefry
+from diffusion_jax.keys import (
+    SampleStream,
+    at_time,
+    fold_in,
+    image_normal,
+    indexed,
+    stream,
+    threefry,
+)
 from diffusion_jax.models.denoiser import Denoise, Prediction
 from diffusion_jax.processes.ode import SolverStats
 from diffusion_jax.processes.process import Grid, Point, take
 from diffusion_jax.reporting.progress import report
-
-FIRST, OF_A_STEP, CONTINUED = 0, 1, 2  # Streams of an image's key.
 
 # Index of a point, traced or not.
 Index = int | Int[Array, ""]
@@ -177,17 +183,18 @@ def image_keys(seed: int | Array, indices: Int[Array | np.ndarray, " b"]) -> Key
 
 def first_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, " b ..."]:
     """Returns the standard normal noise that x_T of each image is made of, whatever the sampler."""
-    return image_normal(folded(keys, FIRST), shape)
+    return image_normal(fold_in(keys, SampleStream.FIRST_NOISE), shape)
 
 
 def step_keys(keys: Key[Array, " b"], time: Float[Array, ""]) -> Key[Array, " b"]:
     """Returns each image's key for the step that begins at a time, as the network is given it."""
-    return at_time(folded(keys, OF_A_STEP), jnp.full(keys.shape, time, jnp.float32))
+    keys = fold_in(keys, SampleStream.STEPS)
+    return at_time(keys, jnp.full(keys.shape, time, jnp.float32))
 
 
 def continuation_keys(keys: Key[Array, " b"], k: int | Int[Array, ""]) -> Key[Array, " b"]:
     """Returns, in place of each image's key, that of its k-th continuation: other noise in every step."""
-    return folded(folded(keys, CONTINUED), k)
+    return fold_in(fold_in(keys, SampleStream.CONTINUATIONS), k)
 
 
 def frame_steps(num_steps: int, num_frames: int) -> Int64[np.ndarray, " f"]:

@@ -65,7 +65,7 @@ def interpolated(grid: Grid, coef_x0: PerStep, nodes: Sequence[PerStep]) -> Weig
     return (coef_x0 / moments[0])[:, None] * weights
 
 
-def lowered(weights: Sequence[Weights]) -> Float[np.ndarray, "order n _"]:
+def lower_orders(weights: Sequence[Weights]) -> Float[np.ndarray, "order n _"]:
     """Returns the weights of the orders 1, 2, ... in each step; order k is lowered in the last k - 1 steps."""
     num_steps, widest = len(weights[0]), weights[-1].shape[1]
     table = np.stack([np.pad(w, ((0, 0), (0, widest - w.shape[1]))) for w in weights])

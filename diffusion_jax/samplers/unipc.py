@@ -29,7 +29,7 @@ from diffusion_jax.samplers.multistep import (
     PerStep,
     Weights,
     interpolated,
-    lowered,
+    lower_orders,
     multistep,
     ode,
     sizes,
@@ -62,8 +62,8 @@ def unipc(
     coef_xt, coef_x0 = ode(grid)
     predictors = extrapolations(grid, coef_x0)[:order]
     correctors = _interpolations(grid, coef_x0)[:order]
-    predict = lowered(predictors)
-    correct = lowered(
+    predict = lower_orders(predictors)
+    correct = lower_orders(
         [c - np.pad(p, ((0, 0), (1, 0))) for c, p in zip(correctors, predictors, strict=True)]
     )
     table = np.zeros((order + 1, grid.num_steps, order + 1))

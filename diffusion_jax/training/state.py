@@ -94,7 +94,7 @@ def state_shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
       mesh: Devices.
       state: A state, or its shapes.
     """
-    return sharding.divided_like(state, mesh)
+    return sharding.fsdp_shardings(state, mesh)
 
 
 def abstract_like(create: Any, shardings: Any) -> Any:

@@ -13,7 +13,7 @@ from diffusion_jax.data.transforms import drop_labels, random_flip, to_model_ran
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import indexed, threefry
 from diffusion_jax.losses import Draws, Objective
-from diffusion_jax.parallel.sharding import LIKE_WHOLE, divided_like, gathered, over_batch
+from diffusion_jax.parallel.sharding import LIKE_WHOLE, fsdp_shardings, gather_parts, over_batch
 from diffusion_jax.training.optimizer import Decay
 from diffusion_jax.training.state import TrainState
 
@@ -87,7 +87,7 @@ def make_train_step(
     _check(decays, conditional, label_dropout, no_label)
 
     def gradients(params: Any, inputs: tuple) -> tuple[tuple[Array, Array], Any]:
-        places = mesh and divided_like(params, mesh)
+        places = mesh and fsdp_shardings(params, mesh)
         local = partial(_gradients, objective, accumulate, places)
         return over_batch(local, mesh, ((0, 0), LIKE_WHOLE), places)(params, inputs)
 
@@ -160,7 +160,7 @@ def _gradients(
 
     def mean_loss(params: Any, micro: tuple) -> tuple[Array, tuple[Array, Array]]:
         _, _, draws, _ = micro
-        whole = params if places is None else gathered(params, places)
+        whole = params if places is None else gather_parts(params, places)
         losses = objective.loss(whole, *micro)
         weighted = draws.weight * losses
         return weighted.mean(), (losses, weighted)

@@ -8,10 +8,9 @@ import optax
 import pytest
 from slow import slow
 
-from diffusion_jax.keys import folded, indexed
+from diffusion_jax.keys import SlicedScoreStream, fold_in, indexed
 from diffusion_jax.likelihood.divergence import draw_probes
 from diffusion_jax.losses import loss_function, sliced_objective
-from diffusion_jax.losses.sliced import OF_PROBES
 from diffusion_jax.losses.times import uniform
 from diffusion_jax.losses.weightings import snr
 from diffusion_jax.parallel.sharding import make_mesh, over_batch
@@ -186,7 +185,8 @@ def test_probes_are_independent_of_the_noise(key):
     objective = loss_function("sliced", VP(), "eps", network)
     draws = objective.draw(objective.init(), key, (4096, 1))
     assert draws.keys is not None
-    probes = draw_probes(folded(draws.keys, OF_PROBES), (1,))[0, :, 0]
+    keys = fold_in(draws.keys, SlicedScoreStream.PROBES)
+    probes = draw_probes(keys, (1,))[0, :, 0]
     # Five standard deviations of the correlation of independent pairs.
     assert abs(np.corrcoef(probes, draws.eps[:, 0])[0, 1]) < 5 / 64
     assert abs(np.corrcoef(probes, draws.u)[0, 1]) < 5 / 64

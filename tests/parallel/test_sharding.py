@@ -14,8 +14,8 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import (
     batch_sharding,
-    divided_like,
     fetch,
+    fsdp_shardings,
     local_rows,
     make_mesh,
     over_batch,
@@ -153,8 +153,8 @@ def test_accelerators_and_several_processes_are_all_taken(monkeypatch):
 )
 def test_large_arrays_are_divided_along_the_largest_axis_that_fsdp_divides(shape, devices, spec):
     mesh = make_mesh(1, devices)
-    places = divided_like({"a": jax.ShapeDtypeStruct(shape, np.float32)}, mesh)
-    assert places == {"a": NamedSharding(mesh, PartitionSpec(*spec))}
+    shardings = fsdp_shardings({"a": jax.ShapeDtypeStruct(shape, np.float32)}, mesh)
+    assert shardings == {"a": NamedSharding(mesh, PartitionSpec(*spec))}
 
 
 ROWS = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
