@@ -216,7 +216,7 @@ def _config_of(
         config_lib.override(config, assignments)
     else:
         raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
-    build.validate(config)
+    build.validate(config, trained=flags.mode not in ("train", "plan"))
     return config, note
 
 

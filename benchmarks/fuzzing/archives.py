@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.data.sources import cifar10, fashion_mnist
-from diffusion_jax.data.sources.base import Request
+from diffusion_jax.data.sources.base import Storage
 from diffusion_jax.data.sources.batch_pickle import load_batch
 from fuzzing.loader import RIGHT, UNKNOWABLE, WRONG, Loader, same
 from fuzzing.mutations import Rng, damage, mutated, pick
@@ -186,8 +186,8 @@ class Tar(Loader):
             if path.is_file() and not path.is_symlink()
             else "0" * 64
         )
-        request = Request(path, sha256, None, 0.2, folder, folder)
-        contents = cifar10.find(request).read()
+        source = cifar10.cifar10(Storage(folder, folder), source_dir=path, sha256=sha256)
+        contents = source.read()
         return {name: list(split) for name, split in contents.splits.items()}, contents.class_names
 
     def judge(self, value: Any, said: str, folder: Path) -> str:

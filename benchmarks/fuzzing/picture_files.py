@@ -13,8 +13,8 @@ from PIL import Image
 
 from diffusion_jax.commands import edit_inputs
 from diffusion_jax.data import headers, image_file, picture
-from diffusion_jax.data.sources import image_folder
-from diffusion_jax.data.sources.base import Request
+from diffusion_jax.data.sources.base import Storage
+from diffusion_jax.data.sources.image_folder import image_folder
 from fuzzing.loader import NOTICED, RIGHT, UNKNOWABLE, WRONG, Loader, same, stand_in
 from fuzzing.mutations import Rng, damage, misplace, mutated, pick
 
@@ -212,9 +212,9 @@ class Folders(Loader):
 
     def read(self, folder: Path) -> Any:
         data = folder / "data"
-        request = Request(data, None, SIZE, 0.25, folder / "downloads", folder / "index")
+        storage = Storage(folder / "downloads", folder / "index")
         with stand_in(folder.parent / "bin", self.mark):
-            source = image_folder.find(request)
+            source = image_folder(storage, source_dir=data, image_size=SIZE, test_fraction=0.25)
             assert source.in_place is not None
             source.in_place()
             opened = source.in_place()  # From the index.

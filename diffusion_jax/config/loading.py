@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from diffusion_jax.config.table import FIELDS, GROUPS
+from diffusion_jax.config.table import FIELDS, GROUPS, full_name
 from diffusion_jax.errors import InputError, nearest
 from diffusion_jax.lifecycle.stopping import Stopped
 
@@ -79,7 +79,7 @@ def select(config: ConfigDict, name: str, value: Any) -> None:
     """
     group, leaf = locate(config, name)
     group[leaf] = value
-    chosen = getattr(FIELDS[name].kind, "aliases", {}).get(value, value)
+    chosen = full_name(name, value)
     for option, field in FIELDS.items():
         if name in field.owners and chosen not in field.owners[name]:
             group, leaf = locate(config, option)

@@ -5,10 +5,12 @@ losses and other components are the options that these declare.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from diffusion_jax.config.field import Field
 from diffusion_jax.config.inference import inference_fields
 from diffusion_jax.config.training import training_fields
+from diffusion_jax.options.kinds import Choice
 from diffusion_jax.options.registry import num_changes
 
 GROUPS = {
@@ -58,3 +60,9 @@ class FieldTable(Mapping[str, Field]):
 
 
 FIELDS = FieldTable()
+
+
+def full_name(chooser: str, value: Any) -> Any:
+    """Returns the name of the component that a field's value stands for, where that is an alias or has a prefix."""
+    kind = FIELDS[chooser].kind
+    return kind.full_name(value) if isinstance(kind, Choice) and isinstance(value, str) else value

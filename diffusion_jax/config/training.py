@@ -2,6 +2,7 @@
 
 from diffusion_jax.config.data_fields import AUTO
 from diffusion_jax.config.field import SEEDS, VARIANCE, Field, option_fields
+from diffusion_jax.data import SOURCES
 from diffusion_jax.losses import LOSSES, TIME_SAMPLERS, WEIGHTINGS
 from diffusion_jax.models.networks import NETWORKS
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text
@@ -12,6 +13,7 @@ def training_fields() -> dict[str, Field]:
     """Returns these fields, with the options of the components that are registered now."""
     return {
         **_own_fields(),
+        **option_fields("data", SOURCES, "data.name"),
         **option_fields("model", NETWORKS, "model.name"),
         **option_fields("process", PROCESSES, "process.name"),
         **option_fields("loss", TIME_SAMPLERS, "loss.times"),
@@ -25,31 +27,8 @@ def _own_fields() -> dict[str, Field]:
     return {
         "seed": Field(0, SEEDS, "seed of initialisation, order of the images, noise and dropout"),
         # ---- data
-        "data.name": Field(
-            "digits",
-            Choice(("digits", "fashion_mnist", "cifar10", "image_folder"), prefix="tfds:"),
-            "data set; tfds:NAME is one that TFDS has prepared in source_dir",
-        ),
-        "data.source_dir": Field(
-            None,
-            Text("a path"),
-            "where the images or the archive lie; unset: where the source finds or puts them",
-            "on_resume",
-        ),
-        "data.sha256": Field(
-            None,
-            Text("a SHA-256 checksum"),
-            "checksum of a repacked archive; unset: the published one",
-        ),
-        "data.image_size": Field(
-            None,
-            Int(1, 16_384),
-            "side to crop and resize to; image_folder needs it; unset: as the images are",
-        ),
+        "data.name": Field("digits", SOURCES.choice, SOURCES.help(), chooses="data set"),
         "data.random_flip": Field(False, Bool(), "mirror training images at random, left to right"),
-        "data.test_fraction": Field(
-            0.2, Float(0, 0.9), "share that is held out, where the set has no test split of its own"
-        ),
         "data.cache_dir": Field(
             None,
             Text("a folder"),

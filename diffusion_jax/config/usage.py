@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.config.loading import fields
-from diffusion_jax.config.table import FIELDS, group_of
+from diffusion_jax.config.table import FIELDS, full_name, group_of
 from diffusion_jax.errors import InputError
 
 
@@ -19,15 +19,19 @@ def options_of(config: ConfigDict, group: str) -> dict[str, Any]:
     }
 
 
-def check_used(config: ConfigDict) -> None:
+def check_used(config: ConfigDict, *, trained: bool = False) -> None:
     """Refuses a field that is set, but has no effect.
+
+    Args:
+      config: A config whose values are all allowed.
+      trained: Whether it is a trained run's: what decided the training is then taken as it is.
 
     Raises:
       InputError: The first such field: its name and value, why it has no effect, and which components have it.
     """
     values = dict(fields(config))
     for name, field in FIELDS.items():
-        if values[name] == field.default:
+        if values[name] == field.default or (trained and field.changeable != "yes"):
             continue
         chooser = missing_owner(name, values)
         reason = _off(name, values) if chooser is None else _chosen(chooser, values)
@@ -51,8 +55,7 @@ def missing_owner(name: str, values: dict[str, Any]) -> str | None:
     for chooser, owners in FIELDS[name].owners.items():
         value = values[chooser]
         chosen = value if isinstance(value, tuple) else (value,)
-        aliases = getattr(FIELDS[chooser].kind, "aliases", {})
-        if not any(aliases.get(one, one) in owners for one in chosen):
+        if not any(full_name(chooser, one) in owners for one in chosen):
             return chooser
     return None
 

@@ -2,28 +2,54 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
 from diffusion_jax.addresses import expand, is_local
 from diffusion_jax.data.bucket import local_copy
 from diffusion_jax.data.folder import some
 from diffusion_jax.data.picture import DAMAGED
-from diffusion_jax.data.sources import cifar10, digits, fashion_mnist, image_folder
-from diffusion_jax.data.sources.base import Request, Source
+from diffusion_jax.data.sources.base import IMAGE_SIZE, SOURCE_DIR, Source, Storage
+from diffusion_jax.data.sources.cifar10 import cifar10
+from diffusion_jax.data.sources.digits import digits
+from diffusion_jax.data.sources.fashion_mnist import fashion_mnist
+from diffusion_jax.data.sources.image_folder import image_folder
 from diffusion_jax.data.split import Split, in_memory
 from diffusion_jax.errors import InputError, choose
+from diffusion_jax.options import Component, Registry
 
 TFDS_PREFIX = "tfds:"
 MEMORY_LIMIT = 2 * 2**30
 NAMED_FILES = 10
 
-SOURCES: dict[str, Callable[[Request], Source]] = {
-    "digits": digits.find,
-    "fashion_mnist": fashion_mnist.find,
-    "cifar10": cifar10.find,
-    "image_folder": image_folder.find,
-}
+
+def prepared_by_tfds(
+    name: str,
+    split: str,
+    *,
+    source_dir: Annotated[Path | None, SOURCE_DIR] = None,
+    image_size: Annotated[int | None, IMAGE_SIZE] = None,
+) -> Split:
+    """Opens data that the user has prepared with TFDS, whose data_dir is source_dir; see `reader.open_user`."""
+    from diffusion_jax.data import reader  # TFDS is slow to import.
+
+    return reader.open_user(name, source_dir, split, image_size)
+
+
+# "tfds:NAME" stands for data that are opened as they are; all others are sources that are prepared once.
+SOURCES: Registry[Component[Any]] = Registry(
+    "data set",
+    {
+        "digits": Component(digits, "8x8 digits, embedded"),
+        "fashion_mnist": Component(fashion_mnist, "28x28 clothes"),
+        "cifar10": Component(cifar10, "32x32 photos"),
+        "image_folder": Component(image_folder, "pictures in source_dir"),
+        "tfds": Component(prepared_by_tfds, "NAME as TFDS has prepared it in source_dir"),
+    },
+    given=("storage", "name", "split"),
+    prefixed=("tfds",),
+)
 
 
 def default_cache_dir() -> Path:
@@ -40,7 +66,7 @@ def load(
     source_dir: str | os.PathLike[str] | None = None,
     sha256: str | None = None,
     image_size: int | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: float | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Split:
@@ -54,7 +80,7 @@ def load(
         by itself.
       sha256: Checksum that replaces the published one of cifar10, to use a repacked file.
       image_size: Size to crop and resize to; needed by image_folder.
-      test_fraction: Share of digits and image_folder that is held out, in [0, 1).
+      test_fraction: Share of digits and image_folder that is held out, in [0, 1); None: 0.2.
       cache_dir: Where prepared data and downloads are kept; default_cache_dir() if unset.
       memory_limit: A split of more bytes than this is streamed from its files. A whole image_folder of more bytes
         is not even copied, but decoded from the user's own files as they are read.
@@ -72,18 +98,22 @@ def load(
     folder = None if source_dir is None else Path(expand(source_dir)).absolute()
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size is {image_size}; it must be at least 1")
+    component = SOURCES.choose(name)
+    options = {
+        "source_dir": folder,
+        "sha256": sha256,
+        "image_size": image_size,
+        "test_fraction": test_fraction,
+    }
+    for option, value in options.items():
+        if value is not None and option not in component.options:
+            raise InputError(f"{option} is {value!r}, but {name} takes none; leave it unset")
     if name.startswith(TFDS_PREFIX):
-        from diffusion_jax.data import reader  # TFDS is slow to import.
-
-        if sha256 is not None:
-            raise InputError(f"sha256 is {sha256!r}, but {name} takes none; leave it unset")
-        opened = reader.open_user(name.removeprefix(TFDS_PREFIX), folder, split, image_size)
-        return _held(opened, memory_limit)
-    find = choose("data set", name, SOURCES)
-    request = Request(
-        folder, sha256, image_size, test_fraction, cache / "downloads", cache / "index"
-    )
-    return _open(name, find(request), split, cache / "data", memory_limit)
+        name = name.removeprefix(TFDS_PREFIX)
+        return _held(component.given(name=name, split=split, **options), memory_limit)
+    storage = Storage(cache / "downloads", cache / "index")
+    source = component.given(storage=storage, **options)
+    return _open(name, source, split, cache / "data", memory_limit)
 
 
 def _held(split: Split, memory_limit: int) -> Split:

@@ -191,16 +191,9 @@ def make_averages_of(config: ConfigDict) -> dict[str, Decay]:
 
 def load_split(config: ConfigDict, split: str) -> data.Split:
     """Opens the config's data, preparing it if this is the first time."""
-    fields = config.data
-    return data.load(
-        fields.name,
-        split,
-        source_dir=fields.source_dir,
-        sha256=fields.sha256,
-        image_size=fields.image_size,
-        test_fraction=fields.test_fraction,
-        cache_dir=fields.cache_dir,
-    )
+    options = config_lib.options_of(config, "data")
+    own = {name: value for name, value in options.items() if name in data.SOURCES.options}
+    return data.load(config.data.name, split, cache_dir=config.data.cache_dir, **own)
 
 
 def build(
@@ -240,14 +233,18 @@ def build(
     return Experiment(config, make_process(config), network, image_shape, class_names)
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, *, trained: bool = False) -> None:
     """Checks all that can be checked without data or devices.
+
+    Args:
+      config: The config.
+      trained: Whether it is a trained run's, of which an earlier version may have let fields pass that have no effect.
 
     Raises:
       InputError: The first wrong field: its name, its value and what is allowed.
     """
     config_lib.validate(config)
-    config_lib.check_used(config)
+    config_lib.check_used(config, trained=trained)
     check_churn(config)
     check_solver_fits(config)
     check_guidance(config)

@@ -144,17 +144,24 @@ class Text(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Kind):
-    """One of these names, or of `aliases`, which are not listed, or any name after `prefix`."""
+    """One of these names; or of `aliases`, which are not listed; or "PREFIX:NAME" with any name."""
 
     names: tuple[str, ...]
-    prefix: str | None = None
+    prefixes: tuple[str, ...] = ()
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     python_type = str
 
     @property
     def allowed(self) -> str:
-        names = self.names + ((f"{self.prefix}NAME",) if self.prefix else ())
+        names = (*self.names, *(f"{prefix}:NAME" for prefix in self.prefixes))
         return ("one of " if len(names) > 1 else "") + ", ".join(names)
+
+    def full_name(self, value: str) -> str:
+        """Returns the name that an alias or a prefixed name stands for; any other value is returned as it is."""
+        prefix, colon, name = value.partition(":")
+        return (
+            prefix if colon and name and prefix in self.prefixes else self.aliases.get(value, value)
+        )
 
     def parse(self, text: str) -> str:
         return text
@@ -162,10 +169,7 @@ class Choice(Kind):
     def accepts(self, value: object) -> bool:
         if not isinstance(value, str):
             return False
-        prefixed = (
-            self.prefix is not None and value.startswith(self.prefix) and value != self.prefix
-        )
-        return prefixed or value in self.names or value in self.aliases
+        return self.full_name(value) in (*self.names, *self.prefixes) and value not in self.prefixes
 
     def hint(self, value: object) -> str:
         if not isinstance(value, str) or len(value) > 100:  # Where a search would take long.

@@ -29,6 +29,7 @@ class Registry(MutableMapping[str, C], Generic[C]):
         *,
         given: tuple[str, ...] = (),
         aliases: Mapping[str, str] | None = None,
+        prefixed: tuple[str, ...] = (),
     ) -> None:
         """Makes a registry.
 
@@ -37,12 +38,13 @@ class Registry(MutableMapping[str, C], Generic[C]):
           entries: Components by name.
           given: Names of the parameters that are not options, but what the caller has: "grid", "process".
           aliases: Other names of components, which are found by them but not listed.
+          prefixed: Names of components that are found by "name:ANYTHING".
 
         Raises:
           TypeError: See `__setitem__`.
         """
         self.kind, self._given, self._entries = kind, frozenset(given), dict[str, C]()
-        self._aliases = dict(aliases or {})
+        self._aliases, self._prefixed = dict(aliases or {}), prefixed
         for name, component in entries.items():
             self[name] = component
 
@@ -61,7 +63,7 @@ class Registry(MutableMapping[str, C], Generic[C]):
             )
         for field, option in component.options.items():
             for owner in self.owners(field):
-                known = self[owner].options[field]
+                known = self._entries[owner].options[field]
                 if owner != name and (known.kind, known.default) != (option.kind, option.default):
                     raise TypeError(
                         f"{self.kind} {name!r}: the option {field} is not that of {owner!r}: give it another name"
@@ -70,11 +72,9 @@ class Registry(MutableMapping[str, C], Generic[C]):
         _count_change()
 
     def __getitem__(self, name: str) -> C:
-        return self._entries[self.full_name(name)]
-
-    def full_name(self, name: str) -> str:
-        """Returns the name that an alias stands for; any other name is returned as it is."""
-        return self._aliases.get(name, name)
+        if name in self._prefixed:  # By itself it names nothing.
+            raise KeyError(name)
+        return self._entries[self.choice.full_name(name)]
 
     def __delitem__(self, name: str) -> None:
         del self._entries[name]
@@ -105,7 +105,8 @@ class Registry(MutableMapping[str, C], Generic[C]):
     @property
     def choice(self) -> Choice:
         """The names, as the values of a config field."""
-        return Choice(tuple(self._entries), aliases=self._aliases)
+        names = tuple(name for name in self._entries if name not in self._prefixed)
+        return Choice(names, self._prefixed, self._aliases)
 
     @property
     def options(self) -> dict[str, Option]:

@@ -9,7 +9,6 @@ import pytest
 from diffusion_jax import data, losses
 from diffusion_jax.config import FIELDS, GROUPS, Field, default_config, fields, validate
 from diffusion_jax.config.table import group_of
-from diffusion_jax.data.loading import TFDS_PREFIX
 from diffusion_jax.likelihood.divergence import PROBES
 from diffusion_jax.models.denoiser import PARAMETERIZATIONS
 from diffusion_jax.models.guidance import RESCALED
@@ -26,7 +25,7 @@ from diffusion_jax.training.optimizer import DECAYS
 
 # What each choice of the table stands for.
 REGISTRIES: dict[str, Iterable[str]] = {
-    "data.name": data.SOURCES,
+    "data.name": set(data.SOURCES) - {"tfds"},
     "model.name": NETWORKS,
     "model.remat": REMATS,
     "process.name": PROCESSES,
@@ -64,7 +63,7 @@ def test_the_choices_are_what_is_registered() -> None:
         name: sorted(names) for name, names in REGISTRIES.items()
     }
     kind = FIELDS["data.name"].kind
-    assert isinstance(kind, Choice) and kind.prefix == TFDS_PREFIX
+    assert isinstance(kind, Choice) and kind.prefixes == ("tfds",)
     assert FIELDS["model.remat"].kind.accepts(SAVEABLE)
     assert not FIELDS["model.remat"].kind.accepts((*SAVEABLE, "other"))
 

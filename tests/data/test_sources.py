@@ -19,7 +19,7 @@ from PIL import Image
 
 from diffusion_jax.data import SOURCES, load
 from diffusion_jax.data.sources import cifar10, fashion_mnist
-from diffusion_jax.data.sources.base import Request
+from diffusion_jax.data.sources.base import Storage
 from diffusion_jax.data.sources.batch_pickle import load_batch
 from diffusion_jax.errors import InputError
 
@@ -451,15 +451,13 @@ def test_the_number_of_images_is_known_before_they_are_read(
     for i in range(5):
         Image.new("L", (3, 3)).save(tmp_path / f"{i}.png")
     folder = {"digits": None, "fashion_mnist": fashion_dir}.get(name, tmp_path)
-    request = Request(
-        folder,
-        sha256 if name == "cifar10" else None,
-        8 if name in ("digits", "image_folder") else None,
-        0.2,
-        tmp_path / "downloads",
-        tmp_path / "index",
+    source = SOURCES[name].given(
+        storage=Storage(tmp_path / "downloads", tmp_path / "index"),
+        source_dir=folder,
+        sha256=sha256,
+        image_size=8 if name in ("digits", "image_folder") else None,
     )
-    contents = SOURCES[name](request).read()
+    contents = source.read()
     expected = {"digits": 1797, "fashion_mnist": 10, "cifar10": 11, "image_folder": 5}[name]
     assert contents.num_images == expected
     assert sum(len(list(images)) for images in contents.splits.values()) == expected

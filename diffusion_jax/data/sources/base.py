@@ -5,29 +5,38 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from diffusion_jax.data.split import Split
 from diffusion_jax.errors import InputError
+from diffusion_jax.options import Option, kinds
+from diffusion_jax.options.kinds import Text
 
 LabelledImage = tuple[UInt8[np.ndarray, "h w c"], int]
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What a user asks of a source; see `load` for the fields.
+SOURCE_DIR = Option(
+    Text("a path"),
+    "where the images or the archive lie; unset: where the source finds or puts them",
+    on_resume=True,
+)
+IMAGE_SIZE = Option(
+    kinds.Int(1, 16_384),
+    "side to crop and resize to; image_folder needs it; unset: as the images are",
+)
+TEST_FRACTION = Option(
+    kinds.Float(0, 0.9), "share that is held out, where the set has no test split of its own"
+)
 
-    In download_dir and index_dir a source keeps what it downloads, and what it finds out slowly.
-    """
 
-    source_dir: Path | None
-    sha256: str | None
-    image_size: int | None
-    test_fraction: float
-    download_dir: Path
-    index_dir: Path
+class Storage(NamedTuple):
+    """Folders of the cache in which a source keeps what it downloads, and what it finds out slowly."""
+
+    downloads: Path
+    indexes: Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,33 +90,22 @@ class Source:
     no_classes: str | None = None
 
 
-def refuse_options(
-    request: Request, name: str, size: int | None = None, *, sha256: bool = False
-) -> None:
-    """Raises an InputError if the request holds what the source has no use for.
-
-    Args:
-      request: The request.
-      name: The source's name.
-      size: The one size of the source's images; None allows any.
-      sha256: Whether the source takes a checksum.
-    """
-    if size is not None and request.image_size not in (None, size):
+def check_size(image_size: int | None, name: str, size: int) -> None:
+    """Raises an InputError for another size than that of all images of the source of this name."""
+    if image_size not in (None, size):
         raise InputError(
-            f"image_size is {request.image_size}, but {name} holds {size}x{size} images; "
+            f"image_size is {image_size}, but {name} holds {size}x{size} images; "
             f"leave it unset or set it to {size}"
         )
-    if request.sha256 is not None and not sha256:
-        raise InputError(f"sha256 is {request.sha256!r}, but {name} takes none; leave it unset")
 
 
-def existing_source(request: Request, name: str) -> Path:
-    """Returns the request's source_dir, or raises an InputError if it is unset or missing."""
-    if request.source_dir is None:
+def existing_source(source_dir: Path | None, name: str) -> Path:
+    """Returns the folder or file that a source is to read, or raises an InputError if it is unset or missing."""
+    if source_dir is None:
         raise InputError(f"data.source_dir is unset; {name} needs the folder that holds the images")
-    if not os.path.exists(request.source_dir):  # Path.exists raises for a name that is too long.
-        raise InputError(f"source_dir {str(request.source_dir)!r} does not exist")
-    return request.source_dir
+    if not os.path.exists(source_dir):  # Path.exists raises for a name that is too long.
+        raise InputError(f"source_dir {str(source_dir)!r} does not exist")
+    return source_dir
 
 
 def listing(files: Sequence[str | Path]) -> str:

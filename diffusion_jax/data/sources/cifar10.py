@@ -6,23 +6,27 @@ import re
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from diffusion_jax.data.sources.base import (
+    IMAGE_SIZE,
+    SOURCE_DIR,
     Contents,
-    Request,
     Source,
+    Storage,
+    check_size,
     existing_source,
     listing,
-    refuse_options,
     split_arrays,
 )
 from diffusion_jax.data.sources.batch_pickle import load_batch
 from diffusion_jax.data.sources.download import download
 from diffusion_jax.errors import InputError, reason
+from diffusion_jax.options import Option
+from diffusion_jax.options.kinds import Text
 from diffusion_jax.reading.regular import open_regular
 
 FILE_NAME = "cifar-10-python.tar.gz"
@@ -43,17 +47,28 @@ class _Bounded(gzip.GzipFile):
         return super().read(size)
 
 
-def find(request: Request) -> Source:
+def cifar10(
+    storage: Storage,
+    *,
+    source_dir: Annotated[Path | None, SOURCE_DIR] = None,
+    sha256: Annotated[
+        str | None,
+        Option(
+            Text("a SHA-256 checksum"), "checksum of a repacked archive; unset: the published one"
+        ),
+    ] = None,
+    image_size: Annotated[int | None, IMAGE_SIZE] = None,
+) -> Source:
     """Returns the set in source_dir (the file, or the folder that holds it), else a download.
 
-    The file must have the published size and SHA-256, or the SHA-256 that the request gives.
+    The file must have the published size and SHA-256, or the given SHA-256.
     """
-    refuse_options(request, "cifar10", 32, sha256=True)
-    sha256 = (request.sha256 or SHA256).lower()
-    if request.source_dir is None:
-        path = request.download_dir / FILE_NAME
+    check_size(image_size, "cifar10", 32)
+    sha256 = (sha256 or SHA256).lower()
+    if source_dir is None:
+        path = storage.downloads / FILE_NAME
         return Source(sha256, lambda: _read(_downloaded(path, sha256), sha256))
-    path = existing_source(request, "cifar10")
+    path = existing_source(source_dir, "cifar10")
     if path.is_dir():
         path = path / FILE_NAME
         if not path.is_file():

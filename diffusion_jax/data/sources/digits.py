@@ -1,21 +1,28 @@
 """scikit-learn's handwritten digits: 1,797 images of 8x8x1, embedded in the library."""
 
+from typing import Annotated
+
 import numpy as np
 
 from diffusion_jax.data.sources.base import (
+    IMAGE_SIZE,
+    TEST_FRACTION,
     Contents,
-    Request,
     Source,
+    check_size,
     held_out,
-    refuse_options,
     split_arrays,
 )
 
 
-def find(request: Request) -> Source:
+def digits(
+    *,
+    image_size: Annotated[int | None, IMAGE_SIZE] = None,
+    test_fraction: Annotated[float, TEST_FRACTION] = 0.2,
+) -> Source:
     """Returns the digits, with a fixed split that holds out `test_fraction` of each class."""
-    refuse_options(request, "digits", 8)
-    return Source(f"test_fraction={request.test_fraction}", lambda: _read(request.test_fraction))
+    check_size(image_size, "digits", 8)
+    return Source(f"test_fraction={test_fraction}", lambda: _read(test_fraction))
 
 
 def _read(test_fraction: float) -> Contents:

@@ -7,17 +7,20 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_jax.data.sources.base import (
+    IMAGE_SIZE,
+    SOURCE_DIR,
     Contents,
-    Request,
     Source,
+    Storage,
+    check_size,
     existing_source,
     listing,
-    refuse_options,
     split_arrays,
 )
 from diffusion_jax.data.sources.download import download
@@ -41,16 +44,21 @@ _LARGEST = 1 << 30  # Bytes, unpacked; the published images are 47 MB.
 FILES = {name + ".gz": sha256 for name, sha256 in SHA256.items()}
 
 
-def find(request: Request) -> Source:
+def fashion_mnist(
+    storage: Storage,
+    *,
+    source_dir: Annotated[Path | None, SOURCE_DIR] = None,
+    image_size: Annotated[int | None, IMAGE_SIZE] = None,
+) -> Source:
     """Returns the set in source_dir, else Debian's copy, else a download.
 
     Files in source_dir are checked for their structure alone, so that other sets in this form work;
     the other two are checked to be the published images.
     """
-    refuse_options(request, "fashion_mnist", 28)
-    if request.source_dir is None:
-        return Source("published", lambda: _read(_published(request.download_dir), check=True))
-    folder = existing_source(request, "fashion_mnist")
+    check_size(image_size, "fashion_mnist", 28)
+    if source_dir is None:
+        return Source("published", lambda: _read(_published(storage.downloads), check=True))
+    folder = existing_source(source_dir, "fashion_mnist")
     files = [folder / name for name in FILES]
     for file in files:
         if not file.is_file():

@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
@@ -20,14 +21,16 @@ from diffusion_jax.data.headers import (
     in_threads,
 )
 from diffusion_jax.data.sources.base import (
+    IMAGE_SIZE,
+    SOURCE_DIR,
+    TEST_FRACTION,
     Contents,
     InPlace,
     LabelledImage,
-    Request,
     Source,
+    Storage,
     existing_source,
     held_out,
-    refuse_options,
 )
 from diffusion_jax.data.split import Batch, Split, count
 from diffusion_jax.errors import InputError, RunError, reason
@@ -60,15 +63,19 @@ class _Images:
         return self.size, self.size, len(self.mode)
 
 
-def find(request: Request) -> Source:
+def image_folder(
+    storage: Storage,
+    *,
+    source_dir: Annotated[Path | None, SOURCE_DIR] = None,
+    image_size: Annotated[int | None, IMAGE_SIZE] = None,
+    test_fraction: Annotated[float, TEST_FRACTION] = 0.2,
+) -> Source:
     """Returns the images below source_dir, at image_size; a class is a sub-folder of source_dir.
 
     There are classes if no image lies directly in source_dir. Of each, `test_fraction` is held
     out.
     """
-    refuse_options(request, "image_folder")
-    folder = existing_source(request, "image_folder")
-    size = request.image_size
+    folder, size = existing_source(source_dir, "image_folder"), image_size
     if size is None or size < 1:
         raise InputError(f"data.image_size is {size}; image_folder needs a size of at least 1")
     found = pictures_in(folder, "data.source_dir")
@@ -77,14 +84,14 @@ def find(request: Request) -> Source:
             f"source_dir {shown(str(folder))!r} holds no images ({', '.join(sorted(picture.SUFFIXES))})"
             + (f": {found.note()}" if found.passed_over else "")
         )
-    index = request.index_dir / f"image_folder-{found.digest[:16]}-{VERSION}"
+    index = storage.indexes / f"image_folder-{found.digest[:16]}-{VERSION}"
 
     @functools.cache
     def images() -> _Images:
         said = headers(folder, found.names, index)
-        return _sort_out(folder, found.names, said, size, request.test_fraction)
+        return _sort_out(folder, found.names, said, size, test_fraction)
 
-    key = f"{VERSION} {found.digest} {size} {request.test_fraction}"
+    key = f"{VERSION} {found.digest} {size} {test_fraction}"
     contents, in_place = (lambda: _contents(images())), (lambda: _in_place(images()))
     return Source(key, contents, in_place, found.note(), _beside_folders(found.names))
 
