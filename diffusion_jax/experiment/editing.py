@@ -21,7 +21,6 @@ from diffusion_jax.samplers import (
     inpaint_nfe,
     interpolate,
     nearest_point,
-    ode_decode,
     sample_loop,
     slerp,
 )
@@ -127,14 +126,20 @@ def make_encode(experiment: Experiment) -> Callable[..., Solution]:
         params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, images: Array
     ) -> Solution:
         denoise, sampler, _ = drawing(experiment, params, numbers, indices, labels)
-        config, x0 = experiment.config, data.to_model_range(images)
-        inverse = SAMPLERS[config.sampler.name].inverse
+        inverse = SAMPLERS[experiment.config.sampler.name].inverse
         assert inverse is not None
-        options = {**config.edit, **config.sampler, **numbers.sampler}
-        given = {"denoise": denoise, "grid": sampler.grid, "process": experiment.process, "x0": x0}
-        return inverse.given(**given, **options)
+        options = _solver_options(experiment, sampler, numbers)
+        return inverse.given(denoise=denoise, x0=data.to_model_range(images), **options)
 
     return draw
+
+
+def _solver_options(
+    experiment: Experiment, sampler: Sampler, numbers: TracedOptions
+) -> dict[str, Any]:
+    """Returns what the inverse of a sampler, and its way back, may ask for."""
+    fields = {**experiment.config.edit, **experiment.config.sampler, **numbers.sampler}
+    return {"grid": sampler.grid, "process": experiment.process, **fields}
 
 
 def make_decode(experiment: Experiment) -> Callable[..., Drawn]:
@@ -148,13 +153,9 @@ def make_decode(experiment: Experiment) -> Callable[..., Drawn]:
     ) -> Drawn:
         parts = drawing(experiment, params, numbers, indices, labels)
         x_init = numbers.sampler["temperature"] * slerp(*rows)
-        if (
-            parts.sampler.nfe is None
-        ):  # Adaptive: all the way back, without the sampler's denoising step.
-            ends = parts.denoise, parts.sampler.grid, experiment.process
-            tolerances = {name: numbers.sampler[name] for name in ("rtol", "atol")}
-            max_steps = experiment.config.sampler.max_steps
-            solution = ode_decode(*ends, x_init, **tolerances, max_steps=max_steps)
+        if decode := SAMPLERS[experiment.config.sampler.name].decode:
+            options = _solver_options(experiment, parts.sampler, numbers)
+            solution = decode.given(denoise=parts.denoise, x_init=x_init, **options)
             return _drawn(solution.y, solution.stats)
         result = sample_loop(*parts, experiment.image_shape, x_init=x_init)
         return _drawn(result.images, result.stats)

@@ -10,10 +10,9 @@ from jaxtyping import Array, Float, Int
 from diffusion_jax.errors import InputError
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Option, kinds
-from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.ode import Solution
 from diffusion_jax.processes.process import Grid, take
-from diffusion_jax.samplers.loop import equal_stats
+from diffusion_jax.samplers.loop import at_one_point, equal_stats
 
 
 def encoding_nfe(grid: Grid, iterations: int = 0) -> int:
@@ -57,16 +56,16 @@ def encode(
     """
     if iterations < 0:
         raise InputError(f"iterations is {iterations}; it must be 0 or more")
-    num_steps = grid.num_steps
+    num_steps, denoise_all = grid.num_steps, at_one_point(denoise)
     ratio = np.exp(grid.log_signal[:-1] - grid.log_signal[1:])
     coef_eps = grid.std[:-1] - ratio * grid.std[1:]
 
     def step(k: Int[Array, ""], x_s: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
-        i = jnp.full(x_s.shape[:1], num_steps - 1 - k)
-        scaled = per_image(take(ratio, i), x_s) * x_s
+        i = num_steps - 1 - k
+        scaled = take(ratio, i) * x_s
 
-        def solve(x: Float[Array, " b *dims"], at: Int[Array, " b"]) -> Float[Array, " b *dims"]:
-            return scaled + per_image(take(coef_eps, i), x) * denoise(x, grid.at(at)).eps
+        def solve(x: Float[Array, " b *dims"], at: Int[Array, ""]) -> Float[Array, " b *dims"]:
+            return scaled + take(coef_eps, i) * denoise_all(x, grid.at(at)).eps
 
         present = jnp.where(k == 0, scaled, x_s)
         x_t = solve(present, jnp.minimum(i + 1, num_steps - 1))

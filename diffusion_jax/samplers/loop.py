@@ -131,7 +131,7 @@ class Sampler(NamedTuple):
           i: Index of the step, in {0, ..., num_steps - 1}.
           keys: One key per image, fresh at each step.
         """
-        denoise, refine = _at_one_point(denoise), self.refine
+        denoise, refine = at_one_point(denoise), self.refine
         state, to_data = self.step(denoise, state, i, keys), i == self.grid.num_steps - 1
         if refine is None:
             return state._replace(x=jnp.where(to_data, state.x0_hat, state.x))
@@ -147,13 +147,13 @@ class Sampler(NamedTuple):
         return self.cost(0, self.grid.num_steps)
 
 
-def _at_one_point(denoise: Denoise) -> Denoise:
+def at_one_point(denoise: Denoise) -> Denoise:
     """Returns the denoiser that takes a single point, where all images are."""
 
-    def at_one_point(x: Float[Array, " b *dims"], point: Point) -> Prediction:
+    def denoise_all(x: Float[Array, " b *dims"], point: Point) -> Prediction:
         return denoise(x, Point(*(jnp.broadcast_to(values, x.shape[:1]) for values in point)))
 
-    return at_one_point
+    return denoise_all
 
 
 class SampleResult(NamedTuple):

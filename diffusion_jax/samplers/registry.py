@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from diffusion_jax.options import Component, Registry
+from diffusion_jax.processes.ode import Solution
 from diffusion_jax.processes.process import Grid
-from diffusion_jax.samplers.adaptive import ode_adaptive, ode_encode
+from diffusion_jax.samplers.adaptive import ode_adaptive, ode_decode, ode_encode
 from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.ddim import ddim
 from diffusion_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
@@ -29,13 +29,16 @@ class UpdateRule(Component[Sampler]):
       processes: Names of the processes that it is for; empty: all.
       inverse: (denoise, grid, process if it asks for it, x0, its options) -> x_T, which the sampler takes back to x0;
         None: the sampler is not invertible.
+      decode: (denoise, grid, process if it asks for it, x_init, its options) -> the images that x_T of `inverse` stands
+        for; None: those that the sampler makes of it.
       num_steps: Steps where none are set; None: those of the process's whole grid.
       keeps_eps: Whether `clip_denoised(keep_eps=True)` is what another code does before this rule.
       unsuited: Grid -> what is wrong with it for this rule, whose images would be noise; None: nothing.
     """
 
     processes: tuple[str, ...] = ()
-    inverse: Component[Any] | None = None
+    inverse: Component[Solution] | None = None
+    decode: Component[Solution] | None = None
     num_steps: int | None = None
     keeps_eps: bool = False
     unsuited: Callable[[Grid], str | None] = lambda grid: None
@@ -63,6 +66,7 @@ SAMPLERS: Registry[UpdateRule] = Registry(
             ode_adaptive,
             "the probability-flow ODE to a tolerance",
             inverse=Component(ode_encode, "the flow backwards"),
+            decode=Component(ode_decode, "the flow, without the sampler's denoising step"),
             num_steps=2,
         ),
         "ode_heun": UpdateRule(ode_heun, "Heun's method for the ODE in the process's time"),
