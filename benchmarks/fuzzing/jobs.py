@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from diffusion_jax.commands import sample_pictures
 from diffusion_jax.commands.image_files import FORMATS, ImageFiles
-from diffusion_jax.evaluation import parts
+from diffusion_jax.metrics.base import Shard, is_shard
 from diffusion_jax.parallel import resumable
 from diffusion_jax.reporting import results
 from fuzzing.loader import NOTICED, RIGHT, UNKNOWABLE, WRONG, Loader, same
@@ -160,7 +160,7 @@ class ArrayRecord(_Job):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Bits(parts.Part):
+class _Bits(Shard):
     bits: Float[np.ndarray, "k b"]
 
 
@@ -193,10 +193,11 @@ class Measured(Loader):
         return {"indices": indices[order], "bits": bits[:, order]}
 
     def _batches(self, folder: Path) -> resumable.Batches:
-        figure = parts.Figure(
-            lambda *_: (), (), _Bits, _Bits, lambda part: len(part.bits) == 2, lambda read: read
+        return resumable.Batches(
+            folder,
+            COUNT,
+            lambda arrays: is_shard(arrays, _Bits, lambda shard: len(shard.bits) == 2),
         )
-        return resumable.Batches(folder, COUNT, lambda arrays: parts.is_part(figure, arrays))
 
     def judge(self, value: dict[str, Any], said: str, folder: Path) -> str:
         if same(value, self.expected):

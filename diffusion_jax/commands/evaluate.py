@@ -1,35 +1,72 @@
-"""`--mode=evaluate`: figures of a trained run on a split of its data; picks up where it was killed."""
+"""`--mode=evaluate`: metrics of a trained run on a split of its data; picks up where it was killed."""
 
-from collections.abc import Callable
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.commands import evaluate_bound, evaluate_exact, job, run_config
+from diffusion_jax.commands import job, run_config
+from diffusion_jax.commands.environment import own
+from diffusion_jax.commands.images_bar import ImagesBar
+from diffusion_jax.errors import RunError
+from diffusion_jax.experiment.metrics import make_measure_of, make_metric, metric_options
+from diffusion_jax.metrics import Metric
+from diffusion_jax.reporting import results
 from diffusion_jax.runs import Run
-
-# What each metric measures, and writes besides results/evaluate.json.
-METRICS: dict[str, Callable[[Run, data.Split, jax.sharding.Mesh, Path], None]] = {
-    "bpd": evaluate_bound.measure_bound,
-    "ode_bpd": evaluate_exact.measure_exact,
-}
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> int:
     """Measures config.eval.metrics of a checkpoint; returns the exit status.
 
-    Writes results/evaluate.json, and for each metric what `METRICS` says.
+    Writes results/evaluate.json, and for each metric what its `save` says to results/<metric>/<job>/, in whose parts/
+    what was measured of each batch is kept for another start.
 
     Raises:
-      InputError: No checkpoint, another one than the config's, no images, classes that have moved, or workdir not
-        writable.
+      InputError: No checkpoint, another one than the config's, no images, classes that have moved, workdir not
+        writable, or options under which a metric cannot be measured.
       RunError: No sound checkpoint; disk full; figures that are not finite.
     """
     run, mesh = job.open_run(config, workdir, "eval")
     run_config.check_trained(config, run.training_config, f"checkpoint {run.step}")
     split = run.load_split(config.eval.split, labelled=run.conditional)
     for name in dict.fromkeys(config.eval.metrics):
-        METRICS[name](run, split, mesh, workdir)
+        _measure(name, run, split, mesh, workdir)
     return 0
+
+
+def _measure(
+    name: str, run: Run, split: data.Split, mesh: jax.sharding.Mesh, workdir: Path
+) -> None:
+    started = time.monotonic()
+    fields, metric = run.config.eval, make_metric(run, name)
+    total = min(fields.num_images, split.num_images)
+    folder = workdir / "results" / name / job.measurement_name(run, split, name)
+    own(folder, "evaluate")
+    with ImagesBar(total, metric.passes, fields.batch_size) as bar:
+        measure = make_measure_of(run, metric, split, mesh, bar.progress)
+        result = measure(run.params, folder / "parts", bar.done)
+    metric.check(result)
+    if jax.process_index() == 0:
+        files = metric.save(folder, result)
+        record = {
+            **_record(run, name, metric, result),
+            "files": [str(path.relative_to(workdir / "results")) for path in files],
+            "seconds_this_start": round(time.monotonic() - started, 1),
+        }
+        path = results.add_metric(workdir, "evaluate", name, record)
+        where = f", pictures {folder}" if any(file.suffix == ".png" for file in files) else ""
+        print(metric.summarize(record), f"results {path}{where}", sep="\n", file=sys.stderr)
+    if problem := metric.problem(result):
+        raise RunError(problem)
+
+
+def _record(run: Run, name: str, metric: Metric[Any, Any], result: Any) -> dict[str, Any]:
+    """Returns the figures, and all that they depend on."""
+    figures, fields = metric.record(result), run.config.eval
+    options = {"split": fields.split, "seed": fields.seed, **metric_options(run.config, name)}
+    # What a metric says of an unset option, such as the number of steps, counts before it.
+    return {**figures, **(options | figures), **job.measured(run)}

@@ -9,12 +9,10 @@ import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.errors import InputError
-from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, bound_figure, not_finite_terms
-from diffusion_jax.evaluation.parts import make_measure
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.build import Experiment
+from diffusion_jax.experiment.metrics import make_measure_of, make_metric
 from diffusion_jax.keys import stream
-from diffusion_jax.processes.process import Grid
 from diffusion_jax.training.held_out import make_held_out_loss
 from diffusion_jax.training.hooks import Measure
 
@@ -42,35 +40,6 @@ def held_out_measures(exp: Experiment, mesh: jax.sharding.Mesh) -> list[Measure]
     return [Measure(name, _finite(figures), fields[every]) for every, name, figures in made]
 
 
-def bound_measure(
-    exp: Experiment,
-    grid: Grid,
-    split: data.Split,
-    mesh: jax.sharding.Mesh,
-    *,
-    progress: Callable[[int], object] | None = None,
-) -> Callable[..., BitsPerDim]:
-    """Returns what `make_measure` makes of the bound, for an experiment and its `eval` group.
-
-    Args:
-      exp: Process, network and config.
-      grid: From its `bound_grid`.
-      split: Images.
-      mesh: Devices.
-      progress: Host function, called with the number of terms done of each batch.
-    """
-    fields = exp.config.eval
-    bound = exp.bound(grid, progress=progress)
-    return make_measure(
-        bound_figure(bound, grid.num_steps, stream(fields.seed, "bound")),
-        split,
-        mesh,
-        conditional=exp.conditional,
-        num_images=fields.num_images,
-        batch_size=fields.batch_size,
-    )
-
-
 def _finite(figures: Figures) -> Callable[[Any], dict[str, float | None]]:
     """Returns the figures with None for each that is not finite, which JSON has no number for."""
 
@@ -96,14 +65,14 @@ def _loss(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[
 
 def _bound(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[str, Figures]:
     """The figures that --mode=evaluate would give; the first that are not finite are warned of."""
-    grid = exp.bound_grid()
-    measure = bound_measure(exp, grid, split, mesh)
+    metric = make_metric(exp, "bpd")
+    measure = make_measure_of(exp, metric, split, mesh)
     warned = False
 
     def figures(params: Any) -> dict[str, float]:
         nonlocal warned
         result = measure(params)
-        problem = not_finite_terms(result, grid.time)
+        problem = metric.problem(result)
         if problem and not warned:
             warnings.warn(f"bits/dim: {problem}; training goes on", stacklevel=2)
             warned = True

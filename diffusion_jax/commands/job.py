@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.data.split import count
 from diffusion_jax.experiment import sampling
+from diffusion_jax.experiment.metrics import metric_options
 from diffusion_jax.lifecycle import ownership, stopping
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import classes, results
@@ -76,14 +77,13 @@ def job_name(config: ConfigDict, step: int, checkpoint: str, **more: Any) -> str
     return f"step{step:08}-{config.sampler.name}-seed{config.sample.seed}-{digest}"
 
 
-def measurement_name(run: Run, split: data.Split, decisive: Sequence[str], **more: Any) -> str:
-    """Names what is measured by all that decides the figures of an image; not by how many images there are.
+def measurement_name(run: Run, split: data.Split, metric: str) -> str:
+    """Names what is measured by all that decides a metric of an image; not by how many images there are.
 
     Args:
       run: What is measured.
       split: Its images.
-      decisive: Fields of the eval group, besides those of all metrics.
-      more: What else decides them.
+      metric: A key of `METRICS`.
     """
     fields = run.config.eval
     decided = {
@@ -91,8 +91,8 @@ def measurement_name(run: Run, split: data.Split, decisive: Sequence[str], **mor
         "version": diffusion_jax.__version__,
         "trained": config_lib.config_hash(run.config),
         "data": data.fingerprint(split),
-        **{name: fields[name] for name in ("split", "ema", "seed", *decisive)},
-        **more,
+        **{name: fields[name] for name in ("split", "ema", "seed")},
+        **metric_options(run.config, metric),
     }
     digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:10]
     return f"step{run.step:08}-{fields.split}-{digest}"

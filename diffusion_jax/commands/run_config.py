@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.errors import InputError, reason
+from diffusion_jax.metrics import METRICS
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
 
@@ -29,11 +30,6 @@ USES = {
         *(f"edit.{name}" for name in ("images", "times", "num_between", "latents", "iterations")),
     ),
     "evaluate": ("eval", "mesh"),
-}
-# Fields of the eval group that are for one metric.
-OF_METRIC = {
-    "bpd": ("num_steps", "spacing", "num_terms", "variance", "clip", "approximate_cdf"),
-    "ode_bpd": ("num_dequantizations", "num_probes", "probes", "rtol", "atol", "max_steps"),
 }
 
 
@@ -75,14 +71,14 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: str
 
 
 def _check_metrics(config: ConfigDict, assigned: set[str]) -> None:
-    """Refuses a field of the command line that is for a metric that is not measured."""
-    for metric, names in OF_METRIC.items():
-        for name in names:
-            if f"eval.{name}" in assigned and metric not in config.eval.metrics:
-                raise InputError(
-                    f"config field eval.{name} decides nothing of eval.metrics={tuple(config.eval.metrics)}; "
-                    f"it is for {metric}"
-                )
+    """Refuses a field of the command line that is for metrics of which none is measured."""
+    for name in METRICS.options:
+        owners = METRICS.owners(name)
+        if f"eval.{name}" in assigned and not set(owners) & set(config.eval.metrics):
+            raise InputError(
+                f"config field eval.{name} decides nothing of eval.metrics={tuple(config.eval.metrics)}; "
+                f"it is for {', '.join(owners)}"
+            )
 
 
 def _uses(mode: str, name: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from diffusion_jax.options import Option, Registry
-from diffusion_jax.options.kinds import Choice, Either, Float, Int, Kind, Tuple
+from diffusion_jax.options.kinds import Choice, Int, Kind
 
 # no: it decides the trained parameters, so a resume may not change it.
 # on_resume: it alters them by no more than float rounding; other modes take it from the run.
@@ -76,10 +76,6 @@ def _shown(value: object) -> str:
 
 SEEDS = Int(0, 2**32 - 1)
 VARIANCE = Choice(("fixed_large", "fixed_small", "learned"))
-SPACING = Either(
-    Choice(("uniform", "leading", "trailing", "quadratic", "logsnr", "karras")),
-    Tuple(Float(), empty=False),
-)
 
 
 def option_field(

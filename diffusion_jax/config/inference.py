@@ -2,8 +2,10 @@
 
 import dataclasses
 
-from diffusion_jax.config.field import SEEDS, SPACING, VARIANCE, Field, option_field, option_fields
+from diffusion_jax.config.field import SEEDS, Field, option_field, option_fields
+from diffusion_jax.metrics import METRICS
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
+from diffusion_jax.processes.grid import SPACING
 from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.samplers import MERGES, SAMPLERS
 
@@ -19,6 +21,21 @@ def _of_inverses() -> dict[str, Field]:
     }
 
 
+def _of_metrics() -> dict[str, Field]:
+    """Returns the fields of the options of metrics; a config may set those of one that is not measured now."""
+    owners = {"eval.u_min": _continuous()}
+    fields = option_fields("eval", METRICS, "eval.metrics")
+    return {
+        name: dataclasses.replace(field, owners=owners.get(name, {}))
+        for name, field in fields.items()
+    }
+
+
+def _continuous() -> dict[str, tuple[str, ...]]:
+    """Returns the owners of a field that is for processes in continuous time."""
+    return {"process.name": tuple(name for name, kind in PROCESSES.items() if kind.continuous)}
+
+
 def inference_fields() -> dict[str, Field]:
     """Returns these fields, with the options of the components that are registered now."""
     return {
@@ -28,6 +45,7 @@ def inference_fields() -> dict[str, Field]:
             **option_fields("sampler", SAMPLERS, "sampler.name"),
             **option_fields("edit", MERGES, "edit.keep"),
             **_of_inverses(),
+            **_of_metrics(),
         }.items()
     }
 
@@ -51,7 +69,7 @@ def _own_fields() -> dict[str, Field]:
             None,
             Float(0, 1, open=True),
             "vp, subvp, ve: u where the step to the data begins; unset: 1e-3, ve: 1e-5",
-            owners={"process.name": tuple(n for n, kind in PROCESSES.items() if kind.continuous)},
+            owners=_continuous(),
         ),
         "sampler.temperature": Field(
             1.0,
@@ -178,66 +196,14 @@ def _own_fields() -> dict[str, Field]:
         ),
         "eval.metrics": Field(
             ("bpd",),
-            Tuple(Choice(("bpd", "ode_bpd")), empty=False),
-            "what --mode=evaluate measures; bpd, ode_bpd: bits/dim by the variational bound, or exact, by the ODE",
+            Tuple(METRICS.choice, empty=False),
+            f"what --mode=evaluate measures; {METRICS.help()}",
         ),
         "eval.seed": Field(
             0, SEEDS, "of the noise; that of image i depends on this seed and i alone"
         ),
         "eval.ema": Field(True, Bool(), "measure the averaged weights"),
         "eval.step": Field(None, Int(0, 2**31 - 1), "step of the checkpoint; unset: the newest"),
-        "eval.num_steps": Field(
-            None,
-            Int(1, 1_000_000),
-            "bound: steps of the chain, of ddpm at most process.num_timesteps; unset: all, or as many as spacing lists",
-        ),
-        "eval.spacing": Field(
-            "uniform",
-            SPACING,
-            "bound: times of these steps: a rule, or times; without the last among them L_T is large",
-        ),
-        "eval.u_min": Field(
-            None,
-            Float(0, 1, open=True),
-            "vp, subvp, ve: u of the last point before the data; unset: bpd: 1e-3, ve: 1e-5; ode_bpd: 1e-5",
-            owners={"process.name": tuple(n for n, kind in PROCESSES.items() if kind.continuous)},
-        ),
-        "eval.num_terms": Field(
-            None,
-            Int(1, 1_000_000),
-            "bound: terms of each image, drawn half evenly and half where they are large, L_0 among them; unset: all",
-        ),
-        "eval.variance": Field(
-            None,
-            VARIANCE,
-            "bound: variance of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
-        ),
-        "eval.clip": Field(True, Bool(), "bound: limit each prediction of x_0 to [-1, 1]"),
-        "eval.approximate_cdf": Field(
-            False, Bool(), "bound: the decoder's tanh approximation of older codes"
-        ),
-        "eval.num_dequantizations": Field(
-            1, Int(1, 10_000), "ode_bpd: dequantisations of each image, with probes of their own"
-        ),
-        "eval.num_probes": Field(
-            1, Int(1, 10_000), "ode_bpd: probes of the divergence of each dequantisation"
-        ),
-        "eval.probes": Field(
-            "rademacher",
-            Choice(("rademacher", "gaussian")),
-            "ode_bpd: distribution of the probes: signs, or normal",
-        ),
-        "eval.rtol": Field(
-            1e-5, Float(1e-7, 1), "ode_bpd: relative tolerance of a step of the ODE"
-        ),
-        "eval.atol": Field(
-            1e-5, Float(1e-9, 1), "ode_bpd: absolute tolerance of a step of the ODE"
-        ),
-        "eval.max_steps": Field(
-            1000,
-            Int(1, 1_000_000),
-            "ode_bpd: most steps of the ODE, those that were tried again included",
-        ),
         # ---- mesh
         "mesh.data": Field(
             -1,

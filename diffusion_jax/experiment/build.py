@@ -1,8 +1,6 @@
 """From a config to the objects that commands work with: process, network, data, objective, bound."""
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import optax
@@ -19,11 +17,8 @@ from diffusion_jax.experiment.checks import (
     check_solver_fits,
     check_times,
     check_variance,
-    warn_of_grid,
 )
-from diffusion_jax.likelihood.bound import Bound, check_num_terms, variational_bound
-from diffusion_jax.likelihood.decoder import discretized_gaussian
-from diffusion_jax.likelihood.exact import Likelihood, dequantised_likelihood
+from diffusion_jax.likelihood.bound import check_num_terms
 from diffusion_jax.losses import (
     LOSSES,
     TIME_SAMPLERS,
@@ -33,14 +28,12 @@ from diffusion_jax.losses import (
     Weighting,
 )
 from diffusion_jax.models.denoiser import Denoise, make_denoiser
-from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.models.networks import NETWORKS, Model, as_functions
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Process, levels_of
 from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
 
-LIKELIHOOD_U_MIN = 1e-5  # Where the flow begins, in Song et al. (2021), if the config says nothing.
 AVERAGE = "default"  # Name of the parameters' average that is sampled from.
 
 
@@ -86,55 +79,6 @@ class Experiment:
             },
         )
 
-    def bound_grid(self) -> Grid:
-        """Returns the grid whose steps the variational bound is the sum over; warns as `make_sampler` does."""
-        grid = grid_of(self.process, self.config.eval)
-        warn_of_grid(grid, make_grid(self.process), bound_variance(self.config), "eval")
-        return grid
-
-    def bound(
-        self, grid: Grid, *, progress: Callable[[int], object] | None = None
-    ) -> Callable[..., Bound]:
-        """Returns (params, x0, labels, keys) -> Bound, to be compiled."""
-        fields = self.config.eval
-
-        def bound(params: Any, x0: Array, labels: Array | None, keys: Array) -> Bound:
-            denoise = self.denoiser(params, labels)
-            return variational_bound(
-                clip_denoised(denoise) if fields.clip else denoise,
-                grid,
-                x0,
-                keys,
-                variance=bound_variance(self.config),
-                decoder=partial(discretized_gaussian, approximate_cdf=fields.approximate_cdf),
-                num_terms=fields.num_terms,
-                progress=progress,
-            )
-
-        return bound
-
-    def exact_likelihood(self) -> Callable[..., Likelihood]:
-        """Returns (params, x0, labels, keys) -> Likelihood of one dequantisation of each image, to be compiled."""
-        fields = self.config.eval
-        process = self.process
-        u_min = None if levels_of(process) is not None else fields.u_min or LIKELIHOOD_U_MIN
-
-        def likelihood(params: Any, x0: Array, labels: Array | None, keys: Array) -> Likelihood:
-            return dequantised_likelihood(
-                self.denoiser(params, labels),
-                make_grid(process, 2, u_min=u_min),
-                process,
-                x0,
-                keys,
-                num_probes=fields.num_probes,
-                probes=fields.probes,
-                rtol=fields.rtol,
-                atol=fields.atol,
-                max_steps=fields.max_steps,
-            )
-
-        return likelihood
-
     def denoiser(self, params: Any, labels: Array | None) -> Denoise:
         """Returns the network as a denoiser, neither limited nor guided."""
         return make_denoiser(
@@ -164,11 +108,6 @@ def _times(config: ConfigDict, process: Process) -> Times:
 def grid_of(process: Process, fields: ConfigDict) -> Grid:
     """Returns the grid of a group of fields that has num_steps, spacing and u_min."""
     return make_grid(process, fields.num_steps, fields.spacing, fields.u_min)
-
-
-def bound_variance(config: ConfigDict) -> str:
-    """Returns the variance that the bound is measured with: the process's own where the config sets none."""
-    return config.eval.variance or config.process.variance
 
 
 def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:

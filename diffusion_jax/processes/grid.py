@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InputError, choose, expect
+from diffusion_jax.options import kinds
 from diffusion_jax.processes.process import (
     Grid,
     Numbers,
@@ -211,6 +212,7 @@ SPACINGS: dict[str, Callable[[int, Timesteps], Times]] = {
     "logsnr": _logsnr,
     "karras": _karras,
 }
+SPACING = kinds.Either(kinds.Choice(tuple(SPACINGS)), kinds.Tuple(kinds.Float(), empty=False))
 
 
 def timesteps(

@@ -13,6 +13,7 @@ from tiny_run import digits_in, results, rows, run, state_of, write_config
 
 import diffusion_jax
 from diffusion_jax.commands import held_out
+from diffusion_jax.metrics import VariationalBits
 from diffusion_jax.parallel import sharding
 
 # A bound of few terms on half of the chain's steps: the eval group's fields count.
@@ -120,30 +121,27 @@ def test_a_resumed_run_measures_what_is_missing_and_ends_with_the_parameters_of_
 
 def count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     counts: list[Any] = []
-    make: Callable[..., Any] = held_out.make_measure
+    make: Callable[..., Any] = held_out.make_measure_of
 
     def counting(*arguments: Any, **options: Any) -> Any:
         measure = make(*arguments, **options)
         return lambda params: (counts.append(1), measure(params))[1]
 
-    monkeypatch.setattr(held_out, "make_measure", counting)
+    monkeypatch.setattr(held_out, "make_measure_of", counting)
     return counts
 
 
 def test_a_bound_that_is_not_finite_is_null_and_warned_of_once_and_training_goes_on(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make: Callable[..., Any] = held_out.bound_figure
+    bound: Callable[..., Any] = VariationalBits.bound
 
-    def with_nan(bound: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        def broken(*inputs: Any) -> Any:
-            result = bound(*inputs)
-            last = result.terms.at[-1].set(jnp.inf)  # L_0, at t = 1 of times 1, 3, ..., 19.
-            return result._replace(terms=last)
+    def broken(*inputs: Any, **options: Any) -> Any:
+        result = bound(*inputs, **options)
+        last = result.terms.at[-1].set(jnp.inf)  # L_0, at t = 1 of times 1, 3, ..., 19.
+        return result._replace(terms=last)
 
-        return make(broken, *arguments, **options)
-
-    monkeypatch.setattr(held_out, "bound_figure", with_nan)
+    monkeypatch.setattr(VariationalBits, "bound", broken)
     outcome = run(*flags_of(tiny, tmp_path / "run", "train.bpd_every=4"))
     assert outcome.status == 0, outcome.err
     assert outcome.err.count("warning: ") == 1

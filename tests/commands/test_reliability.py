@@ -30,8 +30,7 @@ from tiny_run import (
 
 from diffusion_jax.checkpoints import store
 from diffusion_jax.commands import (
-    evaluate_bound,
-    evaluate_exact,
+    evaluate,
     inpaint,
     interpolate,
     job,
@@ -40,6 +39,7 @@ from diffusion_jax.commands import (
 from diffusion_jax.commands import train as train_command
 from diffusion_jax.errors import RunError
 from diffusion_jax.lifecycle.ownership import Lock
+from diffusion_jax.metrics import VariationalBits
 from diffusion_jax.parallel.resumable import Batches
 from diffusion_jax.reporting import pictures
 from diffusion_jax.training.meter import Meter
@@ -50,8 +50,7 @@ KILLED_BEFORE_COMMIT = """
 import os, signal
 from diffusion_jax.checkpoints import store
 from diffusion_jax.commands import (
-    evaluate_bound,
-    evaluate_exact,
+    evaluate,
     inpaint,
     interpolate,
     job,
@@ -251,7 +250,7 @@ def test_a_job_has_one_owner_and_other_jobs_of_the_workdir_go_on(
     def stop(*_: Any, **__: Any) -> None:
         raise RunError("begun")
 
-    for owner in (job, interpolate, evaluate_bound, evaluate_exact):
+    for owner in (job, interpolate, evaluate):
         monkeypatch.setattr(owner, "ImagesBar", stop, raising=False)
     monkeypatch.setattr(sample, "ImagesBar", stop)
     monkeypatch.setattr(inpaint, "ImagesBar", stop)
@@ -278,7 +277,7 @@ def test_a_job_has_one_owner_and_other_jobs_of_the_workdir_go_on(
             ("inpaint", Batches, "write"),
             ("interpolate", pictures, "interpolation"),
             ("evaluate", Batches, "write"),
-            ("evaluate", evaluate_bound, "_save_arrays"),
+            ("evaluate", VariationalBits, "save"),
         ],
     ),
 )

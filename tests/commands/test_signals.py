@@ -31,8 +31,8 @@ from diffusion_jax.commands import interpolate, sample_pictures, signals
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.data import prepare
 from diffusion_jax.data.locked import locked
-from diffusion_jax.evaluation import parts
 from diffusion_jax.lifecycle import stopping
+from diffusion_jax.metrics import base
 from diffusion_jax.parallel.resumable import Batches
 from diffusion_jax.planning import fit
 from diffusion_jax.reporting import pictures
@@ -157,7 +157,7 @@ def figures(workdir: Path) -> set[tuple[Any, ...]]:
     return {tuple(row.get(name) for name in names) for row in rows(workdir)}
 
 
-@pytest.mark.parametrize("owner", slow_after(1, [held_out, parts]))
+@pytest.mark.parametrize("owner", slow_after(1, [held_out, base]))
 def test_a_signal_while_training_measures_saves_there_and_the_rest_is_measured_later(
     owner: Any, tiny: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

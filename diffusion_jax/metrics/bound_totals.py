@@ -1,23 +1,19 @@
-"""The variational bound of the images of a split: totals with standard errors, and the terms step by step."""
+"""Totals of the variational bound over the images of a split, with standard errors, and its terms step by step."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float, Int
 
-from diffusion_jax.evaluation.parts import Estimate, Figure, Part, estimate
-from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound
 from diffusion_jax.likelihood.progressive import GREY_LEVELS
+from diffusion_jax.metrics.base import MeanStdErr, Shard, mean_stderr
 
-NAMED_STEPS = 10
 SUMS = "count", "terms", "squares", "x0_errors", "eps_errors", "not_finite", "weighted"  # By step.
 
 
 @dataclasses.dataclass(frozen=True)
-class BoundPart(Part):
+class BoundShard(Shard):
     """What some images contribute; float64. Sums over the images are by step of the grid, noise first.
 
     Attributes:
@@ -69,11 +65,11 @@ class BitsPerDim:
       not_finite: Number of terms of each step that are not finite.
     """
 
-    total: Estimate
-    rate: Estimate
-    prior: Estimate
-    distortion: Estimate
-    rmse: Estimate
+    total: MeanStdErr
+    rate: MeanStdErr
+    prior: MeanStdErr
+    distortion: MeanStdErr
+    rmse: MeanStdErr
     num_images: int
     terms: Float[np.ndarray, " n"]
     terms_stderr: Float[np.ndarray, " n"]
@@ -84,7 +80,7 @@ class BitsPerDim:
     not_finite: Int[np.ndarray, " n"]
 
 
-def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> BoundPart:
+def shard(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> BoundShard:
     """Returns what these images contribute.
 
     Args:
@@ -103,7 +99,7 @@ def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> Bou
     def by_step(values: np.ndarray, where: np.ndarray) -> np.ndarray:
         return np.bincount(steps[where], weights=values[where], minlength=num_steps)
 
-    return BoundPart(
+    return BoundShard(
         indices=np.asarray(indices),
         prior=prior,
         rate=prior + weighted[:-1].sum(0),
@@ -119,39 +115,39 @@ def part_of(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> Bou
     )
 
 
-def _can_be(part: BoundPart) -> bool:
-    """Whether a part of a file can be what `part_of` returned: every image has its L_0."""
-    drawn = part.count + part.not_finite
-    sums = np.stack([part.terms, part.squares, part.x0_errors, part.eps_errors, part.weighted])
+def can_be(shard: BoundShard) -> bool:
+    """Whether a shard of a file can be what `shard` returned: every image has its L_0."""
+    drawn = shard.count + shard.not_finite
+    sums = np.stack([shard.terms, shard.squares, shard.x0_errors, shard.eps_errors, shard.weighted])
     return bool(
-        min(part.count.min(), part.not_finite.min(), part.squares.min()) >= 0
-        and drawn[-1] == len(part.indices)
+        min(shard.count.min(), shard.not_finite.min(), shard.squares.min()) >= 0
+        and drawn[-1] == len(shard.indices)
         and not np.isnan(sums[:2]).any()
     )
 
 
-def combine(parts: list[BoundPart]) -> BitsPerDim:
-    """Returns the means over all images of some parts."""
+def combine(shards: list[BoundShard]) -> BitsPerDim:
+    """Returns the means over all images of some shards."""
     prior, rate, distortion, x0_mse = (
-        np.concatenate([getattr(part, name) for part in parts])
+        np.concatenate([getattr(shard, name) for shard in shards])
         for name in ("prior", "rate", "distortion", "x0_mse")
     )
     count, terms, squares, x0_errors, eps_errors, not_finite, weighted = (
-        np.sum([getattr(part, name) for part in parts], axis=0) for name in SUMS
+        np.sum([getattr(shard, name) for shard in shards], axis=0) for name in SUMS
     )
-    mse = estimate(x0_mse)
+    mse = mean_stderr(x0_mse)
     rmse = np.sqrt(mse.value)
     with np.errstate(divide="ignore", invalid="ignore"):
         known = np.where((count > 0) & (not_finite == 0), count, np.nan)
         mean = terms / known
         variance = np.maximum(squares / known - np.square(mean), 0) * known / (known - 1)
         return BitsPerDim(
-            total=estimate(rate + distortion),
-            rate=estimate(rate),
-            prior=estimate(prior),
-            distortion=estimate(distortion),
+            total=mean_stderr(rate + distortion),
+            rate=mean_stderr(rate),
+            prior=mean_stderr(prior),
+            distortion=mean_stderr(distortion),
             # The root's slope at the mean: d sqrt(m) = dm / (2 sqrt(m)).
-            rmse=Estimate(
+            rmse=MeanStdErr(
                 float(GREY_LEVELS * rmse), float(GREY_LEVELS * mse.stderr / np.float64(2 * rmse))
             ),
             num_images=len(prior),
@@ -163,37 +159,3 @@ def combine(parts: list[BoundPart]) -> BitsPerDim:
             count=count,
             not_finite=not_finite,
         )
-
-
-def not_finite_terms(result: BitsPerDim, time: Float[np.ndarray, " points"]) -> str | None:
-    """Says how many terms are not finite and at which times, those of the grid's points; None if all are."""
-    wrong = np.flatnonzero(result.not_finite)
-    if not len(wrong):
-        return None
-    times = [f"{t:g}" for t in time[wrong][::-1]]
-    named = ", ".join(times[:NAMED_STEPS]) + (", …" if len(times) > NAMED_STEPS else "")
-    return f"{result.not_finite.sum()} terms of the bound are not finite, at t = {named}: its mean is not either"
-
-
-def bound_figure(
-    bound: Callable[..., Bound], num_steps: int, key: Key[Array, ""]
-) -> Figure[BoundPart, BitsPerDim]:
-    """Returns the bound of a split's images as what `parts.make_measure` measures.
-
-    Args:
-      bound: (params, x0, labels, keys) -> Bound, to be compiled; x0 in [-1, 1], labels may be None.
-      num_steps: Number of steps of its grid.
-      key: Decides noise and times.
-    """
-
-    def compute(params: Any, x0: Any, labels: Any, indices: Any) -> tuple[Array, ...]:
-        return tuple(bound(params, x0, labels, indexed(key, indices)))
-
-    return Figure(
-        compute=compute,
-        axes=(0, 1, 1, 1, 1, 1),  # Of prior, terms, steps, x0_mse, eps_mse and weights.
-        part=BoundPart,
-        part_of=lambda indices, *values: part_of(indices, Bound(*values), num_steps),
-        fits=lambda part: len(part.count) == num_steps and _can_be(part),
-        combine=combine,
-    )

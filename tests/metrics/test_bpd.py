@@ -1,5 +1,6 @@
 """Sums over parts against means of whole arrays; restarts; what is not finite is counted and never averaged."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from slow import slow_after
 from diffusion_jax.data.split import Split, from_arrays
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.errors import InputError
-from diffusion_jax.evaluation.bits_per_dim import BitsPerDim, bound_figure
-from diffusion_jax.evaluation.parts import make_measure
-from diffusion_jax.keys import indexed
-from diffusion_jax.likelihood.bound import Bound, drawn_shares, variational_bound
-from diffusion_jax.models.denoiser import complete
+from diffusion_jax.keys import indexed, stream
+from diffusion_jax.likelihood.bound import Bound, drawn_shares
+from diffusion_jax.metrics import VariationalBits, make_measure
+from diffusion_jax.metrics.bound_totals import BitsPerDim
+from diffusion_jax.models.denoiser import Denoise, complete
 from diffusion_jax.parallel.sharding import make_mesh
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
@@ -25,27 +26,31 @@ from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
 
 N, IMAGES = 8, 11
-GRID = make_grid(DDPM(make_schedule("linear", N, 0.01, 0.6)))
+PROCESS = DDPM(make_schedule("linear", N, 0.01, 0.6))
+GRID = make_grid(PROCESS)
 PIXELS = np.random.default_rng(0).integers(256, size=(IMAGES, 2, 2, 1)).astype(np.uint8)
 SPLIT = from_arrays(PIXELS, np.arange(IMAGES) % 3, ("a", "b", "c"))
-KEY = jax.random.key(3)
+SEED = 3
 
 
-def bound(params: Any, x0: jax.Array, labels: Any, keys: jax.Array, **options: Any) -> Bound:
-    """The bound under a denoiser that is off by the label."""
+def denoiser(params: Any, labels: Any) -> Denoise:
+    """A denoiser that is off by the label."""
 
     def denoise(x_t, point):
         off = 0.0 if labels is None else 0.05 * labels[:, None, None, None]
         x0_hat = jnp.tanh(params * x_t) + off
         return complete(point, x0_hat, eps_from_x0(point, x_t, x0_hat))
 
-    return variational_bound(denoise, GRID, x0, keys, **options)
+    return denoise
+
+
+METRIC = VariationalBits(PROCESS, denoiser, SEED, clip=False)
 
 
 def measure(
     folder: Path | None = None,
     *,
-    function: Callable[..., Bound] = bound,
+    metric: VariationalBits = METRIC,
     split: Split = SPLIT,
     devices: int = 1,
     num_images: int = IMAGES,
@@ -54,7 +59,7 @@ def measure(
     done: Any = None,
 ) -> BitsPerDim:
     run = make_measure(
-        bound_figure(function, N, KEY),
+        metric,
         split,
         make_mesh(devices),
         conditional=conditional,
@@ -68,7 +73,8 @@ def measure(
 def whole() -> Bound:
     """The bound of all images at once, without the code under test."""
     x0 = to_model_range(jnp.asarray(PIXELS))
-    return jax.jit(bound)(1.1, x0, jnp.arange(IMAGES) % 3, indexed(KEY, jnp.arange(IMAGES)))
+    keys = indexed(stream(SEED, "bound"), jnp.arange(IMAGES))
+    return jax.jit(METRIC.bound)(1.1, x0, jnp.arange(IMAGES) % 3, keys)
 
 
 def test_the_figures_are_the_means_over_the_images_with_their_standard_errors(whole: Bound) -> None:
@@ -120,11 +126,8 @@ def test_labels_are_given_to_a_conditional_model_alone() -> None:
 def test_a_stratified_sample_of_the_terms_has_the_mean_of_all(whole: Bound) -> None:
     pixels = np.repeat(PIXELS[:1], 3000, axis=0)
 
-    def some(*inputs: Any) -> Bound:
-        return bound(*inputs, num_terms=4)
-
     result = measure(
-        function=some,
+        metric=dataclasses.replace(METRIC, num_terms=4),
         split=from_arrays(pixels, np.zeros(3000, np.int32)),
         num_images=3000,
         batch_size=3000,
@@ -220,12 +223,14 @@ def test_more_images_add_to_those_that_were_measured_and_fewer_take_whole_parts(
 
 
 def test_terms_that_are_not_finite_are_counted_by_step_and_spoil_the_total_alone() -> None:
-    def broken(*inputs: Any) -> Bound:
-        result = bound(*inputs)
-        bad = (result.steps == 5) & (inputs[1][None, :, 0, 0, 0] > 0)
-        return result._replace(terms=jnp.where(bad, jnp.inf, result.terms))
+    class Broken(VariationalBits):
+        def bound(self, params: Any, x0: Any, *rest: Any, **options: Any) -> Bound:
+            result = super().bound(params, x0, *rest, **options)
+            bad = (result.steps == 5) & (x0[None, :, 0, 0, 0] > 0)
+            return result._replace(terms=jnp.where(bad, jnp.inf, result.terms))
 
-    result, sound = measure(function=broken), measure()
+    broken = Broken(PROCESS, denoiser, SEED, clip=False)
+    result, sound = measure(metric=broken), measure()
     bad = int((PIXELS[:, 0, 0, 0] > 127).sum())
     assert 0 < bad < IMAGES
     np.testing.assert_array_equal(result.not_finite, np.where(np.arange(N) == 5, bad, 0))

@@ -1,0 +1,208 @@
+"""What a metric is, and its measurement in shards that survive a kill: a batch of images each, in float64 on the host.
+
+A shard that has been measured is written to a file, so that a killed job goes on where it was, and a larger one of the
+same kind starts from a smaller one.
+"""
+
+import abc
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, jaxtyped
+
+from diffusion_jax import data
+from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.errors import InputError
+from diffusion_jax.options import Option, kinds
+from diffusion_jax.parallel.map_batches import map_batches, padded_size
+from diffusion_jax.parallel.resumable import Arrays, Batches
+from diffusion_jax.processes.process import Grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What some images contribute; a metric's own dataclass has more arrays of NumPy.
+
+    Attributes:
+      indices: Which images.
+    """
+
+    indices: Int[np.ndarray, " b"]
+
+
+S = TypeVar("S", bound=Shard)
+R = TypeVar("R")
+U_MIN = Option(
+    kinds.Float(0, 1, open=True),
+    "vp, subvp, ve: u of the last point before the data; unset: bpd: 1e-3, ve: 1e-5; ode_bpd: 1e-5",
+)
+
+
+class Metric(abc.ABC, Generic[S, R]):
+    """A quantity of the images of a split; a subclass is a dataclass, whose fields are its options.
+
+    Attributes:
+      axes: Which axis of each array that `compute` returns is the batch.
+      shard_type: The dataclass of a shard.
+      passes: How many steps of an image `compute` reports to `progress`.
+      grid: Points whose steps are measured one by one; None: there are none.
+    """
+
+    axes: ClassVar[tuple[int, ...]]
+    shard_type: ClassVar[type[Any]]
+
+    @property
+    def passes(self) -> int:
+        return 1
+
+    @property
+    def grid(self) -> Grid | None:
+        return None
+
+    @abc.abstractmethod
+    def compute(
+        self,
+        params: Any,
+        x0: Float[Array, "b h w c"],
+        labels: Int[Array, " b"] | None,
+        indices: Int[Array, " b"],
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[Array, ...]:
+        """Returns arrays of a batch; to be compiled.
+
+        Args:
+          params: The network's parameters.
+          x0: Images in [-1, 1].
+          labels: Their classes; None if the network takes none.
+          indices: Their indices in the split.
+          progress: Host function, called with the number of passes done.
+        """
+
+    @abc.abstractmethod
+    def shard(self, indices: Int[np.ndarray, " b"], *arrays: Any) -> S:
+        """Returns what these images contribute, from what `compute` returned of them, on the host."""
+
+    @abc.abstractmethod
+    def fits(self, shard: S) -> bool:
+        """Whether a shard that was read can be this metric's, and not that of another with fewer steps, say."""
+
+    @abc.abstractmethod
+    def combine(self, shards: list[S]) -> R:
+        """Returns the result from the shards of all images."""
+
+    @abc.abstractmethod
+    def record(self, result: R) -> dict[str, Any]:
+        """Returns the figures as JSON holds them, null where one is not finite."""
+
+    @abc.abstractmethod
+    def summarize(self, record: dict[str, Any]) -> str:
+        """Returns the figures in words, from what results/evaluate.json holds of them and of what they depend on."""
+
+    def save(self, folder: Path, result: R) -> list[Path]:
+        """Writes arrays and pictures; returns the files."""
+        del folder, result
+        return []
+
+    def check(self, result: R) -> None:
+        """Refuses a result that is not to be written.
+
+        Raises:
+          InputError: Options under which nothing could be measured.
+        """
+        del result
+
+    def problem(self, result: R) -> str | None:
+        """Returns what is wrong with a result that is written all the same, or None."""
+        del result
+        return None
+
+
+class MeanStdErr(NamedTuple):
+    """A mean over images and its standard error, NaN for one image; both NaN if that of any image is not finite."""
+
+    value: float
+    stderr: float
+
+
+def mean_stderr(values: Float[np.ndarray, " n"]) -> MeanStdErr:
+    """Returns the mean of one value per image."""
+    stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    value = float(values.mean())
+    return MeanStdErr(value, float(stderr)) if np.isfinite(value) else MeanStdErr(np.nan, np.nan)
+
+
+def make_measure(
+    metric: Metric[S, R],
+    split: data.Split,
+    mesh: jax.sharding.Mesh,
+    *,
+    conditional: bool,
+    num_images: int,
+    batch_size: int,
+    progress: Callable[[int], object] | None = None,
+) -> Callable[..., R]:
+    """Returns (params, folder=None, done=None) -> the metric of the first `num_images` of a split, the same every time.
+
+    Neither the devices nor `batch_size` change it beyond float rounding. With a folder, each shard is written there,
+    and what is there already is not measured again. `done` is called with the number of images of each shard.
+
+    Args:
+      metric: What is measured.
+      split: Images, uint8.
+      mesh: Devices.
+      conditional: Whether the network is given labels.
+      num_images: Number of images, at most; fewer if the split is smaller.
+      batch_size: Images at once, rounded up to a multiple of the devices.
+      progress: Host function, called with the number of passes done of each batch.
+
+    Raises:
+      InputError: The split has no images.
+    """
+    total = min(num_images, split.num_images)
+    if total == 0:
+        raise InputError("this split of the data has no images")
+    size = padded_size(min(batch_size, total), mesh)
+    compute = functools.partial(metric.compute, progress=progress)
+
+    def of_rows(params: Any, batch: dict[str, Any], indices: Any) -> tuple:
+        labels = batch["label"] if conditional else None
+        return compute(params, to_model_range(batch["image"]), labels, indices)
+
+    mapped = map_batches(
+        of_rows,
+        mesh,
+        size,
+        out_axes=metric.axes,
+        load=lambda indices: (split.read(indices), indices.astype(np.int32)),
+    )
+
+    def measure(
+        params: Any, folder: Path | None = None, done: Callable[[int], object] | None = None
+    ) -> R:
+        def arrays_of(indices: Int[np.ndarray, " b"]) -> Arrays:
+            return vars(metric.shard(indices, *mapped((params,), (indices,))))
+
+        batches = Batches(
+            folder, total, lambda arrays: is_shard(arrays, metric.shard_type, metric.fits)
+        )
+        read = batches.complete(arrays_of, size, done)
+        return metric.combine([metric.shard_type(**arrays) for arrays in read])
+
+    return measure
+
+
+def is_shard(arrays: Arrays, shard_type: type[S], fits: Callable[[S], bool]) -> bool:
+    """Whether these are the arrays of a shard of this type and of this version that fits."""
+    hints = typing.get_type_hints(shard_type)
+    with jaxtyped("context"):  # The sizes that the annotations name are the same in all arrays.
+        return arrays.keys() == hints.keys() and (
+            all(isinstance(arrays[name], hint) for name, hint in hints.items())
+            and fits(shard_type(**arrays))
+        )
