@@ -218,3 +218,16 @@ def test_the_commands_for_images_of_ones_own_set_fields_that_fit(page: str):
         config = config_lib.load_file(str(ROOT / "configs" / "image_folder.py"))
         config_lib.override(config, re.findall(r"--config\.(\S+?)=(\S+)", command))
         build.validate(config)
+
+
+@pytest.mark.parametrize("stub", sorted((ROOT / "diffusion_jax").rglob("*.pyi")), ids=str)
+def test_every_name_of_a_stub_exists_and_has_a_docstring(stub: Path):
+    """A stub is the one table of a package's public names."""
+    package = ".".join(stub.relative_to(ROOT).parent.parts)
+    module = importlib.import_module(package)
+    for node in ast.parse(stub.read_text()).body:
+        assert isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names:
+            value = getattr(module, alias.name)
+            assert alias.asname in (alias.name, None)
+            assert not callable(value) or value.__doc__, f"{package}.{alias.name} has no docstring"

@@ -6,8 +6,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax import config as config_lib
-from diffusion_jax import main
+from diffusion_jax import config as config_lib, main
 from diffusion_jax.commands.signals import handled
 from diffusion_jax.config import FIELDS, default_config
 from diffusion_jax.experiment import build

@@ -1,1 +1,5 @@
 """Checkpoints: written, committed and deleted by Orbax, verified by a manifest of our own."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,8 +13,7 @@ from jaxtyping import Int, Int64, UInt8
 from ml_collections import ConfigDict
 
 import diffusion_jax
-from diffusion_jax import config as config_lib
-from diffusion_jax import data
+from diffusion_jax import config as config_lib, data
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.data.split import count

@@ -14,8 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import config as config_lib
-from diffusion_jax import data
+from diffusion_jax import config as config_lib, data
 from diffusion_jax.addresses import is_local
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands import train_report

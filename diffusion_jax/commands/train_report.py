@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import config as config_lib
-from diffusion_jax import data
+from diffusion_jax import config as config_lib, data
 from diffusion_jax.models.networks import count_parameters
 from diffusion_jax.reporting import classes, pictures, results
 from diffusion_jax.training.hooks import picture_path

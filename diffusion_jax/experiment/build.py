@@ -7,8 +7,7 @@ import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from diffusion_jax import config as config_lib
-from diffusion_jax import data
+from diffusion_jax import config as config_lib, data
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import (
     check_churn,

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
-from diffusion_jax import config as config_lib
-from diffusion_jax import data
+from diffusion_jax import config as config_lib, data
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment.build import Experiment, make_process
 from diffusion_jax.experiment.checks import (

@@ -11,8 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import config as config_lib
-from diffusion_jax import data
+from diffusion_jax import config as config_lib, data
 from diffusion_jax.addresses import expand
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError

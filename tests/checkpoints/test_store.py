@@ -25,8 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 from slow import slow, slow_after
 from tiny_run import finish_all
 
-from diffusion_jax.checkpoints import integrity
-from diffusion_jax.checkpoints import store as store_module
+from diffusion_jax.checkpoints import integrity, store as store_module
 from diffusion_jax.checkpoints.integrity import find_damage
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError

@@ -35,8 +35,8 @@ from diffusion_jax.commands import (
     interpolate,
     job,
     sample,
+    train as train_command,
 )
-from diffusion_jax.commands import train as train_command
 from diffusion_jax.errors import RunError
 from diffusion_jax.lifecycle.ownership import Lock
 from diffusion_jax.metrics import VariationalBits

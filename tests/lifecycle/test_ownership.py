@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_jax.errors import InputError, RunError
-from diffusion_jax.lifecycle import owner as owner_module
-from diffusion_jax.lifecycle import ownership, stopping
+from diffusion_jax.lifecycle import owner as owner_module, ownership, stopping
 from diffusion_jax.lifecycle.owner import claim_of, read_owner, start_ticks_of
 from diffusion_jax.lifecycle.ownership import Lock
 from diffusion_jax.reporting import results

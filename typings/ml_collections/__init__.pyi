@@ -2,5 +2,4 @@
 # it infers depends on the order in which it reads our files.
 
 from . import config_dict as config_dict
-from .config_dict import ConfigDict as ConfigDict
-from .config_dict import FieldReference as FieldReference
+from .config_dict import ConfigDict as ConfigDict, FieldReference as FieldReference

@@ -1,0 +1,24 @@
+# The public names, written once: `lazy_loader` reads them, and so do type checkers.
+from .bound import (
+    Bound as Bound,
+    variational_bound as variational_bound,
+)
+from .decoder import (
+    check_levels as check_levels,
+    discretized_gaussian as discretized_gaussian,
+    gaussian_density as gaussian_density,
+)
+from .divergence import (
+    PROBES as PROBES,
+    exact_divergence as exact_divergence,
+    hutchinson as hutchinson,
+)
+from .exact import (
+    Likelihood as Likelihood,
+    bits_per_dim as bits_per_dim,
+    dequantise as dequantise,
+    dequantised_likelihood as dequantised_likelihood,
+    exact_likelihood as exact_likelihood,
+    flow_likelihood as flow_likelihood,
+)
+from .progressive import rate_distortion as rate_distortion

@@ -1,0 +1,14 @@
+# The public names, written once: `lazy_loader` reads them, and so do type checkers.
+from .optimizer import (
+    DECAYS as DECAYS,
+    ema_decay as ema_decay,
+    make_optimizer as make_optimizer,
+)
+from .state import (
+    TrainState as TrainState,
+    create_state as create_state,
+)
+from .step import (
+    make_multi_step as make_multi_step,
+    make_train_step as make_train_step,
+)
