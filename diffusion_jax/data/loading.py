@@ -37,7 +37,7 @@ def prepared_by_tfds(
     return reader.open_user(name, source_dir, split, image_size)
 
 
-# "tfds:NAME" stands for data that are opened as they are; all others are sources that are prepared once.
+# A `Source` is prepared once, a `Split` taken as it is; "tfds:NAME" is of the component `tfds`.
 SOURCES: Registry[Component[Any]] = Registry(
     "data set",
     {
@@ -69,6 +69,7 @@ def load(
     test_fraction: float | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     memory_limit: int = MEMORY_LIMIT,
+    **options: Any,
 ) -> Split:
     """Opens a split of a data set; the first time, it prepares the set and keeps it in cache_dir.
 
@@ -84,6 +85,7 @@ def load(
       cache_dir: Where prepared data and downloads are kept; default_cache_dir() if unset.
       memory_limit: A split of more bytes than this is streamed from its files. A whole image_folder of more bytes
         is not even copied, but decoded from the user's own files as they are read.
+      **options: Those that a registered source of one's own declares.
 
     Raises:
       InputError: Something in these arguments or the files they name is wrong.
@@ -104,15 +106,17 @@ def load(
         "sha256": sha256,
         "image_size": image_size,
         "test_fraction": test_fraction,
+        **options,
     }
     for option, value in options.items():
         if value is not None and option not in component.options:
             raise InputError(f"{option} is {value!r}, but {name} takes none; leave it unset")
-    if name.startswith(TFDS_PREFIX):
-        name = name.removeprefix(TFDS_PREFIX)
-        return _held(component.given(name=name, split=split, **options), memory_limit)
     storage = Storage(cache / "downloads", cache / "index")
-    source = component.given(storage=storage, **options)
+    source = component.given(
+        storage=storage, name=name.removeprefix(TFDS_PREFIX), split=split, **options
+    )
+    if isinstance(source, Split):
+        return _held(source, memory_limit)
     return _open(name, source, split, cache / "data", memory_limit)
 
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64, UInt8
+from jaxtyping import Int, Int32, Int64, Shaped, UInt8
+
+from diffusion_jax.errors import InputError
 
 READ_CHUNK = 1024
 FINGERPRINT_IMAGES = 1024
@@ -64,13 +66,66 @@ def fingerprint(split: Split) -> str:
 
 
 def from_arrays(
-    images: UInt8[np.ndarray, "n h w c"],
-    labels: Int[np.ndarray, " n"],
-    class_names: tuple[str, ...] = (),
+    images: Shaped[np.ndarray, "*image_dims"],
+    labels: Shaped[np.ndarray, "*label_dims"] | None = None,
+    class_names: Sequence[str] = (),
 ) -> Split:
-    """Returns a split that holds its images in host memory."""
-    labels = labels.astype(np.int32)
+    """Returns a split of images and labels that are in host memory.
 
+    Args:
+      images: Pixels in {0, ..., 255}, N x H x W x C, of an integer type; uint8 is not copied.
+      labels: Class of each image, an integer from 0; None: the images have no classes.
+      class_names: Name of each class; none given: the classes are named by their numbers.
+
+    Raises:
+      InputError: Another type, shape or range; names without labels.
+    """
+    pixels = _pixels(np.asarray(images))
+    if labels is None:
+        if class_names:
+            raise InputError(f"class_names are given for {len(images)} images without labels")
+        return _of_arrays(pixels, np.zeros(len(pixels), np.int32), ())
+    classes = np.asarray(labels)
+    if classes.shape != (len(pixels),) or not np.issubdtype(classes.dtype, np.integer):
+        raise InputError(
+            f"labels have shape {classes.shape} and dtype {classes.dtype}; they must be {len(pixels)} integers, one per"
+            " image"
+        )
+    low, high = _ends(classes)
+    names = tuple(class_names) or tuple(map(str, range(high + 1)))
+    if len(pixels) and not 0 <= low <= high < len(names):
+        raise InputError(f"labels go from {low} to {high}; they must be in 0 to {len(names) - 1}")
+    return _of_arrays(pixels, classes.astype(np.int32), names)
+
+
+def _pixels(images: np.ndarray) -> UInt8[np.ndarray, "n h w c"]:
+    """Returns the images as uint8, or raises an InputError."""
+    if images.ndim != 4:
+        raise InputError(
+            f"images have shape {images.shape}; it must be N x H x W x C, where C is 1 for grey ones"
+        )
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.integer):
+        raise InputError(
+            f"images have dtype {images.dtype}; they must be integers, such as to_uint8(images) of floats in [-1, 1]"
+        )
+    low, high = _ends(images)
+    if low < 0 or high > 255:
+        raise InputError(f"pixels go from {low} to {high}; they must be in 0 to 255")
+    return images.astype(np.uint8)
+
+
+def _ends(values: np.ndarray) -> tuple[int, int]:
+    """Returns the smallest and the largest value; 0 and -1 of none."""
+    return (int(values.min()), int(values.max())) if values.size else (0, -1)
+
+
+def _of_arrays(
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: Int32[np.ndarray, " n"],
+    class_names: tuple[str, ...],
+) -> Split:
     def read(indices: Int64[np.ndarray, " b"]) -> Batch:
         return {"image": images.take(indices, axis=0), "label": labels.take(indices)}
 
@@ -93,4 +148,4 @@ def in_memory(split: Split) -> Split:
         rows = np.arange(start, min(start + READ_CHUNK, split.num_images))
         batch = split.read(rows)
         images[rows], labels[rows] = batch["image"], batch["label"]
-    return dataclasses.replace(from_arrays(images, labels, split.class_names), sizes=split.sizes)
+    return dataclasses.replace(_of_arrays(images, labels, split.class_names), sizes=split.sizes)

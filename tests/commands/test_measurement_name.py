@@ -10,7 +10,7 @@ from diffusion_jax.data.split import from_arrays
 from diffusion_jax.experiment import build
 from diffusion_jax.runs import Run
 
-SPLIT = from_arrays(np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, int))
+SPLIT = from_arrays(np.zeros((1, 8, 8, 1), np.uint8))
 
 
 @pytest.fixture

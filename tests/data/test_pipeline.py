@@ -227,3 +227,36 @@ def test_pixels_of_no_range_are_refused(pixels, message):
 def test_floats_that_are_hardly_meant_for_the_models_range_are_warned_of(floats, seen):
     with pytest.warns(UserWarning, match=f"images are floats {seen}; a network is given them"):
         np.testing.assert_allclose(to_model_range(floats), floats, rtol=1e-6)
+
+
+def test_arrays_without_labels_have_no_classes_and_labels_without_names_are_named_by_number():
+    images = np.arange(3 * 4, dtype=np.int64).reshape(3, 2, 2, 1)
+    plain = from_arrays(images)
+    assert (plain.num_images, plain.image_shape, plain.class_names) == (3, (2, 2, 1), ())
+    batch = plain.read(np.array([2, 0, 2]))
+    np.testing.assert_array_equal(batch["image"], images[[2, 0, 2]])
+    assert batch["image"].dtype == np.uint8 and batch["label"].tolist() == [0, 0, 0]
+    classes = from_arrays(images, np.array([2, 0, 2]))
+    assert (classes.class_names, classes.class_counts) == (("0", "1", "2"), (1, 0, 2))
+
+
+PIXELS = np.zeros((3, 2, 2, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ((PIXELS[..., 0],), r"shape \(3, 2, 2\); it must be N x H x W x C"),
+        ((PIXELS.astype(np.float32),), "dtype float32; they must be integers, such as to_uint8"),
+        ((PIXELS + np.int64(256),), "pixels go from 256 to 256; they must be in 0 to 255"),
+        ((PIXELS - np.int64(1),), "pixels go from -1 to -1"),
+        ((PIXELS, np.zeros(2, int)), r"labels have shape \(2,\) and dtype int64; they must be 3"),
+        ((PIXELS, np.zeros(3)), "dtype float64; they must be 3 integers"),
+        ((PIXELS, np.array([0, 1, 2]), ("a", "b")), "labels go from 0 to 2; .* in 0 to 1"),
+        ((PIXELS, np.array([0, -1, 2])), "labels go from -1 to 2"),
+        ((PIXELS, None, ("a", "b")), "class_names are given for 3 images without labels"),
+    ],
+)
+def test_arrays_that_are_no_pixels_or_classes_are_refused(arrays, message):
+    with pytest.raises(InputError, match=message):
+        from_arrays(*arrays)

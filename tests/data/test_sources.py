@@ -12,16 +12,19 @@ import time
 import tracemalloc
 import urllib.error
 import urllib.request
+from typing import Annotated
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.data import SOURCES, load
+from diffusion_jax.data import SOURCES, Split, from_arrays, load
 from diffusion_jax.data.sources import cifar10, fashion_mnist
 from diffusion_jax.data.sources.base import Storage
 from diffusion_jax.data.sources.batch_pickle import load_batch
 from diffusion_jax.errors import InputError
+from diffusion_jax.options import Component, Option
+from diffusion_jax.options.kinds import Int
 
 
 def whole(split):
@@ -461,6 +464,19 @@ def test_the_number_of_images_is_known_before_they_are_read(
     expected = {"digits": 1797, "fashion_mnist": 10, "cifar10": 11, "image_folder": 5}[name]
     assert contents.num_images == expected
     assert sum(len(list(images)) for images in contents.splits.values()) == expected
+
+
+def test_a_source_may_hand_over_a_split_and_has_its_own_options(cache, monkeypatch):
+    def stripes(split: str, *, count: Annotated[int, Option(Int(1), "images")] = 4) -> Split:
+        return from_arrays(np.full((count, 2, 2, 1), 255 * (split == "test"), np.uint8))
+
+    monkeypatch.setitem(SOURCES, "stripes", Component(stripes, "all black or white"))
+    split = load("stripes", "test", count=7)
+    assert split.num_images == 7 and (split.read(np.arange(7))["image"] == 255).all()
+    with pytest.raises(InputError, match="image_size is 8, but stripes takes none"):
+        load("stripes", "train", image_size=8)
+    with pytest.raises(InputError, match="count is 3, but digits takes none"):
+        load("digits", "train", count=3)
 
 
 @pytest.fixture

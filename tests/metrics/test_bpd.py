@@ -128,13 +128,11 @@ def test_a_stratified_sample_of_the_terms_has_the_mean_of_all(whole: Bound) -> N
 
     result = measure(
         metric=dataclasses.replace(METRIC, num_terms=4),
-        split=from_arrays(pixels, np.zeros(3000, np.int32)),
+        split=from_arrays(pixels),
         num_images=3000,
         batch_size=3000,
     )
-    everything = measure(
-        split=from_arrays(pixels, np.zeros(3000, np.int32)), num_images=3000, batch_size=3000
-    )
+    everything = measure(split=from_arrays(pixels), num_images=3000, batch_size=3000)
     error = np.hypot(result.total.stderr, everything.total.stderr)
     assert abs(result.total.value - everything.total.value) < 3 * error
     np.testing.assert_allclose(result.count[:-1], 3000 * 3 * drawn_shares(GRID), rtol=0.1)
@@ -243,6 +241,6 @@ def test_terms_that_are_not_finite_are_counted_by_step_and_spoil_the_total_alone
 
 
 def test_a_split_without_images_is_refused() -> None:
-    empty = from_arrays(PIXELS[:0], np.zeros(0, np.int32))
+    empty = from_arrays(PIXELS[:0])
     with pytest.raises(InputError, match="has no images"):
         measure(split=empty)

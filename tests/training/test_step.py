@@ -517,7 +517,7 @@ def test_held_out_loss_depends_neither_on_the_devices_nor_on_the_batches():
         return toy_loss(params, x0, labels, draws, key)
 
     images = np.asarray(make_batch(size=50)["image"])
-    split = from_arrays(images, np.zeros(50, int))
+    split = from_arrays(images)
     params = {"w": jnp.array([0.5, -1.0, 2.0]), "b": jnp.array(0.3)}
     key = jax.random.key(3)
     draws = held_out_draws(key, jnp.arange(50), (2, 2, 3))
