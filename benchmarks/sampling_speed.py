@@ -17,8 +17,8 @@ import numpy as np
 import report
 
 from diffusion_jax import config as config_lib
+from diffusion_jax.commands.command_line import parse
 from diffusion_jax.experiment import build, sampling
-from diffusion_jax.main import parse
 from diffusion_jax.parallel import join, sharding
 from diffusion_jax.samplers.batches import make_batch_sampler
 

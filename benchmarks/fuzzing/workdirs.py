@@ -11,6 +11,7 @@ import numpy as np
 from diffusion_jax import config as config_lib
 from diffusion_jax.commands import run_config
 from diffusion_jax.commands.environment import check_layout
+from diffusion_jax.commands.modes import MODES
 from diffusion_jax.config import default_config
 from diffusion_jax.experiment import build
 from diffusion_jax.lifecycle import ownership
@@ -45,7 +46,7 @@ class ConfigJson(Loader):
         (folder / "config.json").write_text(config_lib.to_json(default_config()))
 
     def read(self, folder: Path) -> dict[str, Any]:
-        config = run_config.load_config(folder, (), "sample")
+        config = run_config.load_config(folder, (), MODES["sample"])
         build.validate(config)
         check_layout(folder)
         return dict(config_lib.fields(config))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,37 @@ from diffusion_jax.planning.bound import Bound, bound, estimate, gflop_per_image
 from diffusion_jax.planning.chips import Chip, chip_of
 from diffusion_jax.planning.fit import Attempt
 from diffusion_jax.planning.program import Compiled
+from diffusion_jax.planning.topology import topology_devices
 from diffusion_jax.reporting import results
 from diffusion_jax.writing.writable import check_writable
 
 
-def plan(config: ConfigDict, workdir: Path, devices: Sequence[Any], topology: str | None) -> int:
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """A training and the devices that it is planned for.
+
+    Attributes:
+      config: A valid config.
+      mesh: The devices.
+      topology: Name of the slice that they are of; None: they are here.
+      memory: Bytes of one for a program; None: not known.
+    """
+
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+    topology: str | None
+    memory: int | None
+
+    @property
+    def device_kind(self) -> str:
+        return self.mesh.devices.flat[0].device_kind
+
+    @property
+    def chip(self) -> Chip | None:
+        return chip_of(self.device_kind)
+
+
+def plan(config: ConfigDict, workdir: Path, topology: str | None = None) -> int:
     """Compiles the config's train step for the devices and says what follows from it; returns the exit status.
 
     Prints a table and writes results/plan.json in the workdir. No data are read, nothing is trained. Where the
@@ -30,54 +55,73 @@ def plan(config: ConfigDict, workdir: Path, devices: Sequence[Any], topology: st
     Args:
       config: A valid config.
       workdir: Folder of the run.
-      devices: Those that there are, or those of the topology.
-      topology: Its name.
+      topology: Slice of TPUs to plan for; None: the devices that are here.
 
     Raises:
-      InputError: A config that these devices do not take, images of unknown shape, or workdir not writable.
+      InputError: An unknown topology, a config that these devices do not take, images of unknown shape, or workdir not
+        writable.
     """
+    devices = topology_devices(topology) if topology else jax.devices()
     check_writable(workdir)
     mesh = make_training_mesh(config, devices)
-    chip, memory = chip_of(devices[0].device_kind), memory_of(devices[0], mesh.size)
+    planned = _Planned(config, mesh, topology, memory_of(devices[0], mesh.size))
     compile_step = partial(program.compile_step, devices=devices)
     stopping.check()
-    tried = [fit.attempt(compile_step, config, memory)]
-    shape, _ = program.assumed_images(config)
+    tried = [fit.attempt(compile_step, config, planned.memory)]
     first = jax.process_index() == 0
     if first:
-        where = f" ({topology})" if topology else ""
-        print(
-            f"{mesh.size} x {devices[0].device_kind}{where}, mesh data {mesh.shape['data']} x fsdp "
-            f"{mesh.shape['fsdp']}; batch {config.train.batch_size} of {'x'.join(map(str, shape))} images "
-            f"({program.source_of_shape(config)}), {config.model.dtype}"
-        )
-        print(_outcome(tried[0], memory))
+        print(_heading(planned))
+        print(_outcome(tried[0], planned.memory))
     if not tried[0].fits:
-        for attempt in fit.search(compile_step, config, memory, mesh.size):
+        for attempt in fit.search(compile_step, config, planned.memory, mesh.size):
             tried.append(attempt)
             if first:
-                print(f"{fit.flags(attempt.changes)}: {_outcome(attempt, memory)}", flush=True)
+                print(
+                    f"{fit.flags(attempt.changes)}: {_outcome(attempt, planned.memory)}", flush=True
+                )
     stopping.check()
-    if not first:
-        return 0
-    last = tried[-1]
-    if last.step is not None:
-        print(_table(last.step, chip, config))
+    if first:
+        for line in _verdict(planned, tried[-1]):
+            print(line)
+        print(results.add_result(workdir, "plan", _record(planned, tried)))
+    return 0
+
+
+def _heading(planned: _Planned) -> str:
+    config, mesh = planned.config, planned.mesh
+    where = f" ({planned.topology})" if planned.topology else ""
+    shape, _ = program.assumed_images(config)
+    return (
+        f"{mesh.size} x {planned.device_kind}{where}, mesh data {mesh.shape['data']} x fsdp "
+        f"{mesh.shape['fsdp']}; batch {config.train.batch_size} of {'x'.join(map(str, shape))} images "
+        f"({program.source_of_shape(config)}), {config.model.dtype}"
+    )
+
+
+def _verdict(planned: _Planned, last: Attempt) -> list[str]:
+    """Returns the table of the last attempt, and what made it fit."""
+    lines = [] if last.step is None else [_table(last.step, planned.chip, planned.config)]
     if last.fits and last.changes:
-        print(f"it fits with {fit.flags(last.changes)}")
+        lines.append(f"it fits with {fit.flags(last.changes)}")
     elif not last.fits:
-        print(
+        lines.append(
             "no change that was tried makes it fit; more devices, or a smaller model or batch, may"
         )
-    figures = {
-        "topology": topology,
-        "device_kind": devices[0].device_kind,
-        "devices": mesh.size,
-        "image_shape": shape,
+    return lines
+
+
+def _record(planned: _Planned, tried: list[Attempt]) -> dict[str, Any]:
+    """Returns what results/plan.json holds."""
+    config, last = planned.config, tried[-1]
+    return {
+        "topology": planned.topology,
+        "device_kind": planned.device_kind,
+        "devices": planned.mesh.size,
+        "image_shape": program.assumed_images(config)[0],
         "image_shape_from": program.source_of_shape(config),
         "batch_size": config.train.batch_size,
         "dtype": config.model.dtype,
-        "memory_limit": memory,
+        "memory_limit": planned.memory,
         "fits": tried[0].fits,
         "flags": fit.flags(last.changes) if last.fits else None,
         "plans": [
@@ -85,13 +129,11 @@ def plan(config: ConfigDict, workdir: Path, devices: Sequence[Any], topology: st
                 "changes": attempt.changes,
                 "fits": attempt.fits,
                 "needed": attempt.needed,
-                **(_figures(attempt.step, chip, config) if attempt.step else {}),
+                **(_figures(attempt.step, planned.chip, config) if attempt.step else {}),
             }
             for attempt in tried
         ],
     }
-    print(results.add_result(workdir, "plan", figures))
-    return 0
 
 
 def memory_of(device: Any, num_devices: int) -> int | None:

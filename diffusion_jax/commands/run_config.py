@@ -6,34 +6,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
+from diffusion_jax.commands.modes import MODES, Mode
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.metrics import METRICS
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
 
-_DRAWING = (
-    *("sampler", "mesh"),
-    *(f"sample.{name}" for name in ("num_images", "batch_size", "seed", "labels", "ema", "step")),
-)
-# Groups and fields that decide what a mode does, of those that every mode may set.
-USES = {
-    "sample": ("sampler", "sample", "mesh"),
-    "inpaint": (
-        *(*_DRAWING, "sample.formats"),
-        *(
-            f"edit.{name}"
-            for name in ("images", "keep", "mask", "factor", "start_t", "resamplings", "jump")
-        ),
-    ),
-    "interpolate": (
-        *_DRAWING,
-        *(f"edit.{name}" for name in ("images", "times", "num_between", "latents", "iterations")),
-    ),
-    "evaluate": ("eval", "mesh"),
-}
 
-
-def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: str) -> ConfigDict:
+def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: Mode) -> ConfigDict:
     """Returns the config that the run was trained with, with what the command line may change.
 
     Raises:
@@ -60,13 +40,14 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: str
             )
     config_lib.override(config, assignments)
     for name, _ in assignments:
-        if not _uses(mode, name):
-            others = ", ".join(f"--mode={other}" for other in USES if _uses(other, name))
-            raise InputError(
-                f"config field {name} decides nothing in --mode={mode}; it is for {others}"
+        if not mode.decides(name):
+            others = ", ".join(
+                f"--mode={other.name}" for other in MODES.values() if other.decides(name)
             )
-    if mode == "evaluate":
-        _check_metrics(config, {name for name, _ in assignments})
+            raise InputError(
+                f"config field {name} decides nothing in --mode={mode.name}; it is for {others}"
+            )
+    _check_metrics(config, {name for name, _ in assignments})
     return config
 
 
@@ -79,10 +60,6 @@ def _check_metrics(config: ConfigDict, assigned: set[str]) -> None:
                 f"config field eval.{name} decides nothing of eval.metrics={tuple(config.eval.metrics)}; "
                 f"it is for {', '.join(owners)}"
             )
-
-
-def _uses(mode: str, name: str) -> bool:
-    return name in USES[mode] or config_lib.group_of(name) in USES[mode]
 
 
 def check_trained(config: ConfigDict, trained: ConfigDict, what: str) -> None:

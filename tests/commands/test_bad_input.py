@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from tiny_run import Outcome, digits_in, environment, finish, run, start, write_config
 
+from diffusion_jax.commands.modes import MODES
 from diffusion_jax.config import FIELDS, default_config
 from diffusion_jax.data.sources import fashion_mnist
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import build
-from diffusion_jax.main import MODES
 from diffusion_jax.options.kinds import Choice
 
 

@@ -11,10 +11,12 @@ from tiny_run import write_config
 from diffusion_jax import data
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands.answers import tell
+from diffusion_jax.commands.command_line import parse
 from diffusion_jax.commands.edit_inputs import load_mask
+from diffusion_jax.commands.modes import MODES
 from diffusion_jax.config import load_file, to_json
 from diffusion_jax.errors import InputError
-from diffusion_jax.main import MODES, parse, run
+from diffusion_jax.main import run
 from diffusion_jax.runs.run import checkpoint_folder, load_run
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_run import Outcome, digits_in, results, run, write_config
 
-from diffusion_jax.commands.run_config import USES, load_config, passed_over
+from diffusion_jax.commands.modes import MODES
+from diffusion_jax.commands.run_config import load_config, passed_over
 from diffusion_jax.config import (
     FIELDS,
     default_config,
@@ -73,13 +74,13 @@ def test_the_runs_own_values_count_but_for_what_the_command_line_sets(tmp_path: 
     saved = default_config()
     saved.sample.num_images, saved.sample.seed, saved.model.channels = 7, 8, 64
     (tmp_path / "config.json").write_text(to_json(saved))
-    config = load_config(tmp_path, [("sample.seed", "9")], "sample")
+    config = load_config(tmp_path, [("sample.seed", "9")], MODES["sample"])
     assert (config.sample.num_images, config.sample.seed, config.model.channels) == (7, 9, 64)
 
 
 def test_every_settable_field_is_for_some_mode_and_no_mode_names_another() -> None:
     settable = {name for name in FIELDS if is_settable(name)}
-    named = {name for used in USES.values() for name in used}
+    named = {name for mode in MODES.values() for name in mode.uses}
     groups = {group_of(name) for name in settable}
     assert named <= settable | groups
     assert settable == {name for name in settable if {name, group_of(name)} & named}
@@ -103,7 +104,7 @@ def test_a_field_that_decides_nothing_in_a_mode_is_refused(
     value = {"edit.keep": "coarse", "edit.times": "3", "edit.mask": "m", "sample.formats": "npz"}
     message = f"config field {field} decides nothing in --mode={mode}; it is for {others}"
     with pytest.raises(InputError, match=f"^{message}$"):
-        load_config(tmp_path, [(field, value.get(field, "true"))], mode)
+        load_config(tmp_path, [(field, value.get(field, "true"))], MODES[mode])
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +159,8 @@ def test_a_run_that_was_trained_on_many_devices_is_used_on_those_that_are_here(
     config = default_config()
     config.mesh.data, config.mesh.fsdp = 16, 4
     (tmp_path / "config.json").write_text(to_json(config))
-    assert load_config(tmp_path, [], "sample").mesh.to_dict() == {"data": -1, "fsdp": 1}
-    asked = load_config(tmp_path, [("mesh.fsdp", "2")], "sample").mesh
+    assert load_config(tmp_path, [], MODES["sample"]).mesh.to_dict() == {"data": -1, "fsdp": 1}
+    asked = load_config(tmp_path, [("mesh.fsdp", "2")], MODES["sample"]).mesh
     assert asked.to_dict() == {"data": -1, "fsdp": 2}
 
 
@@ -172,6 +173,6 @@ def test_a_damaged_config_json_is_one_line(tmp_path: Path, content: bytes | None
     path = tmp_path / "config.json"
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(InputError, match=r"config\.json: ") as error:
-        load_config(tmp_path, [], "sample")
+        load_config(tmp_path, [], MODES["sample"])
     assert "\n" not in str(error.value)
     assert saved_checkpoint_dir(tmp_path) is None

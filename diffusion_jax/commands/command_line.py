@@ -1,0 +1,143 @@
+"""The command line: flags, overrides of the config, and help."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from diffusion_jax.commands.modes import MODES, mode_of_flag
+from diffusion_jax.errors import InputError, nearest, shortened
+from diffusion_jax.options.kinds import Text
+
+DESCRIPTION = """Denoising diffusion models of images in JAX.
+
+  python -m diffusion_jax.main --config=configs/digits.py
+  python -m diffusion_jax.main --config=configs/digits.py --mode=sample --config.sample.num_images=500
+"""
+EPILOG = "modes:\n" + "\n".join(f"  {name:11} {mode.help}" for name, mode in MODES.items())
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}{self._meant(message)} (see --help)")
+
+    def _meant(self, message: str) -> str:
+        """Returns what an unknown flag was probably meant to be."""
+        flag = message.rpartition(" --")[2].partition("=")[0]
+        if "unrecognized arguments: --" not in message:
+            return ""
+        from diffusion_jax.config import FIELDS  # It loads JAX, as all components do.
+
+        if flag in FIELDS:
+            return f"; did you mean --config.{flag}?"
+        known = [name.removeprefix("--") for name in self._option_string_actions]
+        return nearest(flag, known)
+
+
+class _Help(argparse.Action):
+    """Prints the help, or what the table of config fields says, and ends the command."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any
+    ) -> None:
+        if values is None:
+            print(parser.format_help().rstrip())
+        else:
+            from diffusion_jax.config import reference  # It loads JAX, as all components do.
+
+            print(reference.help_text(values))
+        sys.stdout.flush()
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m diffusion_jax.main",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument(
+        "-h",
+        "--help",
+        action=_Help,
+        nargs="?",
+        metavar="FIELDS",
+        help="show this; --help=FIELDS: every field of the config; --help=train: those of a group",
+    )
+    parser.add_argument("--config", help="Python file with get_config(), such as configs/digits.py")
+    parser.add_argument(
+        "--mode", default="train", help=f"one of {', '.join(MODES)} (default: train)"
+    )
+    parser.add_argument("--workdir", help="folder of the run (default: runs/<config name>)")
+    parser.add_argument(
+        "--allow_config_change",
+        action="store_true",
+        help="resume even if the data or config fields that alter the trained result have changed",
+    )
+    parser.add_argument(
+        "--topology", help="plan for this slice of TPUs, such as v5e:4x4, on any machine"
+    )
+    _add_processes(parser)
+    parser.add_argument(
+        "--config.GROUP.FIELD",
+        dest="field",
+        metavar="VALUE",
+        help="override any field of the config, such as --config.train.num_steps=200",
+    )
+    return parser
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    several = parser.add_argument_group(
+        "several processes (not needed on TPU pods, nor under srun, mpirun or launch/)"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is reached")
+    several.add_argument("--num_processes", metavar="N", type=int, help="how many there are")
+    several.add_argument("--process_id", metavar="I", type=int, help="number of this one, from 0")
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """Splits the command line into flags and ("group.field", "value") overrides.
+
+    Raises:
+      InputError: An unknown flag or mode, or a field without a value.
+    """
+    plain, assignments = [], []
+    rest = iter(argv)
+    for argument in rest:
+        if not argument.startswith("--config."):
+            plain.append(argument)
+            continue
+        name, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(rest, None)
+            if value is None:
+                raise InputError(f"--config.{name} needs a value: --config.{name}=VALUE")
+        assignments.append((name, value))
+    flags = _parser().parse_args(plain)
+    _complete(flags)
+    from diffusion_jax.addresses import expand  # The help does without.
+
+    flags.workdir = expand(flags.workdir)
+    return flags, assignments
+
+
+def _complete(flags: argparse.Namespace) -> None:
+    """Checks the flags, and sets the workdir where it is not given."""
+    if flags.mode not in MODES:
+        raise InputError(
+            f"unknown --mode {flags.mode!r}; choose one of {', '.join(MODES)}.{nearest(flags.mode, MODES)}"
+        )
+    for name, value in vars(flags).items():
+        if value and (owner := mode_of_flag(name)) not in (None, flags.mode):
+            raise InputError(f"--{name} is for --mode={owner}, not --mode={flags.mode}")
+    if flags.workdir is None:
+        if flags.config is None:
+            either = "--workdir=FOLDER of the run, or " if MODES[flags.mode].works_on_run else ""
+            raise InputError(f"{either}--config=FILE is needed, such as --config=configs/digits.py")
+        flags.workdir = f"runs/{Path(flags.config).stem}"
+    if not (folder := Text("a folder")).accepts(flags.workdir):
+        raise InputError(f"--workdir is {shortened(flags.workdir)}; it must be {folder.allowed}")

@@ -1,0 +1,102 @@
+"""The modes of the command: an entry of this table and a module of the mode's name, imported when the mode is run."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Groups and fields of every mode that draws images.
+_DRAWING = (
+    *("sampler", "mesh"),
+    *(f"sample.{name}" for name in ("num_images", "batch_size", "seed", "labels", "ema", "step")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """One mode; its module `commands/<name>.py` has a function of its name, (config, workdir, …) -> exit status.
+
+    Attributes:
+      name: What --mode calls it.
+      help: One line, without a period.
+      uses: Groups and fields that decide what it does with a trained run, of those that any mode may set; empty: it
+        works on the config of a file, not on a run.
+      takes: What else its function takes of the command: flags that are for this mode alone, and `started`.
+      same_process: Whether a config file beside the run must have the process that the run was trained with.
+    """
+
+    name: str
+    help: str
+    uses: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    same_process: bool = False
+
+    @property
+    def works_on_run(self) -> bool:
+        """Whether its config is that of a trained run."""
+        return bool(self.uses)
+
+    def decides(self, field: str) -> bool:
+        """Whether a field, "group.name", decides something in this mode."""
+        return field in self.uses or field.rpartition(".")[0] in self.uses
+
+    def run(self, config: Any, workdir: Path, command: Mapping[str, Any]) -> int:
+        """Runs it; returns the exit status.
+
+        Args:
+          config: A valid config.
+          workdir: Folder of the run.
+          command: The command's flags, and when it started.
+        """
+        function = getattr(importlib.import_module(f"{__package__}.{self.name}"), self.name)
+        return function(config, workdir, **{name: command[name] for name in self.takes})
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode(
+            "train",
+            "train the config's model; continue the run if the workdir holds one",
+            takes=("allow_config_change", "started"),
+        ),
+        Mode(
+            "sample",
+            "draw images from a checkpoint of the workdir",
+            uses=("sampler", "sample", "mesh"),
+        ),
+        Mode(
+            "inpaint",
+            "draw images that keep a part of given ones, or begin with them: config.edit",
+            uses=(
+                *(*_DRAWING, "sample.formats", "edit.images", "edit.keep", "edit.mask"),
+                *("edit.factor", "edit.start_t", "edit.resamplings", "edit.jump"),
+            ),
+        ),
+        Mode(
+            "interpolate",
+            "draw what lies between images: config.edit",
+            uses=(
+                *(*_DRAWING, "edit.images", "edit.times", "edit.num_between", "edit.latents"),
+                "edit.iterations",
+            ),
+        ),
+        Mode(
+            "evaluate",
+            "measure a checkpoint: config.eval.metrics, such as bits/dim",
+            uses=("eval", "mesh"),
+            same_process=True,
+        ),
+        Mode(
+            "plan",
+            "say whether a training fits these devices, or --topology, and how fast it can be",
+            takes=("topology",),
+        ),
+    )
+}
+
+
+def mode_of_flag(flag: str) -> str | None:
+    """Returns the mode that alone takes a flag; None of a flag of all modes."""
+    return next((mode.name for mode in MODES.values() if flag in mode.takes), None)
