@@ -4,12 +4,14 @@ from typing import Any
 
 from diffusion_jax.metrics.base import MeanStdErr, Metric, Shard, make_measure, mean_stderr
 from diffusion_jax.metrics.bpd import VariationalBits
+from diffusion_jax.metrics.mean import MeanMetric
 from diffusion_jax.metrics.ode_bpd import FlowBits
 from diffusion_jax.options import Component, Registry
 
 __all__ = [
     "METRICS",
     "FlowBits",
+    "MeanMetric",
     "MeanStdErr",
     "Metric",
     "Shard",
