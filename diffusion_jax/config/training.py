@@ -8,11 +8,122 @@ from diffusion_jax.models.networks import NETWORKS
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text
 from diffusion_jax.processes.registry import PROCESSES
 
+# Those that depend on no registry.
+_FIELDS = {
+    "seed": Field(0, SEEDS, "seed of initialisation, order of the images, noise and dropout"),
+    # ---- data
+    "data.random_flip": Field(False, Bool(), "mirror training images at random, left to right"),
+    "data.cache_dir": Field(
+        None,
+        Text("a folder"),
+        "prepared data and compiled programs; unset: ~/.cache/diffusion_jax",
+        "on_resume",
+    ),
+    # ---- model
+    "model.num_classes": Field(
+        0,
+        Either(Int(0, 1_000_000), Choice((AUTO,))),
+        "classes to condition on, those of the data; auto: as many as they have; 0: unconditional",
+    ),
+    # ---- process
+    "process.prediction": Field(
+        "eps",
+        Choice(("eps", "x0", "v", "mean", "score")),
+        "what the network predicts of x_t; mean: the posterior's, mu_tilde; score: std times the score",
+    ),
+    "process.variance": Field(
+        "fixed_large",
+        VARIANCE,
+        "of the reverse steps: beta_t, the posterior's, or predicted by the network, between the two",
+        "on_resume",  # If fixed, L_simple does not depend on it; see `compare.deciding`.
+    ),
+    # ---- optimizer
+    "optimizer.learning_rate": Field(2e-4, Float(0), "rate after the warm-up"),
+    "optimizer.warmup_steps": Field(
+        5000, Int(0, 2**31 - 1), "steps over which the rate rises linearly"
+    ),
+    "optimizer.decay": Field(
+        "constant",
+        Choice(("constant", "linear", "cosine")),
+        "of the rate after the warm-up, to 0 at train.num_steps; constant: none",
+    ),
+    "optimizer.grad_clip": Field(
+        1.0, Float(0), "largest global norm of the gradients; 0: no limit"
+    ),
+    "optimizer.ema_decay": Field(0.9999, Float(0, 1), "decay of the averaged weights"),
+    "optimizer.ema_warmup": Field(
+        True,
+        Bool(),
+        "let that decay rise from 0.1, so that the average forgets the random start",
+    ),
+    # ---- train
+    "train.num_steps": Field(
+        800_000,
+        Int(1, 2**31 - 1),
+        "steps in all; where optimizer.decay has the rate end there, a resume may not change it",
+        "on_resume",
+    ),
+    "train.batch_size": Field(128, Int(1, 1_000_000), "images a step, over all devices"),
+    "train.label_dropout": Field(
+        0.0,
+        Float(0, 1),
+        "share of labels that a conditional model does not see, for guidance; 0: none",
+    ),
+    "train.accumulate": Field(
+        1, Int(1, 1_000_000), "parts of a batch that are computed one after the other"
+    ),
+    "train.steps_per_dispatch": Field(
+        None,
+        Int(1, 1_000_000),
+        "steps in one compiled program; unset: 1 on the CPU, 10 elsewhere",
+        "on_resume",
+    ),
+    "train.step_timeout": Field(
+        3600.0,
+        Float(0, 1e9),
+        "seconds without a finished step after which a run says where it hangs, and ends; 0: never",
+        "on_resume",
+    ),
+    "train.log_every": Field(
+        100, Int(1, 2**31 - 1), "steps between rows of metrics.jsonl", "on_resume"
+    ),
+    "train.checkpoint_every": Field(
+        5000, Int(1, 2**31 - 1), "steps between checkpoints", "on_resume"
+    ),
+    "train.checkpoint_dir": Field(
+        None,
+        Text("a folder's full path, or an address such as gs://BUCKET/PATH"),
+        "where this run's checkpoints are, and no other's; unset: WORKDIR/checkpoints",
+        "on_resume",
+    ),
+    "train.keep_last": Field(3, Int(1, 1_000_000), "newest checkpoints to keep", "on_resume"),
+    "train.keep_every": Field(
+        None,
+        Int(1, 2**31 - 1),
+        "besides the newest, keep multiples of this; unset: none",
+        "on_resume",
+    ),
+    "train.sample_every": Field(
+        0, Int(0, 2**31 - 1), "steps between sample grids; 0: only at the end", "on_resume"
+    ),
+    "train.sample_images": Field(36, Int(1, 10_000), "images in these grids", "on_resume"),
+    "train.eval_every": Field(
+        0, Int(0, 2**31 - 1), "steps between held-out losses; 0: never", "on_resume"
+    ),
+    "train.bpd_every": Field(
+        0,
+        Int(0, 2**31 - 1),
+        "steps between bits/dim of test images (EMA), measured as the eval group says; 0: never",
+        "on_resume",
+    ),
+}
+
 
 def training_fields() -> dict[str, Field]:
     """Returns these fields, with the options of the components that are registered now."""
     return {
-        **_own_fields(),
+        **_of_registries(),
+        **_FIELDS,
         **option_fields("data", SOURCES, "data.name"),
         **option_fields("model", NETWORKS, "model.name"),
         **option_fields("process", PROCESSES, "process.name"),
@@ -22,40 +133,12 @@ def training_fields() -> dict[str, Field]:
     }
 
 
-def _own_fields() -> dict[str, Field]:
-    """Returns the fields that no component declares."""
+def _of_registries() -> dict[str, Field]:
+    """Returns the fields that choose a component, or that only some components have."""
     return {
-        "seed": Field(0, SEEDS, "seed of initialisation, order of the images, noise and dropout"),
-        # ---- data
         "data.name": Field("digits", SOURCES.choice, SOURCES.help(), chooses="data set"),
-        "data.random_flip": Field(False, Bool(), "mirror training images at random, left to right"),
-        "data.cache_dir": Field(
-            None,
-            Text("a folder"),
-            "prepared data and compiled programs; unset: ~/.cache/diffusion_jax",
-            "on_resume",
-        ),
-        # ---- model
         "model.name": Field("unet", NETWORKS.choice, NETWORKS.help(), chooses="model"),
-        "model.num_classes": Field(
-            0,
-            Either(Int(0, 1_000_000), Choice((AUTO,))),
-            "classes to condition on, those of the data; auto: as many as they have; 0: unconditional",
-        ),
-        # ---- process
         "process.name": Field("ddpm", PROCESSES.choice, PROCESSES.help(), chooses="process"),
-        "process.prediction": Field(
-            "eps",
-            Choice(("eps", "x0", "v", "mean", "score")),
-            "what the network predicts of x_t; mean: the posterior's, mu_tilde; score: std times the score",
-        ),
-        "process.variance": Field(
-            "fixed_large",
-            VARIANCE,
-            "of the reverse steps: beta_t, the posterior's, or predicted by the network, between the two",
-            "on_resume",  # If fixed, L_simple does not depend on it; see `compare.deciding`.
-        ),
-        # ---- loss
         "loss.name": Field("simple", LOSSES.choice, LOSSES.help(), chooses="loss"),
         "loss.times": Field(
             "uniform", TIME_SAMPLERS.choice, f"how times are drawn; {TIME_SAMPLERS.help()}"
@@ -75,84 +158,5 @@ def _own_fields() -> dict[str, Field]:
                 "process.name": tuple(n for n, kind in PROCESSES.items() if kind.continuous),
                 "loss.name": tuple(n for n, loss in LOSSES.items() if not loss.on_grid),
             },
-        ),
-        # ---- optimizer
-        "optimizer.learning_rate": Field(2e-4, Float(0), "rate after the warm-up"),
-        "optimizer.warmup_steps": Field(
-            5000, Int(0, 2**31 - 1), "steps over which the rate rises linearly"
-        ),
-        "optimizer.decay": Field(
-            "constant",
-            Choice(("constant", "linear", "cosine")),
-            "of the rate after the warm-up, to 0 at train.num_steps; constant: none",
-        ),
-        "optimizer.grad_clip": Field(
-            1.0, Float(0), "largest global norm of the gradients; 0: no limit"
-        ),
-        "optimizer.ema_decay": Field(0.9999, Float(0, 1), "decay of the averaged weights"),
-        "optimizer.ema_warmup": Field(
-            True,
-            Bool(),
-            "let that decay rise from 0.1, so that the average forgets the random start",
-        ),
-        # ---- train
-        "train.num_steps": Field(
-            800_000,
-            Int(1, 2**31 - 1),
-            "steps in all; where optimizer.decay has the rate end there, a resume may not change it",
-            "on_resume",
-        ),
-        "train.batch_size": Field(128, Int(1, 1_000_000), "images a step, over all devices"),
-        "train.label_dropout": Field(
-            0.0,
-            Float(0, 1),
-            "share of labels that a conditional model does not see, for guidance; 0: none",
-        ),
-        "train.accumulate": Field(
-            1, Int(1, 1_000_000), "parts of a batch that are computed one after the other"
-        ),
-        "train.steps_per_dispatch": Field(
-            None,
-            Int(1, 1_000_000),
-            "steps in one compiled program; unset: 1 on the CPU, 10 elsewhere",
-            "on_resume",
-        ),
-        "train.step_timeout": Field(
-            3600.0,
-            Float(0, 1e9),
-            "seconds without a finished step after which a run says where it hangs, and ends; 0: never",
-            "on_resume",
-        ),
-        "train.log_every": Field(
-            100, Int(1, 2**31 - 1), "steps between rows of metrics.jsonl", "on_resume"
-        ),
-        "train.checkpoint_every": Field(
-            5000, Int(1, 2**31 - 1), "steps between checkpoints", "on_resume"
-        ),
-        "train.checkpoint_dir": Field(
-            None,
-            Text("a folder's full path, or an address such as gs://BUCKET/PATH"),
-            "where this run's checkpoints are, and no other's; unset: WORKDIR/checkpoints",
-            "on_resume",
-        ),
-        "train.keep_last": Field(3, Int(1, 1_000_000), "newest checkpoints to keep", "on_resume"),
-        "train.keep_every": Field(
-            None,
-            Int(1, 2**31 - 1),
-            "besides the newest, keep multiples of this; unset: none",
-            "on_resume",
-        ),
-        "train.sample_every": Field(
-            0, Int(0, 2**31 - 1), "steps between sample grids; 0: only at the end", "on_resume"
-        ),
-        "train.sample_images": Field(36, Int(1, 10_000), "images in these grids", "on_resume"),
-        "train.eval_every": Field(
-            0, Int(0, 2**31 - 1), "steps between held-out losses; 0: never", "on_resume"
-        ),
-        "train.bpd_every": Field(
-            0,
-            Int(0, 2**31 - 1),
-            "steps between bits/dim of test images (EMA), measured as the eval group says; 0: never",
-            "on_resume",
         ),
     }
