@@ -21,7 +21,7 @@ from diffusion_jax.experiment.checks import check_temperature, warn_of_times
 from diffusion_jax.parallel.map_batches import map_batches
 from diffusion_jax.reporting import pictures
 from diffusion_jax.runs import Run
-from diffusion_jax.samplers import Merge
+from diffusion_jax.samplers import Merge, Sampler
 from diffusion_jax.samplers.editing import LUMA
 
 SHOWN = 12
@@ -38,40 +38,22 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
       RunError: No sound checkpoint; disk full.
     """
     started = time.monotonic()
-    fields = config.edit
-    if fields.keep == "mask" and fields.mask is None:
-        raise InputError("edit.mask is unset; edit.keep=mask needs a grey PNG, black where kept")
-    if fields.keep == "nothing" and fields.start_t is None:
-        raise InputError(
-            "edit.start_t is unset; edit.keep=nothing needs the timestep to start from, such as half of T"
-        )
+    _check(config)
     run, mesh = job.open_run(config, workdir)
-    config = run.config
+    config, fields = run.config, run.config.edit
     known = load_mask(fields.mask, run.image_shape) if fields.keep == "mask" else None
     merge = editing.make_merge(config, run.image_shape, known)
     inputs = load_inputs(run)
-    sampler, settings = sampling.make_sampler(run), sampling.traced_options(config)
-    options = editing.inpaint_options(config, sampler)
-    if fields.start_t is not None:
-        check_temperature(config, options["start"] == 0, f"edit.start_t={fields.start_t:g}")
-        warn_of_times(sampler.grid, [fields.start_t], [options["start"]], "edit.start_t")
+    sampler = sampling.make_sampler(run)
+    options = _options(config, sampler)
     num_images = len(inputs.images)
     batch_size = min(config.sample.batch_size, num_images)
     folder = workdir / "edits" / _job_name(run, inputs, known, options)
     own(folder, "inpaint")
     files = ImageFiles(folder, num_images, run.image_shape)
-
     finished = files.finished()
     bar = ImagesBar(num_images, 1, batch_size, finished=len(finished))
-    program = map_batches(editing.make_inpaint(run, merge), mesh, batch_size, out_axes=(0, 0, 0))
-
-    def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
-        labels = None if inputs.labels is None else inputs.labels[indices]
-        rows = indices.astype(np.int32), labels, inputs.images[indices]
-        images, finite, stats = program((run.params, settings), rows)
-        sampling.check_finished(config, run.params, finite, stats)
-        return images
-
+    draw = _make_draw(run, mesh, batch_size, merge, inputs)
     drawn = job.draw_missing(files, bar, draw, batch_size, finished)
     if jax.process_index() != 0:
         return 0
@@ -82,13 +64,51 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     result = {
         "num_images": num_images,
         **job.record(run, editing.edit_nfe(run, sampler), labels),
-        "edit": {**config.edit.to_dict(), **options},
+        "edit": {**fields.to_dict(), **options},
         "files": [path.name for path in paths],
         "drawn_this_start": drawn,
         "seconds_this_start": round(time.monotonic() - started, 1),
     }
     job.save_result(workdir, "inpaint", folder, result, f"{num_images} images ({drawn} drawn now)")
     return 0
+
+
+def _check(config: ConfigDict) -> None:
+    """Refuses an edit that lacks a field, before the run is read."""
+    fields = config.edit
+    if fields.keep == "mask" and fields.mask is None:
+        raise InputError("edit.mask is unset; edit.keep=mask needs a grey PNG, black where kept")
+    if fields.keep == "nothing" and fields.start_t is None:
+        raise InputError(
+            "edit.start_t is unset; edit.keep=nothing needs the timestep to start from, such as half of T"
+        )
+
+
+def _options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:
+    """Returns start, resamplings and jump; warns of a start that is not on the sampler's grid."""
+    options, start_t = editing.inpaint_options(config, sampler), config.edit.start_t
+    if start_t is not None:
+        check_temperature(config, options["start"] == 0, f"edit.start_t={start_t:g}")
+        warn_of_times(sampler.grid, [start_t], [options["start"]], "edit.start_t")
+    return options
+
+
+def _make_draw(
+    run: Run, mesh: jax.sharding.Mesh, batch_size: int, merge: Merge, inputs: Inputs
+) -> job.Draw:
+    """Returns indices -> the edited images."""
+    program = map_batches(editing.make_inpaint(run, merge), mesh, batch_size, out_axes=(0, 0, 0))
+    whole = run.params, sampling.traced_options(run.config)
+
+    def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
+        labels = None if inputs.labels is None else inputs.labels[indices]
+        images, finite, stats = program(
+            whole, (indices.astype(np.int32), labels, inputs.images[indices])
+        )
+        sampling.check_finished(run.config, run.params, finite, stats)
+        return images
+
+    return draw
 
 
 def _job_name(

@@ -87,14 +87,9 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     check_temperature(config, config.edit.latents, "edit.latents=false")
     run, mesh = job.open_run(config, workdir)
     fields = run.config.edit
-    inputs = load_inputs(run)
-    if len(inputs.images) < 2:
-        raise InputError("edit.images holds one image; interpolation needs two or more, in pairs")
+    inputs = _pairs(run, load_inputs(run))
     sampler = sampling.make_sampler(run)
-    if fields.latents and sampler.grid.num_steps < 2:
-        raise InputError("edit.latents needs two steps or more; the sampler has one")
     points = _points(run, sampler)
-    inputs = _labelled(run, inputs)
     rows, fraction = _between(inputs, fields.num_between + 2)
     names = [f"t = {time:.4g}" for time in sampler.grid.time[points]] + ["latents"] * fields.latents
     folder = workdir / "edits" / _job_name(run, inputs, names)
@@ -113,9 +108,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
         drawn.append(latents)
         decodings = _evaluations(latents.read_all())
         nfe["latents"] = editing.latents_nfe(run, encodings, decodings)
-    images = [part["images"] for batches in drawn for part in batches.read_all()]
-    between = np.concatenate(images).reshape(num_rows, -1, len(fraction), *run.image_shape)
-    between = between.swapaxes(0, 1)
+    between = _read(run, drawn, len(fraction))
     _save(folder, inputs, between, names, fraction)
     remove(folder / "parts")
     result = {
@@ -127,6 +120,12 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     done = f"{num_rows * len(fraction)} images for each of {len(between)} pair(s)"
     job.save_result(workdir, "interpolate", folder, result, done)
     return 0
+
+
+def _read(run: Run, drawn: list[Batches], columns: int) -> UInt8[np.ndarray, "p r k h w c"]:
+    """Returns the images of each pair, in rows of so many."""
+    images = np.concatenate([part["images"] for batches in drawn for part in batches.read_all()])
+    return images.reshape(len(drawn), -1, columns, *run.image_shape).swapaxes(0, 1)
 
 
 def _save(
@@ -158,6 +157,8 @@ def _nfe(
 
 def _points(run: Run, sampler: Sampler) -> list[int]:
     """Returns the points of the grid to mix at, noise first: those nearest to `edit.times`, or to eighths of all."""
+    if run.config.edit.latents and sampler.grid.num_steps < 2:
+        raise InputError("edit.latents needs two steps or more; the sampler has one")
     times = run.config.edit.times
     if times is None:
         last, data = make_grid(run.process).time[[0, -1]]
@@ -167,8 +168,10 @@ def _points(run: Run, sampler: Sampler) -> list[int]:
     return points
 
 
-def _labelled(run: Run, inputs: Inputs) -> Inputs:
+def _pairs(run: Run, inputs: Inputs) -> Inputs:
     """Returns whole pairs; two of different classes get none, if the model was trained to do without."""
+    if len(inputs.images) < 2:
+        raise InputError("edit.images holds one image; interpolation needs two or more, in pairs")
     count = len(inputs.images) // 2 * 2
     if count < len(inputs.images):
         warnings.warn(

@@ -25,6 +25,9 @@ from diffusion_jax.reporting import classes, results
 from diffusion_jax.runs import Run, load_run
 from diffusion_jax.writing.writable import check_writable
 
+# Indices of images -> the images.
+Draw = Callable[[Int64[np.ndarray, " b"]], UInt8[np.ndarray, "b h w c"]]
+
 
 def open_run(
     config: ConfigDict, workdir: Path, group: str = "sample"
@@ -109,7 +112,7 @@ def measured(run: Run) -> dict[str, Any]:
 def draw_missing(
     files: ImageFiles,
     bar: ImagesBar,
-    draw: Callable[[Int64[np.ndarray, " b"]], UInt8[np.ndarray, "b h w c"]],
+    draw: Draw,
     batch_size: int,
     finished: Int64[np.ndarray, " n"],
 ) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int, Int64, UInt8
 from ml_collections import ConfigDict
 
 from diffusion_jax.commands import job, sample_pictures
@@ -17,6 +17,7 @@ from diffusion_jax.experiment import sampling
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reporting import pictures
+from diffusion_jax.runs import Run
 from diffusion_jax.samplers import Sampler
 from diffusion_jax.samplers.batches import Samples, class_of_images, make_batch_sampler
 
@@ -41,34 +42,18 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     folder = workdir / "samples" / job.job_name(config, run.step, run.digest, num_images=num_images)
     own(folder, "sample")
     files = ImageFiles(folder, num_images, run.image_shape)
-    sampler, settings = sampling.make_sampler(run), sampling.traced_options(config)
-
+    sampler = sampling.make_sampler(run)
     finished = files.finished()
-    bar = ImagesBar(num_images, sampler.grid.num_steps, batch_size, finished=len(finished))
-    num_classes = config.model.num_classes
-    draw_batch = make_batch_sampler(
-        sampling.make_draw(run, progress=bar.progress), mesh, batch_size, num_classes=num_classes
-    )
-
     costs: list[int] = []  # Image by image.
-
-    def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
-        samples = draw_batch(run.params, settings, indices, fields.labels)
-        assert samples.finite is not None and samples.stats is not None
-        sampling.check_finished(config, run.params, samples.finite, samples.stats)
-        costs.extend(np.asarray(samples.stats.evaluations).tolist())
-        return samples.images
-
+    bar = ImagesBar(num_images, sampler.grid.num_steps, batch_size, finished=len(finished))
+    draw = _make_draw(run, mesh, batch_size, bar, costs)
     drawn = job.draw_missing(files, bar, draw, batch_size, finished)
     sample_pictures.draw_progressive(run, sampler, mesh, folder)
     shared_t = sample_pictures.draw_shared(run, sampler, mesh, folder)
     if jax.process_index() != 0:
         return 0
-    labels = class_of_images(np.arange(num_images), num_classes, fields.labels)
-    first = files.head(GRID_IMAGES)
-    classes = None if labels is None else labels[: len(first)]
-    shown = Samples(first, None, None, classes, class_names=run.class_names)
-    pictures.save_png(folder / "grid.png", shown.grid())
+    labels = class_of_images(np.arange(num_images), config.model.num_classes, fields.labels)
+    _save_grid(run, files, labels, folder)
     paths = files.write(fields.formats, labels, run.names_to_draw)
     result = {
         "num_images": num_images,
@@ -80,6 +65,34 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     }
     job.save_result(workdir, "sample", folder, result, f"{num_images} images ({drawn} drawn now)")
     return 0
+
+
+def _make_draw(
+    run: Run, mesh: jax.sharding.Mesh, batch_size: int, bar: ImagesBar, costs: list[int]
+) -> job.Draw:
+    """Returns indices -> their images; what each of them cost is appended to `costs`."""
+    program = sampling.make_draw(run, progress=bar.progress)
+    num_classes = run.config.model.num_classes
+    draw_batch = make_batch_sampler(program, mesh, batch_size, num_classes=num_classes)
+    settings, labels = sampling.traced_options(run.config), run.config.sample.labels
+
+    def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
+        samples = draw_batch(run.params, settings, indices, labels)
+        assert samples.finite is not None and samples.stats is not None
+        sampling.check_finished(run.config, run.params, samples.finite, samples.stats)
+        costs.extend(np.asarray(samples.stats.evaluations).tolist())
+        return samples.images
+
+    return draw
+
+
+def _save_grid(
+    run: Run, files: ImageFiles, labels: Int[np.ndarray, " n"] | None, folder: Path
+) -> None:
+    first = files.head(GRID_IMAGES)
+    classes = None if labels is None else labels[: len(first)]
+    shown = Samples(first, None, None, classes, class_names=run.class_names)
+    pictures.save_png(folder / "grid.png", shown.grid())
 
 
 def _nfe(config: ConfigDict, sampler: Sampler, costs: list[int], folder: Path) -> Any:

@@ -1,14 +1,12 @@
 """`--mode=train`: trains until done or stopped, and resumes where it was."""
 
 import contextlib
-import dataclasses
 import functools
-import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,14 +28,11 @@ from diffusion_jax.models.networks import count_parameters
 from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.parallel.preemption import stop_point
 from diffusion_jax.reporting import classes, results
-from diffusion_jax.runs.run import (
-    SAME_CLASSES,
-    checkpoint_folder,
-    classes_moved,
-    saved_checkpoint_dir,
-)
+from diffusion_jax.runs import resume
+from diffusion_jax.runs.run import checkpoint_folder, saved_checkpoint_dir
 from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
 from diffusion_jax.training.hooks import (
+    Measure,
     checkpoint_hook,
     draw_pictures,
     held_out_hook,
@@ -46,11 +41,11 @@ from diffusion_jax.training.hooks import (
 from diffusion_jax.training.loop import Hook, Plan, run_loop
 from diffusion_jax.training.meter import Meter, NotFinite
 from diffusion_jax.training.run_log import RunLog
-from diffusion_jax.training.state import TrainState, from_parts, to_parts
+from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.watchdog import Watchdog
 from diffusion_jax.writing.writable import check_writable
 
-ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
+Draw = Callable[[Any], Samples]  # Parameters -> the samples of the run's pictures.
 
 
 def train(
@@ -72,80 +67,144 @@ def train(
       InputError: Data, model, devices or workdir do not fit the config or the run.
       RunError: Loss or gradients not finite; checkpoints damaged; disk full.
     """
-    fields = config.train
     mesh = make_training_mesh(config)
     own(workdir, "train")
     store = _open_store(config, workdir)
+    work, meta = _begin(config, mesh, store, allow_config_change)
+    config, start, num_steps = work.config, int(work.state.step), work.config.train.num_steps
+    if jax.process_index() == 0:
+        _write_config(work, workdir)
+    if start > num_steps:
+        raise InputError(f"train.num_steps is {num_steps}; this run has done {start} steps already")
+    stopping.check()
+    log = RunLog(workdir, start, num_steps, writes=jax.process_index() == 0)
+    _say_beginning(work, log, workdir)
+    meter = Meter(
+        log,
+        start=start,
+        num_steps=num_steps,
+        log_every=config.train.log_every,
+        batch_size=config.train.batch_size,
+        started=started,
+        sums=meta.get("sums"),
+    )
+    draw = _picture_sampler(work.exp, mesh)
+    hooks = _hooks(work, store, meter, log, workdir, draw)
+    with _last_good_named(store), contextlib.closing(store), contextlib.closing(log):
+        state, step, stopped = _run(work, meter, hooks)
+        store.wait()
+        if stopped:
+            log.say(
+                f"{stopping.requested() or 'SIGTERM'}: saved step {step}; run the same command to go on"
+            )
+            return EXIT_STOPPED
+        _finish(work, state, step, draw, log, workdir, started)
+    return 0
+
+
+class _Work(NamedTuple):
+    """What is trained, and from which state on.
+
+    Attributes:
+      exp: Process, network and config.
+      split: Images to train on.
+      training: State and compiled steps on the mesh.
+      measures: What is measured on test images.
+      state: Where it begins.
+    """
+
+    exp: Experiment
+    split: data.Split
+    training: Training
+    measures: list[Measure]
+    state: TrainState
+
+    @property
+    def config(self) -> ConfigDict:
+        return self.exp.config
+
+
+def _begin(
+    config: ConfigDict, mesh: jax.sharding.Mesh, store: CheckpointStore, allow_change: bool
+) -> tuple[_Work, dict[str, Any]]:
+    """Returns the work, new or resumed, and the JSON of the checkpoint that it goes on from."""
     saved = store.meta()
     if saved is not None:
         config = config_lib.with_num_classes(config, saved["data"]["num_classes"])
-    _check_resume(saved, config, allow_config_change)
+    resume.check_config(saved, config, allow_change)
     split = build.load_split(config, "train")
-    _check_classes(saved, split, config, allow_config_change)
+    resume.check_classes(saved, split, config, allow_change)
     exp = build.build(config, split.image_shape, split.num_classes, split.class_names)
-    config = exp.config
     training = make_training(exp, mesh)
     measures = held_out_measures(exp, mesh)
     if saved is None:
         state, meta = training.create(), {}
     else:
-        state, meta = _restore(training, store, split, config.data.name, allow_config_change)
+        name = exp.config.data.name
+        state, meta = resume.restore_state(training, store, split, name, allow_change)
     _own_checkpoints(store)
-    if jax.process_index() == 0:
-        of_data = classes.table(split.class_names, split.class_counts)
-        results.write_text(workdir / "config.json", config_lib.to_json(config, of_data))
-    start = int(state.step)
-    if start > fields.num_steps:
-        raise InputError(
-            f"train.num_steps is {fields.num_steps}; this run has done {start} steps already"
-        )
-    stopping.check()
-    log = RunLog(workdir, start, fields.num_steps, writes=jax.process_index() == 0)
+    return _Work(exp, split, training, measures, state), meta
+
+
+def _write_config(work: _Work, workdir: Path) -> None:
+    of_data = classes.table(work.split.class_names, work.split.class_counts)
+    results.write_text(workdir / "config.json", config_lib.to_json(work.config, of_data))
+
+
+def _say_beginning(work: _Work, log: RunLog, workdir: Path) -> None:
+    config, start = work.config, int(work.state.step)
     log.say(
-        f"{config.data.name}: {train_report.images_in_words(split, config.model.num_classes)}\n"
-        f"{count_parameters(state.params):,} parameters; {mesh.size} device(s); "
+        f"{config.data.name}: {train_report.images_in_words(work.split, config.model.num_classes)}\n"
+        f"{count_parameters(work.state.params):,} parameters; {work.training.mesh.size} device(s); "
         + (f"resuming at step {start}" if start else f"workdir {workdir}")
     )
-    if fields.num_steps < config.optimizer.warmup_steps:
+    if config.train.num_steps < config.optimizer.warmup_steps:
         warnings.warn(
-            f"train.num_steps is {fields.num_steps}, but the learning rate rises until step "
+            f"train.num_steps is {config.train.num_steps}, but the learning rate rises until step "
             f"{config.optimizer.warmup_steps}; set --config.optimizer.warmup_steps",
             stacklevel=1,
         )
-    meter = Meter(
-        log,
-        start=start,
-        num_steps=fields.num_steps,
-        log_every=fields.log_every,
-        batch_size=fields.batch_size,
-        started=started,
-        sums=meta.get("sums"),
-    )
-    draw = _picture_sampler(exp, mesh)
-    position = functools.partial(_meta, config, split, data.fingerprint(split), meter)
-    hooks = [
-        *(held_out_hook(measure, AVERAGE, log) for measure in measures),
+
+
+def _hooks(
+    work: _Work, store: CheckpointStore, meter: Meter, log: RunLog, workdir: Path, draw: Draw
+) -> list[Hook]:
+    fields = work.config.train
+    fingerprint = data.fingerprint(work.split)
+    position = functools.partial(resume.describe, work.config, work.split, fingerprint, meter)
+    return [
+        *(held_out_hook(measure, AVERAGE, log) for measure in work.measures),
         pictures_hook(draw, AVERAGE, workdir, log, every=fields.sample_every),
         checkpoint_hook(store, position, every=fields.checkpoint_every),
     ]
+
+
+def _finish(
+    work: _Work,
+    state: TrainState,
+    step: int,
+    draw: Draw,
+    log: RunLog,
+    workdir: Path,
+    started: float,
+) -> None:
+    """Draws the last pictures, and writes the report."""
+    log.say(f"trained {step} steps; drawing {work.config.train.sample_images} samples")
+    drawing = time.monotonic()
+    draw_pictures(draw, state.ema[AVERAGE], workdir, log, step)
+    stopping.check()
+    if jax.process_index() == 0:
+        seconds = time.monotonic() - drawing
+        train_report.write_report(
+            work.config, work.split, workdir, log, state.params, step, seconds, started
+        )
+
+
+@contextlib.contextmanager
+def _last_good_named(store: CheckpointStore) -> Iterator[None]:
+    """Names the newest checkpoint where loss or gradients are not finite."""
     try:
-        with contextlib.closing(store), contextlib.closing(log):
-            state, step, stopped = _run(config, training, split, state, start, meter, hooks)
-            store.wait()
-            if stopped:
-                log.say(
-                    f"{stopping.requested() or 'SIGTERM'}: saved step {step}; run the same command to go on"
-                )
-                return EXIT_STOPPED
-            log.say(f"trained {step} steps; drawing {fields.sample_images} samples")
-            drawing = time.monotonic()
-            draw_pictures(draw, state.ema[AVERAGE], workdir, log, step)
-            stopping.check()
-            if jax.process_index() == 0:
-                seconds = time.monotonic() - drawing
-                train_report.write_report(
-                    config, split, workdir, log, state.params, step, seconds, started
-                )
+        yield
     except NotFinite as error:
         kept = store.steps()
         raise RunError(
@@ -153,7 +212,6 @@ def train(
             + (f"the last good checkpoint is step {kept[-1]}" if kept else "nothing was saved yet")
             + "; try a smaller optimizer.learning_rate"
         ) from error
-    return 0
 
 
 def _open_store(config: ConfigDict, workdir: Path) -> CheckpointStore:
@@ -193,72 +251,7 @@ def _own_checkpoints(store: CheckpointStore) -> None:
         own(Path(store.directory), "train")
 
 
-def _check_resume(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) -> None:
-    """Refuses to continue a run under a config that would give another result."""
-    if meta is None or allow:
-        return
-    changed = config_lib.changes(config_lib.from_dict(meta["config"]), config)
-    if changed:
-        raise InputError(
-            "this run was started with another config (field: saved -> now): "
-            f"{'; '.join(changed)}. {ADVICE}"
-        )
-
-
-def _check_classes(
-    meta: dict[str, Any] | None, split: data.Split, config: ConfigDict, allow: bool
-) -> None:
-    """Refuses to continue a run whose labels have come to mean other classes; warns if that is allowed."""
-    names = meta["data"].get("class_names", ()) if meta else split.class_names
-    if changed := classes_moved(names, split, config.data.name):
-        if not allow:
-            raise InputError(f"this run {changed}; {SAME_CLASSES}. {ADVICE}")
-        warnings.warn(f"this run {changed}; training goes on with these", stacklevel=1)
-
-
-def _restore(
-    training: Training,
-    store: CheckpointStore,
-    split: data.Split,
-    name: str,
-    allow_change: bool,
-) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state to go on from, and the JSON that was saved with it."""
-    checkpoint = store.restore(to_parts(training.template))
-    assert checkpoint is not None
-    before = checkpoint.meta["data"]
-    if before["num_images"] != split.num_images and not allow_change:
-        raise InputError(
-            f"this run was trained on {before['num_images']} images; {name} now has {split.num_images}. {ADVICE}"
-        )
-    if before["fingerprint"] != data.fingerprint(split) and not allow_change:
-        raise InputError(f"this run was trained on other images than {name} now has. {ADVICE}")
-    return from_parts(checkpoint.parts), checkpoint.meta
-
-
-def _meta(
-    config: ConfigDict, split: data.Split, fingerprint: str, meter: Meter, step: int
-) -> dict[str, Any]:
-    """Returns what a checkpoint holds besides the state."""
-    position = {
-        "seed": config.seed,
-        "batch": step,
-        "epoch": step * config.train.batch_size / split.num_images,
-        "num_images": split.num_images,
-        "fingerprint": fingerprint,
-        "image_shape": split.image_shape,
-        "num_classes": split.num_classes,
-        "class_names": split.class_names,
-        "class_counts": split.class_counts,
-    }
-    return {
-        "config": json.loads(config_lib.to_json(config)),
-        "data": position,
-        "sums": dataclasses.asdict(meter.sums),
-    }
-
-
-def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any], Samples]:
+def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Draw:
     """Returns params -> the samples that the run's pictures show: always the same images."""
     sample, num_images = exp.config.sample, exp.config.train.sample_images
     sampler = sampling.make_sampler(exp)
@@ -274,24 +267,16 @@ def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any]
     return lambda params: draw(params, settings, np.arange(num_images), sample.labels)
 
 
-def _run(
-    config: ConfigDict,
-    training: Training,
-    split: data.Split,
-    state: TrainState,
-    start: int,
-    meter: Meter,
-    hooks: list[Hook],
-) -> tuple[TrainState, int, bool]:
+def _run(work: _Work, meter: Meter, hooks: list[Hook]) -> tuple[TrainState, int, bool]:
     """Runs the loop; returns the state, its step and whether a signal stopped it."""
-    fields, mesh = config.train, training.mesh
+    fields, training, start = work.config.train, work.training, int(work.state.step)
     batches = data.batches(
-        split,
-        seed=config.seed,
+        work.split,
+        seed=work.config.seed,
         batch_size=fields.batch_size,
         start=start,
         stop=fields.num_steps,
-        rows=sharding.local_rows(sharding.batch_sharding(mesh), fields.batch_size),
+        rows=sharding.local_rows(sharding.batch_sharding(training.mesh), fields.batch_size),
     )
     with contextlib.ExitStack() as stack:
         if jax.process_count() > 1:  # All stop at the same step, and none by itself.
@@ -302,11 +287,11 @@ def _run(
             ask_stop = stack.enter_context(stop_point(requested))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(fields.step_timeout)))
         return run_loop(
-            state,
+            work.state,
             training.steps,
             batches,
             Plan(start, fields.num_steps, training.per_dispatch, fields.log_every),
-            mesh=mesh,
+            mesh=training.mesh,
             meter=meter,
             hooks=hooks,
             ask_stop=ask_stop,

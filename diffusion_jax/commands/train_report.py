@@ -55,30 +55,15 @@ def write_report(
     """
     curve = workdir / "loss.png"
     pictures.save_loss_curve(curve, log.rows)
-    trained = [row for row in log.rows if "loss" in row]
-    last = {name: value for row in log.rows if row["step"] == step for name, value in row.items()}
-    path = results.add_result(
-        workdir,
-        "train",
-        {
-            "step": step,
-            "loss": trained[-1]["loss"] if trained else None,
-            **{name: last.get(name) for name in ("eval_loss", "eval_bpd", "eval_bpd_stderr")},
-            "config_hash": config_lib.config_hash(config),
-            "data": {
-                "name": config.data.name,
-                "num_images": split.num_images,
-                "num_test_images": split.sizes.get("test"),
-                "image_shape": split.image_shape,
-                "classes": classes.table(split.class_names, split.class_counts),
-            },
-            "parameters": count_parameters(params),
-            "train_seconds": round(sum(row.get("seconds") or 0 for row in trained), 3),
-            "sampling_seconds": round(sampling_seconds, 3),
-            "seconds_this_start": round(time.monotonic() - started, 1),
-            "images_per_sec": _median([row.get("images_per_sec") for row in trained]),
-        },
-    )
+    record = {
+        **_figures(log.rows, step),
+        "config_hash": config_lib.config_hash(config),
+        "data": _data(config, split),
+        "parameters": count_parameters(params),
+        "sampling_seconds": round(sampling_seconds, 3),
+        "seconds_this_start": round(time.monotonic() - started, 1),
+    }
+    path = results.add_result(workdir, "train", record)
     drawn = {"samples": "grid", "reverse process": "strip"}
     made = {what: picture_path(workdir, name, step) for what, name in drawn.items()}
     made = {
@@ -86,6 +71,29 @@ def write_report(
     }  # A solver may be cut short.
     made |= {"loss curve": curve, "results": path}
     log.say("\n".join(f"{what} {file}" for what, file in made.items()))
+
+
+def _figures(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
+    """Returns what the rows of the log say of the whole training."""
+    trained = [row for row in rows if "loss" in row]
+    last = {name: value for row in rows if row["step"] == step for name, value in row.items()}
+    return {
+        "step": step,
+        "loss": trained[-1]["loss"] if trained else None,
+        **{name: last.get(name) for name in ("eval_loss", "eval_bpd", "eval_bpd_stderr")},
+        "train_seconds": round(sum(row.get("seconds") or 0 for row in trained), 3),
+        "images_per_sec": _median([row.get("images_per_sec") for row in trained]),
+    }
+
+
+def _data(config: ConfigDict, split: data.Split) -> dict[str, Any]:
+    return {
+        "name": config.data.name,
+        "num_images": split.num_images,
+        "num_test_images": split.sizes.get("test"),
+        "image_shape": split.image_shape,
+        "classes": classes.table(split.class_names, split.class_counts),
+    }
 
 
 def _median(values: list[float | None]) -> float | None:

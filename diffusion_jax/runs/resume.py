@@ -1,0 +1,83 @@
+"""A run that goes on: whether it still has the config, data and classes that it began with, and its state."""
+
+import dataclasses
+import json
+import warnings
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as config_lib, data
+from diffusion_jax.checkpoints.store import CheckpointStore
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.training import Training
+from diffusion_jax.runs.run import SAME_CLASSES, classes_moved
+from diffusion_jax.training.meter import Meter
+from diffusion_jax.training.state import TrainState, from_parts, to_parts
+
+ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
+
+
+def check_config(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) -> None:
+    """Refuses to continue a run under a config that would give another result."""
+    if meta is None or allow:
+        return
+    changed = config_lib.changes(config_lib.from_dict(meta["config"]), config)
+    if changed:
+        raise InputError(
+            "this run was started with another config (field: saved -> now): "
+            f"{'; '.join(changed)}. {ADVICE}"
+        )
+
+
+def check_classes(
+    meta: dict[str, Any] | None, split: data.Split, config: ConfigDict, allow: bool
+) -> None:
+    """Refuses to continue a run whose labels have come to mean other classes; warns if that is allowed."""
+    names = meta["data"].get("class_names", ()) if meta else split.class_names
+    if changed := classes_moved(names, split, config.data.name):
+        if not allow:
+            raise InputError(f"this run {changed}; {SAME_CLASSES}. {ADVICE}")
+        warnings.warn(f"this run {changed}; training goes on with these", stacklevel=1)
+
+
+def restore_state(
+    training: Training,
+    store: CheckpointStore,
+    split: data.Split,
+    name: str,
+    allow_change: bool,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state to go on from, and the JSON that was saved with it."""
+    checkpoint = store.restore(to_parts(training.template))
+    assert checkpoint is not None
+    before = checkpoint.meta["data"]
+    if before["num_images"] != split.num_images and not allow_change:
+        raise InputError(
+            f"this run was trained on {before['num_images']} images; {name} now has {split.num_images}. {ADVICE}"
+        )
+    if before["fingerprint"] != data.fingerprint(split) and not allow_change:
+        raise InputError(f"this run was trained on other images than {name} now has. {ADVICE}")
+    return from_parts(checkpoint.parts), checkpoint.meta
+
+
+def describe(
+    config: ConfigDict, split: data.Split, fingerprint: str, meter: Meter, step: int
+) -> dict[str, Any]:
+    """Returns what a checkpoint holds besides the state."""
+    position = {
+        "seed": config.seed,
+        "batch": step,
+        "epoch": step * config.train.batch_size / split.num_images,
+        "num_images": split.num_images,
+        "fingerprint": fingerprint,
+        "image_shape": split.image_shape,
+        "num_classes": split.num_classes,
+        "class_names": split.class_names,
+        "class_counts": split.class_counts,
+    }
+    return {
+        "config": json.loads(config_lib.to_json(config)),
+        "data": position,
+        "sums": dataclasses.asdict(meter.sums),
+    }
