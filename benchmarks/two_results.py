@@ -12,8 +12,10 @@ or if a run of the older checkout cannot be loaded.
 """
 
 import argparse
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,8 @@ from diffusion_jax.config import default_config
 def get_config():
     return default_config()
 """
+SHOWN = 40  # Differences that are printed.
+DIGEST = re.compile(r"-[0-9a-f]{10}(?=/)")
 SMALL = [
     *("model.name=mlp", "model.channels=32", "model.num_res_blocks=1", "train.batch_size=64"),
     *(
@@ -120,7 +124,9 @@ def commands(folder: Path) -> list[list[str]]:
     file, lines = config_file(folder), []
     for run, fields in RUNS.items():
         lines.append(command(run, "train", [*SMALL, *fields]))
-        lines += [command(run, "sample", drawn) for drawn in DRAWN[run]]
+        # A seed each: without the digests in their names, jobs are told apart by it.
+        drawn = ([*fields, f"sample.seed={seed}"] for seed, fields in enumerate(DRAWN[run]))
+        lines += [command(run, "sample", fields) for fields in drawn]
         metrics = ["eval.metrics=bpd,ode_bpd", "eval.rtol=1e-3", "eval.atol=1e-3"]
         lines.append(command(run, "evaluate", metrics))
     few = ["sampler.name=ddim", "sampler.num_steps=8", "sample.num_images=4"]
@@ -158,13 +164,18 @@ def numbers(folder: Path) -> dict[str, np.ndarray]:
         with np.load(path) as arrays:
             for name in arrays.files:
                 if arrays[name].dtype.kind in "fiub":
-                    found[f"{path.relative_to(folder)}/{name}"] = arrays[name]
+                    found[f"{_plain(path.relative_to(folder))}/{name}"] = arrays[name]
     for path in sorted(folder.rglob("metrics.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for name in ("loss", "grad_norm", "eval_loss"):
             values = [row[name] for row in rows if name in row]
             found[f"{path.relative_to(folder)}/{name}"] = np.array(values, np.float64)
     return found
+
+
+def _plain(path: Path) -> str:
+    """Returns a path without the digests of jobs, which depend on the bytes of a checkpoint's files."""
+    return DIGEST.sub("", str(path))
 
 
 def compare(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, float]:
@@ -182,12 +193,15 @@ def compare(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict
     return differences
 
 
-def carried_over(before: Path, folder: Path) -> dict[str, str]:
-    """Returns what failed where the newer checkout goes on with the older one's runs: samples, and ten more steps."""
+def carried_over(roots: dict[str, Path], trained: Path, folder: Path) -> dict[str, str]:
+    """Returns what failed where both checkouts go on with runs of the older one: samples, and ten more steps.
+
+    Jobs must have the same names; images and the losses of the further steps are the caller's to compare.
+    """
     failed = {}
-    for name in RUNS:
-        workdir = folder / "carried" / name
-        shutil.copytree(before / name, workdir)
+    for run_name, side in itertools.product(RUNS, roots):
+        workdir = folder / side / run_name
+        shutil.copytree(trained / run_name, workdir)
         fields = json.loads((workdir / "config.json").read_text())
         flat = [
             f"--config.{group}.{leaf}={show(value)}"
@@ -196,17 +210,20 @@ def carried_over(before: Path, folder: Path) -> dict[str, str]:
             for leaf, value in values.items()
             if (group, leaf) != ("train", "num_steps")
         ]
-        lines = [
-            [f"--workdir={workdir}", "--mode=sample", "--config.sample.seed=5"],
-            [
-                "--config=configs/digits.py",
-                f"--workdir={workdir}",
-                *flat,
-                "--config.train.num_steps=40",
-            ],
-        ]
-        if problem := run(ROOT, lines):
-            failed[name] = problem
+        file = config_file(folder / side)
+        more = [f"--config={file}", f"--workdir={workdir}", *flat, "--config.train.num_steps=40"]
+        lines = [[f"--workdir={workdir}", "--mode=sample", "--config.sample.seed=50"], more]
+        if problem := run(roots[side], lines):
+            failed[f"{side}: {run_name}"] = problem
+    jobs = [
+        sorted(
+            str(path.parent.relative_to(folder / side))
+            for path in (folder / side).glob("*/samples/*/images.npz")
+        )
+        for side in roots
+    ]
+    if jobs[0] != jobs[1]:
+        failed["names of jobs"] = str(sorted(set(jobs[0]) ^ set(jobs[1])))
     return failed
 
 
@@ -235,18 +252,22 @@ def main() -> None:
     for name, root in sides.items():
         if not (folder / name).exists() and (problem := run(root, commands(folder / name))):
             sys.exit(f"{name}: {problem}")
+    failed = {}
+    if not (folder / "carried").exists():
+        failed = carried_over(sides, folder / "before", folder / "carried")
     differences = compare(*(numbers(folder / name) for name in sides))
-    failed = carried_over(folder / "before", folder)
+    carried = compare(*(numbers(folder / "carried" / name) for name in sides))
+    differences |= {f"carried/{name}": gap for name, gap in carried.items()}
     changed = {name: gap for name, gap in differences.items() if not gap <= arguments.tolerance}
     largest = max((gap for gap in differences.values() if np.isfinite(gap)), default=0.0)
     print(
         f"{len(differences)} arrays, {sum(gap == 0 for gap in differences.values())} equal bit by bit;"
     )
     print(f"largest difference {largest:.1e} of the largest number of its array")
-    for name, gap in changed.items():
+    for name, gap in sorted(changed.items(), key=lambda item: -item[1])[:SHOWN]:
         print(f"  {gap:.1e}  {name}")
     print(
-        f"{len(RUNS) - len(failed)} of {len(RUNS)} runs of the older checkout were loaded and trained on"
+        f"{len(RUNS)} runs of the older checkout were sampled from and trained on; failed: {len(failed)}"
     )
     for name, problem in failed.items():
         print(f"  {name}: {problem}")
