@@ -176,12 +176,7 @@ def variational_bound(
     expect("grid", grid, Grid, "a Grid, such as make_grid(process)")
     last = grid.num_steps - 1
     count = check_num_terms(num_terms, grid.num_steps) - 1
-    if not jnp.issubdtype(x0.dtype, jnp.floating):
-        raise InputError(
-            f"x0 has dtype {x0.dtype}; give images in [-1, 1], such as to_model_range(images)"
-        )
-    if decoder is discretized_gaussian and not isinstance(x0, Tracer):
-        check_levels(x0)
+    _check_images(x0, decoder)
     whole = count == last
     steps, weights = _all(keys, last) if whole else _strata(keys, count, drawn_shares(grid))
 
@@ -205,6 +200,15 @@ def variational_bound(
     _, (terms, x0_mse, eps_mse) = jax.lax.scan(pass_, None, (jnp.arange(count + 1), steps))
     prior = to_bits(prior_kl(grid, x0))
     return Bound(prior, terms, steps, x0_mse, eps_mse, weights)
+
+
+def _check_images(x0: Array, decoder: Decoder) -> None:
+    if not jnp.issubdtype(x0.dtype, jnp.floating):
+        raise InputError(
+            f"x0 has dtype {x0.dtype}; give images in [-1, 1], such as to_model_range(images)"
+        )
+    if decoder is discretized_gaussian and not isinstance(x0, Tracer):
+        check_levels(x0)
 
 
 def check_num_terms(num_terms: int | None, num_steps: int) -> int:

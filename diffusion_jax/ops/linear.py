@@ -63,7 +63,19 @@ def _define(operation: Primitive, function: Map, on_cpu: Map | None) -> Map:
         results = shapes(tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays), options)
         return [arrays[0].update(shape=s.shape, dtype=s.dtype, weak_type=False) for s in results]
 
-    def derivative(primals: Any, tangents: Any, *, options: tuple[int, Any]) -> tuple[Any, Any]:
+    def batch(arrays: Any, axes: Any, *, options: Any) -> tuple[Any, Any]:
+        outputs = jax.vmap(functools.partial(plain, options=options), in_axes=axes)(*arrays)
+        return outputs, (0,) * len(outputs)
+
+    operation.def_abstract_eval(result)
+    ad.primitive_jvps[operation] = _derivative(function, apply)
+    batching.primitive_batchers[operation] = batch
+    implement(operation, plain, on_cpu and flat(on_cpu))
+    return apply
+
+
+def _derivative(function: Map, apply: Map) -> Callable[..., tuple[Any, Any]]:
+    def rule(primals: Any, tangents: Any, *, options: tuple[int, Any]) -> tuple[Any, Any]:
         count, rest = options
         v, fixed = tuple(primals[:count]), tuple(primals[count:])
         tangents = [
@@ -74,15 +86,7 @@ def _define(operation: Primitive, function: Map, on_cpu: Map | None) -> Map:
         _, by_fixed = jax.jvp(lambda *fixed: function(v, fixed, rest), fixed, d_fixed)
         return apply(v, fixed, rest), tuple(map(jnp.add, apply(dv, fixed, rest), by_fixed))
 
-    def batch(arrays: Any, axes: Any, *, options: Any) -> tuple[Any, Any]:
-        outputs = jax.vmap(functools.partial(plain, options=options), in_axes=axes)(*arrays)
-        return outputs, (0,) * len(outputs)
-
-    operation.def_abstract_eval(result)
-    ad.primitive_jvps[operation] = derivative
-    batching.primitive_batchers[operation] = batch
-    implement(operation, plain, on_cpu and flat(on_cpu))
-    return apply
+    return rule
 
 
 def _transposition(apply: Map) -> Callable[..., list[Any]]:

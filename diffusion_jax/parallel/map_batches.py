@@ -37,16 +37,7 @@ def map_batches(
     """
     size = padded_size(batch_size, mesh)
     axes = tuple(axis or 0 for axis in out_axes)
-
-    def of_rows(whole: tuple, *rows: Any) -> tuple:
-        return tuple(function(*whole, *rows))
-
-    compiled = jax.jit(
-        sharding.over_batch(of_rows, mesh, out_axes=axes),
-        out_shardings=tuple(
-            None if axis is None else sharding.batch_sharding(mesh, axis) for axis in out_axes
-        ),
-    )
+    compiled = _over_mesh(function, mesh, out_axes)
     batched = sharding.batch_sharding(mesh)
     local = sharding.local_rows(batched, size)
 
@@ -72,3 +63,21 @@ def map_batches(
         )
 
     return mapped
+
+
+def _over_mesh(
+    function: Callable[..., Sequence[Any]],
+    mesh: jax.sharding.Mesh,
+    out_axes: tuple[int | None, ...],
+) -> Callable[..., tuple]:
+    """Returns the jitted (whole, *rows) -> outputs, in which each device computes its own rows."""
+
+    def of_rows(whole: tuple, *rows: Any) -> tuple:
+        return tuple(function(*whole, *rows))
+
+    return jax.jit(
+        sharding.over_batch(of_rows, mesh, out_axes=tuple(axis or 0 for axis in out_axes)),
+        out_shardings=tuple(
+            None if axis is None else sharding.batch_sharding(mesh, axis) for axis in out_axes
+        ),
+    )

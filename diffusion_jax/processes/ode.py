@@ -100,19 +100,10 @@ def solve(
       InputError: A tolerance that is not positive, or max_steps below 1.
     """
     _check(rtol, atol, max_steps)
-    way = stop - start
-    controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_norm)
+    way, adapt = stop - start, _step_control(rtol, atol)
 
     def active(carry: _Carry) -> Bool[Array, " b"]:
         return (carry.done < 1) & (carry.tries < max_steps) & _finite(carry.slope)
-
-    def adapt(done: Array, to: Array, y: Any, candidate: Any, error: Any) -> tuple[Array, ...]:
-        # With these coefficients the control has no memory, so its state can be made anew.
-        _, memory = controller.init(None, done, to, y, to - done, None, _no_field, None)  # pyright: ignore[reportArgumentType]
-        keep, first, last, *_ = controller.adapt_step_size(
-            *(done, to, y, candidate, None, error, ORDER, memory)
-        )
-        return jnp.asarray(keep), jnp.asarray(last - first)
 
     def body(carry: _Carry) -> _Carry:
         to = jnp.minimum(carry.done + carry.step, 1.0)
@@ -120,8 +111,6 @@ def solve(
             lambda y, part: field(y, start + part * way), carry, to - carry.done, way
         )
         keep, step = jax.vmap(adapt)(carry.done, to, carry.y, candidate, error)
-        # A try that is not finite says nothing of the next length but that it is shorter.
-        step = jnp.where(jnp.isfinite(step), step, SHORTER * (to - carry.done))
         tried = active(carry)
         taken = tried & keep
         return _Carry(
@@ -132,11 +121,7 @@ def solve(
             tries=carry.tries + tried,
         )
 
-    slope = field(y, start)
-    # Inside `jax.shard_map` all that the loop carries has to differ between devices as the field does.
-    y = jax.tree.map(lambda values, k: values + jnp.zeros_like(k), y, slope)
-    none = jnp.zeros_like(jax.tree.leaves(slope)[0].reshape(len(start), -1)[:, 0])
-    first = _Carry(y, slope, none, none + FIRST, none.astype(jnp.int32))
+    first = _begin(y, field(y, start))
     last = jax.lax.while_loop(lambda carry: active(carry).any(), body, first)
     finished = last.done == 1
     stats = SolverStats(
@@ -145,6 +130,34 @@ def solve(
         reached=jnp.where(finished, stop, start + last.done * way),
     )
     return Solution(last.y, stats)
+
+
+def _begin(y: Any, slope: Any) -> _Carry:
+    """Returns what the loop begins with, where the field at y is `slope`."""
+    # Inside `jax.shard_map` all that the loop carries has to differ between devices as the field does.
+    y = jax.tree.map(lambda values, k: values + jnp.zeros_like(k), y, slope)
+    leaf = jax.tree.leaves(slope)[0]
+    none = jnp.zeros_like(leaf.reshape(len(leaf), -1)[:, 0])
+    return _Carry(y, slope, none, none + FIRST, none.astype(jnp.int32))
+
+
+def _step_control(
+    rtol: float | Float[Array, ""], atol: float | Float[Array, ""]
+) -> Callable[..., tuple[Array, Array]]:
+    """Returns (done, to, y, candidate, error) of one image -> whether the step is taken, and the next one's length."""
+    controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_norm)
+
+    def adapt(done: Array, to: Array, y: Any, candidate: Any, error: Any) -> tuple[Array, Array]:
+        # With these coefficients the control has no memory, so its state can be made anew.
+        _, memory = controller.init(None, done, to, y, to - done, None, _no_field, None)  # pyright: ignore[reportArgumentType]
+        keep, first, last, *_ = controller.adapt_step_size(
+            *(done, to, y, candidate, None, error, ORDER, memory)
+        )
+        # A try that is not finite says nothing of the next length but that it is shorter.
+        length = jnp.where(jnp.isfinite(last - first), last - first, SHORTER * (to - done))
+        return jnp.asarray(keep), length
+
+    return adapt
 
 
 def _stages(

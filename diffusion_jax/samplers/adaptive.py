@@ -13,7 +13,7 @@ from diffusion_jax.models.flow import follow_flow
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.ode import Solution, SolverStats
 from diffusion_jax.processes.process import Grid, Process
-from diffusion_jax.samplers.loop import Sampler, State
+from diffusion_jax.samplers.loop import Sampler, State, equal_stats
 
 RTOL = Option(
     kinds.Float(1e-7, 1),
@@ -48,31 +48,28 @@ def ode_adaptive(
       atol: Absolute tolerance likewise, of x_t over (signal^2 + std^2)^(1/2).
       max_steps: Most steps of the solver between two points, rejected ones included, each of six evaluations.
     """
-    options = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
 
     def init(x: Float[Array, " b *dims"]) -> State:
+        stats = equal_stats(x, 0, float(grid.time[0]))
         first = x.reshape(len(x), -1)[:, 0]
-        start = jnp.full_like(first, grid.time[0])
-        return State(
-            x, x, SolverStats(jnp.zeros_like(first, jnp.int32), jnp.isfinite(first), start)
-        )
+        return State(x, x, stats._replace(finished=jnp.isfinite(first)))
 
     def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Array) -> State:
         del keys
         x0_hat, before = denoise(state.x, grid.at(i)).x0, state.memory
         # Images that are not finished cost nothing more, and get no further.
-        return state._replace(
-            x0_hat=x0_hat,
-            memory=before._replace(
-                evaluations=before.evaluations + before.finished,
-                reached=jnp.where(before.finished, grid.at(i + 1).time, before.reached),
-            ),
+        memory = before._replace(
+            evaluations=before.evaluations + before.finished,
+            reached=jnp.where(before.finished, grid.at(i + 1).time, before.reached),
         )
+        return state._replace(x0_hat=x0_hat, memory=memory)
 
     def refine(denoise: Denoise, state: State, i: Int[Array, ""], keys: Array) -> State:
         del keys
         before, ends = state.memory, (grid.at(jnp.full(len(state.x), k)) for k in (i, i + 1))
-        there = follow_flow(denoise, process, state.x, *ends, **options)
+        there = follow_flow(
+            denoise, process, state.x, *ends, rtol=rtol, atol=atol, max_steps=max_steps
+        )
         going, stats = before.finished, there.stats
         memory = SolverStats(
             evaluations=before.evaluations + jnp.where(going, stats.evaluations, 0),

@@ -26,34 +26,26 @@ from diffusion_jax.samplers.loop import Sampler, State, refined_cost
 LONG_STEP = 30  # Factor of sigma in a step; digits drawn with longer ones are poor, or noise.
 MOST_CHURN = np.sqrt(2) - 1  # Of gamma: a step at most doubles the noise's variance.
 
+CHURN = Option(kinds.Float(0), "fresh noise of all steps together; 0: none", off=0.0)
+CHURN_MIN = Option(
+    kinds.Float(0), "smallest std / signal at which noise is added", needs=("churn",)
+)
+CHURN_MAX = Option(
+    kinds.Float(0), "largest std / signal at which noise is added; unset: any", needs=("churn",)
+)
+CHURN_NOISE = Option(
+    kinds.Float(0), "standard deviation of that noise, relative to the exact one", needs=("churn",)
+)
+
 
 def heun(
     grid: Grid,
     process: Process,
     *,
-    churn: Annotated[
-        float, Option(kinds.Float(0), "fresh noise of all steps together; 0: none", off=0.0)
-    ] = 0.0,
-    churn_min: Annotated[
-        float,
-        Option(kinds.Float(0), "smallest std / signal at which noise is added", needs=("churn",)),
-    ] = 0.0,
-    churn_max: Annotated[
-        float | None,
-        Option(
-            kinds.Float(0),
-            "largest std / signal at which noise is added; unset: any",
-            needs=("churn",),
-        ),
-    ] = None,
-    churn_noise: Annotated[
-        float,
-        Option(
-            kinds.Float(0),
-            "standard deviation of that noise, relative to the exact one",
-            needs=("churn",),
-        ),
-    ] = 1.0,
+    churn: Annotated[float, CHURN] = 0.0,
+    churn_min: Annotated[float, CHURN_MIN] = 0.0,
+    churn_max: Annotated[float | None, CHURN_MAX] = None,
+    churn_noise: Annotated[float, CHURN_NOISE] = 1.0,
 ) -> Sampler:
     """Returns Heun's method, of order 2 in 2 N - 1 evaluations; deterministic without churn.
 

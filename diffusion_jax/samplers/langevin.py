@@ -22,26 +22,23 @@ from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.process import Grid, Point, take
 from diffusion_jax.samplers.loop import Sampler, State, refined_cost
 
+NUM_MOVES = Option(
+    kinds.Int(1, 1_000_000),
+    "moves at each noise level, one evaluation each",
+    field="langevin_steps",
+)
+STEP_SIZE = Option(
+    kinds.Float(0, 2, open=True),
+    "size of a move over the noise's variance; unset: the best for the number of moves, level by level",
+    field="langevin_step_size",
+)
+
 
 def langevin(
     grid: Grid,
     *,
-    num_moves: Annotated[
-        int,
-        Option(
-            kinds.Int(1, 1_000_000),
-            "moves at each noise level, one evaluation each",
-            field="langevin_steps",
-        ),
-    ] = 5,
-    step_size: Annotated[
-        float | None,
-        Option(
-            kinds.Float(0, 2, open=True),
-            "size of a move over the noise's variance; unset: the best for the number of moves, level by level",
-            field="langevin_step_size",
-        ),
-    ] = None,
+    num_moves: Annotated[int, NUM_MOVES] = 5,
+    step_size: Annotated[float | None, STEP_SIZE] = None,
 ) -> Sampler:
     """Returns annealed Langevin dynamics: step i goes on to the noise level of point i + 1, and moves T times there.
 

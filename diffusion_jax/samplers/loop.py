@@ -242,25 +242,13 @@ def sample_loop(
       InputError: start, stop or num_frames out of range, frames of a run that has none, or start > 0 without
         x_init.
     """
-    expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
-    expect("sampler", sampler, Sampler, "a Sampler, such as ancestral(make_grid(process))")
-    keys = threefry(keys)
-    if keys.ndim != 1:
-        raise InputError(
-            f"keys have shape {keys.shape}; there must be one an image, as of image_keys(seed, indices)"
-        )
+    keys = _checked(denoise, sampler, keys)
     grid_steps = sampler.grid.num_steps
     stop = grid_steps if stop is None else stop
     _check(grid_steps, start, stop, num_frames, x_init)
     if x_init is None:
         x_init = sampler.prior_std * first_noise(keys, shape)
-    every = progress_every or max(1, grid_steps // 100)
-    # Until a frame's moment has come, each step writes to its slot: the last write stays, no branch
-    # is needed.
-    slots = None
-    if num_frames:
-        done = int(stop - start)
-        slots = jnp.asarray(np.searchsorted(frame_steps(done, num_frames), np.arange(done + 1)))
+    slots = _slots(int(stop - start), num_frames) if num_frames else None
     times = jnp.asarray(sampler.grid.time, jnp.float32)
 
     def body(i: Array, carry: tuple[State, Array | None]) -> tuple[State, Array | None]:
@@ -270,17 +258,35 @@ def sample_loop(
         if frames is not None and slots is not None:
             frames = frames.at[slots[i - start]].set(jnp.stack([x_t, state.x0_hat]))
         if progress is not None:
+            every = progress_every or max(1, grid_steps // 100)
             report(progress, i - start + 1, every, stop - start)
         return state, frames
 
-    state = sampler.init(x_init)
     frames = jnp.stack([jnp.stack([x_init, x_init])] * num_frames) if num_frames else None
-    state, frames = jax.lax.fori_loop(start, stop, body, (state, frames))
+    state, frames = jax.lax.fori_loop(start, stop, body, (sampler.init(x_init), frames))
     stats = sampler.stats(sampler, state, start, stop)
     if frames is None:
         return SampleResult(state.x, None, None, stats)
     frames = frames.at[-1].set(jnp.stack([state.x, state.x]))
     return SampleResult(state.x, frames[:, 0], frames[:, 1], stats)
+
+
+def _slots(num_steps: int, num_frames: int) -> Int[Array, " n"]:
+    """Returns the frame that each step writes to until the frame's moment has come: the last write stays."""
+    moments = frame_steps(num_steps, num_frames)
+    return jnp.asarray(np.searchsorted(moments, np.arange(num_steps + 1)))
+
+
+def _checked(denoise: Denoise, sampler: Sampler, keys: Key[Array, " b"]) -> Key[Array, " b"]:
+    """Returns the keys as Threefry's; raises an InputError for arguments of another kind."""
+    expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
+    expect("sampler", sampler, Sampler, "a Sampler, such as ancestral(make_grid(process))")
+    keys = threefry(keys)
+    if keys.ndim != 1:
+        raise InputError(
+            f"keys have shape {keys.shape}; there must be one an image, as of image_keys(seed, indices)"
+        )
+    return keys
 
 
 def _check(

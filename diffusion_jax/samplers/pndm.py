@@ -48,10 +48,11 @@ def pndm(grid: Grid, process: Process) -> Sampler:
       grid: Points from noise to data, such as `make_grid(process, 20, "leading")`.
       process: The process that the grid is of.
     """
-    num_steps = grid.num_steps
     halfway = process.at((grid.time[:-1] + grid.time[1:]) / 2)
-    begin = Points(grid.time[:-1], grid.log_signal[:-1], grid.std[:-1])
-    end = Points(grid.time[1:], grid.log_signal[1:], grid.std[1:])
+    begin, end = (
+        Points(grid.time[part], grid.log_signal[part], grid.std[part])
+        for part in (slice(-1), slice(1, None))
+    )
     to_half, to_end = _transfer(begin, halfway), _transfer(begin, end)
 
     def init(x: Float[Array, " b *dims"]) -> State:
@@ -71,23 +72,30 @@ def pndm(grid: Grid, process: Process) -> Sampler:
             e_4 = denoise(phi(e_3, to_end), grid.at(i + 1)).eps
             return (first.eps + 2 * e_2 + 2 * e_3 + e_4) / 6
 
-        def multistep() -> Float[Array, " b *dims"]:
-            weights = jnp.asarray(WEIGHTS, jnp.float32)[known]
-            terms = [w * e for w, e in zip(weights, (first.eps, *past), strict=True)]
-            return sum(terms, start=jnp.zeros_like(first.eps))
-
-        to_data = i == num_steps - 1
-        eps = jax.lax.cond((known < WARM_UP) & ~to_data, runge_kutta, multistep)
+        to_data = i == grid.num_steps - 1
+        eps = jax.lax.cond(
+            *((known < WARM_UP) & ~to_data, runge_kutta),
+            lambda: _multistep((first.eps, *past), known),
+        )
         memory = (first.eps, *past[:-1]), jnp.minimum(known + 1, WARM_UP)
         x = phi(eps, to_end)
         # What a step to the data ends at: here x0 of the multistep eps.
         return State(x, jnp.where(to_data, x, first.x0), memory)
 
     def cost(start: Index, stop: Index) -> Index:
-        before_data = stop - start - ((stop == num_steps) & (start < stop))
+        before_data = stop - start - ((stop == grid.num_steps) & (start < stop))
         return stop - start + 3 * sum(before_data > k for k in range(WARM_UP))
 
     return Sampler(grid, step, init, cost=cost)
+
+
+def _multistep(
+    eps: tuple[Float[Array, " b *dims"], ...], known: Int[Array, ""]
+) -> Float[Array, " b *dims"]:
+    """Returns the weighted sum of predictions, the newest first, of which the first and `known` others count."""
+    weights = jnp.asarray(WEIGHTS, jnp.float32)[known]
+    terms = [w * e for w, e in zip(weights, eps, strict=True)]
+    return sum(terms, start=jnp.zeros_like(eps[0]))
 
 
 def _transfer(t: Points, s: Points) -> Coefs:

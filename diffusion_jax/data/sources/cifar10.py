@@ -97,8 +97,8 @@ def check_file(path: Path, sha256: str) -> None:
         raise InputError(f"{str(path)!r} has SHA-256 {found}; it must have {sha256}")
 
 
-def _read(path: Path, sha256: str) -> Contents:
-    check_file(path, sha256)
+def _unpacked(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the batches in an archive, by name."""
     batches: dict[str, dict[str, Any]] = {}
     try:
         with (
@@ -121,6 +121,12 @@ def _read(path: Path, sha256: str) -> Contents:
         raise
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error) as error:
         raise InputError(f"{str(path)!r} is not a whole tar.gz file ({error})") from error
+    return batches
+
+
+def _read(path: Path, sha256: str) -> Contents:
+    check_file(path, sha256)
+    batches = _unpacked(path)
     names = [f"data_batch_{i + 1}" for i in range(len(batches) - 2)]
     if not names or not {*names, "batches.meta", "test_batch"} <= batches.keys():
         raise InputError(
