@@ -58,7 +58,19 @@ def open_manager(
     if keep_every:
         kept.append(policies.EveryNSteps(keep_every))
     policy = _OursAlone(frozenset(foreign), policies.AnyPreservationPolicy(kept))
-    options = ocp.CheckpointManagerOptions(
+    options = _options(policy, seal)
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for name in names:
+        registry.add(name, ocp.args.PyTreeSave, arrays.handler())
+    _quiet_orbax()
+    return Manager(directory, options=options, handler_registry=registry)
+
+
+def _options(policy: Any, seal: Callable[[], None]) -> Any:
+    """Returns the options of a manager that keeps checkpoints by a policy and seals them."""
+    import orbax.checkpoint as ocp
+
+    return ocp.CheckpointManagerOptions(
         create=False,
         save_root_metadata=False,
         lightweight_initialize=True,
@@ -77,11 +89,6 @@ def open_manager(
             create_directories_asynchronously=False,
         ),
     )
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for name in names:
-        registry.add(name, ocp.args.PyTreeSave, arrays.handler())
-    _quiet_orbax()
-    return Manager(directory, options=options, handler_registry=registry)
 
 
 class _OursAlone:

@@ -124,12 +124,8 @@ def solve(
     first = _begin(y, field(y, start))
     last = jax.lax.while_loop(lambda carry: active(carry).any(), body, first)
     finished = last.done == 1
-    stats = SolverStats(
-        evaluations=1 + (STAGES - 1) * last.tries,
-        finished=finished,
-        reached=jnp.where(finished, stop, start + last.done * way),
-    )
-    return Solution(last.y, stats)
+    reached = jnp.where(finished, stop, start + last.done * way)
+    return Solution(last.y, SolverStats(1 + (STAGES - 1) * last.tries, finished, reached))
 
 
 def _begin(y: Any, slope: Any) -> _Carry:

@@ -48,28 +48,25 @@ def ode_adaptive(
       atol: Absolute tolerance likewise, of x_t over (signal^2 + std^2)^(1/2).
       max_steps: Most steps of the solver between two points, rejected ones included, each of six evaluations.
     """
+    tolerances = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
 
     def init(x: Float[Array, " b *dims"]) -> State:
         stats = equal_stats(x, 0, float(grid.time[0]))
-        first = x.reshape(len(x), -1)[:, 0]
-        return State(x, x, stats._replace(finished=jnp.isfinite(first)))
+        return State(x, x, stats._replace(finished=jnp.isfinite(x.reshape(len(x), -1)[:, 0])))
 
     def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Array) -> State:
         del keys
         x0_hat, before = denoise(state.x, grid.at(i)).x0, state.memory
         # Images that are not finished cost nothing more, and get no further.
-        memory = before._replace(
-            evaluations=before.evaluations + before.finished,
-            reached=jnp.where(before.finished, grid.at(i + 1).time, before.reached),
-        )
+        reached = jnp.where(before.finished, grid.at(i + 1).time, before.reached)
+        evaluations = before.evaluations + before.finished
+        memory = before._replace(evaluations=evaluations, reached=reached)
         return state._replace(x0_hat=x0_hat, memory=memory)
 
     def refine(denoise: Denoise, state: State, i: Int[Array, ""], keys: Array) -> State:
         del keys
         before, ends = state.memory, (grid.at(jnp.full(len(state.x), k)) for k in (i, i + 1))
-        there = follow_flow(
-            denoise, process, state.x, *ends, rtol=rtol, atol=atol, max_steps=max_steps
-        )
+        there = follow_flow(denoise, process, state.x, *ends, **tolerances)
         going, stats = before.finished, there.stats
         memory = SolverStats(
             evaluations=before.evaluations + jnp.where(going, stats.evaluations, 0),

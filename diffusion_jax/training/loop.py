@@ -142,8 +142,7 @@ def run_loop(
     everys = (plan.log_every, *(hook.every for hook in hooks))
     pending: collections.deque[StepMetrics] = collections.deque()
     done, stop = plan.start, False
-    sizes = dispatch_sizes(plan.start, plan.num_steps, plan.per_dispatch, everys)
-    for size in sizes:
+    for size in dispatch_sizes(plan.start, plan.num_steps, plan.per_dispatch, everys):
         with meter.waiting():
             batch = _next_batch(batches, size, mesh)
         state, metrics = steps[size](state, batch)
@@ -157,11 +156,11 @@ def run_loop(
         if event:
             with meter.paused(), watchdog.paused():
                 stop = stop or _run_hooks(hooks, state, done, plan, lambda _: True)
-                if stop:
-                    for hook in hooks:
-                        if hook.stopped:
-                            hook.run(state, done)
-                    break
+                for hook in hooks if stop else ():
+                    if hook.stopped:
+                        hook.run(state, done)
+            if stop:
+                break
     # Once more, since a signal may have come during the last step's checkpoint.
     return state, done, stop or ask_stop()
 
