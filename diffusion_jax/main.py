@@ -84,7 +84,7 @@ def _config_of(
         config_lib.override(config, assignments)
     else:
         raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
-    build.validate(config, trained=flags.mode not in ("train", "plan"))
+    build.validate(config, trained=mode.works_on_run)
     return config, note
 
 

@@ -14,7 +14,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.planning.chips import TOPOLOGIES, Chip
 from diffusion_jax.planning.program import assumed_images
 
-NOWHERE = "--config.data.source_dir=/there/is/nothing"
+NOWHERE = "--config.data.cache_dir=/dev/null/nothing"
 
 
 @pytest.fixture

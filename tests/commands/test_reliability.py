@@ -182,7 +182,7 @@ def test_a_signal_at_the_last_step_leaves_a_run_that_only_draws_when_restarted(
 
 def test_sigterm_before_training_stops_at_once(tiny: Path, tmp_path: Path) -> None:
     trap = "import os, signal\nfrom diffusion_jax.experiment import build\n"
-    trap += "build.validate = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
+    trap += "build.validate = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
     flags = [f"--config={tiny}", f"--workdir={tmp_path / 'run'}"]
     outcome = finish(start(flags, environment(), trap))
     assert outcome.status == 75
