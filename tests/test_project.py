@@ -163,6 +163,16 @@ def test_modules_are_short_and_the_top_level_is_a_glance():
     assert len(list(package.glob("*.py"))) <= 8
 
 
+def test_functions_are_short():
+    """No function of the package, with what is defined in it, has more than 40 lines without its docstring."""
+    for path in (ROOT / "diffusion_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                documented = node.body[:1] if ast.get_docstring(node) is not None else []
+                spans = [(part.end_lineno or 0) - part.lineno + 1 for part in (node, *documented)]
+                assert spans[0] - sum(spans[1:]) <= 40, f"{path}: {node.name}"
+
+
 def test_imports_go_one_way():
     """No module imports one that stands lower in the table of docs/architecture.md."""
     text = (ROOT / "docs" / "architecture.md").read_text()

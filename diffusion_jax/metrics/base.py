@@ -169,11 +169,11 @@ def make_measure(
     if total == 0:
         raise InputError("this split of the data has no images")
     size = padded_size(min(batch_size, total), mesh)
-    compute = functools.partial(metric.compute, progress=progress)
 
     def of_rows(params: Any, batch: dict[str, Any], indices: Any) -> tuple:
         labels = batch["label"] if conditional else None
-        return compute(params, to_model_range(batch["image"]), labels, indices)
+        x0 = to_model_range(batch["image"])
+        return metric.compute(params, x0, labels, indices, progress=progress)
 
     mapped = map_batches(
         of_rows,
@@ -189,10 +189,8 @@ def make_measure(
         def arrays_of(indices: Int[np.ndarray, " b"]) -> Arrays:
             return vars(metric.shard(indices, *mapped((params,), (indices,))))
 
-        batches = Batches(
-            folder, total, lambda arrays: is_shard(arrays, metric.shard_type, metric.fits)
-        )
-        read = batches.complete(arrays_of, size, done)
+        fits = functools.partial(is_shard, shard_type=metric.shard_type, fits=metric.fits)
+        read = Batches(folder, total, fits).complete(arrays_of, size, done)
         return metric.combine([metric.shard_type(**arrays) for arrays in read])
 
     return measure

@@ -104,22 +104,23 @@ def make_train_step(
         (losses, weighted), grads = gradients(state.params, inputs)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = {
-            name: _follow(state.ema[name], params, decay(state.step))
-            for name, decay in decays.items()
-        }
+        ema = {k: _follow(state.ema[k], params, decay(state.step)) for k, decay in decays.items()}
         aux = objective.update(state.aux, draws, losses)
-        one_hot = jax.nn.one_hot((draws.u * QUARTILES).astype(jnp.int32), QUARTILES)
-        metrics = StepMetrics(
-            loss=weighted.mean(),
-            quartile_loss=weighted @ one_hot,
-            quartile_images=(draws.weight[:, None] * one_hot).sum(0),
-            grad_norm=optax.tree.norm(grads),
-            param_norm=optax.tree.norm(params),
-        )
+        metrics = _metrics(weighted, draws, grads, params)
         return TrainState(state.step + 1, params, ema, opt_state, aux), metrics
 
     return train_step
+
+
+def _metrics(weighted: Float[Array, " b"], draws: Draws, grads: Any, params: Any) -> StepMetrics:
+    one_hot = jax.nn.one_hot((draws.u * QUARTILES).astype(jnp.int32), QUARTILES)
+    return StepMetrics(
+        loss=weighted.mean(),
+        quartile_loss=weighted @ one_hot,
+        quartile_images=(draws.weight[:, None] * one_hot).sum(0),
+        grad_norm=optax.tree.norm(grads),
+        param_norm=optax.tree.norm(params),
+    )
 
 
 def _check(
