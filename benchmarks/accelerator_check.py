@@ -25,7 +25,7 @@ import report
 from parity.unet import random_parameters
 from unet_vs_diffusers import CIFAR10, Size
 
-from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.models.networks import Model
 from diffusion_jax.processes.ddpm import DDPM
@@ -57,7 +57,7 @@ def sampling(size: Size, model: Model) -> dict[str, Program]:
     process = DDPM(make_schedule("cosine"))
 
     def draw(name: str, params: Any, x: Any, t: Any) -> Any:
-        denoise = clip_denoised(make_denoiser(process, "v", model.apply, params))
+        denoise = clip_denoised(DiffusionModel(process, "v", model.apply).denoiser(params))
         sampler = SAMPLERS[name](make_grid(process, STEPS, "trailing"))
         return sample_loop(denoise, sampler, image_keys(0, jnp.arange(len(x))), size.image).images
 

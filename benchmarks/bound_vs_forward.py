@@ -24,7 +24,7 @@ import report
 
 from diffusion_jax.keys import indexed
 from diffusion_jax.likelihood.bound import Bound, variational_bound
-from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.models.networks import Model, UNet, as_functions
 from diffusion_jax.processes.ddpm import DDPM
@@ -82,7 +82,7 @@ def bound_of(setting: Setting, steps: int) -> jax.stages.Wrapped:
 
     @jax.jit
     def bound(params: Any, x0: jax.Array, keys: jax.Array) -> Bound:
-        denoise = make_denoiser(process, setting.prediction, apply, params, labels=labels)
+        denoise = DiffusionModel(process, setting.prediction, apply).denoiser(params, labels)
         return variational_bound(clip_denoised(denoise), grid, x0, keys, variance=setting.variance)
 
     return bound

@@ -39,7 +39,7 @@ def measure(arguments: argparse.Namespace, changes: list[tuple[str, str]], dtype
     run = build.build(config, shape, config.model.num_classes)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     place = sharding.replicated(mesh)
-    params = jax.jit(run.model.init, out_shardings=place)(jax.random.key(0))
+    params = jax.jit(run.network.init, out_shardings=place)(jax.random.key(0))
     draw = make_batch_sampler(
         sampling.make_draw(run), mesh, arguments.batch_size, num_classes=config.model.num_classes
     )

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import report
 
-from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.models.networks import UNet, as_functions, count_parameters
 from diffusion_jax.processes.ddpm import DDPM
@@ -44,7 +44,7 @@ def make_sides(network: UNet, shape: tuple[int, int, int], batch_size: int, step
     queued = jax.default_backend() != "cpu"
 
     def draw(params: Any, keys: jax.Array) -> jax.Array:
-        denoise = clip_denoised(make_denoiser(process, "eps", model.apply, params))
+        denoise = clip_denoised(DiffusionModel(process, "eps", model.apply).denoiser(params))
         return sample_loop(denoise, sampler, keys, shape).images
 
     scan, forward = jax.jit(draw), jax.jit(model.apply)

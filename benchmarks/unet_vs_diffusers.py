@@ -41,6 +41,7 @@ import numpy as np
 import report
 
 from diffusion_jax.losses import loss_function
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.networks import Model, UNet, as_functions, count_parameters
 from diffusion_jax.parallel import join, sharding
 from diffusion_jax.processes.ddpm import DDPM
@@ -143,11 +144,11 @@ def our_step(size: Size, dtype: Any = jnp.float32) -> Callable[[], Any]:
     join.initialize()
     mesh = sharding.make_mesh(batch_size=size.batch_size)
     model, optimizer = size.model(dtype), make_optimizer()
-    objective = loss_function("simple", DDPM(make_schedule()), "eps", model.apply)
+    objective = loss_function("simple", DiffusionModel(DDPM(make_schedule()), "eps", model.apply))
     averages = {"ema": ema_decay(0.9999)}
     step = make_train_step(objective, optimizer, jax.random.key(1), averages=averages, mesh=mesh)
     create = functools.partial(
-        create_state, model=model, optimizer=optimizer, averages=averages, objective=objective
+        create_state, network=model, optimizer=optimizer, averages=averages, objective=objective
     )
     places = state_shardings(mesh, jax.eval_shape(create, jax.random.key(0)))
     compiled = compile_steps(step, 1, mesh, places)[1]

@@ -33,7 +33,8 @@ if TYPE_CHECKING:  # What type checkers and editors see; at run time _MODULES sa
     )
     from diffusion_jax.likelihood.progressive import rate_distortion
     from diffusion_jax.losses import loss_function, simple_loss, sliced_objective
-    from diffusion_jax.models.denoiser import Prediction, make_denoiser
+    from diffusion_jax.models.denoiser import Prediction
+    from diffusion_jax.models.diffusion_model import DiffusionModel
     from diffusion_jax.models.guidance import (
         classifier_free,
         classifier_guided,
@@ -116,6 +117,7 @@ __all__ = [
     "CheckpointStore",
     "ContinuousProcess",
     "DDPM",
+    "DiffusionModel",
     "Grid",
     "InputError",
     "Likelihood",
@@ -184,7 +186,6 @@ __all__ = [
     "load",
     "load_run",
     "loss_function",
-    "make_denoiser",
     "make_grid",
     "make_optimizer",
     "make_schedule",
@@ -236,7 +237,8 @@ _NAMES = {
         "to_model_range",
         "to_uint8",
     ],
-    "models.denoiser": ["Prediction", "make_denoiser"],
+    "models.denoiser": ["Prediction"],
+    "models.diffusion_model": ["DiffusionModel"],
     "errors": ["InputError", "RunError"],
     "models.guidance": [
         "classifier_free",

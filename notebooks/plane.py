@@ -118,21 +118,27 @@ CHUNK = 100  # Steps in one program.
 
 
 def train(
-    process: dj.Process, data: Data, model: dj.Model, *, num_steps: int, batch_size: int, seed: int
+    model: dj.DiffusionModel,
+    network: dj.Model,
+    data: Data,
+    *,
+    num_steps: int,
+    batch_size: int,
+    seed: int,
 ) -> Any:
     """Returns the averaged parameters of a network that predicts v, trained for likelihood."""
     # The weights that bound the likelihood, and times drawn as often as they are large (Song et al., 2021b).
     weights = {
-        "weighting": WEIGHTINGS["likelihood"](process=process),
-        "times": TIME_SAMPLERS["likelihood"](process),
+        "weighting": WEIGHTINGS["likelihood"](process=model.process),
+        "times": TIME_SAMPLERS["likelihood"](model.process),
     }
-    objective = dj.loss_function("simple", process, "v", model.apply, **weights)
+    objective = dj.loss_function("simple", model, **weights)
     optimizer = dj.make_optimizer(2e-3, 200, decay="cosine", num_steps=num_steps)
     step = dj.make_train_step(
         objective, optimizer, stream(seed, "train"), averages={"ema": dj.ema_decay(0.999)}
     )
     steps = jax.jit(make_multi_step(step, CHUNK), donate_argnums=0)
-    state = dj.create_state(stream(seed, "init"), model, optimizer, averages=["ema"])
+    state = dj.create_state(stream(seed, "init"), network, optimizer, averages=["ema"])
     rng, metrics = np.random.default_rng(seed), None
     for _ in range(max(1, num_steps // CHUNK)):
         points = data.draw(rng, CHUNK * batch_size).astype(np.float32)
@@ -150,13 +156,13 @@ def train(
 
 
 # %%
-def draw(process: dj.Process, model: dj.Model, params: Any, num_points: int, seed: int) -> Points:
+def draw(model: dj.DiffusionModel, params: Any, num_points: int, seed: int) -> Points:
     """Returns points of the predictor-corrector sampler."""
 
     @jax.jit
     def points(params: Any, keys: jax.Array) -> jax.Array:
-        denoise = dj.make_denoiser(process, "v", model.apply, params)
-        sampler = predictor_corrector(make_grid(process, 200), process)
+        denoise = model.denoiser(params)
+        sampler = predictor_corrector(make_grid(model.process, 200), model.process)
         return dj.sample_loop(denoise, sampler, keys, (1, 1, 2)).images
 
     keys = indexed(stream(seed, "sample"), jnp.arange(num_points))
@@ -164,16 +170,15 @@ def draw(process: dj.Process, model: dj.Model, params: Any, num_points: int, see
 
 
 def log_likelihood(
-    process: dj.Process, model: dj.Model, params: Any, points: Points
+    model: dj.DiffusionModel, params: Any, points: Points
 ) -> tuple[Float[np.ndarray, " n"], float]:
     """Returns log p of each point by the ODE, NaN where that was not solved, and its mean number of evaluations."""
 
     @jax.jit
     def of(params: Any, x: jax.Array) -> dj.Likelihood:
-        denoise = dj.make_denoiser(process, "v", model.apply, params)
-        grid, exact = make_grid(process, 2), exact_divergence
+        denoise, grid = model.denoiser(params), make_grid(model.process, 2)
         return dj.exact_likelihood(
-            denoise, grid, process, x, exact, rtol=TOLERANCE, atol=TOLERANCE
+            denoise, grid, model.process, x, exact_divergence, rtol=TOLERANCE, atol=TOLERANCE
         )
 
     result = of(params, jnp.asarray(points.reshape(-1, 1, 1, 2), jnp.float32))
@@ -213,16 +218,17 @@ def picture(path: Path, data: Data, drawn: Points, density: Callable[[Points], A
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     """Trains, draws and scores; returns the figures."""
     data, process = DATA[arguments.data], PROCESSES[arguments.process]
-    model = dj.as_functions(dj.MLP(channels=128, num_res_blocks=3), (1, 1, 2))
+    network = dj.as_functions(dj.MLP(channels=128, num_res_blocks=3), (1, 1, 2))
+    model = dj.DiffusionModel(process, "v", network.apply)
     started = time.monotonic()
     sizes = {"num_steps": arguments.steps, "batch_size": arguments.batch_size}
-    params = train(process, data, model, **sizes, seed=arguments.seed)
+    params = train(model, network, data, **sizes, seed=arguments.seed)
     seconds = time.monotonic() - started
-    drawn = draw(process, model, params, arguments.drawn, arguments.seed)
+    drawn = draw(model, params, arguments.drawn, arguments.seed)
     s = float(make_grid(process, 2).std[1])  # The noise of the points that the flow begins with.
     rng = np.random.default_rng(arguments.seed + 1)
     held_out = data.draw(rng, arguments.held_out) + s * rng.normal(size=(arguments.held_out, 2))
-    log_p, evaluations = log_likelihood(process, model, params, held_out)
+    log_p, evaluations = log_likelihood(model, params, held_out)
     gap = data.log_density(held_out, s) - log_p
     figures = {
         "training_seconds": seconds,
@@ -238,7 +244,7 @@ def main(arguments: argparse.Namespace) -> dict[str, float]:
     print(f"of the true density {figures['true']:.3f}; {evaluations:.0f} evaluations a point")
     print(f"KL divergence {figures['divergence']:.4f} ± {figures['stderr']:.4f} nats")
     if not arguments.no_picture:
-        density = lambda plane: log_likelihood(process, model, params, plane)[0]  # noqa: E731
+        density = lambda plane: log_likelihood(model, params, plane)[0]  # noqa: E731
         picture(arguments.picture, data, drawn, density, s)
     return figures
 

@@ -11,6 +11,7 @@ import pytest
 
 import diffusion_jax as dj
 from diffusion_jax.losses import TIME_SAMPLERS, WEIGHTINGS, loss_function
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.training.optimizer import ema_decay, make_optimizer
 from diffusion_jax.training.step import make_train_step
@@ -29,7 +30,7 @@ def denoise(x, point):
 
 
 def train_step(**options):
-    objective = loss_function("simple", PROCESS, "eps", NETWORK.apply)
+    objective = loss_function("simple", DiffusionModel(PROCESS, "eps", NETWORK.apply))
     return make_train_step(objective, make_optimizer(), **({"key": jax.random.key(0)} | options))
 
 
@@ -50,11 +51,15 @@ CASES = {
         "unknown schedule of type ndarray; choose one of linear",
     ),
     "weighting by name": (
-        lambda: loss_function("simple", PROCESS, "eps", NETWORK.apply, weighting="min_snr"),
+        lambda: loss_function(
+            "simple", DiffusionModel(PROCESS, "eps", NETWORK.apply), weighting="min_snr"
+        ),
         r"weighting is 'min_snr'; .*WEIGHTINGS\['min_snr'\]\(\)",
     ),
     "times by name": (
-        lambda: loss_function("simple", PROCESS, "eps", NETWORK.apply, times="stratified"),
+        lambda: loss_function(
+            "simple", DiffusionModel(PROCESS, "eps", NETWORK.apply), times="stratified"
+        ),
         r"times is 'stratified'; .*TIME_SAMPLERS\['stratified'\]\(\)",
     ),
     "a decay in place of its function": (
@@ -157,7 +162,8 @@ def test_the_call_says_what_is_needed(name: str):
 
 def test_what_the_remedies_name_works():
     loss_function(
-        *("simple", PROCESS, "eps", NETWORK.apply),
+        "simple",
+        DiffusionModel(PROCESS, "eps", NETWORK.apply),
         weighting=WEIGHTINGS["min_snr"](),
         times=TIME_SAMPLERS["stratified"](),
     )

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import report
 
-from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.sde import VE
 from diffusion_jax.samplers import first_noise, heun, image_keys, sample_loop
@@ -47,7 +47,7 @@ def ours(sigma_max: float, num_steps: int) -> tuple[np.ndarray, float]:
     """Returns our images, and the smallest sigma of their grid."""
     process = VE(sigma_min=SIGMA_MIN, sigma_max=sigma_max)
     grid = make_grid(process, num_steps, "karras")
-    denoise = make_denoiser(process, "x0", network, None)
+    denoise = DiffusionModel(process, "x0", network).denoiser(None)
     draw = jax.jit(lambda keys: sample_loop(denoise, heun(grid, process), keys, SHAPE).images)
     return np.asarray(draw(keys())), float(grid.std[-2])
 

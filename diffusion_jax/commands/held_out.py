@@ -16,7 +16,8 @@ from diffusion_jax.keys import stream
 from diffusion_jax.training.held_out import make_held_out_loss
 from diffusion_jax.training.hooks import Measure
 
-Figures = Callable[[Any], dict[str, float]]
+# (params, the objective's aux) -> figures by name
+Figures = Callable[[Any, Any], dict[str, float]]
 
 
 def held_out_measures(exp: Experiment, mesh: jax.sharding.Mesh) -> list[Measure]:
@@ -40,11 +41,11 @@ def held_out_measures(exp: Experiment, mesh: jax.sharding.Mesh) -> list[Measure]
     return [Measure(name, _finite(figures), fields[every]) for every, name, figures in made]
 
 
-def _finite(figures: Figures) -> Callable[[Any], dict[str, float | None]]:
+def _finite(figures: Figures) -> Callable[[Any, Any], dict[str, float | None]]:
     """Returns the figures with None for each that is not finite, which JSON has no number for."""
 
-    def finite(params: Any) -> dict[str, float | None]:
-        values = figures(params)
+    def finite(params: Any, aux: Any) -> dict[str, float | None]:
+        values = figures(params, aux)
         return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
     return finite
@@ -60,7 +61,7 @@ def _loss(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[
         num_images=exp.config.eval.num_images,
         batch_size=exp.config.eval.batch_size,
     )
-    return "eval_loss", lambda params: {"eval_loss": held_out(params)}
+    return "eval_loss", lambda params, aux: {"eval_loss": held_out(params, aux)}
 
 
 def _bound(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[str, Figures]:
@@ -69,8 +70,9 @@ def _bound(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple
     measure = make_measure_of(exp, metric, split, mesh)
     warned = False
 
-    def figures(params: Any) -> dict[str, float]:
+    def figures(params: Any, aux: Any) -> dict[str, float]:
         nonlocal warned
+        del aux
         result = measure(params)
         problem = metric.problem(result)
         if problem and not warned:

@@ -7,7 +7,16 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config.loading import fields
 from diffusion_jax.config.table import FIELDS, group_of
+from diffusion_jax.config.usage import missing_owner
 from diffusion_jax.losses import LOSSES
+
+# Options that hashes hold whichever components are chosen, since they did before components declared their options.
+ALWAYS_HASHED = frozenset(
+    "data.sha256 data.image_size data.test_fraction model.channel_mult model.attention_resolutions model.norm_groups "
+    "model.norm_eps process.schedule process.beta_start process.beta_end process.beta_min process.beta_max "
+    "process.sigma_min process.sigma_max loss.vlb_weight loss.num_probes loss.weighting loss.min_snr_gamma loss.p2_k "
+    "loss.p2_gamma loss.sigmoid_bias loss.u_min".split()
+)
 
 
 def is_free(name: str) -> bool:
@@ -61,7 +70,15 @@ def changes(saved: ConfigDict, current: ConfigDict) -> list[str]:
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Returns 12 hexadecimal digits that name all fields which decide the trained result."""
+    """Returns 12 hexadecimal digits that name all fields which decide the trained result.
+
+    An option of a component that is not chosen is not among them, so that another component does not change the hash of
+    a run.
+    """
     values = dict(fields(config))
-    decisive = {name: values[name] for name in deciding(config)}
+    decisive = {
+        name: values[name]
+        for name in deciding(config)
+        if name in ALWAYS_HASHED or missing_owner(name, values) is None
+    }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]

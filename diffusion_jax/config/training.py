@@ -5,6 +5,7 @@ from diffusion_jax.config.field import SEEDS, VARIANCE, Field, option_fields
 from diffusion_jax.data import SOURCES
 from diffusion_jax.losses import LOSSES, TIME_SAMPLERS, WEIGHTINGS
 from diffusion_jax.models.networks import NETWORKS
+from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text
 from diffusion_jax.processes.registry import PROCESSES
 
@@ -26,11 +27,6 @@ _FIELDS = {
         "classes to condition on, those of the data; auto: as many as they have; 0: unconditional",
     ),
     # ---- process
-    "process.prediction": Field(
-        "eps",
-        Choice(("eps", "x0", "v", "mean", "score")),
-        "what the network predicts of x_t; mean: the posterior's, mu_tilde; score: std times the score",
-    ),
     "process.variance": Field(
         "fixed_large",
         VARIANCE,
@@ -127,6 +123,7 @@ def training_fields() -> dict[str, Field]:
         **option_fields("data", SOURCES, "data.name"),
         **option_fields("model", NETWORKS, "model.name"),
         **option_fields("process", PROCESSES, "process.name"),
+        **option_fields("process", PREDICTIONS, "process.prediction"),
         **option_fields("loss", TIME_SAMPLERS, "loss.times"),
         **option_fields("loss", LOSSES, "loss.name"),
         **option_fields("loss", WEIGHTINGS, "loss.weighting"),
@@ -139,6 +136,12 @@ def _of_registries() -> dict[str, Field]:
         "data.name": Field("digits", SOURCES.choice, SOURCES.help(), chooses="data set"),
         "model.name": Field("unet", NETWORKS.choice, NETWORKS.help(), chooses="model"),
         "process.name": Field("ddpm", PROCESSES.choice, PROCESSES.help(), chooses="process"),
+        "process.prediction": Field(
+            "eps",
+            PREDICTIONS.choice,
+            f"what the network predicts of x_t; {PREDICTIONS.help()}",
+            chooses="prediction",
+        ),
         "loss.name": Field("simple", LOSSES.choice, LOSSES.help(), chooses="loss"),
         "loss.times": Field(
             "uniform", TIME_SAMPLERS.choice, f"how times are drawn; {TIME_SAMPLERS.help()}"

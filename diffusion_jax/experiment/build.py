@@ -23,11 +23,13 @@ from diffusion_jax.losses import (
     TIME_SAMPLERS,
     WEIGHTINGS,
     Objective,
-    Times,
+    TimeSampler,
     Weighting,
 )
-from diffusion_jax.models.denoiser import Denoise, make_denoiser
+from diffusion_jax.models.denoiser import Denoise
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.networks import NETWORKS, Model, as_functions
+from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Process, levels_of
 from diffusion_jax.processes.registry import PROCESSES
@@ -51,26 +53,23 @@ class Experiment:
 
     Attributes:
       config: The config, with what it left to the data (`config.left_open`).
-      process: Forward process.
-      model: Network as pure functions.
+      model: Process and network, and what the network predicts.
+      network: The network as pure functions.
       image_shape: (H, W, C).
       class_names: Names of the data's classes; empty if there are none, or they are not known.
     """
 
     config: ConfigDict
-    process: Process
-    model: Model
+    model: DiffusionModel
+    network: Model
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
 
     def objective(self) -> Objective:
         """Returns what training minimises."""
-        fields = self.config.process
         return LOSSES[self.config.loss.name].given(
-            process=self.process,
-            prediction=fields.prediction,
-            network=self.model.apply,
-            variance=fields.variance,
+            model=self.model,
+            variance=self.config.process.variance,
             **{
                 **self.config.loss.to_dict(),
                 "weighting": _weighting(self.config, self.process),
@@ -80,9 +79,12 @@ class Experiment:
 
     def denoiser(self, params: Any, labels: Array | None) -> Denoise:
         """Returns the network as a denoiser, neither limited nor guided."""
-        return make_denoiser(
-            self.process, self.config.process.prediction, self.model.apply, params, labels=labels
-        )
+        return self.model.denoiser(params, labels)
+
+    @property
+    def process(self) -> Process:
+        """The forward process."""
+        return self.model.process
 
     @property
     def conditional(self) -> bool:
@@ -95,7 +97,7 @@ def _weighting(config: ConfigDict, process: Process) -> Weighting | None:
     return None if name is None else WEIGHTINGS[name].given(process=process, **config.loss)
 
 
-def _times(config: ConfigDict, process: Process) -> Times:
+def _times(config: ConfigDict, process: Process) -> TimeSampler:
     levels = levels_of(process)
     return TIME_SAMPLERS[config.loss.times].given(
         process=process,
@@ -168,7 +170,10 @@ def build(
     if problem := kind.misfit(module, image_shape):
         raise InputError(problem)
     network = as_functions(module, image_shape)
-    return Experiment(config, make_process(config), network, image_shape, class_names)
+    process = make_process(config)
+    prediction = PREDICTIONS[config.process.prediction].given(process=process, **config.process)
+    model = DiffusionModel(process, prediction, network.apply)
+    return Experiment(config, model, network, image_shape, class_names)
 
 
 def validate(config: ConfigDict, *, trained: bool = False) -> None:

@@ -75,7 +75,7 @@ def make_training(exp: Experiment, mesh: jax.sharding.Mesh) -> Training:
     create = jax.jit(
         partial(
             create_state,
-            model=exp.model,
+            network=exp.network,
             optimizer=optimizer,
             averages=averages,
             objective=objective,

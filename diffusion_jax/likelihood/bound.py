@@ -172,7 +172,7 @@ def variational_bound(
       InputError: Images that are no floats, or that `discretized_gaussian` cannot count, unless they are traced;
         num_terms outside {2, ..., N} (1 if the grid has one step); unknown variance, or learned of a network without.
     """
-    expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
+    expect("denoise", denoise, Callable, "a denoiser, such as DiffusionModel.denoiser returns")
     expect("grid", grid, Grid, "a Grid, such as make_grid(process)")
     last = grid.num_steps - 1
     count = check_num_terms(num_terms, grid.num_steps) - 1

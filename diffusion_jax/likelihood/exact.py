@@ -128,7 +128,7 @@ def exact_likelihood(
 
 
 def _check(denoise: Denoise, grid: Grid, process: Process) -> None:
-    expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
+    expect("denoise", denoise, Callable, "a denoiser, such as DiffusionModel.denoiser returns")
     expect("grid", grid, Grid, "a Grid, such as make_grid(process, 2)")
     expect("process", process, Process, "a process, such as VP()")
 

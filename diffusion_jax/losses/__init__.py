@@ -4,28 +4,27 @@ import dataclasses
 from typing import Any
 
 from diffusion_jax.errors import InputError, expect, shortened
-from diffusion_jax.losses.objective import Draws, Objective
+from diffusion_jax.losses.objective import NoiseDraw, Objective, make_objective
 from diffusion_jax.losses.simple import simple, simple_loss
 from diffusion_jax.losses.sliced import sliced, sliced_objective
-from diffusion_jax.losses.times import TIME_SAMPLERS, Times, objective_of, uniform
+from diffusion_jax.losses.time_samplers import TIME_SAMPLERS, TimeSampler, uniform
 from diffusion_jax.losses.variational import hybrid, vlb
 from diffusion_jax.losses.weightings import WEIGHTINGS, Weighting
-from diffusion_jax.models.denoiser import Network, parameterization
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.options import Component, Registry
-from diffusion_jax.processes.process import Process
 
 __all__ = [
     "LOSSES",
     "TIME_SAMPLERS",
     "WEIGHTINGS",
-    "Draws",
-    "TrainingLoss",
+    "NoiseDraw",
     "Objective",
-    "Times",
+    "TimeSampler",
+    "TrainingLoss",
     "Weighting",
     "hybrid",
     "loss_function",
-    "objective_of",
+    "make_objective",
     "simple",
     "simple_loss",
     "sliced",
@@ -37,7 +36,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingLoss(Component[Objective]):
-    """A loss: `make` is (process, prediction, network, what it asks for, its options) -> Objective.
+    """A loss: `make` is (model, what it asks for, its options) -> Objective.
 
     Attributes:
       on_grid: Whether its times are those of the process's whole grid, whatever the smallest u of training.
@@ -54,18 +53,16 @@ LOSSES: Registry[TrainingLoss] = Registry(
         "hybrid": TrainingLoss(hybrid, "simple, vlb for the variance", on_grid=True),
         "sliced": TrainingLoss(sliced, "sliced score matching"),
     },
-    given=("process", "prediction", "network", "variance", "weighting", "times"),
+    given=("model", "variance", "weighting", "times"),
 )
 
 
 def loss_function(
     name: str,
-    process: Process,
-    prediction: str,
-    network: Network,
+    model: DiffusionModel,
     *,
     weighting: Weighting | None = None,
-    times: Times | None = None,
+    times: TimeSampler | None = None,
     variance: str | None = None,
     **options: Any,
 ) -> Objective:
@@ -73,27 +70,30 @@ def loss_function(
 
     Args:
       name: A key of `LOSSES`.
-      process: The forward process.
-      prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
-      network: (params, x_t, time, labels, dropout_keys) -> output.
+      model: What is trained.
       weighting: Weight of each noise level, such as `WEIGHTINGS["min_snr"]()`; None: the objective's own.
       times: How times are drawn, such as `TIME_SAMPLERS["stratified"]()`; None: independently of one another.
       variance: vlb, hybrid: a key of `VARIANCES`; None: the objective's default.
       **options: The loss's own, such as vlb_weight of hybrid and num_probes of sliced.
 
     Raises:
-      InputError: Unknown name or prediction; an option that the objective does not have.
+      InputError: Unknown name; a model that is none; an option that the objective does not have.
     """
-    parameterization(prediction, process)
     loss = LOSSES.choose(name)
+    expect(
+        "model",
+        model,
+        DiffusionModel,
+        "a DiffusionModel, such as DiffusionModel(process, 'eps', network)",
+    )
     if weighting is not None and not callable(weighting):
         raise InputError(
             f"weighting is {shortened(weighting)}; it must be a function of the point, such as WEIGHTINGS['min_snr']()"
         )
     if times is not None:
-        expect("times", times, Times, "a Times, such as TIME_SAMPLERS['stratified']()")
+        expect("times", times, TimeSampler, "a TimeSampler, such as TIME_SAMPLERS['stratified']()")
     given = {"weighting": weighting, "times": times, "variance": variance, **options}
     for option in sorted(option for option, value in given.items() if value is not None):
         if not loss.takes(option):
             raise InputError(f"the loss {name!r} takes no {option}; leave it unset")
-    return loss.given(process=process, prediction=prediction, network=network, **given)
+    return loss.given(model=model, **given)

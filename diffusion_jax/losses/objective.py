@@ -1,12 +1,17 @@
-"""What an objective is: how a batch's times are drawn, and the loss of each image."""
+"""What an objective is: how a batch's noise is drawn, and the loss of each image."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from diffusion_jax.keys import indexed, standard_normal, threefry
+from diffusion_jax.losses.time_samplers import TimeSampler
 
-class Draws(NamedTuple):
+
+class NoiseDraw(NamedTuple):
     """The random numbers of a batch, drawn for all of it at once: its loss does not depend on how it is split.
 
     Attributes:
@@ -23,23 +28,39 @@ class Draws(NamedTuple):
     keys: Key[Array, " b"] | None = None
 
 
-# (params, x0, labels, draws, dropout_keys) -> loss of each image, not weighted
-Loss = Callable[[Any, Array, Array | None, Draws, Array | None], Array]
+# (params, aux, x0, labels, noise, dropout_keys) -> loss of each image, not weighted
+Loss = Callable[[Any, Any, Array, Array | None, NoiseDraw, Array | None], Array]
 
 
 class Objective(NamedTuple):
-    """What is minimised, the mean of weight * loss, and how its times are drawn.
+    """What is minimised, the mean of weight * loss, and how its noise is drawn.
 
     Attributes:
-      init: () -> aux, the objective's own state (a history of losses, say): a pytree of arrays, saved with
-        the parameters.
-      draw: (aux, key, shape of the batch of images) -> Draws.
-      loss: (params, x0, labels, draws, dropout_keys) -> loss of each image, not weighted; x0 in [-1, 1], labels
-        and dropout_keys, one an image, may be None.
-      update: (aux, draws, losses) -> aux after the step; losses are not weighted.
+      init: params -> aux, the objective's own state (a history of losses, a target network): a pytree of arrays,
+        saved with the parameters.
+      draw: (aux, key, shape of the batch of images) -> NoiseDraw.
+      loss: (params, aux, x0, labels, noise, dropout_keys) -> loss of each image, not weighted; x0 in [-1, 1], labels
+        and dropout_keys, one per image, may be None. No gradient is taken by aux.
+      update: (aux, params, noise, losses) -> aux after the step; params after the step, losses not weighted.
     """
 
-    init: Callable[[], Any]
-    draw: Callable[[Any, Array, tuple[int, ...]], Draws]
+    init: Callable[[Any], Any]
+    draw: Callable[[Any, Array, tuple[int, ...]], NoiseDraw]
     loss: Loss
-    update: Callable[[Any, Draws, Array], Any]
+    update: Callable[[Any, Any, NoiseDraw, Array], Any]
+
+
+def make_objective(loss: Loss, times: TimeSampler) -> Objective:
+    """Returns the objective with this loss, these times and normal noise; its state is that of the time sampler."""
+
+    def draw(aux: Any, key: Key[Array, ""], shape: tuple[int, ...]) -> NoiseDraw:
+        u_key, eps_key, own_key = jax.random.split(threefry(key), 3)
+        u, weight = times.draw(aux, u_key, shape[0])
+        keys = indexed(own_key, jnp.arange(shape[0]))
+        return NoiseDraw(u, standard_normal(eps_key, shape), weight, keys)
+
+    def update(aux: Any, params: Any, noise: NoiseDraw, losses: Float[Array, " b"]) -> Any:
+        del params
+        return times.update(aux, noise.u, losses)
+
+    return Objective(lambda params: times.init(), draw, loss, update)

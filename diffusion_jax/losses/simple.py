@@ -5,23 +5,16 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Real
 
-from diffusion_jax.losses.objective import Draws, Objective
-from diffusion_jax.losses.times import Times, objective_of, uniform
+from diffusion_jax.losses.objective import NoiseDraw, Objective, make_objective
+from diffusion_jax.losses.time_samplers import TimeSampler, uniform
 from diffusion_jax.losses.weightings import Weighting
-from diffusion_jax.models.denoiser import (
-    Network,
-    Parameterization,
-    network_output,
-    parameterization,
-)
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.processes.gaussian import q_sample
-from diffusion_jax.processes.process import Point, Process
+from diffusion_jax.processes.process import Point
 
 
 def simple_loss(
-    process: Process,
-    prediction: str,
-    network: Network,
+    model: DiffusionModel,
     params: Any,
     x0: Float[Array, " b *dims"],
     t: Real[Array, " b"],
@@ -39,31 +32,23 @@ def simple_loss(
     over the batch.
 
     Args:
-      process: Gives x_t its signal and noise.
-      prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
-      network: (params, x_t, time, labels, dropout_keys) -> array of the shape of x_t, or with twice its channels, of
-        which the second half is not trained.
+      model: What is trained; what its network says of variances is not.
       params: Parameters of the network.
       x0: Clean images in [-1, 1].
       t: Time of each image.
       eps: Standard normal noise.
       labels: Class of each image.
-      dropout_keys: Sources of the network's dropout, one an image; None turns it off.
+      dropout_keys: Sources of the network's dropout, one per image; None turns it off.
       weighting: Weight of the squared error of eps, such as `min_snr()`; None: that of the prediction itself counts.
-
-    Raises:
-      InputError: Unknown prediction.
     """
-    meaning = parameterization(prediction, process)
-    point = process.at(t)
+    point = model.process.at(t)
     x_t = q_sample(point, x0, eps)
-    output = network_output(network, params, x_t, point, labels, dropout_keys)
-    error = meaning.target(point, x_t, x0, eps) - output.mean
-    return squared_error(meaning, point, error, weighting)
+    output = model.output(params, x_t, point, labels, dropout_keys)
+    return squared_error(model, point, model.target(point, x_t, x0, eps) - output.mean, weighting)
 
 
 def squared_error(
-    meaning: Parameterization,
+    model: DiffusionModel,
     point: Point,
     error: Float[Array, " b *dims"],
     weighting: Weighting | None,
@@ -72,27 +57,30 @@ def squared_error(
     losses = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
     if weighting is None:
         return losses
-    return weighting(point) * jnp.square(meaning.eps_error(point)) * losses
+    return weighting(point) * jnp.square(model.eps_error(point)) * losses
 
 
 def simple(
-    process: Process,
-    prediction: str,
-    network: Network,
+    model: DiffusionModel,
     *,
     weighting: Weighting | None = None,
-    times: Times | None = None,
+    times: TimeSampler | None = None,
 ) -> Objective:
     """Returns L_simple over the process's own distribution of times (DDPM: uniform over the T steps)."""
     times = times or uniform()
 
     def loss(
-        params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None
+        params: Any,
+        aux: Any,
+        x0: Array,
+        labels: Array | None,
+        noise: NoiseDraw,
+        dropout_keys: Array | None,
     ) -> Float[Array, " b"]:
-        t = times.time(process, draws.u)
+        del aux
+        t = times.time(model.process, noise.u)
         return simple_loss(
-            *(process, prediction, network, params, x0, t, draws.eps, labels, dropout_keys),
-            weighting=weighting,
+            model, params, x0, t, noise.eps, labels, dropout_keys, weighting=weighting
         )
 
-    return objective_of(loss, times)
+    return make_objective(loss, times)

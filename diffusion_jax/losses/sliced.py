@@ -18,26 +18,23 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.keys import SlicedScoreStream, fold_in
 from diffusion_jax.likelihood.divergence import draw_probes, hutchinson
-from diffusion_jax.losses.objective import Draws, Objective
-from diffusion_jax.losses.times import Times, objective_of, uniform
+from diffusion_jax.losses.objective import NoiseDraw, Objective, make_objective
+from diffusion_jax.losses.time_samplers import TimeSampler, uniform
 from diffusion_jax.losses.weightings import Weighting
-from diffusion_jax.models.denoiser import Network, network_output, parameterization
+from diffusion_jax.models.diffusion_model import DiffusionModel, Network
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.dynamics import SDE, simulate
 from diffusion_jax.processes.gaussian import q_sample
-from diffusion_jax.processes.process import Process
 
 
 def sliced(
-    process: Process,
-    prediction: str,
-    network: Network,
+    model: DiffusionModel,
     *,
     num_probes: Annotated[
         int, Option(kinds.Int(1, 10_000), "random directions per image and step")
     ] = 1,
     weighting: Weighting | None = None,
-    times: Times | None = None,
+    times: TimeSampler | None = None,
 ) -> Objective:
     """Returns sliced score matching with the weight std^2: it estimates the squared error of eps without eps.
 
@@ -46,33 +43,33 @@ def sliced(
     varies more, and one image's may be negative.
 
     Args:
-      process: The forward process.
-      prediction: What the network predicts, a key of `PARAMETERIZATIONS`.
-      network: (params, x_t, time, labels, dropout_keys) -> output, differentiable forwards.
+      model: What is trained; its network must be differentiable in forward mode.
       num_probes: Random directions v of each image, of signs.
       weighting: Weight of the squared error of eps; None: 1.
       times: How times are drawn; None: independently of one another.
-
-    Raises:
-      InputError: Unknown prediction.
     """
-    meaning, times = parameterization(prediction, process), times or uniform()
+    times = times or uniform()
 
     def loss(
-        params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None
+        params: Any,
+        aux: Any,
+        x0: Array,
+        labels: Array | None,
+        noise: NoiseDraw,
+        dropout_keys: Array | None,
     ) -> Float[Array, " b"]:
-        point = process.at(times.time(process, draws.u))
-        x_t = q_sample(point, x0, draws.eps)
+        del aux
+        point = model.process.at(times.time(model.process, noise.u))
+        x_t = q_sample(point, x0, noise.eps)
 
         def std_score(x_t: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
-            output = network_output(network, params, x_t, point, labels, dropout_keys)
-            return -meaning.predict(point, x_t, output.mean)[1]
+            return -model.predict(params, x_t, point, labels, dropout_keys).eps
 
-        square, divergence = _terms(std_score, x_t, draws.keys, num_probes)
+        square, divergence = _terms(std_score, x_t, noise.keys, num_probes)
         losses = 1 + square + 2 * point.std * divergence
         return losses if weighting is None else weighting(point) * losses
 
-    return objective_of(loss, times)
+    return make_objective(loss, times)
 
 
 def sliced_objective(
@@ -82,7 +79,7 @@ def sliced_objective(
     num_steps: int = 100,
     num_probes: int = 1,
     weighting: Callable[[Float[Array, " b"]], Float[Array, " b"]] | None = None,
-    times: Times | None = None,
+    times: TimeSampler | None = None,
 ) -> Objective:
     """Returns sliced score matching along an SDE of one's own: weight (mean s^2 + 2 v' (grad s) v / D).
 
@@ -100,20 +97,26 @@ def sliced_objective(
     """
 
     def loss(
-        params: Any, x0: Array, labels: Array | None, draws: Draws, dropout_keys: Array | None
+        params: Any,
+        aux: Any,
+        x0: Array,
+        labels: Array | None,
+        noise: NoiseDraw,
+        dropout_keys: Array | None,
     ) -> Float[Array, " b"]:
-        t = sde.start + (sde.end - sde.start) * draws.u
-        keys = fold_in(_given(draws.keys), SlicedScoreStream.PATH)
+        del aux
+        t = sde.start + (sde.end - sde.start) * noise.u
+        keys = fold_in(_given(noise.keys), SlicedScoreStream.PATH)
         x_t = simulate(sde, keys, x0, sde.start, t, num_steps)
 
         def score(x_t: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
             return network(params, x_t, t, labels, dropout_keys)
 
-        square, divergence = _terms(score, x_t, draws.keys, num_probes)
+        square, divergence = _terms(score, x_t, noise.keys, num_probes)
         losses = square + 2 * divergence
         return losses if weighting is None else weighting(t) * losses
 
-    return objective_of(loss, times or uniform())
+    return make_objective(loss, times or uniform())
 
 
 def _terms(
@@ -132,5 +135,5 @@ def _terms(
 
 def _given(keys: Key[Array, " b"] | None) -> Key[Array, " b"]:
     if keys is None:
-        raise ValueError("sliced score matching needs the keys of Draws")
+        raise ValueError("sliced score matching needs the keys of NoiseDraw")
     return keys

@@ -6,7 +6,7 @@ Each is an affine SDE on u in [0, 1], from the data to noise,
 
 and a `Process` as the discrete chain is one: every loss, sampler and likelihood works on the pair (signal, std). Where
 u is 0 the score of the data is not defined or not learned: a grid and training have a smallest u of their own
-(`make_grid`, `losses.times`).
+(`make_grid`, `losses.time_samplers`).
 """
 
 import abc

@@ -141,7 +141,7 @@ def load_run(
         experiment = _experiment(_with_settable(training_config, config), meta["data"])
         part = average_part(AVERAGE) if ema else "params"
         where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        checkpoint = store.restore({part: abstract_like(experiment.model.init, where)}, step)
+        checkpoint = store.restore({part: abstract_like(experiment.network.init, where)}, step)
     assert checkpoint is not None
     if checkpoint.meta["config"] != meta["config"]:  # The newest was damaged: an older one is used.
         raise RunError(

@@ -279,7 +279,7 @@ def _slots(num_steps: int, num_frames: int) -> Int[Array, " n"]:
 
 def _checked(denoise: Denoise, sampler: Sampler, keys: Key[Array, " b"]) -> Key[Array, " b"]:
     """Returns the keys as Threefry's; raises an InputError for arguments of another kind."""
-    expect("denoise", denoise, Callable, "a denoiser, such as of make_denoiser")
+    expect("denoise", denoise, Callable, "a denoiser, such as DiffusionModel.denoiser returns")
     expect("sampler", sampler, Sampler, "a Sampler, such as ancestral(make_grid(process))")
     keys = threefry(keys)
     if keys.ndim != 1:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax import data
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.keys import image_normal, indexed
-from diffusion_jax.losses import Draws, Objective
+from diffusion_jax.losses import NoiseDraw, Objective
 from diffusion_jax.parallel.map_batches import map_batches
 from diffusion_jax.training.step import DeviceBatch
 
@@ -20,7 +20,7 @@ GOLDEN_RATIO = 2654435769  # (sqrt(5) - 1) / 2 in units of 2^-32.
 
 def held_out_draws(
     key: Key[Array, ""], indices: Int[Array, " b"], image_shape: tuple[int, ...]
-) -> Draws:
+) -> NoiseDraw:
     """Returns time, noise and key of each held-out image, which depend on the key and its index alone.
 
     The times are spread evenly over the process instead of drawn, which removes most of the noise that
@@ -37,7 +37,7 @@ def held_out_draws(
     spread = indices.astype(jnp.uint32) * jnp.uint32(GOLDEN_RATIO) + jax.random.bits(u_key)
     u = (spread >> 8) * jnp.float32(2**-24)  # 24 bits: all that a float32 below 1 can hold.
     eps = image_normal(indexed(eps_key, indices), image_shape)
-    return Draws(u, eps, jnp.ones_like(u), indexed(own_key, indices))
+    return NoiseDraw(u, eps, jnp.ones_like(u), indexed(own_key, indices))
 
 
 def make_held_out_loss(
@@ -49,8 +49,8 @@ def make_held_out_loss(
     conditional: bool,
     num_images: int,
     batch_size: int,
-) -> Callable[[Any], float]:
-    """Returns params -> mean loss over the first `num_images` of a split, with the same noise every time.
+) -> Callable[[Any, Any], float]:
+    """Returns (params, aux) -> mean loss over the first `num_images` of a split, with the same noise every time.
 
     Neither the devices nor `batch_size` change it beyond float rounding.
 
@@ -66,12 +66,12 @@ def make_held_out_loss(
     total = min(num_images, split.num_images)
 
     def losses_of(
-        params: Any, batch: DeviceBatch, indices: Int[Array, " b"]
+        params: Any, aux: Any, batch: DeviceBatch, indices: Int[Array, " b"]
     ) -> tuple[Float[Array, " b"]]:
         x0 = to_model_range(batch["image"])
-        draws = held_out_draws(key, indices, x0.shape[1:])
+        noise = held_out_draws(key, indices, x0.shape[1:])
         labels = batch["label"] if conditional else None
-        return (objective.loss(params, x0, labels, draws, None),)
+        return (objective.loss(params, aux, x0, labels, noise, None),)
 
     mapped = map_batches(
         losses_of,
@@ -80,8 +80,8 @@ def make_held_out_loss(
         load=lambda indices: (split.read(indices), indices.astype(np.int32)),
     )
 
-    def held_out(params: Any) -> float:
-        (losses,) = mapped((params,), (np.arange(total),))
+    def held_out(params: Any, aux: Any) -> float:
+        (losses,) = mapped((params, aux), (np.arange(total),))
         return float(losses.mean())
 
     return held_out

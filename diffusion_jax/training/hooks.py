@@ -18,16 +18,16 @@ from diffusion_jax.training.state import TrainState, to_parts
 
 
 class Measure(NamedTuple):
-    """Figures of parameters on held-out images.
+    """Figures of a model on held-out images.
 
     Attributes:
       name: One of the figures: a step with it in the log has been measured.
-      figures: params -> figures by name, None where one is not finite; on every process.
+      figures: (params, the objective's aux) -> figures by name, None where one is not finite; on every process.
       every: Steps between two measurements.
     """
 
     name: str
-    figures: Callable[[Any], dict[str, float | None]]
+    figures: Callable[[Any, Any], dict[str, float | None]]
     every: int
 
 
@@ -45,7 +45,7 @@ def held_out_hook(measure: Measure, average: str, log: RunLog) -> Hook:
             return not any(row["step"] == step and measure.name in row for row in log.rows)
 
         if distributed.first_decides(f"whether to measure {measure.name}", missing):
-            log.metrics({"step": step, **measure.figures(state.ema[average])})
+            log.metrics({"step": step, **measure.figures(state.ema[average], state.aux)})
 
     return Hook(run, measure.every, last=True, resumed=True)
 

@@ -39,7 +39,7 @@ class TrainState:
 
 def create_state(
     key: Key[Array, ""],
-    model: Model,
+    network: Model,
     optimizer: optax.GradientTransformation,
     *,
     averages: Iterable[str] = (),
@@ -49,19 +49,19 @@ def create_state(
 
     Args:
       key: Source of the parameters.
-      model: Network.
+      network: Makes the parameters.
       optimizer: Optax transformation.
       averages: Names of the parameters' averages.
       objective: What is minimised, if it has a state of its own.
     """
-    params = model.init(threefry(key))
+    params = network.init(threefry(key))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         # Copies, not aliases: all are donated.
         ema={name: jax.tree.map(jnp.copy, params) for name in averages},
         opt_state=optimizer.init(params),
-        aux=objective.init() if objective else (),
+        aux=objective.init(params) if objective else (),
     )
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Float32, Key, UInt8
 from diffusion_jax.data.transforms import drop_labels, random_flip, to_model_range
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import indexed, threefry
-from diffusion_jax.losses import Draws, Objective
-from diffusion_jax.parallel.sharding import LIKE_WHOLE, fsdp_shardings, gather_parts, over_batch
+from diffusion_jax.losses import NoiseDraw, Objective
+from diffusion_jax.parallel.sharding import fsdp_shardings, gather_parts, over_batch
 from diffusion_jax.training.optimizer import Decay
 from diffusion_jax.training.state import TrainState
 
@@ -66,7 +66,7 @@ def make_train_step(
     not depend on the number of devices beyond float rounding.
 
     Args:
-      objective: What is minimised, such as `loss_function("simple", process, "eps", network)`.
+      objective: What is minimised, such as `loss_function("simple", model)` of a `DiffusionModel`.
       optimizer: Optax transformation.
       key: Base key of the run.
       averages: Decay of each average of the parameters, by its name in `state.ema`.
@@ -86,38 +86,40 @@ def make_train_step(
     key, decays = threefry(key), dict(averages or {})
     _check(decays, conditional, label_dropout, no_label)
 
-    def gradients(params: Any, inputs: tuple) -> tuple[tuple[Array, Array], Any]:
-        places = mesh and fsdp_shardings(params, mesh)
+    def gradients(whole: Any, inputs: tuple) -> tuple[tuple[Array, Array], Any]:
+        places = mesh and fsdp_shardings(whole, mesh)
         local = partial(_gradients, objective, accumulate, places)
-        return over_batch(local, mesh, ((0, 0), LIKE_WHOLE), places)(params, inputs)
+        return over_batch(local, mesh, ((0, 0), "params"), places)(whole, inputs)
 
     def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
         flip_key, draw_key, dropout_key, label_key = keys
         images: UInt8[Array, "b h w c"] | Float32[Array, "b h w c"] = batch["image"]
         x0 = to_model_range(random_flip(flip_key, images) if flip else images)
-        draws = objective.draw(state.aux, draw_key, x0.shape)
+        noise = objective.draw(state.aux, draw_key, x0.shape)
         labels = batch["label"] if conditional else None
         if labels is not None and no_label is not None and label_dropout > 0:
             labels = drop_labels(label_key, labels, label_dropout, no_label)
-        inputs = x0, labels, draws, indexed(dropout_key, jnp.arange(len(x0)))
-        (losses, weighted), grads = gradients(state.params, inputs)
+        inputs = x0, labels, noise, indexed(dropout_key, jnp.arange(len(x0)))
+        (losses, weighted), grads = gradients({"params": state.params, "aux": state.aux}, inputs)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {k: _follow(state.ema[k], params, decay(state.step)) for k, decay in decays.items()}
-        aux = objective.update(state.aux, draws, losses)
-        metrics = _metrics(weighted, draws, grads, params)
+        aux = objective.update(state.aux, params, noise, losses)
+        metrics = _metrics(weighted, noise, grads, params)
         return TrainState(state.step + 1, params, ema, opt_state, aux), metrics
 
     return train_step
 
 
-def _metrics(weighted: Float[Array, " b"], draws: Draws, grads: Any, params: Any) -> StepMetrics:
-    one_hot = jax.nn.one_hot((draws.u * QUARTILES).astype(jnp.int32), QUARTILES)
+def _metrics(
+    weighted: Float[Array, " b"], noise: NoiseDraw, grads: Any, params: Any
+) -> StepMetrics:
+    one_hot = jax.nn.one_hot((noise.u * QUARTILES).astype(jnp.int32), QUARTILES)
     return StepMetrics(
         loss=weighted.mean(),
         quartile_loss=weighted @ one_hot,
-        quartile_images=(draws.weight[:, None] * one_hot).sum(0),
+        quartile_images=(noise.weight[:, None] * one_hot).sum(0),
         grad_norm=optax.tree.norm(grads),
         param_norm=optax.tree.norm(params),
     )
@@ -151,32 +153,33 @@ def _gradients(
     objective: Objective,
     accumulate: int,
     places: Any,
-    params: Any,
-    inputs: tuple[Array, Array | None, Draws, Key[Array, " b"]],
+    whole: dict[str, Any],
+    inputs: tuple[Array, Array | None, NoiseDraw, Key[Array, " b"]],
 ) -> tuple[tuple[Float[Array, " b"], Float[Array, " b"]], Any]:
     """Returns each image's loss, these weighted, and the gradients of the latters' mean, over all micro-batches.
 
-    The parameters may be this device's parts of them (`places`), and then so are the gradients.
+    Parameters and aux may be this device's parts of them (`places`), and then so are the gradients.
     """
+    aux = whole["aux"] if places is None else gather_parts(whole["aux"], places["aux"])
 
     def mean_loss(params: Any, micro: tuple) -> tuple[Array, tuple[Array, Array]]:
-        _, _, draws, _ = micro
-        whole = params if places is None else gather_parts(params, places)
-        losses = objective.loss(whole, *micro)
-        weighted = draws.weight * losses
+        _, _, noise, _ = micro
+        params = params if places is None else gather_parts(params, places["params"])
+        losses = objective.loss(params, aux, *micro)
+        weighted = noise.weight * losses
         return weighted.mean(), (losses, weighted)
 
     gradient = jax.grad(mean_loss, has_aux=True)
     if accumulate == 1:
-        grads, losses = gradient(params, inputs)
+        grads, losses = gradient(whole["params"], inputs)
         return losses, grads
 
     def add(total: Any, micro: tuple) -> tuple[Any, tuple[Array, Array]]:
-        grads, losses = gradient(params, micro)
+        grads, losses = gradient(whole["params"], micro)
         return jax.tree.map(jnp.add, total, grads), losses
 
     micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), inputs)
-    grads, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), micros)
+    grads, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, whole["params"]), micros)
     losses = jax.tree.map(lambda x: x.reshape(-1), losses)
     return losses, jax.tree.map(lambda g: g / accumulate, grads)
 

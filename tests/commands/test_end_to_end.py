@@ -313,13 +313,7 @@ def test_a_run_is_loaded_from_python_and_draws_what_the_command_draws(
     _, folder = sample(conditional, "sample.num_images=4", "sample.batch_size=4", "mesh.data=1")
     trained = diffusion_jax.load_run(conditional)
     assert trained.step == 12 and trained.image_shape == (8, 8, 1)
-    denoise = diffusion_jax.make_denoiser(
-        trained.process,
-        trained.config.process.prediction,
-        trained.model.apply,
-        trained.params,
-        labels=jnp.arange(4),
-    )
+    denoise = trained.model.denoiser(trained.params, jnp.arange(4))
     sampler = diffusion_jax.ancestral(make_grid(trained.process))
     keys = diffusion_jax.image_keys(0, jnp.arange(4))
     denoise = diffusion_jax.clip_denoised(denoise)

@@ -22,7 +22,6 @@ from diffusion_jax.keys import indexed, stream
 from diffusion_jax.likelihood.bound import variational_bound
 from diffusion_jax.likelihood.exact import bits_per_dim, dequantised_likelihood
 from diffusion_jax.metrics import VariationalBits
-from diffusion_jax.models.denoiser import make_denoiser
 from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.runs.run import classes_moved
@@ -71,9 +70,7 @@ def test_the_figures_are_those_of_the_library_and_add_up(copied: Path) -> None:
     filed = evaluate(copied)
     loaded = diffusion_jax.load_run(copied)
     batch = load("digits", "test").read(np.arange(40))
-    denoise = make_denoiser(
-        loaded.process, "eps", loaded.model.apply, loaded.params, labels=jnp.asarray(batch["label"])
-    )
+    denoise = loaded.model.denoiser(loaded.params, jnp.asarray(batch["label"]))
     keys = indexed(stream(0, "bound"), jnp.arange(40))
     x0 = to_model_range(jnp.asarray(batch["image"]))
     bound = jax.jit(
@@ -154,8 +151,7 @@ def test_exact_bits_are_those_of_the_library_whatever_the_batch_size(copied: Pat
     loaded = diffusion_jax.load_run(copied)
     batch = load("digits", "test").read(np.arange(5))
     labels = jnp.asarray(batch["label"])
-    parts = loaded.process, "eps", loaded.model.apply, loaded.params
-    denoise, grid = make_denoiser(*parts, labels=labels), make_grid(loaded.process, 2)
+    denoise, grid = loaded.model.denoiser(loaded.params, labels), make_grid(loaded.process, 2)
     key = stream(0, "exact likelihood")
 
     @jax.jit

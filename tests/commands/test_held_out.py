@@ -158,9 +158,9 @@ def test_a_bound_that_is_not_finite_is_null_and_warned_of_once_and_training_goes
 def test_no_figure_that_is_not_finite_reaches_a_row(
     measured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nowhere_finite(*_: Any, **__: Any) -> Callable[[Any], float]:
-        return lambda params: float("nan")
+    def nowhere_finite(*_: Any, **__: Any) -> Callable[[Any, Any], float]:
+        return lambda params, aux: float("nan")
 
     monkeypatch.setattr(held_out, "make_held_out_loss", nowhere_finite)
     loss, _ = held_out.held_out_measures(diffusion_jax.load_run(measured), sharding.make_mesh(1))
-    assert loss.figures(None) == {"eval_loss": None}
+    assert loss.figures(None, ()) == {"eval_loss": None}

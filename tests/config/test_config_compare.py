@@ -59,6 +59,10 @@ def changed(name: str) -> ConfigDict:
     return config
 
 
+# Options that count only where their component is chosen, and the choice that does so.
+CHOSEN = {"process.sigma_data": ("process.prediction", "edm")}
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_each_field_survives_json_and_counts_unless_it_is_free(name):
     config, default = changed(name), default_config()
@@ -73,7 +77,29 @@ def test_each_field_survives_json_and_counts_unless_it_is_free(name):
         assert changes(default, config) == [
             f"{name}: {get(default, name)!r} -> {get(config, name)!r}"
         ]
-        assert config_hash(default) != config_hash(config)
+        assert (config_hash(default) == config_hash(config)) == (name in CHOSEN)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_an_option_names_a_result_where_its_component_is_chosen(name: str) -> None:
+    config, default = changed(name), default_config()
+    chooser, choice = CHOSEN[name]
+    for one in (config, default):
+        group, leaf = locate(one, chooser)
+        group[leaf] = choice
+    assert config_hash(default) != config_hash(config)
+
+
+def test_results_of_earlier_versions_keep_their_names() -> None:
+    """Hashes as version 0.1.0 computed them; a new field must not change them."""
+    config = default_config()
+    assert config_hash(config) == "b07e840e1fad"
+    config.optimizer.decay, config.process.variance, config.loss.name = (
+        "cosine",
+        "learned",
+        "hybrid",
+    )
+    assert config_hash(config) == "66fc6e5a60e5"
 
 
 def test_what_a_resume_may_change_is_what_was_agreed() -> None:

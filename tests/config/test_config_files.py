@@ -49,7 +49,7 @@ def test_every_config_file_is_valid_and_its_network_can_be_built(path):
     experiment.objective()
     make_sampler(experiment)
     make_optimizer_of(config)
-    params = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    params = jax.eval_shape(experiment.network.init, jax.random.key(0))
     if path.stem in PARAMETERS:
         assert count_parameters(params) == PARAMETERS[path.stem]
 
@@ -73,13 +73,13 @@ def test_the_recipes_with_learned_variances_train_means_and_variances(name):
     @jax.jit
     def gradient(key):
         x0 = jax.random.uniform(key, (2, 32, 32, 3)) * 2 - 1
-        draws = objective.draw(objective.init(), key, x0.shape)
+        draws = objective.draw(objective.init(None), key, x0.shape)
 
         def loss(params):
             keys = jax.random.split(key, 2)
-            return objective.loss(params, x0, None, draws, keys).mean()
+            return objective.loss(params, (), x0, None, draws, keys).mean()
 
-        return jax.value_and_grad(loss)(experiment.model.init(key))
+        return jax.value_and_grad(loss)(experiment.network.init(key))
 
     loss, gradients = gradient(jax.random.key(0))
     assert 0 < loss < jnp.inf

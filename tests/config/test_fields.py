@@ -10,11 +10,11 @@ from diffusion_jax import data, losses
 from diffusion_jax.config import FIELDS, GROUPS, Field, default_config, fields, validate
 from diffusion_jax.config.table import group_of
 from diffusion_jax.likelihood.divergence import PROBES
-from diffusion_jax.models.denoiser import PARAMETERIZATIONS
 from diffusion_jax.models.guidance import RESCALED
 from diffusion_jax.models.networks import NETWORKS
 from diffusion_jax.models.networks.layers import SAVEABLE
 from diffusion_jax.models.networks.unet import REMATS
+from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.options.kinds import Choice, Either, Int, Kind, Text, Tuple
 from diffusion_jax.processes.grid import SPACINGS
 from diffusion_jax.processes.registry import PROCESSES
@@ -30,7 +30,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "model.remat": REMATS,
     "process.name": PROCESSES,
     "process.schedule": SCHEDULES,
-    "process.prediction": PARAMETERIZATIONS,
+    "process.prediction": PREDICTIONS,
     "process.variance": VARIANCES,
     "loss.name": losses.LOSSES,
     "loss.times": losses.TIME_SAMPLERS,

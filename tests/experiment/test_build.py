@@ -271,9 +271,9 @@ def test_a_network_of_learned_variances_has_twice_the_channels_and_a_sampler_tha
     None
 ):
     exp = experiment(("process.variance", "learned"), ("loss.name", "hybrid"))
-    params = exp.model.init(jax.random.key(0))
+    params = exp.network.init(jax.random.key(0))
     x = jnp.zeros((3, 2, 2, 1))
-    assert exp.model.apply(params, x, jnp.zeros(3)).shape == (3, 2, 2, 2)
+    assert exp.network.apply(params, x, jnp.zeros(3)).shape == (3, 2, 2, 2)
     images = sampling.make_draw(exp)(
         params, sampling.traced_options(exp.config), jnp.arange(2), None
     ).images

@@ -25,9 +25,9 @@ from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.keys import indexed
 from diffusion_jax.losses import (
     LOSSES,
-    Draws,
+    NoiseDraw,
     Objective,
-    Times,
+    TimeSampler,
     TrainingLoss,
     Weighting,
     hybrid,
@@ -36,11 +36,13 @@ from diffusion_jax.losses import (
     vlb,
 )
 from diffusion_jax.losses.sliced import sliced
-from diffusion_jax.losses.times import importance
+from diffusion_jax.losses.time_samplers import importance
 from diffusion_jax.losses.weightings import min_snr, p2, sigmoid
-from diffusion_jax.models.denoiser import Denoise, make_denoiser
+from diffusion_jax.models.denoiser import Denoise
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.models.networks import MLP, Model, UNet, as_functions
+from diffusion_jax.models.preconditioning import Preconditioning, edm
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN
@@ -93,12 +95,12 @@ KEYS = indexed(jax.random.key(5), jnp.arange(8))
 def losses(objective: Objective) -> jax.Array:
     x0, eps = jax.random.normal(jax.random.key(2), (2, 8, *SHAPE))
     return objective.loss(
-        PARAMS, x0, None, Draws((jnp.arange(8) + 0.5) / 8, eps, jnp.ones(8), KEYS), None
+        PARAMS, (), x0, None, NoiseDraw((jnp.arange(8) + 0.5) / 8, eps, jnp.ones(8), KEYS), None
     )
 
 
 def draws(objective: Objective) -> Any:
-    drawn = objective.draw(objective.init(), jax.random.key(4), (8, *SHAPE))
+    drawn = objective.draw(objective.init(None), jax.random.key(4), (8, *SHAPE))
     assert drawn.keys is not None
     return drawn._replace(keys=jax.random.key_data(drawn.keys))  # Keys cannot be compared.
 
@@ -152,16 +154,14 @@ def process_by_hand(
 
 def objective_by_hand(
     *,
-    prediction: str = "eps",
+    prediction: str | Preconditioning = "eps",
     make_objective: Callable[..., Objective] = simple,
     weighting: Weighting | None = None,
-    times: Times | None = None,
+    times: TimeSampler | None = None,
     **process: Any,
 ) -> Objective:
     return make_objective(
-        process_by_hand(**process),
-        prediction,
-        MODEL.apply,
+        DiffusionModel(process_by_hand(**process), prediction, MODEL.apply),
         weighting=weighting,
         times=times or uniform(),
     )
@@ -169,7 +169,7 @@ def objective_by_hand(
 
 def images_by_hand(
     *,
-    prediction: str = "eps",
+    prediction: str | Preconditioning = "eps",
     make_sampler: Callable[..., Sampler] = ancestral,
     num_steps: int | None = None,
     spacing: Any = "uniform",
@@ -180,7 +180,7 @@ def images_by_hand(
     **process_arguments: Any,
 ) -> jax.Array:
     process = process_by_hand(**process_arguments)
-    denoise = make_denoiser(process, prediction, MODEL.apply, PARAMS)
+    denoise = DiffusionModel(process, prediction, MODEL.apply).denoiser(PARAMS)
     sampler = make_sampler(make_grid(process, num_steps, spacing, u_min), variance=variance)
     keys = image_keys(3, jnp.arange(4))
     x_init = temperature * (sampler.grid.prior_std * first_noise(keys, SHAPE))
@@ -244,11 +244,9 @@ def sde(make: Callable[..., Process], **options: Any) -> Callable[[Any], Process
     return lambda schedule: make(num_timesteps=schedule.num_timesteps, **options)
 
 
-def doubled(
-    process: Process, prediction: str, network: Any, *, weighting: Any = None, times: Any = None
-) -> Objective:
+def doubled(model: DiffusionModel, *, weighting: Any = None, times: Any = None) -> Objective:
     """Twice the simple loss."""
-    objective = simple(process, prediction, network, weighting=weighting, times=times)
+    objective = simple(model, weighting=weighting, times=times)
     return objective._replace(loss=lambda *inputs: 2 * objective.loss(*inputs))
 
 
@@ -324,6 +322,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "process.sigma_min": ("0.5", {"make_process": sde(VE, sigma_min=0.5)}, {"losses", "images"}),
     "process.sigma_max": ("9", {"make_process": sde(VE, sigma_max=9.0)}, {"losses", "images"}),
     "process.prediction": ("v", {"prediction": "v"}, {"losses", "images"}),
+    "process.sigma_data": ("0.3", {"prediction": edm(sigma_data=0.3)}, {"losses", "images"}),
     "process.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
     "loss.name": ("other", {"make_objective": doubled}, {"losses"}),
     "loss.num_probes": (
@@ -394,6 +393,7 @@ OF_VE = ({"process.name": "ve"}, {"make_process": sde(VE)})
 NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(("process.beta_min", "process.beta_max", "loss.u_min", "sampler.u_min"), OF_VP),
     **dict.fromkeys(("process.sigma_min", "process.sigma_max"), OF_VE),
+    "process.sigma_data": ({"process.prediction": "edm"}, {"prediction": "edm"}),
     "loss.num_probes": ({"loss.name": "sliced"}, {"make_objective": sliced}),
     "loss.min_snr_gamma": ({"loss.weighting": "min_snr"}, {"weighting": min_snr()}),
     **dict.fromkeys(
@@ -479,33 +479,35 @@ def test_a_field_changes_what_it_should_as_its_argument_does_and_not_the_rest(
 @pytest.mark.parametrize(
     ("fields", "by_hand"),
     [
-        ({"loss.name": "vlb"}, lambda *parts: vlb(*parts, variance="fixed_large")),
+        ({"loss.name": "vlb"}, lambda model: vlb(model, variance="fixed_large")),
         (
             {"loss.name": "vlb", "process.variance": "fixed_small", "loss.times": "stratified"},
-            lambda *parts: vlb(*parts, variance="fixed_small"),
+            lambda model: vlb(model, variance="fixed_small"),
         ),
         (
             {"loss.name": "vlb", "process.variance": "learned"},
-            lambda *parts: vlb(*parts, variance="learned"),
+            lambda model: vlb(model, variance="learned"),
         ),
         (
             {"loss.name": "hybrid", "process.variance": "learned", "loss.vlb_weight": "0.5"},
-            lambda *parts: hybrid(*parts, vlb_weight=0.5),
+            lambda model: hybrid(model, vlb_weight=0.5),
         ),
         (
             {"loss.name": "hybrid", "process.variance": "learned", "loss.weighting": "min_snr"},
-            lambda *parts: hybrid(*parts, weighting=min_snr()),
+            lambda model: hybrid(model, weighting=min_snr()),
         ),
     ],
 )
 def test_variance_and_weight_reach_the_variational_losses(fields: dict, by_hand: Any) -> None:
     exp = build.build(config_with(BASE | fields), SHAPE, 0)
-    params = exp.model.init(jax.random.key(0))
+    params = exp.network.init(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
     x0, eps = jax.random.normal(jax.random.key(2), (2, 8, *SHAPE))
-    drawn = Draws((jnp.arange(8) + 0.5) / 8, eps, jnp.ones(8))
-    expected = by_hand(exp.process, "eps", exp.model.apply).loss(params, x0, None, drawn, None)
-    got = exp.objective().loss(params, x0, None, drawn, None)
+    drawn = NoiseDraw((jnp.arange(8) + 0.5) / 8, eps, jnp.ones(8))
+    expected = by_hand(DiffusionModel(exp.process, "eps", exp.network.apply)).loss(
+        params, (), x0, None, drawn, None
+    )
+    got = exp.objective().loss(params, (), x0, None, drawn, None)
     np.testing.assert_array_equal(got, expected)
     assert np.isfinite(expected).all() and len(np.unique(expected)) == 8
 
@@ -567,10 +569,10 @@ def test_fields_of_guidance_change_what_their_arguments_do(
     fields: dict, scale: float, options: dict
 ) -> None:
     exp = build.build(config_with(BASE | GUIDED | fields), SHAPE, 2)
-    params = params_of_a_trained_network(exp.model)
+    params = params_of_a_trained_network(exp.network)
     labels = jnp.arange(4) % 2
     both = jnp.concatenate([labels, jnp.full(4, 2)])
-    denoise = make_denoiser(exp.process, "x0", OF_CLASSES.apply, params, labels=both)
+    denoise = DiffusionModel(exp.process, "x0", OF_CLASSES.apply).denoiser(params, both)
     sampler, keys = ddim(make_grid(exp.process, 4)), image_keys(0, jnp.arange(4))
     guided = clip_denoised(classifier_free(denoise, scale, **options))
     expected = sample_loop(guided, sampler, keys, SHAPE).images
@@ -590,7 +592,7 @@ def test_another_seed_eta_temperature_or_guidance_is_drawn_by_the_same_program()
         return build.build(config, SHAPE, 2), sampling.traced_options(config)
 
     exp, first = of()
-    params = params_of_a_trained_network(exp.model)
+    params = params_of_a_trained_network(exp.network)
     chex.clear_trace_counter()
     counted: Any = jax.jit(chex.assert_max_traces(sampling.make_draw(exp), n=1))
     changed = ("sample.seed", "4"), ("sampler.eta", "1"), ("sampler.guidance_scale", "1.5")
@@ -678,5 +680,5 @@ def test_a_field_of_the_model_reaches_the_network(name: str, usual_program: str)
         network = UNet(**UNET | argument)
     expected = program(as_functions(network, IMAGE), name == "model.num_classes")
     exp = build.build(config_with(fields), IMAGE, 3)
-    assert program(exp.model, exp.conditional) == expected
+    assert program(exp.network, exp.conditional) == expected
     assert expected != usual_program

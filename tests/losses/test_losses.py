@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.losses import LOSSES, Draws, loss_function, simple_loss
-from diffusion_jax.losses.times import training_time
+from diffusion_jax.losses import LOSSES, NoiseDraw, loss_function, simple_loss
+from diffusion_jax.losses.time_samplers import training_time
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
 
@@ -32,7 +33,9 @@ def test_loss_is_the_mean_squared_error_of_each_image_in_its_own_space(compiled,
         return params * x_t + 0.01 * time[:, None, None, None]
 
     def loss(params, x0, eps):
-        return simple_loss(PROCESS, prediction, apply_fn, params, x0, jnp.asarray(t), eps)
+        return simple_loss(
+            DiffusionModel(PROCESS, prediction, apply_fn), params, x0, jnp.asarray(t), eps
+        )
 
     value = compiled(loss)(0.5, jnp.asarray(x0, jnp.float32), jnp.asarray(eps, jnp.float32))
     np.testing.assert_allclose(value, expected, rtol=1e-5)  # float32 sums of 12 terms
@@ -57,7 +60,7 @@ def test_optimal_denoiser_of_gaussian_data_reaches_the_least_expected_loss(key, 
     def loss(slope):
         times = jnp.full((n,), t)
         return simple_loss(
-            PROCESS, prediction, lambda p, x, *_: p * x, slope, x0, times, eps
+            DiffusionModel(PROCESS, prediction, lambda p, x, *_: p * x), slope, x0, times, eps
         ).mean()
 
     value, slope_gradient = jax.value_and_grad(loss)(covariance / variance)
@@ -77,7 +80,7 @@ def test_the_network_is_given_labels_time_and_dropout_keys(key):
 
     ones = jnp.ones((2, 1, 1, 1))
     labels, t, keys = jnp.array([3, 4]), jnp.array([5, 99]), jax.random.split(key)
-    simple_loss(PROCESS, "eps", apply_fn, None, ones, t, ones, labels, keys)
+    simple_loss(DiffusionModel(PROCESS, "eps", apply_fn), None, ones, t, ones, labels, keys)
     np.testing.assert_array_equal(seen["labels"], [3, 4])
     np.testing.assert_array_equal(seen["t"], [5.0, 99.0])
     assert seen["t"].dtype == jnp.float32
@@ -85,16 +88,15 @@ def test_the_network_is_given_labels_time_and_dropout_keys(key):
 
 
 def test_an_unknown_prediction_lists_the_known_ones():
-    ones = jnp.ones((2, 1))
     with pytest.raises(InputError, match="unknown prediction 'noise'.*eps, x0, v"):
-        simple_loss(PROCESS, "noise", lambda p, x, *_: x, None, ones, jnp.array([0, 1]), ones)
+        DiffusionModel(PROCESS, "noise", lambda p, x, *_: x)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_an_objective_draws_each_time_equally_often_and_normal_noise(compiled, key, name):
-    objective = loss_function(name, PROCESS, "eps", lambda p, x, *_: x)
+    objective = loss_function(name, DiffusionModel(PROCESS, "eps", lambda p, x, *_: x))
     n = 20_000
-    draws = compiled(lambda key: objective.draw(objective.init(), key, (n, 2)))(key)
+    draws = compiled(lambda key: objective.draw(objective.init(None), key, (n, 2)))(key)
     counts = np.bincount(np.asarray(training_time(PROCESS, draws.u), int), minlength=100)
     # Five standard deviations of a binomial count.
     np.testing.assert_allclose(counts, n / 100, atol=5 * np.sqrt(n / 100))
@@ -104,10 +106,10 @@ def test_an_objective_draws_each_time_equally_often_and_normal_noise(compiled, k
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_an_objective_draws_noise_that_is_independent_of_the_times(key, name):
-    objective = loss_function(name, PROCESS, "eps", lambda p, x, *_: x)
+    objective = loss_function(name, DiffusionModel(PROCESS, "eps", lambda p, x, *_: x))
     n = 4096
     # Images of one pixel: the i-th number of both comes from the same bits if both have the same key.
-    draws = objective.draw(objective.init(), key, (n, 1))
+    draws = objective.draw(objective.init(None), key, (n, 1))
     # Five standard deviations, 1 / sqrt(n), of the correlation of independent pairs.
     assert abs(np.corrcoef(draws.u, draws.eps[:, 0])[0, 1]) < 5 / np.sqrt(n)
 
@@ -119,17 +121,19 @@ def test_the_simple_objective_is_simple_loss_at_the_times_drawn(compiled, rng):
     def network(params, x, time, labels, dropout_keys):
         return params * x + 0.01 * time[:, None, None, None]
 
-    objective = loss_function("simple", PROCESS, "v", network)
-    draws = Draws(u, eps, jnp.ones(3))
-    value = compiled(objective.loss)(0.3, x0, None, draws, None)
-    expected = simple_loss(PROCESS, "v", network, 0.3, x0, jnp.array([0, 30, 99]), eps)
+    objective = loss_function("simple", DiffusionModel(PROCESS, "v", network))
+    draws = NoiseDraw(u, eps, jnp.ones(3))
+    value = compiled(objective.loss)(0.3, (), x0, None, draws, None)
+    expected = simple_loss(
+        DiffusionModel(PROCESS, "v", network), 0.3, x0, jnp.array([0, 30, 99]), eps
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    aux = objective.init()
-    assert objective.update(aux, draws, value) == aux
+    aux = objective.init(None)
+    assert objective.update(aux, None, draws, value) == aux
 
 
 def test_unknown_objectives_and_predictions_are_refused_at_once():
     with pytest.raises(InputError, match="unknown loss 'simpel'.*simple"):
-        loss_function("simpel", PROCESS, "eps", lambda p, x, *_: x)
+        loss_function("simpel", DiffusionModel(PROCESS, "eps", lambda p, x, *_: x))
     with pytest.raises(InputError, match="unknown prediction 'noise'"):
-        loss_function("simple", PROCESS, "noise", lambda p, x, *_: x)
+        loss_function("simple", DiffusionModel(PROCESS, "noise", lambda p, x, *_: x))

@@ -11,8 +11,9 @@ from slow import slow
 from diffusion_jax.keys import SlicedScoreStream, fold_in, indexed
 from diffusion_jax.likelihood.divergence import draw_probes
 from diffusion_jax.losses import loss_function, sliced_objective
-from diffusion_jax.losses.times import uniform
+from diffusion_jax.losses.time_samplers import uniform
 from diffusion_jax.losses.weightings import snr
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.parallel.sharding import make_mesh, over_batch
 from diffusion_jax.processes.dynamics import SDE, normal_prior
 from diffusion_jax.processes.sde import VE, VP
@@ -38,10 +39,10 @@ def estimates(objective, draw_x0, params, n=N):
 
     def one(key):
         x0_key, key = jax.random.split(key)
-        x0, draws = draw_x0(x0_key), objective.draw(objective.init(), key, (n, 2))
+        x0, draws = draw_x0(x0_key), objective.draw(objective.init(None), key, (n, 2))
 
         def mean_loss(params):
-            return objective.loss(params, x0, None, draws, None).mean()
+            return objective.loss(params, (), x0, None, draws, None).mean()
 
         loss, gradient = jax.value_and_grad(mean_loss)(params)
         return jnp.concatenate([loss[None], *(leaf.ravel() for leaf in jax.tree.leaves(gradient))])
@@ -66,10 +67,9 @@ def agree(a, b) -> None:
 def test_loss_and_gradient_are_those_of_the_squared_error_of_eps_in_expectation(
     prediction, process, probes
 ):
-    parts = process, prediction, network
-    times = uniform(u_min=0.05)
-    ours = loss_function("sliced", *parts, num_probes=probes, times=times)
-    simple = loss_function("simple", *parts, weighting=snr(), times=times)
+    model, times = DiffusionModel(process, prediction, network), uniform(u_min=0.05)
+    ours = loss_function("sliced", model, num_probes=probes, times=times)
+    simple = loss_function("simple", model, weighting=snr(), times=times)
 
     def draw_x0(key):
         return 0.4 + 0.6 * jax.random.normal(key, (N, 2))
@@ -88,11 +88,11 @@ def test_a_weighting_multiplies_the_loss_and_probes_divide_its_variance(key):
     def losses(first, **options):
         """Losses of the same times and noise, with keys of one's own."""
         objective = loss_function(
-            "sliced", process, "eps", network, times=uniform(u_min=0.05), **options
+            "sliced", DiffusionModel(process, "eps", network), times=uniform(u_min=0.05), **options
         )
-        draws = objective.draw(objective.init(), key, (N, 2))
+        draws = objective.draw(objective.init(None), key, (N, 2))
         draws = draws._replace(keys=indexed(key, first + jnp.arange(N)))
-        return np.asarray(jax.jit(objective.loss)(PARAMS, x0, None, draws, None), float)
+        return np.asarray(jax.jit(objective.loss)(PARAMS, (), x0, None, draws, None), float)
 
     double = losses(0, weighting=lambda point: 2 * jnp.ones_like(point.std))
     np.testing.assert_allclose(double, 2 * losses(0), rtol=1e-5, atol=1e-5)
@@ -103,12 +103,12 @@ def test_a_weighting_multiplies_the_loss_and_probes_divide_its_variance(key):
 
 
 def test_a_batch_divided_over_devices_has_the_loss_of_the_whole(key):
-    objective = loss_function("sliced", VP(), "eps", network)
+    objective = loss_function("sliced", DiffusionModel(VP(), "eps", network))
     x0 = jax.random.normal(key, (8, 2))
-    draws = objective.draw(objective.init(), key, (8, 2))
+    draws = objective.draw(objective.init(None), key, (8, 2))
 
     def loss(params, x0, draws):
-        return objective.loss(params, x0, None, draws, None)
+        return objective.loss(params, (), x0, None, draws, None)
 
     mesh = make_mesh(4)
     parts = jax.jit(over_batch(loss, mesh))(PARAMS, x0, draws)
@@ -171,7 +171,7 @@ def test_a_train_step_finds_the_score_of_a_stationary_density(rng):
     step = jax.jit(make_train_step(objective, optimizer, jax.random.key(0)))
     params, batch = jnp.zeros((3, 2)), {"image": x0.reshape(-1, 1, 1, 2)}
     state = TrainState(
-        jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), objective.init()
+        jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), objective.init(None)
     )
     for _ in range(250):
         state, _ = step(state, batch)
@@ -182,8 +182,8 @@ def test_a_train_step_finds_the_score_of_a_stationary_density(rng):
 
 
 def test_probes_are_independent_of_the_noise(key):
-    objective = loss_function("sliced", VP(), "eps", network)
-    draws = objective.draw(objective.init(), key, (4096, 1))
+    objective = loss_function("sliced", DiffusionModel(VP(), "eps", network))
+    draws = objective.draw(objective.init(None), key, (4096, 1))
     assert draws.keys is not None
     keys = fold_in(draws.keys, SlicedScoreStream.PROBES)
     probes = draw_probes(keys, (1,))[0, :, 0]

@@ -12,9 +12,10 @@ from slow import slow, slow_after, slow_but
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import at_time, image_normal, indexed
 from diffusion_jax.likelihood.bound import variational_bound
-from diffusion_jax.losses import Draws, Objective, hybrid, loss_function, simple, vlb
-from diffusion_jax.losses.times import importance
-from diffusion_jax.models.denoiser import PARAMETERIZATIONS, make_denoiser
+from diffusion_jax.losses import NoiseDraw, Objective, hybrid, loss_function, simple, vlb
+from diffusion_jax.losses.time_samplers import importance
+from diffusion_jax.models.diffusion_model import DiffusionModel
+from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.reverse import VARIANCES
@@ -53,7 +54,8 @@ def network_of(variance: str) -> Any:
 def bound(x0: jax.Array, prediction: str, variance: str) -> Any:
     """Terms from the least noisy on, (T, b), and the noise that they were measured with."""
     keys = indexed(jax.random.key(0), jnp.arange(len(x0)))
-    denoise = make_denoiser(PROCESS, prediction, network_of(variance), None)  # Nothing is clipped.
+    # Nothing is clipped.
+    denoise = DiffusionModel(PROCESS, prediction, network_of(variance)).denoiser(None)
     grid = make_grid(PROCESS)
     result = jax.jit(lambda: variational_bound(denoise, grid, x0, keys, variance=variance))()
     noise = jax.vmap(lambda t: image_normal(at_time(keys, t), SHAPE))
@@ -68,7 +70,7 @@ def bound(x0: jax.Array, prediction: str, variance: str) -> Any:
     ("prediction", "variance"),
     slow_but(
         [("eps", "learned"), ("eps", "fixed_large")],
-        [*((p, "learned") for p in PARAMETERIZATIONS), *(("eps", v) for v in FIXED)],
+        [*((p, "learned") for p in PREDICTIONS), *(("eps", v) for v in FIXED)],
     ),
 )
 def test_the_mean_over_all_steps_is_the_bound_without_its_prior(
@@ -77,11 +79,11 @@ def test_the_mean_over_all_steps_is_the_bound_without_its_prior(
     """With the noise that the bound draws the sum is the bound's, step by step."""
     x0 = images(5)
     terms, eps, total = bound(x0, prediction, variance)
-    objective = vlb(PROCESS, prediction, network_of(variance), variance=variance)
+    objective = vlb(DiffusionModel(PROCESS, prediction, network_of(variance)), variance=variance)
 
     @jax.jit
     def losses(u: Any, eps: Any) -> Any:
-        return objective.loss(None, x0, None, Draws(jnp.full(5, u), eps, jnp.ones(5)), None)
+        return objective.loss(None, (), x0, None, NoiseDraw(jnp.full(5, u), eps, jnp.ones(5)), None)
 
     of_steps = np.stack([losses((t + 0.5) / T, eps[t]) for t in STEPS])
     np.testing.assert_allclose(of_steps / T, terms, rtol=1e-5)  # Rounding in float32.
@@ -102,7 +104,10 @@ def test_the_expected_loss_is_the_bound_without_its_prior(prediction: str, varia
     total = np.asarray(bound(x0, prediction, variance)[2], float)
     losses = np.asarray(
         drawn_losses(
-            vlb(PROCESS, prediction, network_of(variance), variance=variance), (), x0, seed=5
+            vlb(DiffusionModel(PROCESS, prediction, network_of(variance)), variance=variance),
+            (),
+            x0,
+            seed=5,
         )[0],
         float,
     )
@@ -111,11 +116,11 @@ def test_the_expected_loss_is_the_bound_without_its_prior(prediction: str, varia
     assert abs(losses.mean() - total.mean()) < 3 * error
 
 
-def drawn_losses(objective: Objective, aux: Any, x0: jax.Array, seed: int) -> tuple[Any, Draws]:
+def drawn_losses(objective: Objective, aux: Any, x0: jax.Array, seed: int) -> tuple[Any, NoiseDraw]:
     @jax.jit
-    def run(aux: Any, x0: Any, key: Any) -> tuple[Any, Draws]:
+    def run(aux: Any, x0: Any, key: Any) -> tuple[Any, NoiseDraw]:
         draws = objective.draw(aux, key, x0.shape)
-        return objective.loss(None, x0, None, draws, None), draws
+        return objective.loss(None, (), x0, None, draws, None), draws
 
     return run(aux, x0, jax.random.key(seed))
 
@@ -127,12 +132,16 @@ def test_with_the_posteriors_variance_it_is_the_papers_weighted_error_of_eps() -
     beta_tilde = beta[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])
     weight = beta[1:] ** 2 / (2 * beta_tilde * (1 - beta[1:]) * (1 - alpha_bar[1:]))
     x0, eps = np.random.default_rng(1).normal(size=(2, T - 1, *SHAPE)).astype(np.float32)
-    draws = Draws((jnp.arange(1, T) + 0.5) / T, jnp.asarray(eps), jnp.ones(T - 1))
-    loss = vlb(PROCESS, "eps", lambda p, x, *_: 0.3 * x, variance="fixed_small").loss
+    draws = NoiseDraw((jnp.arange(1, T) + 0.5) / T, jnp.asarray(eps), jnp.ones(T - 1))
+    loss = vlb(
+        DiffusionModel(PROCESS, "eps", lambda p, x, *_: 0.3 * x), variance="fixed_small"
+    ).loss
     a = alpha_bar[1:].reshape(-1, 1, 1, 1)
     error = eps - 0.3 * (np.sqrt(a) * x0 + np.sqrt(1 - a) * eps)
     expected = T * weight * np.mean(error**2, (1, 2, 3)) / np.log(2)
-    np.testing.assert_allclose(loss(None, jnp.asarray(x0), None, draws, None), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        loss(None, (), jnp.asarray(x0), None, draws, None), expected, rtol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -141,13 +150,13 @@ def test_importance_times_leave_the_expected_loss_unchanged_and_lower_its_spread
     level = jnp.round((images(2)[1:] * 0.3 + 1) * 127.5)  # The bound wants one of the 256.
     x0 = jnp.broadcast_to(level / 127.5 - 1, (n, *SHAPE))
     even, uneven = (
-        vlb(PROCESS, "eps", network, variance="learned", times=times)
+        vlb(DiffusionModel(PROCESS, "eps", network), variance="learned", times=times)
         for times in (None, importance(num_bins=T))
     )
-    aux = uneven.init()
+    aux = uneven.init(None)
     for seed in range(10):  # Until each step has its ten losses.
         losses, draws = drawn_losses(uneven, aux, x0[:200], seed)
-        aux = jax.jit(uneven.update)(aux, draws, losses)
+        aux = jax.jit(uneven.update)(aux, None, draws, losses)
     losses, draws = drawn_losses(uneven, aux, x0, 20)
     weighted = np.asarray(losses * draws.weight, float)
     evenly = np.asarray(drawn_losses(even, (), x0, 21)[0], float)
@@ -181,17 +190,19 @@ def frozen_mean(frozen: Any) -> Any:
 
 
 def _vlb(prediction: str, variance: str) -> tuple[Any, Any]:
-    objective = vlb(PROCESS, prediction, perceptron, variance=variance)
+    objective = vlb(DiffusionModel(PROCESS, prediction, perceptron), variance=variance)
     return objective.loss, lambda frozen: objective.loss
 
 
 def _hybrid(prediction: str, variance: str) -> tuple[Any, Any]:
     """The objective, and L_simple + lambda L_vlb where the mean of L_vlb is that of frozen parameters."""
-    objective = hybrid(PROCESS, prediction, perceptron, variance=variance, vlb_weight=LAMBDA)
+    objective = hybrid(
+        DiffusionModel(PROCESS, prediction, perceptron), variance=variance, vlb_weight=LAMBDA
+    )
 
     def by_definition(frozen: Any) -> Any:
-        bound = vlb(PROCESS, prediction, frozen_mean(frozen), variance=variance)
-        first = simple(PROCESS, prediction, perceptron)
+        bound = vlb(DiffusionModel(PROCESS, prediction, frozen_mean(frozen)), variance=variance)
+        first = simple(DiffusionModel(PROCESS, prediction, perceptron))
         return lambda *inputs: first.loss(*inputs) + LAMBDA * bound.loss(*inputs)
 
     return objective.loss, by_definition
@@ -217,10 +228,10 @@ def test_gradients_are_those_of_finite_differences(
         x0 = (
             jnp.asarray(rng.integers(0, 256, (2 * T, 2)) / 127.5 - 1).at[0].set(-1.0).at[1].set(1.0)
         )
-        draws = Draws((jnp.arange(2 * T) + 0.5) / (2 * T), eps, jnp.ones(2 * T))
+        draws = NoiseDraw((jnp.arange(2 * T) + 0.5) / (2 * T), eps, jnp.ones(2 * T))
 
         def mean(loss: Any) -> Any:
-            return lambda params: loss(params, x0, None, draws, None).mean()
+            return lambda params: loss(params, (), x0, None, draws, None).mean()
 
         value, gradient = jax.jit(jax.value_and_grad(mean(loss_of)))(params)
         frozen = mean(definition(params))
@@ -242,16 +253,16 @@ def test_hybrid_trains_the_mean_by_l_simple_alone_and_the_variance_by_l_vlb_alon
 ) -> None:
     n = 2 * T
     x0, eps = images(n), jnp.asarray(rng.normal(size=(n, *SHAPE)), jnp.float32)
-    draws = Draws((jnp.arange(n) + 0.5) / n, eps, jnp.ones(n))
+    draws = NoiseDraw((jnp.arange(n) + 0.5) / n, eps, jnp.ones(n))
     output = jnp.asarray(rng.normal(size=(n, 2, 1, 2)), jnp.float32)
 
     def gradient(objective: Objective) -> np.ndarray:
-        loss = lambda output: objective.loss(output, x0, None, draws, None).sum()  # noqa: E731
+        loss = lambda output: objective.loss(output, (), x0, None, draws, None).sum()  # noqa: E731
         return np.asarray(jax.jit(jax.grad(loss))(output))
 
-    parts: tuple[Any, ...] = (PROCESS, "v", lambda params, *_: params)
-    of_simple, of_vlb = gradient(simple(*parts)), gradient(vlb(*parts, variance="learned"))
-    both = gradient(hybrid(*parts, vlb_weight=LAMBDA))
+    model = DiffusionModel(PROCESS, "v", lambda params, *_: params)
+    of_simple, of_vlb = gradient(simple(model)), gradient(vlb(model, variance="learned"))
+    both = gradient(hybrid(model, vlb_weight=LAMBDA))
     np.testing.assert_allclose(both[..., :1], of_simple[..., :1], rtol=1e-6)
     np.testing.assert_allclose(both[..., 1:], LAMBDA * of_vlb[..., 1:], rtol=1e-6, atol=1e-6)
     # Without the stop L_vlb would have moved the mean.
@@ -269,15 +280,15 @@ def test_the_network_is_given_x_t_time_labels_and_dropout_keys(name: str) -> Non
         seen.update(params=params, x_t=x_t, time=time, labels=labels, keys=dropout_keys)
         return jnp.concatenate([x_t, x_t], -1)
 
-    objective = loss_function(name, PROCESS, "eps", spy, variance="learned")
+    objective = loss_function(name, DiffusionModel(PROCESS, "eps", spy), variance="learned")
     x0, eps = images(2), jnp.full((2, *SHAPE), 0.5)
     labels, keys = jnp.array([3, 4]), jax.random.split(jax.random.key(0))
     last = np.nextafter(np.float32(1), np.float32(0))
-    draws = Draws(jnp.array([0.0, last]), eps, jnp.ones(2))
+    draws = NoiseDraw(jnp.array([0.0, last]), eps, jnp.ones(2))
 
     @jax.jit  # All but what is returned is left out.
     def given() -> Any:
-        objective.loss("params", x0, labels, draws, keys)
+        objective.loss("params", (), x0, labels, draws, keys)
         return seen.pop("time"), seen.pop("x_t")
 
     time, x_t = given()
@@ -295,7 +306,7 @@ def test_the_network_is_given_x_t_time_labels_and_dropout_keys(name: str) -> Non
 def test_each_step_has_its_part_of_u_as_in_l_simple(num_timesteps: int) -> None:
     process = DDPM(make_schedule("cosine", num_timesteps))
     u = jnp.linspace(0, np.nextafter(np.float32(1), np.float32(0)), 501)
-    draws = Draws(u, jnp.zeros((501, *SHAPE)), jnp.ones(501))
+    draws = NoiseDraw(u, jnp.zeros((501, *SHAPE)), jnp.ones(501))
     seen: list[Any] = []
 
     def spy(params: Any, x_t: Any, time: Any, *_: Any) -> Any:
@@ -304,8 +315,11 @@ def test_each_step_has_its_part_of_u_as_in_l_simple(num_timesteps: int) -> None:
 
     @jax.jit  # All but the times is left out.
     def times() -> list[Any]:
-        for objective in (simple(process, "eps", spy), vlb(process, "eps", spy)):
-            objective.loss(None, jnp.zeros((501, *SHAPE)), None, draws, None)
+        for objective in (
+            simple(DiffusionModel(process, "eps", spy)),
+            vlb(DiffusionModel(process, "eps", spy)),
+        ):
+            objective.loss(None, (), jnp.zeros((501, *SHAPE)), None, draws, None)
         return [seen.pop(), seen.pop()]
 
     of_vlb, of_simple = times()
@@ -315,22 +329,28 @@ def test_each_step_has_its_part_of_u_as_in_l_simple(num_timesteps: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "prediction"),
-    slow_but([("vlb", "eps")], [*(("vlb", p) for p in PARAMETERIZATIONS), ("hybrid", "eps")]),
+    slow_but([("vlb", "eps")], [*(("vlb", p) for p in PREDICTIONS), ("hybrid", "eps")]),
 )
 def test_a_chain_that_ends_in_noise_alone_has_finite_losses_and_gradients(
     name: str, prediction: str
 ) -> None:
     objective = loss_function(
-        *(name, DDPM(make_schedule("jsd", T)), prediction),
-        lambda params, *inputs: params * network(None, *inputs),
+        name,
+        DiffusionModel(
+            DDPM(make_schedule("jsd", T)),
+            prediction,
+            lambda params, *inputs: params * network(None, *inputs),
+        ),
         variance="learned",
     )
     eps = jax.random.normal(jax.random.key(0), (T, *SHAPE))
-    draws = Draws((jnp.arange(T) + 0.5) / T, eps, jnp.ones(T))
+    draws = NoiseDraw((jnp.arange(T) + 0.5) / T, eps, jnp.ones(T))
 
     @jax.jit
     def run(params: Any) -> Any:
-        losses, pull = jax.vjp(lambda p: objective.loss(p, images(T), None, draws, None), params)
+        losses, pull = jax.vjp(
+            lambda p: objective.loss(p, (), images(T), None, draws, None), params
+        )
         return losses, pull(jnp.ones(T))[0]
 
     losses, gradients = run(jnp.ones((T, 1, 1, 1)))  # A parameter an image.
@@ -359,7 +379,7 @@ def test_options_that_a_loss_does_not_have_are_refused(
     name: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        loss_function(name, PROCESS, "eps", network, **options)
+        loss_function(name, DiffusionModel(PROCESS, "eps", network), **options)
 
 
 @pytest.mark.parametrize(
@@ -369,6 +389,8 @@ def test_options_that_a_loss_does_not_have_are_refused(
 def test_a_variance_that_is_unknown_or_that_the_network_lacks_is_refused(
     variance: str, message: str
 ) -> None:
-    draws = Draws(jnp.array([0.5]), jnp.zeros((1, *SHAPE)), jnp.ones(1))
+    draws = NoiseDraw(jnp.array([0.5]), jnp.zeros((1, *SHAPE)), jnp.ones(1))
     with pytest.raises(InputError, match=message):
-        vlb(PROCESS, "eps", mean_alone, variance=variance).loss(None, images(1), None, draws, None)
+        vlb(DiffusionModel(PROCESS, "eps", mean_alone), variance=variance).loss(
+            None, (), images(1), None, draws, None
+        )

@@ -12,7 +12,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.losses import (
     LOSSES,
     WEIGHTINGS,
-    Draws,
+    NoiseDraw,
     Objective,
     TrainingLoss,
     Weighting,
@@ -21,7 +21,8 @@ from diffusion_jax.losses import (
     simple_loss,
 )
 from diffusion_jax.losses.weightings import min_snr, p2
-from diffusion_jax.models.denoiser import PARAMETERIZATIONS
+from diffusion_jax.models.diffusion_model import DiffusionModel
+from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import SMALLEST, Point, Process
@@ -33,7 +34,7 @@ SCHEDULE = make_schedule("linear", T)
 PROCESS = DDPM(SCHEDULE)
 BETA = schedule_arrays(SCHEDULE).betas.astype(float)
 ALPHA_BAR = np.cumprod(1 - BETA)
-TIME_SAMPLERS = np.array([0, 20, 45, 99])
+TIMES = np.array([0, 20, 45, 99])
 
 # Of alpha_bar = a: sigmoid(b - log SNR) = 1 / (1 + e^-b SNR).
 BY_HAND: dict[str, Callable[[Any], Any]] = {
@@ -42,18 +43,21 @@ BY_HAND: dict[str, Callable[[Any], Any]] = {
     "min_snr": lambda a: np.minimum(a, 5 * (1 - a)) / a,
     "p2": lambda a: 1 - a,
     # The SDE with log alpha_bar linear in t has g^2 = -log(1 - beta_t) in a step, of which there are T in u.
-    "likelihood": lambda a: -T / 2 * np.log(1 - BETA[TIME_SAMPLERS]) / (1 - a),
+    "likelihood": lambda a: -T / 2 * np.log(1 - BETA[TIMES]) / (1 - a),
     "sigmoid": lambda a: (1 - a) / (1 - a + np.exp(-2) * a),
 }
 # Of the mean, Ho et al. (2020), Eq. 7: the coefficients of x_0 and x_t.
-BEFORE = np.append(1.0, ALPHA_BAR)[TIME_SAMPLERS]
+BEFORE = np.append(1.0, ALPHA_BAR)[TIMES]
 COEF_X0, COEF_XT = (
     x[:, None, None, None]
     for x in (
-        np.sqrt(BEFORE) * BETA[TIME_SAMPLERS] / (1 - ALPHA_BAR[TIME_SAMPLERS]),
-        np.sqrt(1 - BETA[TIME_SAMPLERS]) * (1 - BEFORE) / (1 - ALPHA_BAR[TIME_SAMPLERS]),
+        np.sqrt(BEFORE) * BETA[TIMES] / (1 - ALPHA_BAR[TIMES]),
+        np.sqrt(1 - BETA[TIMES]) * (1 - BEFORE) / (1 - ALPHA_BAR[TIMES]),
     )
 )
+# Of EDM, Karras et al. (2022), Table 1.
+SIGMA = np.sqrt(1 / ALPHA_BAR[TIMES] - 1)[:, None, None, None]
+SKIP, OUT = 0.25 / (SIGMA**2 + 0.25), SIGMA * 0.5 / np.sqrt(SIGMA**2 + 0.25)
 TARGETS: dict[str, Callable[..., Any]] = {
     "eps": lambda a, s, x0, eps: eps,
     "x0": lambda a, s, x0, eps: x0,
@@ -61,6 +65,9 @@ TARGETS: dict[str, Callable[..., Any]] = {
     "mean": lambda a, s, x0, eps: COEF_X0 * x0 + COEF_XT * (a * x0 + s * eps),
     # std times the gradient of log N(x_t; a x0, s^2).
     "score": lambda a, s, x0, eps: s * (-(s * eps) / s**2),
+    "velocity": lambda a, s, x0, eps: eps - x0,
+    # Karras et al. (2022), Eq. 8, of y = x0 + sigma eps and data of standard deviation 0.5.
+    "edm": lambda a, s, x0, eps: (x0 - SKIP * (x0 + s / a * eps)) / OUT,
 }
 # What eps the network's output stands for, from x_t = a x0 + s eps.
 EPS: dict[str, Callable[..., Any]] = {
@@ -69,6 +76,8 @@ EPS: dict[str, Callable[..., Any]] = {
     "v": lambda a, s, x_t, output: s * x_t + a * output,
     "mean": lambda a, s, x_t, output: (x_t - a * (output - COEF_XT * x_t) / COEF_X0) / s,
     "score": lambda a, s, x_t, output: -output,
+    "velocity": lambda a, s, x_t, output: (x_t + a * output) / (a + s),
+    "edm": lambda a, s, x_t, output: (x_t - a * (SKIP * x_t / a + OUT * output)) / s,
 }
 
 
@@ -78,11 +87,13 @@ def weighting_of(name: str, process: Process = PROCESS) -> Weighting:
 
 
 def losses(prediction: str, output: Any, x0: Any, eps: Any, **options: Any) -> np.ndarray:
-    """Returns the losses at TIME_SAMPLERS of a network with this output."""
+    """Returns the losses at TIMES of a network with this output."""
     x0, eps, output = (jnp.asarray(x, jnp.float32) for x in (x0, eps, output))
-    times = jnp.asarray(TIME_SAMPLERS)
+    times = jnp.asarray(TIMES)
     network = lambda params, *_: params  # noqa: E731
-    return np.asarray(simple_loss(PROCESS, prediction, network, output, x0, times, eps, **options))
+    return np.asarray(
+        simple_loss(DiffusionModel(PROCESS, prediction, network), output, x0, times, eps, **options)
+    )
 
 
 @pytest.fixture
@@ -98,10 +109,10 @@ def test_the_loss_is_the_weight_times_the_squared_error_of_eps(
     name: str, prediction: str, images: tuple
 ) -> None:
     x0, eps, error = images
-    a, s = (np.sqrt(x[TIME_SAMPLERS])[:, None, None, None] for x in (ALPHA_BAR, 1 - ALPHA_BAR))
+    a, s = (np.sqrt(x[TIMES])[:, None, None, None] for x in (ALPHA_BAR, 1 - ALPHA_BAR))
     output = TARGETS[prediction](a, s, x0, eps) + error
     eps_hat = EPS[prediction](a, s, a * x0 + s * eps, output)
-    expected = BY_HAND[name](ALPHA_BAR[TIME_SAMPLERS]) * np.mean((eps - eps_hat) ** 2, (1, 2, 3))
+    expected = BY_HAND[name](ALPHA_BAR[TIMES]) * np.mean((eps - eps_hat) ** 2, (1, 2, 3))
     actual = losses(prediction, output, x0, eps, weighting=weighting_of(name))
     # Inputs rounded to float32, where outputs are up to ten times their errors.
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
@@ -109,7 +120,7 @@ def test_the_loss_is_the_weight_times_the_squared_error_of_eps(
 
 def test_every_weighting_and_every_prediction_is_compared() -> None:
     assert BY_HAND.keys() == WEIGHTINGS.keys()
-    assert TARGETS.keys() == EPS.keys() == PARAMETERIZATIONS.keys()
+    assert TARGETS.keys() == EPS.keys() == PREDICTIONS.keys()
 
 
 @pytest.mark.parametrize("process", [VP(), SubVP(), VE(sigma_min=0.05, sigma_max=5.0)])
@@ -141,7 +152,7 @@ def test_the_likelihood_weighting_is_the_rate_at_which_the_kl_of_two_noised_norm
 def test_min_snr_of_x0_is_the_papers_weight_of_the_x0_error(images: tuple) -> None:
     """Hang et al. (2023): min(SNR, gamma) times the squared error of x0."""
     x0, eps, error = images
-    snr = ALPHA_BAR[TIME_SAMPLERS] / (1 - ALPHA_BAR[TIME_SAMPLERS])
+    snr = ALPHA_BAR[TIMES] / (1 - ALPHA_BAR[TIMES])
     assert (snr[0] > 3) and (snr[-1] < 3)
     expected = np.minimum(snr, 3) * np.mean(error**2, (1, 2, 3))
     actual = losses("x0", x0 + error, x0, eps, weighting=min_snr(gamma=3.0))
@@ -154,7 +165,7 @@ def test_p2_is_the_papers_weight_of_the_variational_loss(
 ) -> None:
     """Choi et al. (2022), Eq. 5-8: lambda_t / (k + SNR)^gamma, lambda_t = (1 - beta)(1 - alpha_bar) / beta."""
     x0, eps, error = images
-    beta, a = BETA[TIME_SAMPLERS], ALPHA_BAR[TIME_SAMPLERS]
+    beta, a = BETA[TIMES], ALPHA_BAR[TIMES]
     variational = beta / ((1 - beta) * (1 - a)) * np.mean(error**2, (1, 2, 3))
     weight = (1 - beta) * (1 - a) / beta / (k + a / (1 - a)) ** gamma
     actual = losses("eps", eps + error, x0, eps, weighting=p2(k=k, gamma=gamma))
@@ -170,7 +181,7 @@ def test_weighing_by_snr_an_eps_prediction_is_l_simple(images: tuple) -> None:
 EXTREME = Point(jnp.zeros(2), jnp.array([SMALLEST, 1.0]), jnp.array([1.0, SMALLEST]))
 
 
-@pytest.mark.parametrize("prediction", PARAMETERIZATIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_weights_are_finite_from_an_erased_image_to_an_untouched_one(
     name: str, prediction: str
@@ -179,7 +190,7 @@ def test_weights_are_finite_from_an_erased_image_to_an_untouched_one(
     end = process.at(jnp.array([0, T - 1]))
     assert end.signal.min() == np.float32(SMALLEST)
     for point in (end, EXTREME):
-        factor = PARAMETERIZATIONS[prediction](process).eps_error(point)
+        factor = PREDICTIONS[prediction].given(process=process).eps_error(point)
         weight = weighting_of(name, process)(point) * jnp.square(factor)
         assert np.isfinite(weight).all() and (np.asarray(weight) >= 0).all()
 
@@ -193,14 +204,14 @@ def test_weights_with_the_widest_options_are_finite() -> None:
 
 
 def test_a_loss_without_weighting_refuses_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def plain(process: Any, prediction: str, network: Any) -> Objective:
-        return simple(process, prediction, network)
+    def plain(model: DiffusionModel) -> Objective:
+        return simple(model)
 
     monkeypatch.setitem(LOSSES, "plain", TrainingLoss(plain, "plain"))
     network = lambda params, x, *_: x  # noqa: E731
-    loss_function("plain", PROCESS, "eps", network)
+    loss_function("plain", DiffusionModel(PROCESS, "eps", network))
     with pytest.raises(InputError, match="the loss 'plain' takes no weighting"):
-        loss_function("plain", PROCESS, "eps", network, weighting=p2())
+        loss_function("plain", DiffusionModel(PROCESS, "eps", network), weighting=p2())
 
 
 # ---- gradients ---------------------------------------------------------------------------------------
@@ -218,11 +229,13 @@ def test_gradients_are_those_of_finite_differences(
     name: str | None, rng: np.random.Generator
 ) -> None:
     weighting = weighting_of(name) if name else None
-    objective = loss_function("simple", PROCESS, "v", perceptron, weighting=weighting)
+    objective = loss_function(
+        "simple", DiffusionModel(PROCESS, "v", perceptron), weighting=weighting
+    )
     with jax.enable_x64(True):
         params, x0, eps = (jnp.asarray(rng.normal(size=n)) for n in (15, (6, 2), (6, 2)))
-        draws = Draws(jnp.linspace(0, 0.99, 6), eps, jnp.ones(6))
-        loss = lambda params: objective.loss(params, x0, None, draws, None).mean()  # noqa: E731
+        draws = NoiseDraw(jnp.linspace(0, 0.99, 6), eps, jnp.ones(6))
+        loss = lambda params: objective.loss(params, (), x0, None, draws, None).mean()  # noqa: E731
         value, gradient = jax.jit(jax.value_and_grad(loss))(params)
         assert value.dtype == gradient.dtype == jnp.float64
         h = 1e-4

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.models.denoiser import PARAMETERIZATIONS, make_denoiser
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import clip_denoised
+from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point
@@ -18,7 +19,7 @@ SCHEDULE = make_schedule("linear", 100)
 PROCESS = DDPM(SCHEDULE)
 
 
-@pytest.mark.parametrize("prediction", PARAMETERIZATIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_perfect_network_of_any_kind_gives_the_true_x0_eps_v_and_score(compiled, rng, prediction):
     t = jnp.array([0, 10, 50, 99])
     alpha_bar = np.cumprod(1 - schedule_arrays(SCHEDULE).betas.astype(float))[np.asarray(t)][
@@ -41,10 +42,18 @@ def test_a_perfect_network_of_any_kind_gives_the_true_x0_eps_v_and_score(compile
     truth = {name: jnp.asarray(value, jnp.float32) for name, value in truth.items()}
 
     def run(params, x_t):
-        denoise = make_denoiser(PROCESS, prediction, lambda params, *_: params, params)
+        denoise = DiffusionModel(PROCESS, prediction, lambda params, *_: params).denoiser(params)
         return denoise(x_t, PROCESS.at(t))
 
-    outputs = truth | {"mean": jnp.asarray(mean, jnp.float32), "score": -truth["eps"]}
+    # Karras et al. (2022), Eq. 8 and Table 1, with sigma_data = 0.5.
+    sigma = np.sqrt(1 / alpha_bar - 1)
+    skip, out = 0.25 / (sigma**2 + 0.25), 0.5 * sigma / np.sqrt(sigma**2 + 0.25)
+    outputs = truth | {
+        "mean": jnp.asarray(mean, jnp.float32),
+        "score": -truth["eps"],
+        "velocity": truth["eps"] - truth["x0"],
+        "edm": jnp.asarray((x0 - skip * (x0 + sigma * eps)) / out, jnp.float32),
+    }
     output = outputs[prediction]
     predicted = compiled(run)(output, jnp.asarray(x_t, jnp.float32))
     for name, value in truth.items():
@@ -61,7 +70,7 @@ def test_the_network_is_given_params_labels_and_the_time_of_the_point():
         seen.update(params=params, t=t, labels=labels)
         return x_t
 
-    denoise = make_denoiser(PROCESS, "eps", apply_fn, "params", labels=jnp.array([7, 8]))
+    denoise = DiffusionModel(PROCESS, "eps", apply_fn).denoiser("params", jnp.array([7, 8]))
     denoise(jnp.zeros((2, 1, 1, 1)), make_grid(PROCESS, 4).at(jnp.array([2, 0])))
     assert seen["params"] == "params"
     np.testing.assert_array_equal(seen["labels"], [7, 8])
@@ -73,7 +82,7 @@ def test_the_network_is_given_x_t_divided_by_the_size_of_data_and_noise(compiled
     """Of VE, c_in = 1 / (sigma_data^2 + sigma^2)^(1/2) of Karras et al. (2022), with sigma_data = 1."""
     process = VE(sigma_min=0.01, sigma_max=100.0)
     point = process.at(jnp.log(jnp.array([0.02, 1.0, 90.0])))
-    denoise = make_denoiser(process, "x0", lambda params, x, *_: x, None)
+    denoise = DiffusionModel(process, "x0", lambda params, x, *_: x).denoiser(None)
     c_in = 1 / np.sqrt(1 + np.array([0.02, 1.0, 90.0]) ** 2)
     given = compiled(lambda x: denoise(x, point).x0)(7 * jnp.ones((3, 1)))
     np.testing.assert_allclose(given[:, 0], 7 * c_in, rtol=1e-5)
@@ -81,7 +90,7 @@ def test_the_network_is_given_x_t_divided_by_the_size_of_data_and_noise(compiled
 
 def test_an_unknown_prediction_lists_the_known_ones():
     with pytest.raises(InputError, match="unknown prediction 'epsilon'.*eps, x0, v, mean"):
-        make_denoiser(PROCESS, "epsilon", lambda params, x_t, t, labels: x_t, None)
+        DiffusionModel(PROCESS, "epsilon", lambda params, x_t, t, labels: x_t).denoiser(None)
 
 
 def test_forms_that_are_not_used_cost_nothing_under_jit():
@@ -90,7 +99,8 @@ def test_forms_that_are_not_used_cost_nothing_under_jit():
     def operations(form):
         def predicted(output, x, point):
             return getattr(
-                make_denoiser(PROCESS, "x0", lambda params, *_: params, output)(x, point), form
+                DiffusionModel(PROCESS, "x0", lambda params, *_: params).denoiser(output)(x, point),
+                form,
             )
 
         x = jnp.ones((1, 2))
@@ -103,11 +113,11 @@ def test_forms_that_are_not_used_cost_nothing_under_jit():
     assert "divide" in operations("eps") and "subtract" in operations("eps")
 
 
-@pytest.mark.parametrize("prediction", PARAMETERIZATIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_clipping_limits_x0_and_takes_the_other_forms_from_it(compiled, rng, prediction):
     point = Point(jnp.zeros(3), jnp.array([0.9, 0.6, 1.0]), jnp.array([0.3, 0.8, 5.0]))
     x_t, output = jnp.asarray(rng.normal(size=(2, 3, 4, 4, 1)) * 3, jnp.float32)
-    denoise = make_denoiser(PROCESS, prediction, lambda params, *_: params, output)
+    denoise = DiffusionModel(PROCESS, prediction, lambda params, *_: params).denoiser(output)
     plain, clipped = compiled(denoise)(x_t, point), compiled(clip_denoised(denoise))(x_t, point)
     # Two programs, which the compiler may fuse differently: float32 rounding.
     np.testing.assert_allclose(clipped.x0, np.clip(plain.x0, -1, 1), rtol=1e-5, atol=1e-6)
@@ -126,8 +136,8 @@ def test_a_network_with_twice_the_channels_gives_the_prediction_first_and_then_t
         jnp.asarray(rng.normal(size=(2, 3, 3, 2)), jnp.float32),
         PROCESS.at(jnp.array([5, 60])),
     )
-    whole = make_denoiser(PROCESS, "eps", lambda params, *_: params, output)
-    half = make_denoiser(PROCESS, "eps", lambda params, *_: params, output[..., :2])
+    whole = DiffusionModel(PROCESS, "eps", lambda params, *_: params).denoiser(output)
+    half = DiffusionModel(PROCESS, "eps", lambda params, *_: params).denoiser(output[..., :2])
     expected = compiled(clip_denoised(half))(x_t, point)
     predicted = compiled(clip_denoised(whole))(x_t, point)
     for form in ("x0", "eps", "v", "score"):
@@ -138,6 +148,8 @@ def test_a_network_with_twice_the_channels_gives_the_prediction_first_and_then_t
 
 
 def test_another_number_of_channels_is_refused():
-    denoise = make_denoiser(PROCESS, "eps", lambda params, *_: jnp.zeros((2, 3, 3, 3)), None)
+    denoise = DiffusionModel(PROCESS, "eps", lambda params, *_: jnp.zeros((2, 3, 3, 3))).denoiser(
+        None
+    )
     with pytest.raises(InputError, match=r"returns \(2, 3, 3, 3\) for images of \(2, 3, 3, 2\)"):
         denoise(jnp.zeros((2, 3, 3, 2)), PROCESS.at(jnp.array([5, 60])))

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.denoiser import complete, make_denoiser
+from diffusion_jax.models.denoiser import complete
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import (
     classifier_free,
     classifier_guided,
@@ -30,7 +31,7 @@ def network(params, x, time, labels):
 
 
 def denoiser(labels):
-    return make_denoiser(PROCESS, "eps", network, None, labels=labels)
+    return DiffusionModel(PROCESS, "eps", network).denoiser(None, labels)
 
 
 def guided(scale, **options):

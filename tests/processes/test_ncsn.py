@@ -6,7 +6,7 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.losses.times import training_time
+from diffusion_jax.losses.time_samplers import training_time
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN, ladder_ratio, largest_distance, num_levels
 

@@ -10,7 +10,7 @@ from slow import slow_after
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import image_normal
-from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
@@ -39,7 +39,7 @@ def bent(params, x_t, t, labels):
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 def test_two_steps_are_equation_12_of_the_paper(eta):
     times = (100, 700)
-    denoise = make_denoiser(PROCESS, "eps", bent, None)
+    denoise = DiffusionModel(PROCESS, "eps", bent).denoiser(None)
     sampler = ddim(make_grid(PROCESS, None, times), eta=eta)
     keys = image_keys(3, jnp.arange(2))
     result = sample_loop(denoise, sampler, keys, SHAPE, num_frames=3)
@@ -71,7 +71,9 @@ def test_at_eta_1_each_step_of_the_full_chain_is_ancestral_with_fixed_small(sche
     sampler, keys = ddim(grid, eta=1.0), image_keys(0, steps)
 
     def step(x_t, x0, i, key):
-        denoise = make_denoiser(process, "x0", lambda params, x, t, labels: x0[None], None)
+        denoise = DiffusionModel(process, "x0", lambda params, x, t, labels: x0[None]).denoiser(
+            None
+        )
         return sampler.advance(denoise, sampler.init(x_t[None]), i, key[None]).x[0]
 
     moved = jax.vmap(step)(x_t, x0, steps, keys)
@@ -120,7 +122,7 @@ def test_the_deterministic_sampler_solves_the_probability_flow_ode_with_order_1(
 
 
 def test_without_eta_an_image_is_a_function_of_its_first_noise_alone():
-    denoise = make_denoiser(PROCESS, "eps", bent, None)
+    denoise = DiffusionModel(PROCESS, "eps", bent).denoiser(None)
     x = jax.random.normal(jax.random.key(0), (2, *SHAPE))
 
     @jax.jit
@@ -167,7 +169,7 @@ def test_an_eta_outside_its_range_is_one_clear_line(eta):
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(prediction, num_steps, eta):
     process = DDPM(make_schedule("jsd", 20))
-    denoise = make_denoiser(process, prediction, lambda p, x, t, labels: 0.5 * x, None)
+    denoise = DiffusionModel(process, prediction, lambda p, x, t, labels: 0.5 * x).denoiser(None)
     sampler = ddim(make_grid(process, num_steps), eta=eta)
     images = sample_loop(
         clip_denoised(denoise), sampler, image_keys(0, jnp.arange(2)), SHAPE
@@ -177,7 +179,7 @@ def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(prediction,
 
 def test_image_i_does_not_depend_on_its_batch():
     sampler = ddim(make_grid(PROCESS, 9), eta=0.5)
-    denoise = clip_denoised(make_denoiser(PROCESS, "eps", bent, None))
+    denoise = clip_denoised(DiffusionModel(PROCESS, "eps", bent).denoiser(None))
     draw = jax.jit(lambda i: sample_loop(denoise, sampler, image_keys(5, i), SHAPE).images)
     whole = draw(jnp.arange(6))
     np.testing.assert_allclose(draw(jnp.array([4, 1])), whole[jnp.array([4, 1])], atol=1e-5)

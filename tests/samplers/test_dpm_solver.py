@@ -8,7 +8,7 @@ from samplers.normal_data import MEAN, STD, flow, optimal, slopes
 from slow import slow_after
 
 from diffusion_jax.keys import image_normal
-from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
@@ -39,7 +39,7 @@ def bent(params, x_t, t, labels):
     return jnp.sin(1.5 * x_t) + 0.001 * t[:, None, None, None]
 
 
-BENT = make_denoiser(PROCESS, "x0", bent, None)
+BENT = DiffusionModel(PROCESS, "x0", bent).denoiser(None)
 
 
 def second(x, ratio, alpha, h, predictions, r):
@@ -192,7 +192,7 @@ def test_a_run_may_stop_on_its_way_and_images_do_not_depend_on_their_batch(solve
 @pytest.mark.parametrize("num_steps", slow_after(1, [20, 2]))
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(solver, num_steps):
     process = DDPM(make_schedule("jsd", 20))
-    denoise = make_denoiser(process, "eps", lambda p, x, t, labels: 0.5 * x, None)
+    denoise = DiffusionModel(process, "eps", lambda p, x, t, labels: 0.5 * x).denoiser(None)
     sampler, keys = solver(make_grid(process, num_steps)), image_keys(0, TWO)
     images = sample_loop(denoise, sampler, keys, SHAPE).images
     assert np.isfinite(images).all()

@@ -10,7 +10,7 @@ from samplers.normal_data import MEAN, STD, counted, flow, optimal, slopes
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import image_normal
-from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
@@ -31,7 +31,7 @@ def bent(params, x_t, t, labels):
     return jnp.sin(1.5 * x_t) + 0.001 * t[:, None, None, None]
 
 
-BENT = make_denoiser(PROCESS, "eps", bent, None)
+BENT = DiffusionModel(PROCESS, "eps", bent).denoiser(None)
 
 
 def sigma_at(time: float) -> float:
@@ -195,7 +195,7 @@ def test_on_ve_it_is_algorithm_2_from_the_first_noise_on(sigma_max):
 
     keys = image_keys(3, jnp.arange(64))
     sampler = heun(make_grid(process, 18, "karras"), process)
-    denoise = make_denoiser(process, "x0", network, None)
+    denoise = DiffusionModel(process, "x0", network).denoiser(None)
     result = sample_loop(denoise, sampler, keys, SHAPE, num_frames=19)
     smallest = 0.01 * (sigma_max / 0.01) ** 1e-5  # At u_min.
     t = np.append(np.linspace(80 ** (1 / 7), smallest ** (1 / 7), 18) ** 7, 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from samplers.normal_data import counted, flow, optimal, slopes
 
-from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
@@ -33,7 +33,7 @@ def bent(params, x_t, t, labels):
     return jnp.sin(1.5 * x_t) + 0.001 * t[:, None, None, None]
 
 
-BENT = make_denoiser(PROCESS, "eps", bent, None)
+BENT = DiffusionModel(PROCESS, "eps", bent).denoiser(None)
 
 
 def transfer(x: np.ndarray, eps: np.ndarray, t: int, s: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from slow import slow, slow_after, slow_but
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import stream
-from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
@@ -69,7 +69,7 @@ def draw(process: DDPM, num_steps: int, keys: jax.Array, variance: str) -> np.nd
     alpha_bar = np.cumprod(1 - schedule_arrays(process.schedule).betas.astype(float))
     tables = optimal_slope(alpha_bar), np.sqrt(alpha_bar)[:, None] * MEAN
     tables = jax.tree.map(lambda table: jnp.asarray(table, jnp.float32), tables)
-    denoise = make_denoiser(process, "eps", optimal_eps, tables)
+    denoise = DiffusionModel(process, "eps", optimal_eps).denoiser(tables)
     sampler = ancestral(make_grid(process, num_steps), variance=variance)
     run = jax.jit(lambda keys: sample_loop(denoise, sampler, keys, (1, 1, 2)).images)
     return np.asarray(run(keys), np.float64)[:, 0, 0, :]
@@ -123,7 +123,7 @@ SHAPE = (4, 4, 2)
 
 def denoiser(clip: bool = True):
     kernel = jax.random.normal(jax.random.key(9), (3, 3, 2, 2)) * 0.5
-    denoise = make_denoiser(PROCESS, "eps", convolution, kernel)
+    denoise = DiffusionModel(PROCESS, "eps", convolution).denoiser(kernel)
     return clip_denoised(denoise) if clip else denoise
 
 
@@ -267,7 +267,7 @@ def test_bad_choices_are_one_clear_line():
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(prediction):
     process = DDPM(make_schedule("jsd", 20))
-    denoise = make_denoiser(process, prediction, lambda p, x, t, labels: 0.5 * x, None)
+    denoise = DiffusionModel(process, prediction, lambda p, x, t, labels: 0.5 * x).denoiser(None)
     sampler = ancestral(make_grid(process))
     images = jax.jit(lambda k: sample_loop(denoise, sampler, k, SHAPE).images)(
         image_keys(0, jnp.arange(2))
@@ -429,7 +429,7 @@ def test_learned_variances_at_their_bounds_draw_what_the_fixed_ones_draw(v, vari
         return jnp.concatenate([convolution(kernel, x, t, labels), jnp.full_like(x, v)], axis=-1)
 
     def images(network, variance):
-        denoise = clip_denoised(make_denoiser(PROCESS, "eps", network, kernel))
+        denoise = clip_denoised(DiffusionModel(PROCESS, "eps", network).denoiser(kernel))
         sampler = ancestral(make_grid(PROCESS, 10), variance=variance)
         keys = image_keys(0, jnp.arange(3))
         return jax.jit(lambda keys: sample_loop(denoise, sampler, keys, SHAPE).images)(keys)

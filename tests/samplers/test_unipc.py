@@ -9,7 +9,7 @@ import pytest
 from samplers.normal_data import counted, flow, optimal, slopes
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.models.denoiser import make_denoiser
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
@@ -27,7 +27,7 @@ def bent(params, x_t, t, labels):
     return jnp.sin(1.5 * x_t) + 0.001 * t[:, None, None, None]
 
 
-BENT = make_denoiser(PROCESS, "x0", bent, None)
+BENT = DiffusionModel(PROCESS, "x0", bent).denoiser(None)
 
 
 def phi(k: int, z: float) -> float:
@@ -137,7 +137,7 @@ def test_a_run_that_starts_later_begins_with_no_memory_as_on_a_shorter_grid():
 @pytest.mark.parametrize("num_steps", [2, 20])
 def test_jsd_whose_last_step_erases_the_image_is_sampled_without_nan(num_steps):
     process = DDPM(make_schedule("jsd", 20))
-    denoise = make_denoiser(process, "eps", lambda p, x, t, labels: 0.5 * x, None)
+    denoise = DiffusionModel(process, "eps", lambda p, x, t, labels: 0.5 * x).denoiser(None)
     images = sample_loop(
         denoise, unipc(make_grid(process, num_steps)), image_keys(0, TWO), SHAPE
     ).images

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from slow import slow, slow_after
 
 from diffusion_jax.checkpoints.store import CheckpointStore
-from diffusion_jax.losses import Draws, objective_of, uniform
+from diffusion_jax.losses import NoiseDraw, make_objective, uniform
 from diffusion_jax.models.networks import Model
 from diffusion_jax.parallel.sharding import batch_sharding, make_mesh, put
 from diffusion_jax.training.loop import compile_steps
@@ -40,7 +40,7 @@ def init(key: Any) -> Any:
     return {"w": jax.random.normal(key, (SIZE, SIZE)) / SIZE, "b": jnp.zeros(SIZE)}
 
 
-def loss(params: Any, x0: Any, labels: Any, draws: Draws, keys: Any) -> Any:
+def loss(params: Any, aux: Any, x0: Any, labels: Any, draws: NoiseDraw, keys: Any) -> Any:
     x = x0.reshape(len(x0), SIZE)
     return jnp.square(x @ params["w"] + params["b"][None, :] - 1).mean(1)
 
@@ -60,7 +60,7 @@ def new_state(mesh: Mesh) -> TrainState:
 
 def compiled_step(mesh: Mesh) -> Any:
     step = make_train_step(
-        objective_of(loss, uniform()),
+        make_objective(loss, uniform()),
         OPTIMIZER,
         jax.random.key(1),
         averages=AVERAGES,
@@ -126,6 +126,55 @@ def test_each_device_along_fsdp_keeps_and_updates_its_part(devices: int) -> None
     squares = re.findall(rf"f32\[(\d+),{SIZE}\]\S* multiply\((%\S+), \2\)", text)
     assert set(roots) == {part}
     assert part in {rows for rows, _ in squares} and str(SIZE) not in {rows for rows, _ in squares}
+
+
+def target_of(params: Any, aux: Any) -> Any:
+    """The average of the parameters that a target network has."""
+    return jax.tree.map(lambda old, new: old + 0.5 * (new - old), aux, params)
+
+
+def test_a_target_network_is_divided_like_the_parameters_and_the_loss_sees_all_of_it() -> None:
+    """The loss compares with the target network's output, which follows the parameters after each step."""
+
+    def compare(params: Any, aux: Any, x0: Any, labels: Any, noise: NoiseDraw, keys: Any) -> Any:
+        x = x0.reshape(len(x0), SIZE)
+        ours, target = (x @ of["w"] + of["b"][None, :] for of in (params, aux))
+        return jnp.square(ours - target - 1).mean(1)
+
+    objective = make_objective(compare, uniform())._replace(
+        init=lambda params: jax.tree.map(jnp.copy, params),
+        draw=lambda aux, key, shape: NoiseDraw(
+            jnp.zeros(shape[0]), jnp.zeros(shape), jnp.ones(shape[0])
+        ),
+        update=lambda aux, params, noise, losses: target_of(params, aux),
+    )
+    model = Model(init, lambda *_: None)  # type: ignore[arg-type]
+    create = partial(
+        create_state, network=model, optimizer=OPTIMIZER, averages=AVERAGES, objective=objective
+    )
+
+    def run(mesh: Mesh, num_steps: int) -> TrainState:
+        where = state_shardings(mesh, jax.eval_shape(create, jax.random.key(0)))
+        state = jax.jit(create, out_shardings=where)(jax.random.key(0))
+        step = make_train_step(
+            objective, OPTIMIZER, jax.random.key(1), averages=AVERAGES, mesh=mesh, accumulate=2
+        )
+        compiled = compile_steps(step, 1, mesh, where)[1]
+        for k in range(num_steps):
+            state, _ = compiled(state, batch(k, mesh))
+        return state
+
+    expected, divided = run(make_mesh(1), 2), run(make_mesh(2, 4), 2)
+    assert divided.aux["w"].sharding.spec == PartitionSpec("fsdp")
+    chex.assert_trees_all_close(
+        jax.device_get(divided), jax.device_get(expected), rtol=1e-4, atol=1e-6
+    )
+    first = run(make_mesh(1), 1)
+    chex.assert_trees_all_close(
+        jax.device_get(first.aux),
+        jax.device_get(target_of(first.params, init(jax.random.key(0)))),
+        rtol=1e-6,
+    )
 
 
 def test_along_data_only_the_gradients_are_summed_and_once() -> None:

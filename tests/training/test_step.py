@@ -20,7 +20,8 @@ from slow import slow_after
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.data import from_arrays, to_model_range
 from diffusion_jax.keys import indexed
-from diffusion_jax.losses import Draws, Objective, loss_function, objective_of, uniform
+from diffusion_jax.losses import NoiseDraw, Objective, loss_function, make_objective, uniform
+from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.networks import MLP, Model, as_functions
 from diffusion_jax.models.networks.layers import Conv, ResBlock, SelfAttention, time_embedding
 from diffusion_jax.parallel.sharding import batch_sharding, fetch, make_mesh, put, replicated
@@ -46,7 +47,7 @@ from diffusion_jax.training.step import TrainStep, make_multi_step, make_train_s
 T = 100
 
 
-def toy_loss(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
+def toy_loss(params: Any, aux: Any, x0: Any, labels: Any, draws: NoiseDraw, key: Any) -> Any:
     """A loss that every input but the dropout keys has a part in."""
     time = draws.u[:, None, None, None]
     error = params["w"][None, None, None, :] * x0 + params["b"] * draws.eps - time
@@ -72,7 +73,9 @@ def make_batch(k: int = 0, size: int = 8, shape: tuple = (2, 2, 3)) -> dict[str,
 
 def toy_step(optimizer: optax.GradientTransformation, loss: Any = toy_loss, **changes) -> TrainStep:
     settings = {"averages": {"slow": ema_decay(0.99)}, **changes}
-    return make_train_step(objective_of(loss, uniform()), optimizer, jax.random.key(7), **settings)
+    return make_train_step(
+        make_objective(loss, uniform()), optimizer, jax.random.key(7), **settings
+    )
 
 
 assert_close = partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
@@ -165,7 +168,7 @@ def test_without_warm_up_the_decay_is_the_same_from_the_first_step_on():
 
 def test_averages_follow_the_parameters_each_at_its_own_pace():
     # Clipped gradient descent on a slope: w falls by 1 a step, so it is 1000 - k after k steps.
-    def slope(params: Any, x0: Any, *_: Any) -> Any:
+    def slope(params: Any, aux: Any, x0: Any, *_: Any) -> Any:
         return 5 * params + 0 * x0.mean((1, 2, 3))
 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
@@ -205,10 +208,12 @@ def test_four_micro_batches_are_one_batch(conditional):
 
 @pytest.mark.parametrize("accumulate", [1, 16])
 def test_each_image_has_a_dropout_key_of_its_own_however_the_batch_is_split(accumulate):
-    def noise(params: Any, x0: Any, labels: Any, draws: Any, keys: Any) -> Any:
+    def noise(params: Any, aux: Any, x0: Any, labels: Any, draws: Any, keys: Any) -> Any:
         return params * jax.vmap(jax.random.uniform)(keys)
 
-    objective = objective_of(noise, uniform())._replace(update=lambda aux, draws, losses: losses)
+    objective = make_objective(noise, uniform())._replace(
+        update=lambda aux, params, noise, losses: losses
+    )
     step = make_train_step(objective, optax.sgd(1.0), jax.random.key(7), accumulate=accumulate)
     state, _ = jax.jit(step)(new_state(optax.sgd(1.0), 1.0), make_batch(size=64))
     key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 4)[2]
@@ -241,7 +246,9 @@ def test_one_step_a_dispatch_is_the_step_itself():
 
 def test_metrics_are_those_of_the_step_and_by_quarter_of_u():
     # The loss of an image is the quarter of its u; the gradient (3, 4) is clipped, and then divided by 10.
-    def quarter_loss(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
+    def quarter_loss(
+        params: Any, aux: Any, x0: Any, labels: Any, draws: NoiseDraw, key: Any
+    ) -> Any:
         slope = params @ jnp.array([3.0, 4.0])
         return jnp.floor(4 * draws.u) + slope - jax.lax.stop_gradient(slope)
 
@@ -260,18 +267,18 @@ def test_metrics_are_those_of_the_step_and_by_quarter_of_u():
 def test_an_objective_keeps_its_own_state_and_draws_from_it():
     """One that remembers its losses by step, and draws u at its count of steps."""
 
-    def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> Draws:
+    def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> NoiseDraw:
         n = shape[:1]
-        return Draws(jnp.full(n, aux["steps"] / 10), jnp.zeros(shape), jnp.ones(n))
+        return NoiseDraw(jnp.full(n, aux["steps"] / 10), jnp.zeros(shape), jnp.ones(n))
 
-    def update(aux: Any, draws: Draws, losses: Any) -> Any:
+    def update(aux: Any, params: Any, draws: NoiseDraw, losses: Any) -> Any:
         assert losses.shape == draws.u.shape
         return {"steps": aux["steps"] + 1, "sum": aux["sum"] + losses.sum()}
 
     objective = Objective(
-        lambda: {"steps": jnp.zeros(()), "sum": jnp.zeros(())},
+        lambda params: {"steps": jnp.zeros(()), "sum": jnp.zeros(())},
         draw,
-        lambda params, x0, labels, draws, key: params * draws.u,
+        lambda params, aux, x0, labels, draws, key: params * draws.u,
         update,
     )
     optimizer = optax.sgd(0.0)
@@ -293,14 +300,14 @@ def test_unevenly_drawn_times_are_weighted_in_loss_gradient_and_quarters_alone(a
     """The objective's own state gets the losses as they are."""
     u, weight = np.array([0.1, 0.2, 0.3, 0.9] * 2), np.array([2.0, 0.5, 1.0, 0.25] * 2)
 
-    def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> Draws:
-        return Draws(jnp.float32(u), jnp.zeros(shape), jnp.float32(weight))
+    def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> NoiseDraw:
+        return NoiseDraw(jnp.float32(u), jnp.zeros(shape), jnp.float32(weight))
 
     objective = Objective(
-        lambda: jnp.zeros(8),
+        lambda params: jnp.zeros(8),
         draw,
-        lambda params, x0, labels, draws, key: params * (1 + draws.u),
-        lambda aux, draws, losses: losses,
+        lambda params, aux, x0, labels, draws, key: params * (1 + draws.u),
+        lambda aux, params, draws, losses: losses,
     )
     optimizer = optax.sgd(0.1)
     step = make_train_step(objective, optimizer, jax.random.key(0), accumulate=accumulate)
@@ -322,7 +329,7 @@ def draws(steps: int = 1, size: int = 4096, **changes: Any) -> list[dict[str, An
     """Returns what the loss was given at each step, for images that are black left and white right."""
     seen = []
 
-    def record(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
+    def record(params: Any, aux: Any, x0: Any, labels: Any, draws: NoiseDraw, key: Any) -> Any:
         seen.append({"x0": np.asarray(x0), "u": np.asarray(draws.u), "eps": np.asarray(draws.eps),
                      "labels": labels, "key": jax.random.key_data(key)})  # fmt: skip
         return params * jnp.ones(len(x0))
@@ -356,15 +363,15 @@ def test_flip_draws_and_dropout_share_no_key():
 
     # Like the flip, these draw with the very key that they are given: one key for two of them gives
     # both the same numbers.
-    def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> Draws:
-        return Draws(jax.random.uniform(key, shape[:1]), jnp.zeros(shape), jnp.ones(shape[:1]))
+    def draw(aux: Any, key: Any, shape: tuple[int, ...]) -> NoiseDraw:
+        return NoiseDraw(jax.random.uniform(key, shape[:1]), jnp.zeros(shape), jnp.ones(shape[:1]))
 
-    def loss(params: Any, x0: Any, labels: Any, draws: Draws, keys: Any) -> Any:
+    def loss(params: Any, aux: Any, x0: Any, labels: Any, draws: NoiseDraw, keys: Any) -> Any:
         assert (keys == indexed(dropout_key, jnp.arange(n))).all()
         seen.update(flip=x0[:, 0, 0, 0], u=draws.u, dropout=jax.random.uniform(dropout_key, (n,)))
         return params * jnp.ones(n)
 
-    objective = Objective(lambda: (), draw, loss, lambda aux, draws, losses: aux)
+    objective = Objective(lambda params: (), draw, loss, lambda aux, *_: aux)
     step = make_train_step(objective, optax.sgd(0.1), jax.random.key(7), flip=True)
     images = jnp.broadcast_to(jnp.array([0, 255], jnp.uint8)[None, None, :, None], (n, 1, 2, 1))
     step(new_state(optax.sgd(0.1), 1.0), {"image": images, "label": jnp.zeros(n, jnp.int32)})
@@ -409,10 +416,12 @@ class Blocks(nn.Module):
 def test_one_device_and_eight_have_the_same_loss_curve():
     model = as_functions(Blocks(), (8, 8, 1))
     optimizer = make_optimizer(1e-3, 5)
-    objective = loss_function("simple", DDPM(make_schedule("linear", T)), "eps", model.apply)
+    objective = loss_function(
+        "simple", DiffusionModel(DDPM(make_schedule("linear", T)), "eps", model.apply)
+    )
     averages = {"slow": ema_decay(0.99)}
     batches = [make_batch(k, 16, (8, 8, 1)) for k in range(10)]
-    create = jax.jit(partial(create_state, model=model, optimizer=optimizer, averages=averages))
+    create = jax.jit(partial(create_state, network=model, optimizer=optimizer, averages=averages))
     initial = fetch(create(jax.random.key(2)))
     curves = []
     for devices in (1, 8):
@@ -442,7 +451,9 @@ def test_one_device_and_eight_have_the_same_loss_curve():
 def test_two_devices_have_the_loss_curve_of_one_over_200_steps(dropout, accumulate):
     model = as_functions(MLP(channels=8, num_res_blocks=1, dropout=dropout), (1, 1, 2))
     optimizer = make_optimizer(1e-3, 20)
-    objective = loss_function("simple", DDPM(make_schedule("cosine", T)), "eps", model.apply)
+    objective = loss_function(
+        "simple", DiffusionModel(DDPM(make_schedule("cosine", T)), "eps", model.apply)
+    )
     batches = make_batch(size=200 * 16, shape=(1, 1, 2))
     batches = jax.tree.map(lambda x: x.reshape(200, 16, *x.shape[1:]), batches)
     curves = []
@@ -466,7 +477,7 @@ def test_training_reduces_the_loss(prediction):
     model = as_functions(MLP(channels=32, num_res_blocks=1), (1, 1, 2))
     optimizer = make_optimizer(1e-2, 10)
     process = DDPM(make_schedule("cosine", T))
-    objective = loss_function("simple", process, prediction, model.apply)
+    objective = loss_function("simple", DiffusionModel(process, prediction, model.apply))
     step = make_train_step(objective, optimizer, jax.random.key(1))
     # One image again and again: a network can tell the noise from it exactly.
     batch = {
@@ -474,7 +485,7 @@ def test_training_reduces_the_loss(prediction):
         "label": jnp.zeros((20, 64), jnp.int32),
     }
     steps = jax.jit(make_multi_step(step, 20))
-    state = jax.jit(partial(create_state, model=model, optimizer=optimizer))(jax.random.key(0))
+    state = jax.jit(partial(create_state, network=model, optimizer=optimizer))(jax.random.key(0))
     curve = []
     for _ in range(10):
         state, metrics = steps(state, batch)
@@ -512,34 +523,34 @@ def test_held_out_images_have_noise_of_their_own_that_is_independent_of_their_ti
 
 
 def test_held_out_loss_depends_neither_on_the_devices_nor_on_the_batches():
-    def loss(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
+    def loss(params: Any, aux: Any, x0: Any, labels: Any, draws: NoiseDraw, key: Any) -> Any:
         assert labels is None and key is None  # Unconditional; no dropout.
-        return toy_loss(params, x0, labels, draws, key)
+        return toy_loss(params, aux, x0, labels, draws, key)
 
     images = np.asarray(make_batch(size=50)["image"])
     split = from_arrays(images)
     params = {"w": jnp.array([0.5, -1.0, 2.0]), "b": jnp.array(0.3)}
     key = jax.random.key(3)
     draws = held_out_draws(key, jnp.arange(50), (2, 2, 3))
-    expected = toy_loss(params, to_model_range(jnp.asarray(images)), None, draws, None).mean()
+    expected = toy_loss(params, (), to_model_range(jnp.asarray(images)), None, draws, None).mean()
     for devices in (1, 4, 8):
         for batch_size in (6, 7, 250) if devices == 1 else (7, 250):  # 6 is rounded to 8, as 7 is.
             held_out = make_held_out_loss(
-                objective_of(loss, uniform()), split, make_mesh(devices), key,
+                make_objective(loss, uniform()), split, make_mesh(devices), key,
                 conditional=False, num_images=1000, batch_size=batch_size,
             )  # fmt: skip
             # float32 sums of 12 terms an image, in another order.
-            np.testing.assert_allclose(held_out(params), expected, rtol=1e-6)
+            np.testing.assert_allclose(held_out(params, ()), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_images", [10, 19, 100])
 def test_held_out_loss_is_the_mean_over_the_first_images_each_counted_once(num_images):
-    def brightness(params: Any, x0: Any, labels: Any, draws: Draws, key: Any) -> Any:
+    def brightness(params: Any, aux: Any, x0: Any, labels: Any, draws: NoiseDraw, key: Any) -> Any:
         return params * (x0.mean((1, 2, 3)) + labels)
 
     images, labels = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1) * 5, np.arange(20) % 3
     held_out = make_held_out_loss(
-        objective_of(brightness, uniform()),
+        make_objective(brightness, uniform()),
         from_arrays(images, labels, ("a", "b", "c")),
         make_mesh(),
         jax.random.key(0),
@@ -549,7 +560,7 @@ def test_held_out_loss_is_the_mean_over_the_first_images_each_counted_once(num_i
     )
     n = min(num_images, 20)
     expected = 2 * (images[:n].mean() / 127.5 - 1 + labels[:n].mean())
-    np.testing.assert_allclose(held_out(jnp.array(2.0)), expected, rtol=1e-5)
+    np.testing.assert_allclose(held_out(jnp.array(2.0), ()), expected, rtol=1e-5)
 
 
 # ---- dispatches --------------------------------------------------------------------------------------
@@ -596,7 +607,9 @@ def test_a_step_is_traced_once_whatever_the_batch_and_also_after_a_resume(
     per_dispatch: int, tmp_path: Path
 ) -> None:
     model, optimizer = as_functions(MLP(channels=8, num_classes=10), (1, 1, 2)), make_optimizer()
-    objective = loss_function("simple", DDPM(make_schedule("cosine", T)), "eps", model.apply)
+    objective = loss_function(
+        "simple", DiffusionModel(DDPM(make_schedule("cosine", T)), "eps", model.apply)
+    )
     averages, mesh = {"slow": ema_decay(0.99)}, make_mesh()
     step = make_train_step(
         objective,
@@ -611,7 +624,7 @@ def test_a_step_is_traced_once_whatever_the_batch_and_also_after_a_resume(
     counted: Any = chex.assert_max_traces(step, n=1)
     run = compile_steps(counted, per_dispatch, mesh, replicated(mesh))[per_dispatch]
     create = partial(
-        create_state, model=model, optimizer=optimizer, averages=averages, objective=objective
+        create_state, network=model, optimizer=optimizer, averages=averages, objective=objective
     )
     state = jax.jit(create, out_shardings=replicated(mesh))(jax.random.key(0))
 
@@ -641,7 +654,7 @@ def test_a_step_is_traced_once_whatever_the_batch_and_also_after_a_resume(
 def test_the_template_of_a_state_has_its_shapes_types_and_shardings():
     model, optimizer = as_functions(MLP(channels=8), (1, 1, 2)), make_optimizer()
     everywhere = replicated(make_mesh())
-    create = partial(create_state, model=model, optimizer=optimizer, averages=["slow"])
+    create = partial(create_state, network=model, optimizer=optimizer, averages=["slow"])
     state = jax.jit(create, out_shardings=everywhere)(jax.random.key(0))
     template = abstract_like(create, everywhere)
     described = jax.tree.map(

@@ -11,15 +11,14 @@ from slow import slow_after
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.losses import weightings
-from diffusion_jax.losses.objective import Draws, Objective
-from diffusion_jax.losses.times import (
+from diffusion_jax.losses.objective import NoiseDraw, Objective, make_objective
+from diffusion_jax.losses.time_samplers import (
     EVEN_SHARE,
     KEPT,
     TIME_SAMPLERS,
     History,
     importance,
     likelihood,
-    objective_of,
     probabilities,
     remember,
     stratified,
@@ -33,7 +32,7 @@ from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, SubVP
 
 
-def loss(params: Any, x0: Any, labels: Any, draws: Draws, keys: Any) -> Any:
+def loss(params: Any, aux: Any, x0: Any, labels: Any, draws: NoiseDraw, keys: Any) -> Any:
     return draws.u
 
 
@@ -247,14 +246,14 @@ def test_a_bin_is_a_timestep_and_gets_its_losses(num_bins: int) -> None:
 @pytest.mark.parametrize("name", TIME_SAMPLERS)
 def test_an_objective_draws_its_times_so_and_gives_them_its_losses(name: str) -> None:
     times = TIME_SAMPLERS[name](PROCESS) if name == "likelihood" else TIME_SAMPLERS[name]()
-    objective = objective_of(loss, times)
-    aux = objective.init()
+    objective = make_objective(loss, times)
+    aux = objective.init(None)
     draws = objective.draw(aux, jax.random.key(3), (6, 2, 2, 1))
     u, weight = times.draw(aux, jax.random.split(jax.random.key(3))[0], 6)
     np.testing.assert_array_equal(draws.u, u)
     np.testing.assert_array_equal(draws.weight, weight)
     assert draws.eps.shape == (6, 2, 2, 1)
-    after = objective.update(aux, draws, jnp.arange(6.0))
+    after = objective.update(aux, None, draws, jnp.arange(6.0))
     if name == "importance":
         assert after.seen.sum() == 6 and after.losses.sum() == 15
     else:
@@ -262,7 +261,7 @@ def test_an_objective_draws_its_times_so_and_gives_them_its_losses(name: str) ->
 
 
 def test_the_history_is_of_losses_without_weights() -> None:
-    objective: Objective = objective_of(loss, importance(num_bins=2))
-    draws = Draws(jnp.array([0.25, 0.75]), jnp.zeros((2, 1)), jnp.array([1.0, 3.0]))
-    history = objective.update(objective.init(), draws, jnp.array([5.0, 7.0]))
+    objective: Objective = make_objective(loss, importance(num_bins=2))
+    draws = NoiseDraw(jnp.array([0.25, 0.75]), jnp.zeros((2, 1)), jnp.array([1.0, 3.0]))
+    history = objective.update(objective.init(None), None, draws, jnp.array([5.0, 7.0]))
     np.testing.assert_array_equal(history.losses[:, 0], [5, 7])

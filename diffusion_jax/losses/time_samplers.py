@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.keys import indexed, standard_normal, threefry
-from diffusion_jax.losses.objective import Draws, Loss, Objective
 from diffusion_jax.options import Component, Registry
 from diffusion_jax.processes.grid import check_u_min
 from diffusion_jax.processes.process import Process, are_counted, levels_of
@@ -26,8 +24,8 @@ SMALLEST_U = 1e-5  # As Song et al. (2021) train.
 SHORTEST_CELL = 1e-6  # Of u.
 
 
-class Times(NamedTuple):
-    """A way to draw times.
+class TimeSampler(NamedTuple):
+    """How the times of a batch are drawn.
 
     Attributes:
       init: () -> aux, its own state: a pytree of arrays.
@@ -70,25 +68,10 @@ def training_time(
     return first + (last - first) * part
 
 
-def objective_of(loss: Loss, times: Times) -> Objective:
-    """Returns the objective with this loss, whose times are drawn so, and whose noise is normal."""
-
-    def draw(aux: Any, key: Key[Array, ""], shape: tuple[int, ...]) -> Draws:
-        u_key, eps_key, own_key = jax.random.split(threefry(key), 3)
-        u, weight = times.draw(aux, u_key, shape[0])
-        keys = indexed(own_key, jnp.arange(shape[0]))
-        return Draws(u, standard_normal(eps_key, shape), weight, keys)
-
-    def update(aux: Any, draws: Draws, losses: Float[Array, " b"]) -> Any:
-        return times.update(aux, draws.u, losses)
-
-    return Objective(times.init, draw, loss, update)
-
-
-def _evenly(draw_u: Callable[[Array, int], Array], u_min: float) -> Times:
+def _evenly(draw_u: Callable[[Array, int], Array], u_min: float) -> TimeSampler:
     """Returns times whose u = draw_u(key, n) is uniform for each image: all weights are 1."""
     check_u_min(u_min, None)
-    return Times(
+    return TimeSampler(
         init=lambda: (),
         draw=lambda aux, key, n: (draw_u(key, n), jnp.ones(n)),
         update=lambda aux, u, losses: aux,
@@ -96,7 +79,7 @@ def _evenly(draw_u: Callable[[Array, int], Array], u_min: float) -> Times:
     )
 
 
-def uniform(*, u_min: float = SMALLEST_U) -> Times:
+def uniform(*, u_min: float = SMALLEST_U) -> TimeSampler:
     """Returns independent times.
 
     Args:
@@ -105,7 +88,7 @@ def uniform(*, u_min: float = SMALLEST_U) -> Times:
     return _evenly(lambda key, n: jax.random.uniform(key, (n,)), u_min)
 
 
-def stratified(*, u_min: float = SMALLEST_U) -> Times:
+def stratified(*, u_min: float = SMALLEST_U) -> TimeSampler:
     """Returns evenly spread times, u_i = i / n + one random offset, modulo 1: one in each n-th part of [0, 1).
 
     Each u_i is uniform, but the mean over a batch varies less (Kingma et al., 2021, Appendix I.1).
@@ -164,7 +147,7 @@ def probabilities(history: History) -> Float[Array, " bins"]:
     return jnp.where(known, mixed, 1 / num_bins)
 
 
-def importance(*, num_bins: int = NUM_BINS, u_min: float = SMALLEST_U) -> Times:
+def importance(*, num_bins: int = NUM_BINS, u_min: float = SMALLEST_U) -> TimeSampler:
     """Returns times drawn as often as their losses are large (Nichol & Dhariwal, 2021, Section 3.3).
 
     p_t ~ sqrt(E[L_t^2]) over the last ten losses of each bin gives the mean of L_t / p_t the least variance.
@@ -191,10 +174,12 @@ def importance(*, num_bins: int = NUM_BINS, u_min: float = SMALLEST_U) -> Times:
     def init() -> History:
         return History(jnp.zeros((num_bins, KEPT)), jnp.zeros(num_bins, jnp.int32))
 
-    return Times(init, draw, update, u_min)
+    return TimeSampler(init, draw, update, u_min)
 
 
-def likelihood(process: Process, *, num_cells: int = 4096, u_min: float = SMALLEST_U) -> Times:
+def likelihood(
+    process: Process, *, num_cells: int = 4096, u_min: float = SMALLEST_U
+) -> TimeSampler:
     """Returns times as dense in u as the likelihood weighting is large, g^2 / std^2 (Song et al., 2021b).
 
     That is, logsnr is uniform. The density is constant on cells that are short near the data, and an image's weight is
@@ -225,10 +210,10 @@ def likelihood(process: Process, *, num_cells: int = 4096, u_min: float = SMALLE
         )
         return jnp.minimum(first + within * size, 1 - 1 / GRID), weight
 
-    return Times(lambda: (), draw, lambda aux, u, losses: aux, u_min)
+    return TimeSampler(lambda: (), draw, lambda aux, u, losses: aux, u_min)
 
 
-TIME_SAMPLERS: Registry[Component[Times]] = Registry(
+TIME_SAMPLERS: Registry[Component[TimeSampler]] = Registry(
     "time sampler",
     {
         "uniform": Component(uniform, "one by one"),

@@ -1,0 +1,34 @@
+# The public names, written once: `lazy_loader` reads them, and so do type checkers.
+from .denoiser import (
+    Prediction as Prediction,
+    complete as complete,
+)
+from .diffusion_model import (
+    DiffusionModel as DiffusionModel,
+    Output as Output,
+)
+from .flow import (
+    field_of as field_of,
+)
+from .guidance import (
+    classifier_free as classifier_free,
+    classifier_guided as classifier_guided,
+    clip_denoised as clip_denoised,
+    dynamic_threshold as dynamic_threshold,
+)
+from .networks import (
+    MLP as MLP,
+    NETWORKS as NETWORKS,
+    Model as Model,
+    UNet as UNet,
+    as_functions as as_functions,
+    count_parameters as count_parameters,
+)
+from .preconditioning import (
+    PREDICTIONS as PREDICTIONS,
+    Inputs as Inputs,
+    Preconditioning as Preconditioning,
+    edm as edm,
+    unit_inputs as unit_inputs,
+    velocity as velocity,
+)
