@@ -166,7 +166,7 @@ def build(
     options = config_lib.options_of(config, "model")
     options["out_channels"] = image_shape[2] * (2 if config.process.variance == "learned" else 1)
     kind = NETWORKS[options.pop("name")]
-    module = kind.given(**options)
+    module = kind.given(image_shape=image_shape, **options)
     if problem := kind.misfit(module, image_shape):
         raise InputError(problem)
     network = as_functions(module, image_shape)

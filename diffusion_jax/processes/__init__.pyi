@@ -41,6 +41,7 @@ from .process import (
     Points as Points,
     Process as Process,
     Rates as Rates,
+    namespace as namespace,
 )
 from .registry import (
     PROCESSES as PROCESSES,

@@ -29,8 +29,10 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NetworkKind(Component[nn.Module]):
-    """A network: `make` is (num_classes, out_channels, its options) -> Linen module.
+class NetworkKind(Component[Any]):
+    """A network: `make` is (what it asks for, its options) -> Linen module, or a `Model` of another library.
+
+    It may ask for num_classes, out_channels and image_shape, (H, W, C).
 
     Attributes:
       misfit: (module, (H, W, C) of the images) -> why it is not for them, in words of the config; None: it is.
@@ -45,7 +47,7 @@ NETWORKS: Registry[NetworkKind] = Registry(
         "unet": NetworkKind(UNet, "the U-Net of Ho et al. (2020)", misfit=misfit),
         "mlp": NetworkKind(MLP, "a residual perceptron for low-dimensional data"),
     },
-    given=("num_classes", "out_channels", "parent", "name"),
+    given=("num_classes", "out_channels", "image_shape", "parent", "name"),
 )
 
 
@@ -69,13 +71,15 @@ class Model(NamedTuple):
     apply: ApplyFn
 
 
-def as_functions(module: nn.Module, image_shape: tuple[int, int, int]) -> Model:
-    """Returns a Linen denoiser as pure functions for images of `image_shape` (H, W, C).
+def as_functions(module: nn.Module | Model, image_shape: tuple[int, int, int]) -> Model:
+    """Returns a Linen denoiser as pure functions for images of `image_shape` (H, W, C); a `Model` as it is.
 
     Raises:
       InputError: A shape that the module does not take; when the network is called, images of other channels, labels of
         a network without classes, or none of one with classes.
     """
+    if isinstance(module, Model):
+        return module
     num_classes = getattr(module, "num_classes", 0)
     conditional = num_classes > 0
     if (check := getattr(module, "check", None)) is not None:
