@@ -88,10 +88,10 @@ def round_trip(workdir: Path, num_test: int, rtol: float) -> dict[str, float]:
     @jax.jit
     def there_and_back(params: Any, x0: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
         denoise = run.denoiser(params, labels)
-        there = dj.ode_encode(
+        there = dj.samplers.ode_encode(
             denoise, make_grid(process, 2, u_min=1e-5), process, x0, rtol=rtol, atol=rtol
         )
-        back = dj.ode_decode(
+        back = dj.samplers.ode_decode(
             denoise, make_grid(process, 2, u_min=1e-5), process, there.y, rtol=rtol, atol=rtol
         )
         return (
@@ -101,7 +101,7 @@ def round_trip(workdir: Path, num_test: int, rtol: float) -> dict[str, float]:
             back.stats.finished & there.stats.finished,
         )
 
-    x0 = dj.to_model_range(jnp.asarray(batch["image"]))
+    x0 = dj.data.to_model_range(jnp.asarray(batch["image"]))
     back, *evaluations, finished = there_and_back(run.params, x0, jnp.asarray(batch["label"]))
     return {
         "grey_levels": float(jnp.abs(back - x0).mean() * 127.5),

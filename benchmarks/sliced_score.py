@@ -31,8 +31,11 @@ from scipy.sparse import csc_matrix, identity
 from scipy.sparse.linalg import splu
 from scipy.special import exprel
 
-from diffusion_jax import MLP, SDE, as_functions, make_train_step, sliced_objective
+from diffusion_jax.losses import sliced_objective
+from diffusion_jax.models import MLP, as_functions
+from diffusion_jax.processes import SDE
 from diffusion_jax.processes.dynamics import normal_prior
+from diffusion_jax.training import make_train_step
 from diffusion_jax.training.state import create_state
 
 SHAPE = (1, 1, 2)

@@ -103,9 +103,9 @@ DATA = {
     "moons": Data(draw_moons, log_density_of_moons),
     "checkerboard": Data(draw_checkerboard, log_density_of_checkerboard),
 }
-PROCESSES: dict[str, dj.Process] = {
+PROCESSES: dict[str, dj.processes.Process] = {
     "vp": dj.VP(),
-    "subvp": dj.SubVP(),
+    "subvp": dj.processes.SubVP(),
     "ve": dj.VE(sigma_min=0.01, sigma_max=3.0),
 }
 
@@ -119,7 +119,7 @@ CHUNK = 100  # Steps in one program.
 
 def train(
     model: dj.DiffusionModel,
-    network: dj.Model,
+    network: dj.models.Model,
     data: Data,
     *,
     num_steps: int,
@@ -133,12 +133,12 @@ def train(
         "times": TIME_SAMPLERS["likelihood"](model.process),
     }
     objective = dj.loss_function("simple", model, **weights)
-    optimizer = dj.make_optimizer(2e-3, 200, decay="cosine", num_steps=num_steps)
-    step = dj.make_train_step(
-        objective, optimizer, stream(seed, "train"), averages={"ema": dj.ema_decay(0.999)}
+    optimizer = dj.training.make_optimizer(2e-3, 200, decay="cosine", num_steps=num_steps)
+    step = dj.training.make_train_step(
+        objective, optimizer, stream(seed, "train"), averages={"ema": dj.training.ema_decay(0.999)}
     )
     steps = jax.jit(make_multi_step(step, CHUNK), donate_argnums=0)
-    state = dj.create_state(stream(seed, "init"), network, optimizer, averages=["ema"])
+    state = dj.training.create_state(stream(seed, "init"), network, optimizer, averages=["ema"])
     rng, metrics = np.random.default_rng(seed), None
     for _ in range(max(1, num_steps // CHUNK)):
         points = data.draw(rng, CHUNK * batch_size).astype(np.float32)
@@ -175,7 +175,7 @@ def log_likelihood(
     """Returns log p of each point by the ODE, NaN where that was not solved, and its mean number of evaluations."""
 
     @jax.jit
-    def of(params: Any, x: jax.Array) -> dj.Likelihood:
+    def of(params: Any, x: jax.Array) -> dj.likelihood.Likelihood:
         denoise, grid = model.denoiser(params), make_grid(model.process, 2)
         return dj.exact_likelihood(
             denoise, grid, model.process, x, exact_divergence, rtol=TOLERANCE, atol=TOLERANCE
@@ -218,7 +218,7 @@ def picture(path: Path, data: Data, drawn: Points, density: Callable[[Points], A
 def main(arguments: argparse.Namespace) -> dict[str, float]:
     """Trains, draws and scores; returns the figures."""
     data, process = DATA[arguments.data], PROCESSES[arguments.process]
-    network = dj.as_functions(dj.MLP(channels=128, num_res_blocks=3), (1, 1, 2))
+    network = dj.as_functions(dj.models.MLP(channels=128, num_res_blocks=3), (1, 1, 2))
     model = dj.DiffusionModel(process, "v", network.apply)
     started = time.monotonic()
     sizes = {"num_steps": arguments.steps, "batch_size": arguments.batch_size}

@@ -19,8 +19,8 @@ from diffusion_jax.training.step import make_train_step
 pytestmark = pytest.mark.usefixtures("unchecked")
 SHAPE = (8, 8, 1)
 PROCESS = dj.DDPM(dj.make_schedule("linear", 20, 1e-4, 0.02))
-NETWORK = dj.as_functions(dj.MLP(channels=4, num_res_blocks=1), SHAPE)
-CONDITIONAL = dj.as_functions(dj.MLP(channels=4, num_res_blocks=1, num_classes=10), SHAPE)
+NETWORK = dj.as_functions(dj.models.MLP(channels=4, num_res_blocks=1), SHAPE)
+CONDITIONAL = dj.as_functions(dj.models.MLP(channels=4, num_res_blocks=1, num_classes=10), SHAPE)
 IMAGES, TIMES_0 = jnp.zeros((4, *SHAPE)), jnp.zeros(4)
 GRID = make_grid(PROCESS, 2)
 
@@ -171,10 +171,10 @@ def test_what_the_remedies_name_works():
 
 
 def test_a_schedule_of_own_betas_is_the_named_one_of_the_same():
-    own, named = dj.schedule_from_betas(BETAS), dj.make_schedule("linear", 20, 1e-4, 0.02)
+    own, named = dj.processes.schedule_from_betas(BETAS), dj.make_schedule("linear", 20, 1e-4, 0.02)
     for mine, theirs in zip(jax.tree.leaves(own), jax.tree.leaves(named), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert dj.DDPM(dj.schedule_from_betas([0.1, 0.2])).num_timesteps == 2
+    assert dj.DDPM(dj.processes.schedule_from_betas([0.1, 0.2])).num_timesteps == 2
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_schedule_of_own_betas_is_the_named_one_of_the_same():
 )
 def test_betas_that_are_no_schedule_are_refused(betas, message: str):
     with pytest.raises(dj.InputError, match=message):
-        dj.schedule_from_betas(betas)
+        dj.processes.schedule_from_betas(betas)
 
 
 @pytest.mark.parametrize(

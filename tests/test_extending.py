@@ -115,9 +115,9 @@ def check_network(namespace: Namespace) -> None:
 
     check_grads(of_x, (x,), 1, ("fwd", "rev"), rtol=0.05, atol=0.05)
     objective = dj.loss_function("simple", dj.DiffusionModel(PROCESS, "eps", network.apply))
-    optimizer = dj.make_optimizer(1e-2, 0)
-    step = jax.jit(dj.make_train_step(objective, optimizer, jax.random.key(0)))
-    state, losses = dj.create_state(jax.random.key(1), network, optimizer), []
+    optimizer = dj.training.make_optimizer(1e-2, 0)
+    step = jax.jit(dj.training.make_train_step(objective, optimizer, jax.random.key(0)))
+    state, losses = dj.training.create_state(jax.random.key(1), network, optimizer), []
     for _ in range(40):
         state, metrics = step(state, {"image": jnp.zeros((32, *SHAPE))})
         losses.append(float(metrics.loss))

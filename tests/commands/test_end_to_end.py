@@ -319,7 +319,7 @@ def test_a_run_is_loaded_from_python_and_draws_what_the_command_draws(
     denoise = diffusion_jax.clip_denoised(denoise)
     drawn = diffusion_jax.sample_loop(denoise, sampler, keys, trained.image_shape).images
     # Rounding in another program may move a pixel by one.
-    found = np.asarray(diffusion_jax.to_uint8(drawn), int)
+    found = np.asarray(diffusion_jax.data.to_uint8(drawn), int)
     np.testing.assert_allclose(found, images(folder).astype(int), atol=1)
     other = config_lib.from_dict(trained.config.to_dict())
     other.sample.labels, other.sample.seed = (3, "5"), 7
