@@ -14,7 +14,11 @@ import pytest
 
 import diffusion_jax
 from diffusion_jax import config as config_lib
+from diffusion_jax.commands.modes import MODES
 from diffusion_jax.experiment import build
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import config_reach
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
@@ -176,6 +180,28 @@ def test_imports_go_one_way():
             for name in [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]:
                 if name in order and name != place:
                     assert order[name] <= order[place], f"{path} imports {name}"
+
+
+def test_a_config_stops_at_few_modules():
+    """Those that take or read one are counted as `benchmarks/config_reach.py` says."""
+    every = {"diffusion_jax.main", *map(config_reach.mode_module, MODES)}
+    assert len(config_reach.reading({config_reach.mode_module("train")})) <= 8
+    assert len(config_reach.reading(every)) <= 21
+
+
+@pytest.mark.parametrize(
+    "source, reads",
+    [
+        ("def f(config): pass", True),
+        ("def f(fields: ConfigDict): pass", True),
+        ("def f(run): return run.config.seed", True),
+        ("import jax\njax.config.update('jax_platforms', 'cpu')", False),
+        ("def f(flags): return flags.config", False),
+        ("def f(config_hash, seed): return seed", False),
+    ],
+)
+def test_reading_a_config_is_seen(source: str, reads: bool):
+    assert config_reach.reads_config(ast.parse(source)) == reads
 
 
 def test_only_networks_import_flax():

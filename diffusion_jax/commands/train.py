@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,11 +18,11 @@ from diffusion_jax.addresses import is_local
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands import train_report
 from diffusion_jax.commands.environment import own
-from diffusion_jax.commands.held_out import held_out_measures
 from diffusion_jax.commands.signals import EXIT_STOPPED
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import AVERAGE, Experiment
+from diffusion_jax.experiment.metrics import held_out_measures
 from diffusion_jax.experiment.training import Training, make_training, make_training_mesh
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.models.networks import count_parameters
@@ -131,17 +132,18 @@ def _begin(
     saved = store.meta()
     if saved is not None:
         config = config_lib.with_num_classes(config, saved["data"]["num_classes"])
-    resume.check_config(saved, config, allow_change)
+        if not allow_change:
+            before = config_lib.from_dict(saved["config"])
+            resume.check_unchanged(config_lib.changes(before, config))
     split = build.load_split(config, "train")
-    resume.check_classes(saved, split, config, allow_change)
+    resume.check_classes(saved, split, config.data.name, allow_change)
     exp = build.build(config, split.image_shape, split.num_classes, split.class_names)
     training = make_training(exp, mesh)
     measures = held_out_measures(exp, mesh)
     if saved is None:
         state, meta = training.create(), {}
     else:
-        name = exp.config.data.name
-        state, meta = resume.restore_state(training, store, split, name, allow_change)
+        state, meta = resume.restore_state(training, store, split, exp.data_name, allow_change)
     _own_checkpoints(store)
     return _Work(exp, split, training, measures, state), meta
 
@@ -154,7 +156,7 @@ def _write_config(work: _Work, workdir: Path) -> None:
 def _say_beginning(work: _Work, log: RunLog, workdir: Path) -> None:
     config, start = work.config, int(work.state.step)
     log.say(
-        f"{config.data.name}: {train_report.images_in_words(work.split, config.model.num_classes)}\n"
+        f"{config.data.name}: {train_report.images_in_words(work.split, work.exp.num_classes)}\n"
         f"{count_parameters(work.state.params):,} parameters; {work.training.mesh.size} device(s); "
         + (f"resuming at step {start}" if start else f"workdir {workdir}")
     )
@@ -171,7 +173,12 @@ def _hooks(
 ) -> list[Hook]:
     fields = work.config.train
     fingerprint = data.fingerprint(work.split)
-    position = functools.partial(resume.describe, work.config, work.split, fingerprint, meter)
+    position = functools.partial(
+        resume.describe,
+        *(json.loads(config_lib.to_json(work.config)), work.split, fingerprint, meter),
+        seed=work.config.seed,
+        batch_size=fields.batch_size,
+    )
     return [
         *(held_out_hook(measure, AVERAGE, log) for measure in work.measures),
         pictures_hook(draw, AVERAGE, workdir, log, every=fields.sample_every),
@@ -196,7 +203,7 @@ def _finish(
     if jax.process_index() == 0:
         seconds = time.monotonic() - drawing
         train_report.write_report(
-            work.config, work.split, workdir, log, state.params, step, seconds, started
+            work.exp, work.split, workdir, log, state.params, step, seconds, started
         )
 
 
@@ -259,7 +266,7 @@ def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Draw:
         sampling.make_draw(exp, num_frames=min(COLUMNS, sampler.grid.num_steps + 1)),
         mesh,
         num_images,
-        num_classes=exp.config.model.num_classes,
+        num_classes=exp.num_classes,
         class_names=exp.class_names,
         with_frames=True,
     )

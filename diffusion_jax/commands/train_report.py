@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from diffusion_jax import config as config_lib, data
+from diffusion_jax import data
+from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.models.networks import count_parameters
 from diffusion_jax.reporting import classes, pictures, results
 from diffusion_jax.training.hooks import picture_path
@@ -32,7 +32,7 @@ def images_in_words(split: data.Split, conditioned_on: int) -> str:
 
 
 def write_report(
-    config: ConfigDict,
+    exp: Experiment,
     split: data.Split,
     workdir: Path,
     log: RunLog,
@@ -44,7 +44,7 @@ def write_report(
     """Writes loss.png and results/train.json, and says where everything lies; process 0 calls this.
 
     Args:
-      config: The run's config.
+      exp: What was trained.
       split: The images that it was trained on.
       workdir: Folder of the run.
       log: The run's log, which has all rows.
@@ -57,8 +57,8 @@ def write_report(
     pictures.save_loss_curve(curve, log.rows)
     record = {
         **_figures(log.rows, step),
-        "config_hash": config_lib.config_hash(config),
-        "data": _data(config, split),
+        "config_hash": exp.config_hash,
+        "data": _data(exp.data_name, split),
         "parameters": count_parameters(params),
         "sampling_seconds": round(sampling_seconds, 3),
         "seconds_this_start": round(time.monotonic() - started, 1),
@@ -86,9 +86,9 @@ def _figures(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
     }
 
 
-def _data(config: ConfigDict, split: data.Split) -> dict[str, Any]:
+def _data(name: str, split: data.Split) -> dict[str, Any]:
     return {
-        "name": config.data.name,
+        "name": name,
         "num_images": split.num_images,
         "num_test_images": split.sizes.get("test"),
         "image_shape": split.image_shape,

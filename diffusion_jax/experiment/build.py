@@ -87,9 +87,29 @@ class Experiment:
         return self.model.process
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes that the network knows; 0: it is given no labels."""
+        return self.config.model.num_classes
+
+    @property
     def conditional(self) -> bool:
         """Whether the network is given labels."""
-        return self.config.model.num_classes > 0
+        return self.num_classes > 0
+
+    @property
+    def classless(self) -> bool:
+        """Whether the network was trained to do without a class as well."""
+        return self.conditional and self.config.train.label_dropout > 0
+
+    @property
+    def data_name(self) -> str:
+        """Name of the data."""
+        return self.config.data.name
+
+    @property
+    def config_hash(self) -> str:
+        """The hash of all fields that decide the trained result."""
+        return config_lib.config_hash(self.config)
 
 
 def _weighting(config: ConfigDict, process: Process) -> Weighting | None:

@@ -1,13 +1,11 @@
 """A run that goes on: whether it still has the config, data and classes that it began with, and its state."""
 
 import dataclasses
-import json
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from diffusion_jax import config as config_lib, data
+from diffusion_jax import data
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.training import Training
@@ -18,11 +16,8 @@ from diffusion_jax.training.state import TrainState, from_parts, to_parts
 ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
 
 
-def check_config(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) -> None:
-    """Refuses to continue a run under a config that would give another result."""
-    if meta is None or allow:
-        return
-    changed = config_lib.changes(config_lib.from_dict(meta["config"]), config)
+def check_unchanged(changed: Sequence[str]) -> None:
+    """Refuses to continue a run under a config that would give another result: `config.changes` of the two."""
     if changed:
         raise InputError(
             "this run was started with another config (field: saved -> now): "
@@ -30,12 +25,10 @@ def check_config(meta: dict[str, Any] | None, config: ConfigDict, allow: bool) -
         )
 
 
-def check_classes(
-    meta: dict[str, Any] | None, split: data.Split, config: ConfigDict, allow: bool
-) -> None:
+def check_classes(meta: dict[str, Any] | None, split: data.Split, name: str, allow: bool) -> None:
     """Refuses to continue a run whose labels have come to mean other classes; warns if that is allowed."""
     names = meta["data"].get("class_names", ()) if meta else split.class_names
-    if changed := classes_moved(names, split, config.data.name):
+    if changed := classes_moved(names, split, name):
         if not allow:
             raise InputError(f"this run {changed}; {SAME_CLASSES}. {ADVICE}")
         warnings.warn(f"this run {changed}; training goes on with these", stacklevel=1)
@@ -62,13 +55,30 @@ def restore_state(
 
 
 def describe(
-    config: ConfigDict, split: data.Split, fingerprint: str, meter: Meter, step: int
+    config_json: dict[str, Any],
+    split: data.Split,
+    fingerprint: str,
+    meter: Meter,
+    step: int,
+    *,
+    seed: int,
+    batch_size: int,
 ) -> dict[str, Any]:
-    """Returns what a checkpoint holds besides the state."""
+    """Returns what a checkpoint holds besides the state.
+
+    Args:
+      config_json: The run's config, as it is saved.
+      split: Images to train on.
+      fingerprint: Of the images.
+      meter: Has the sums since the last row of the log.
+      step: Number of steps done.
+      seed: Of the order of the images.
+      batch_size: Images of a step.
+    """
     position = {
-        "seed": config.seed,
+        "seed": seed,
         "batch": step,
-        "epoch": step * config.train.batch_size / split.num_images,
+        "epoch": step * batch_size / split.num_images,
         "num_images": split.num_images,
         "fingerprint": fingerprint,
         "image_shape": split.image_shape,
@@ -77,7 +87,7 @@ def describe(
         "class_counts": split.class_counts,
     }
     return {
-        "config": json.loads(config_lib.to_json(config)),
+        "config": config_json,
         "data": position,
         "sums": dataclasses.asdict(meter.sums),
     }

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_run import digits_in, results, rows, run, state_of, write_config
 
 import diffusion_jax
-from diffusion_jax.commands import held_out
+from diffusion_jax.experiment import metrics
 from diffusion_jax.metrics import VariationalBits
 from diffusion_jax.parallel import sharding
 
@@ -121,13 +121,13 @@ def test_a_resumed_run_measures_what_is_missing_and_ends_with_the_parameters_of_
 
 def count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     counts: list[Any] = []
-    make: Callable[..., Any] = held_out.make_measure_of
+    make: Callable[..., Any] = metrics.make_measure_of
 
     def counting(*arguments: Any, **options: Any) -> Any:
         measure = make(*arguments, **options)
         return lambda params: (counts.append(1), measure(params))[1]
 
-    monkeypatch.setattr(held_out, "make_measure_of", counting)
+    monkeypatch.setattr(metrics, "make_measure_of", counting)
     return counts
 
 
@@ -161,6 +161,6 @@ def test_no_figure_that_is_not_finite_reaches_a_row(
     def nowhere_finite(*_: Any, **__: Any) -> Callable[[Any, Any], float]:
         return lambda params, aux: float("nan")
 
-    monkeypatch.setattr(held_out, "make_held_out_loss", nowhere_finite)
-    loss, _ = held_out.held_out_measures(diffusion_jax.load_run(measured), sharding.make_mesh(1))
+    monkeypatch.setattr(metrics, "make_held_out_loss", nowhere_finite)
+    loss, _ = metrics.held_out_measures(diffusion_jax.load_run(measured), sharding.make_mesh(1))
     assert loss.figures(None, ()) == {"eval_loss": None}
