@@ -20,6 +20,7 @@ from diffusion_jax.config import (
     settable_groups,
     to_json,
 )
+from diffusion_jax.config.compare import ALWAYS_HASHED
 
 # Written here once more: neither alters the trained parameters beyond float rounding.
 SETTABLE_GROUPS = {"sampler", "sample", "edit", "eval", "mesh"}
@@ -52,15 +53,26 @@ def changed(name: str) -> ConfigDict:
     """Returns the default config with another value, of the same type, in one field."""
     config = default_config()
     group, leaf = locate(config, name)
-    other = {int: 3, float: 0.25, str: "another", bool: True, tuple: (3,), object: (3,)}[
-        group.get_type(leaf)
-    ]
-    group[leaf] = (not group[leaf]) if isinstance(group[leaf], bool) else other
+    others = {int: (3, 4), float: (0.25, 0.75), str: ("another",), bool: (False, True)}
+    others |= {tuple: ((3,),), object: ((3,),)}
+    group[leaf] = next(value for value in others[group.get_type(leaf)] if value != group[leaf])
     return config
 
 
+def choice_for(name: str) -> tuple[str, str] | None:
+    """Returns the choice that an option needs where the default config has another, from its declaration."""
+    for chooser, components in FIELDS[name].owners.items():
+        if get(default_config(), chooser) not in components:
+            return chooser, components[0]
+    return None
+
+
 # Options that count only where their component is chosen, and the choice that does so.
-CHOSEN = {"process.sigma_data": ("process.prediction", "edm")}
+CHOSEN = {
+    name: choice
+    for name in FIELDS
+    if not is_free(name) and name not in ALWAYS_HASHED and (choice := choice_for(name))
+}
 
 
 @pytest.mark.parametrize("name", FIELDS)

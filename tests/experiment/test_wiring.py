@@ -38,6 +38,7 @@ from diffusion_jax.losses import (
 from diffusion_jax.losses.sliced import sliced
 from diffusion_jax.losses.time_samplers import importance
 from diffusion_jax.losses.weightings import min_snr, p2, sigmoid
+from diffusion_jax.models import networks
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import classifier_free, clip_denoised, dynamic_threshold
@@ -668,7 +669,13 @@ def usual_program() -> str:
     return program(as_functions(UNet(**UNET), IMAGE), False)
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if group_of(name) == "model"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.name", "model.num_classes"),
+        *(f"model.{option}" for option in networks.NETWORKS["unet"].options),
+    ],
+)
 def test_a_field_of_the_model_reaches_the_network(name: str, usual_program: str) -> None:
     fields = {f"model.{field}": str(value).strip("()") for field, value in UNET.items()}
     if name == "model.name":
