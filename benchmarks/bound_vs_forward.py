@@ -1,7 +1,7 @@
 """Measures what the variational bound costs beyond the network: all its terms against as many forward passes.
 
 (a) Time. The bound of one batch with every term of T steps, one compiled program as an evaluation runs it (DDPM, a
-clipped denoiser, the discretised decoder), and T calls of one compiled forward pass of the same batch; the two take
+clipped denoiser, the discretized decoder), and T calls of one compiled forward pass of the same batch; the two take
 turns, each after an untimed pass, since a virtual machine may take back the free memory of a side that waits. The
 CIFAR-10 U-Net with batch 4, and the digits' network with labels and batch 64.
 
@@ -23,7 +23,7 @@ import numpy as np
 import report
 
 from diffusion_jax.keys import indexed
-from diffusion_jax.likelihood.bound import Bound, variational_bound
+from diffusion_jax.likelihood.vlb import VLB, variational_bound
 from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.models.networks import Model, UNet, as_functions
@@ -75,13 +75,13 @@ SETTINGS = {
 
 
 def bound_of(setting: Setting, steps: int) -> jax.stages.Wrapped:
-    """Returns the compiled (params, x0, keys) -> Bound on a grid of `steps` steps."""
+    """Returns the compiled (params, x0, keys) -> VLB on a grid of `steps` steps."""
     process = DDPM(make_schedule(setting.schedule))
     apply, labels = setting.model().apply, setting.labels()
     grid = make_grid(process, steps)
 
     @jax.jit
-    def bound(params: Any, x0: jax.Array, keys: jax.Array) -> Bound:
+    def bound(params: Any, x0: jax.Array, keys: jax.Array) -> VLB:
         denoise = DiffusionModel(process, setting.prediction, apply).denoiser(params, labels)
         return variational_bound(clip_denoised(denoise), grid, x0, keys, variance=setting.variance)
 

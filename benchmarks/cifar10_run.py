@@ -1,6 +1,6 @@
 """Runs configs/cifar10.py on a full-size archive: prepares it, trains, is stopped, and resumes.
 
-Three starts of the command on one workdir: --steps steps from nothing; on towards five steps more,
+Three starts of the command on one workdir: --steps steps from nothing; on toward five steps more,
 stopped by SIGTERM after the first of them (exit status 75); and to the end. Checks the exit statuses, where
 each start began, that all 50,000 images are there, and that metrics.jsonl has one finite row a step.
 Unknown flags, such as --config.train.batch_size=8, go to the command.

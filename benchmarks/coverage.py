@@ -3,7 +3,7 @@
 Data N(0, 0.25), independent in each dimension, rounded to 256 levels for the exact likelihood, with the denoiser that
 is best for them. Again and again some images are measured as `--mode=evaluate` measures a split: the bound with few of
 its 1,000 terms an image or with all (total and rate over the images), and the rate of single images with the error that
-is stated for each; bits per dimension by the flow, with Hutchinson's probes and dequantisation. The truth is the mean
+is stated for each; bits per dimension by the flow, with Hutchinson's probes and dequantization. The truth is the mean
 of many other images with all terms (or probes); its own error is shown.
 
 Of a normal estimate, one standard error covers 68.3% and 1.96 of them 95.0%; of 1,000 repetitions these shares are
@@ -23,8 +23,8 @@ import numpy as np
 import report
 
 from diffusion_jax.keys import indexed, stream
-from diffusion_jax.likelihood.bound import variational_bound
-from diffusion_jax.likelihood.exact import bits_per_dim, dequantised_likelihood
+from diffusion_jax.likelihood.exact import bits_per_dim, dequantized_likelihood
+from diffusion_jax.likelihood.vlb import variational_bound
 from diffusion_jax.models.denoiser import Prediction, complete
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0, per_image
@@ -70,7 +70,7 @@ def measured_bound(num_terms: int | None) -> Callable[..., dict[str, np.ndarray]
 
 
 def measured_flow(seed: int) -> np.ndarray:
-    """Returns bits per dimension of each image by the flow, with one probe and one dequantisation."""
+    """Returns bits per dimension of each image by the flow, with one probe and one dequantization."""
     keys = indexed(stream(seed, "ode"), np.arange(BATCH))
     return np.asarray(_flow(images(seed), keys), float)
 
@@ -78,7 +78,7 @@ def measured_flow(seed: int) -> np.ndarray:
 @jax.jit
 def _flow(x0: jax.Array, keys: jax.Array) -> jax.Array:
     process = VP()
-    found = dequantised_likelihood(
+    found = dequantized_likelihood(
         optimal, make_grid(process, 2, u_min=1e-5), process, x0, keys, rtol=1e-4, atol=1e-4
     )
     return bits_per_dim(found.log_likelihood, math.prod(SHAPE))

@@ -1,4 +1,4 @@
-"""Measures the digits of the discretised Gaussian in float32: log p, and its derivatives by mean and log variance.
+"""Measures the digits of the discretized Gaussian in float32: log p, and its derivatives by mean and log variance.
 
 Random levels, standard deviations from 1e-4 to 10 and means up to 4,000 of them away, a third of the levels at the
 open ends (`scattered` of the tests). Each number is compared with 40 digits, and the largest relative errors are

@@ -43,7 +43,7 @@ def make_model(size: dict) -> torch.nn.Module:
 
 
 class Peer:
-    """A model, its optimiser and its averaged parameters, on random images.
+    """A model, its optimizer and its averaged parameters, on random images.
 
     Args:
       size: Sizes of the network and the batch.

@@ -9,7 +9,7 @@ held-out real digits:
 - spread: trace of the pixels' covariance within a class, divided by that of the training digits of the
   class, mean over the classes. Samples are grouped by the label asked for, or else by the classifier's;
 - nearest: median distance (L2) to the nearest training digit;
-- copies: share that differs from its nearest training digit by less than half a grey level in every pixel.
+- copies: share that differs from its nearest training digit by less than half a gray level in every pixel.
 
 Writes a picture of samples beside their nearest training digits.
 
@@ -34,7 +34,7 @@ from diffusion_jax.reporting import pictures
 
 Images = UInt8[np.ndarray, "n h w c"]
 CONFIDENT = 0.9
-LEVELS = 16  # The digits' grey levels; a copy differs by less than half of one in every pixel.
+LEVELS = 16  # The digits' gray levels; a copy differs by less than half of one in every pixel.
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 ROWS, PAIRS = 10, 8
 
@@ -114,7 +114,7 @@ def nearest(images: Images, train: Images) -> tuple[Float[np.ndarray, " n"], Int
 
 
 def compare_distances(samples: Images, held_out: Images, train: Images) -> dict[str, Any]:
-    """Returns the nearest-neighbour distances of samples and held-out digits, and the copies."""
+    """Returns the nearest-neighbor distances of samples and held-out digits, and the copies."""
     figures: dict[str, Any] = {}
     real, _ = nearest(held_out, train)
     for name, images in {"samples": samples, "held_out": held_out}.items():
@@ -132,7 +132,7 @@ def compare_distances(samples: Images, held_out: Images, train: Images) -> dict[
     return figures
 
 
-def draw_neighbours(path: Path, samples: Images, train: Images) -> None:
+def draw_neighbors(path: Path, samples: Images, train: Images) -> None:
     """Draws pairs: a sample, and right of it its nearest training digit, columns apart."""
     shown = samples[: ROWS * PAIRS]
     pairs = np.stack([shown, train[nearest(shown, train)[1]], np.full_like(shown, 255)], axis=1)
@@ -171,7 +171,7 @@ def main() -> None:
         "held_out": relative_spread(spread(held_out, held_out_labels), of_train),
     }
     distances = compare_distances(samples, held_out, train)
-    draw_neighbours(arguments.picture, samples, train)
+    draw_neighbors(arguments.picture, samples, train)
     figures = {
         "num_images": len(samples),
         "accuracy": accuracy,

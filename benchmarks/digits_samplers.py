@@ -141,7 +141,7 @@ def draw_quality(axes: Any, figures: Figures) -> None:
     reference = longest_ancestral(figures["rows"])
     if reference is not None:
         axes.axhline(reference["mean"], ls="--", color="C0", lw=1)
-    axes.axhline(figures["real"]["halves"], ls=":", color="grey", label="halves of real digits")
+    axes.axhline(figures["real"]["halves"], ls=":", color="gray", label="halves of real digits")
     axes.set(xscale="log", yscale="log", xlabel="network evaluations an image (NFE)")
     number_ticks(axes, list(TICKS))
     axes.set_ylabel("Fréchet distance to real digits\n(features of a digit classifier, not FID)")
@@ -186,7 +186,7 @@ def draw_consistency(axes: Any, figures: Figures) -> None:
     """Draws the differences, and those of two seeds."""
     rows = figures["rows"]
     axes.plot([row["steps"] for row in rows], [row["mse"] for row in rows], "o-", label="same seed")
-    axes.axhline(figures["two_seeds"], ls="--", color="grey", label="another seed")
+    axes.axhline(figures["two_seeds"], ls="--", color="gray", label="another seed")
     axes.set(xscale="log", yscale="log", xlabel="DDIM steps (eta = 0)")
     number_ticks(axes, [row["steps"] for row in rows])
     axes.set_ylabel(f"mean squared difference to {LONG_STEPS} steps\n(pixels in [0, 1])")
@@ -250,7 +250,7 @@ def draw_inversion(axes: Any, figures: Figures) -> None:
     """Draws the mean absolute error by iterations."""
     rows = figures["rows"]
     axes.plot([row["iterations"] for row in rows], [row["mae_levels"] for row in rows], "o-")
-    axes.axhline(2, ls="--", color="grey", label="2 levels")
+    axes.axhline(2, ls="--", color="gray", label="2 levels")
     axes.set(yscale="log", xlabel=f"fixed-point iterations a step, {LONG_STEPS} steps")
     axes.set_ylabel("mean absolute error, levels of 255")
     axes.legend(fontsize=8)

@@ -25,7 +25,7 @@ import report
 from jaxtyping import Float
 
 from diffusion_jax.keys import indexed
-from diffusion_jax.likelihood.bound import Bound, variational_bound
+from diffusion_jax.likelihood.vlb import VLB, variational_bound
 from diffusion_jax.models.denoiser import Prediction, complete
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0, per_image
@@ -55,7 +55,7 @@ def left_variance(grid: Grid) -> Float[np.ndarray, " n"]:
     return DATA_VARIANCE * std2 / (signal2 * DATA_VARIANCE + std2)
 
 
-def bound_on(grid: Grid, x0: Float[np.ndarray, "b d"]) -> Bound:
+def bound_on(grid: Grid, x0: Float[np.ndarray, "b d"]) -> VLB:
     """Returns the bound with the denoiser and the decoder that are best for the data."""
     left = left_variance(grid)[-1]
 
@@ -69,7 +69,7 @@ def bound_on(grid: Grid, x0: Float[np.ndarray, "b d"]) -> Bound:
         return -jnp.square(x0 - mean) / (2 * left) - math.log(2 * math.pi * left) / 2
 
     @jax.jit
-    def bound(x0: jax.Array, keys: jax.Array) -> Bound:
+    def bound(x0: jax.Array, keys: jax.Array) -> VLB:
         return variational_bound(optimal, grid, x0, keys, decoder=decoder)
 
     return bound(jnp.asarray(x0), indexed(jax.random.key(0), jnp.arange(len(x0))))
@@ -126,7 +126,7 @@ def draw(path: Path, steps: list[int], gaps: list[Gap]) -> None:
     axes = figure.subplots()
     means, stderrs = np.array([gap.freed for gap in gaps]).T
     axes.errorbar(steps, means, 2 * stderrs, fmt="o", label="bound (2 standard errors)")
-    axes.plot(steps, means[0] * steps[0] / np.array(steps), "--", color="grey", label="1/T")
+    axes.plot(steps, means[0] * steps[0] / np.array(steps), "--", color="gray", label="1/T")
     axes.set(xscale="log", yscale="log", xlabel="steps T")
     axes.set_ylabel("bound less exact −log p(x₀), nats per dimension")
     axes.set_xticks(steps, [str(n) for n in steps])

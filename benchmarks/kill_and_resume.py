@@ -2,7 +2,7 @@
 
 A third of the kills falls while the command starts, a third while it trains, and a third while it writes a
 checkpoint. The run must end with the same losses and, bit for bit, the same parameters, averages,
-optimiser state and metrics as the run that was left alone. Unknown flags, such as
+optimizer state and metrics as the run that was left alone. Unknown flags, such as
 --config.model.name=unet, go to the command.
 
   python benchmarks/kill_and_resume.py --kills=20 --out=kill_and_resume.json

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import report
+from diffusion_jax.planning.bound import bound
 from steps import random_batch, step_seconds
 
 from diffusion_jax import config as config_lib
@@ -25,7 +26,6 @@ from diffusion_jax.commands.plan import memory_of
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.training import batch_template, make_training, make_training_mesh
 from diffusion_jax.planning import program
-from diffusion_jax.planning.bound import bound
 from diffusion_jax.planning.chips import chip_of
 
 

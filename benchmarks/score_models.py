@@ -80,7 +80,7 @@ def quality(workdir: Path, cache: Path, sampler: dict[str, str], num_images: int
 
 
 def round_trip(workdir: Path, num_test: int, rtol: float) -> dict[str, float]:
-    """Encodes held-out digits by the flow and decodes them again; returns the mean absolute error in grey levels."""
+    """Encodes held-out digits by the flow and decodes them again; returns the mean absolute error in gray levels."""
     run = dj.load_run(workdir)
     process = make_process(run.config)
     batch = data.load("digits", "test").read(np.arange(num_test))
@@ -104,7 +104,7 @@ def round_trip(workdir: Path, num_test: int, rtol: float) -> dict[str, float]:
     x0 = dj.data.to_model_range(jnp.asarray(batch["image"]))
     back, *evaluations, finished = there_and_back(run.params, x0, jnp.asarray(batch["label"]))
     return {
-        "grey_levels": float(jnp.abs(back - x0).mean() * 127.5),
+        "gray_levels": float(jnp.abs(back - x0).mean() * 127.5),
         "evaluations": float(sum(np.mean(n) for n in evaluations)),
         "finished": float(finished.mean()),
     }
@@ -151,9 +151,9 @@ def print_tables(figures: dict[str, Any]) -> None:
             else f"{metric['total']['value']:.3f} ± {metric['total']['stderr']:.3f}"
             for metric in (bits, bound)
         ]
-        rows.append([kind, *both, f"{bits['nfe']:.0f}", f"{trip['grey_levels']:.4f}"])
+        rows.append([kind, *both, f"{bits['nfe']:.0f}", f"{trip['gray_levels']:.4f}"])
     print()
-    header = ["kind", "exact bits/dim", "bound", "evaluations", "encode and decode, grey levels"]
+    header = ["kind", "exact bits/dim", "bound", "evaluations", "encode and decode, gray levels"]
     report.print_table(header, rows)
 
 

@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import benes
 import jax
 import jax.numpy as jnp
+import nonlinear_sde
 import numpy as np
 import optax
 import report
@@ -219,13 +219,13 @@ def main() -> None:
     )
     # Of dx = a tanh(a'x) dt + dw: V = -2 log cosh(a'x).
     known = fokker_planck(
-        lambda x: -2 * np.log(np.cosh(x @ benes.direction(2))),
-        *(0.5, lambda x: benes.log_density(x.reshape(-1, 2), 0.0), BENES_WIDTH, n, steps),
+        lambda x: -2 * np.log(np.cosh(x @ nonlinear_sde.direction(2))),
+        *(0.5, lambda x: nonlinear_sde.log_density(x.reshape(-1, 2), 0.0), BENES_WIDTH, n, steps),
     )
     score, seconds = train(arguments.num_steps, arguments.sim_steps, arguments.seed)
     rows = []
     for t in TIME_SAMPLERS:
-        exact = np.asarray(benes.score(jnp.asarray(known[t].x), jnp.full(n * n, t)))
+        exact = np.asarray(nonlinear_sde.score(jnp.asarray(known[t].x), jnp.full(n * n, t)))
         rows.append(
             [
                 t,

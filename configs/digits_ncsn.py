@@ -5,7 +5,7 @@ Parameters: 702,753.
 Steps: 2,200 of batch 32 (49 epochs); all but the process and the sampler as in digits.py.
 Expected: readable digits of all ten classes; figures in docs/score_models.md.
 Source: measured by benchmarks/score_models.py. sigma_max and the number of levels are by Techniques 1 and 2 of the
-  paper (`largest_distance`, `num_levels`): digits are at most 9.6 apart, neighbouring levels 1.36 times.
+  paper (`largest_distance`, `num_levels`): digits are at most 9.6 apart, neighboring levels 1.36 times.
 Device-hours: 0.04 on two CPU cores.
 """
 

@@ -1,9 +1,9 @@
 """Fashion-MNIST by class: a U-Net small enough to train on two CPU cores in half an hour.
 
-Data: Fashion-MNIST (Xiao et al., 2017), 60,000 training and 10,000 test images, 28x28x1, MIT licence.
+Data: Fashion-MNIST (Xiao et al., 2017), 60,000 training and 10,000 test images, 28x28x1, MIT license.
 Parameters: 1,114,209.
 Steps: 6,000 of batch 64 (6.4 epochs).
-Expected: recognisable garments of all ten classes, prints and patterns still coarse; held-out loss of v 0.1296
+Expected: recognizable garments of all ten classes, prints and patterns still coarse; held-out loss of v 0.1296
   (docs/results/fashion_mnist).
 Source: this project's own run; no published figure exists for a network this small.
 Device-hours: 0.9 core-hours on two CPU cores (28 minutes), sampling included; minutes on a GPU.

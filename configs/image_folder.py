@@ -2,10 +2,10 @@
 
   python -m diffusion_jax.main --config=configs/image_folder.py --config.data.source_dir=FOLDER
 
-Data: every image below --config.data.source_dir, centre-cropped and resized to data.image_size and
+Data: every image below --config.data.source_dir, center-cropped and resized to data.image_size and
   mirrored at random; one in twenty is held out. --config.model.num_classes=auto conditions on
   the sub-folders, which are the classes.
-Parameters: 35,746,307 for colour images.
+Parameters: 35,746,307 for color images.
 Steps: 200,000 of batch 64.
 Expected: depends on the images; some thousands of them are needed for samples that are not copies.
 Source: the CIFAR-10 network of Ho et al. (2020); its cost an image grows with the pixels, fourfold.

@@ -1,6 +1,6 @@
 """LSUN 256x256 (bedroom by default), unconditional, with the hyper-parameters of Ho et al. (2020).
 
-Data: one LSUN category exported as PNG, JPEG or WebP below --config.data.source_dir, centre-cropped
+Data: one LSUN category exported as PNG, JPEG or WebP below --config.data.source_dir, center-cropped
   and resized to 256x256x3; not mirrored for bedroom (for church and cat set data.random_flip).
 Parameters: 113,673,219.
 Steps: bedroom 2,400,000, church 1,200,000, cat 1,800,000, of batch 64.

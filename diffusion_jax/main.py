@@ -29,26 +29,28 @@ from diffusion_jax.errors import InputError, reason
 from diffusion_jax.lifecycle import ownership, stopping
 
 
-def _place(flags: argparse.Namespace) -> Any:
-    """Returns this process's place among several, if the flags say it."""
-    from diffusion_jax.parallel.join import Place
+def _process_id(flags: argparse.Namespace) -> Any:
+    """Returns this process's number among several, if the flags say it."""
+    from diffusion_jax.parallel.join import ProcessId
 
     given = flags.coordinator, flags.num_processes, flags.process_id
     if given == (None, None, None):
         return None
     if None in given:
         raise InputError("--coordinator, --num_processes and --process_id are needed together")
-    return Place(*given)
+    return ProcessId(*given)
 
 
-def _check_alike(flags: argparse.Namespace, config: Any) -> None:
+def _assert_same_command(flags: argparse.Namespace, config: Any) -> None:
     """Refuses processes of one run that were started with different commands; paths may be each one's own."""
     from diffusion_jax import config as config_lib
     from diffusion_jax.parallel import distributed
 
     own = ("data.source_dir", "data.cache_dir")
     fields = {name: value for name, value in config_lib.fields(config) if name not in own}
-    distributed.check_alike("command", {"--mode": flags.mode, "--workdir": flags.workdir, **fields})
+    distributed.assert_same_command(
+        "command", {"--mode": flags.mode, "--workdir": flags.workdir, **fields}
+    )
 
 
 def _import_jax() -> Any:
@@ -134,8 +136,8 @@ def _join(flags: argparse.Namespace, config: Any, note: str | None) -> None:
     from diffusion_jax.commands import jax_settings
     from diffusion_jax.parallel import join
 
-    join.initialize(_place(flags))
-    _check_alike(flags, config)
+    join.initialize(_process_id(flags))
+    _assert_same_command(flags, config)
     if note and _import_jax().process_index() == 0:
         print(note, file=sys.stderr)
     jax_settings.keep_compiled_programs(config.data.cache_dir)

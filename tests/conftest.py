@@ -15,7 +15,7 @@ from slow import slow
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tiny programs cost far more to optimise than to run.
+# Tiny programs cost far more to optimize than to run.
 jax.config.update("jax_disable_most_optimizations", True)
 # So do XLA's newer emitters of fused operations, to compile: half the suite's time. Other versions of XLA may not
 # have the flag, and one that is not known ends the process. Commands that tests start inherit it.
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(params=[slow("eager"), "jit"])
 def compiled(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Either the identity or jax.jit: a test that uses it runs eagerly and compiled."""
-    # chex.variants does this for methods of absl's TestCase alone, where pytest neither parametrises nor hands
+    # chex.variants does this for methods of absl's TestCase alone, where pytest neither parametrizes nor hands
     # in fixtures.
     return jax.jit if request.param == "jit" else lambda function: function
 

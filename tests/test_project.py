@@ -29,7 +29,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 INDIRECT = {"array-record", "importlib-resources"}
 
 
-def normalise(distribution: str) -> str:
+def normalize(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
@@ -83,9 +83,9 @@ def test_every_imported_package_is_declared_and_every_declared_one_is_used():
     imported = set().union(*(imported_packages(path) for path in sources))
     providers = importlib.metadata.packages_distributions()
     external = imported - set(sys.stdlib_module_names) - {"diffusion_jax"}
-    used = {normalise(providers[name][0]) for name in external}
+    used = {normalize(providers[name][0]) for name in external}
     declared = re.findall(r"^[\w.-]+", setup_cfg()["options"]["install_requires"], re.MULTILINE)
-    assert used | INDIRECT == {normalise(name) for name in declared}
+    assert used | INDIRECT == {normalize(name) for name in declared}
 
 
 def test_a_module_of_the_package_needs_no_import_of_its_own():
@@ -125,7 +125,7 @@ def test_module_imports_and_its_docstring_says_what_it_holds(name: str):
 
 
 def test_importing_everything_loads_no_tensorflow_and_starts_no_device(tmp_path: Path):
-    """A present TensorFlow stays unloaded, and jax.distributed can still be initialised."""
+    """A present TensorFlow stays unloaded, and jax.distributed can still be initialized."""
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("raise SystemExit('tensorflow loaded')")
     program = f"""

@@ -13,6 +13,7 @@ counts as damaged.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -26,12 +27,12 @@ import jax
 from etils import epath
 
 from diffusion_jax.addresses import is_local, resolve
-from diffusion_jax.checkpoints import arrays, manager, places
+from diffusion_jax.checkpoints import arrays, manager, storage
 from diffusion_jax.checkpoints.arrays import Parts
 from diffusion_jax.checkpoints.integrity import MANIFEST, find_damage, read, sync, write_manifest
 from diffusion_jax.checkpoints.listing import Listing, is_checkpoint, is_step
 from diffusion_jax.errors import DISK_FULL, InputError, RunError, reason
-from diffusion_jax.parallel.distributed import all_do, first_decides
+from diffusion_jax.parallel.distributed import broadcast_from_first, run_on_all
 from diffusion_jax.reading import json_text
 
 META = "meta.json"
@@ -119,7 +120,7 @@ class CheckpointStore:
           step: Number of finished training steps, at least 0.
           parts: Pytrees of `jax.Array`s by name, such as {"params": ..., "ema/slow": ...}; typed PRNG keys
             are fine. Each can be restored without the others.
-          meta: JSON-serialisable; read back with tuples turned into lists.
+          meta: JSON-serializable; read back with tuples turned into lists.
 
         Raises:
           RunError: This save could not begin or an earlier one failed (disk full, ...).
@@ -128,7 +129,8 @@ class CheckpointStore:
         leaves = arrays.describe(parts)
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(parts)))
         with self._failure_named(step):
-            if not first_decides("prepare a checkpoint", lambda: self._prepare(step, num_bytes)):
+            prepare = functools.partial(self._prepare, step, num_bytes)
+            if not broadcast_from_first("prepare a checkpoint", prepare):
                 logger.info("checkpoint %s exists already", self._path(step))
                 return
             if self._manager is None:
@@ -137,7 +139,7 @@ class CheckpointStore:
                     list(parts),
                     keep_last=self._keep_last,
                     keep_every=self._keep_every,
-                    foreign=first_decides("look for other folders", self._listing.others),
+                    foreign=broadcast_from_first("look for other folders", self._listing.others),
                     seal=self._seal,
                 )
             self._meta = json.dumps({"step": step, "meta": meta, "leaves": leaves}, indent=1)
@@ -153,9 +155,9 @@ class CheckpointStore:
         if self._pending is not None:
             step = self._pending
             with self._failure_named(step):
-                all_do("finish a checkpoint", lambda: self._finish(step))
+                run_on_all("finish a checkpoint", lambda: self._finish(step))
                 # A new one waits for all processes when it is opened.
-                if not first_decides("keep the manager", lambda: self._manager is not None):
+                if not broadcast_from_first("keep the manager", lambda: self._manager is not None):
                     self._manager = None
             self._pending = None
 
@@ -200,7 +202,7 @@ class CheckpointStore:
         if misfit:
             raise InputError(f"checkpoint {path} does not fit: {misfit}")
         try:
-            parts = all_do("read a checkpoint", lambda: arrays.read(path, template))
+            parts = run_on_all("read a checkpoint", lambda: arrays.read(path, template))
         except Exception as error:
             raise RunError(f"cannot read checkpoint {path}: {reason(error)}") from error
         return Checkpoint(chosen["step"], parts, chosen["content"]["meta"], chosen["digest"])
@@ -231,7 +233,7 @@ class CheckpointStore:
             return False
         self.directory.mkdir(parents=True, exist_ok=True)
         # A disk that fills up later is an error too, but TensorStore's threads then print tracebacks.
-        if places.free_bytes(self.directory) < num_bytes + num_bytes // 8 + SPARE_BYTES:
+        if storage.free_bytes(self.directory) < num_bytes + num_bytes // 8 + SPARE_BYTES:
             raise OSError(DISK_FULL[0], os.strerror(DISK_FULL[0]))
         return True
 
@@ -288,13 +290,12 @@ class CheckpointStore:
         """Returns the newest sound checkpoint, the same in every process."""
         self.wait()
         try:
-            return first_decides("choose a checkpoint", lambda: self._newest_sound(step, only))
+            return broadcast_from_first("choose one", lambda: self._newest_sound(step, only))
         except (InputError, RunError):
             raise
         except Exception as error:  # Each kind of bucket has its own.
-            raise RunError(
-                f"cannot read checkpoints in {self.directory}: {reason(error)}"
-            ) from error
+            said = f"cannot read checkpoints in {self.directory}: {reason(error)}"
+            raise RunError(said) from error
 
     def _newest_sound(self, step: int | None, only: list[str]) -> _Chosen | None:
         while True:
@@ -340,7 +341,7 @@ class CheckpointStore:
             number += 1
         target = aside / f"{step}-{number}"
         try:
-            places.make_folder(aside)
+            storage.make_folder(aside)
             self._path(step).rename(target)
             outcome = f"moved to {target}"
         except OSError as error:

@@ -52,8 +52,8 @@ def load_inputs(run: Run) -> Inputs:
     config, labels = run.config, None
     num_classes, paths = config.model.num_classes, config.edit.images
     if paths is None:
-        labelled = num_classes > 0 and config.sample.labels is None
-        split = run.load_split("test", labelled=labelled)
+        labeled = num_classes > 0 and config.sample.labels is None
+        split = run.load_split("test", labeled=labeled)
         batch = split.read(np.arange(min(config.sample.num_images, split.num_images)))
         images, labels = batch["image"], batch["label"].astype(np.int32)
     else:
@@ -80,7 +80,7 @@ def load_mask(path: str, image_shape: tuple[int, int, int]) -> Bool[np.ndarray, 
     """Returns which pixels a mask keeps: the black ones.
 
     Raises:
-      InputError: A mask that cannot be read, is not grey, has transparent pixels, or another size than the images.
+      InputError: A mask that cannot be read, is not gray, has transparent pixels, or another size than the images.
     """
     height, width, _ = image_shape
     image = _opened(expand(path), "edit.mask", (width, height))
@@ -94,7 +94,7 @@ def load_mask(path: str, image_shape: tuple[int, int, int]) -> Bool[np.ndarray, 
         bands = bands[..., :-1]
     if (bands != bands[..., :1]).any():
         raise InputError(
-            f"edit.mask: {shown(path)} has colours; it must be grey, or black and white"
+            f"edit.mask: {shown(path)} has colors; it must be gray, or black and white"
         )
     brightest = int(bands.max())
     if brightest == 0:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.lifecycle import ownership
-from diffusion_jax.parallel.distributed import first_decides
+from diffusion_jax.parallel.distributed import broadcast_from_first
 from diffusion_jax.writing.writable import check_writable
 
 # What a run has in its workdir.
@@ -39,4 +39,4 @@ def own(folder: Path, mode: str) -> None:
         check_writable(folder)
         ownership.own(folder, f"--mode={mode}")
 
-    first_decides("own a folder", take)
+    broadcast_from_first("own a folder", take)

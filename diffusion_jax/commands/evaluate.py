@@ -32,7 +32,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> int:
     """
     run, mesh = job.open_run(config, workdir, "eval")
     run_config.check_trained(config, run.training_config, f"checkpoint {run.step}")
-    split = run.load_split(config.eval.split, labelled=run.conditional)
+    split = run.load_split(config.eval.split, labeled=run.conditional)
     for name in dict.fromkeys(config.eval.metrics):
         _measure(name, run, split, mesh, workdir)
     return 0

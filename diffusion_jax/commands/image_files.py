@@ -58,7 +58,9 @@ class ImageFiles:
 
     def finished(self) -> Int64[np.ndarray, " n"]:
         """Returns the images that need not be drawn, on every process: those of a sound file, or of sound parts."""
-        if distributed.first_decides("images written", lambda: self._sound(FORMATS) is not None):
+        if distributed.broadcast_from_first(
+            "images written", lambda: self._sound(FORMATS) is not None
+        ):
             return np.arange(self._num_images)
         return self.parts.finished()
 

@@ -1,4 +1,4 @@
-"""`--mode=inpaint`: images that keep a part of given ones: pixels, grey values, coarse blocks, or a noisy start."""
+"""`--mode=inpaint`: images that keep a part of given ones: pixels, gray values, coarse blocks, or a noisy start."""
 
 import time
 from pathlib import Path
@@ -15,13 +15,14 @@ from diffusion_jax.commands.edit_inputs import Inputs, load_inputs, load_mask
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
+from diffusion_jax.config import full_name
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
 from diffusion_jax.experiment.checks import check_temperature, warn_of_times
 from diffusion_jax.parallel.map_batches import map_batches
 from diffusion_jax.reporting import pictures
 from diffusion_jax.runs import Run
-from diffusion_jax.samplers import Merge, Sampler
+from diffusion_jax.samplers import Constraint, Sampler
 from diffusion_jax.samplers.editing import LUMA
 
 SHOWN = 12
@@ -42,7 +43,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     run, mesh = job.open_run(config, workdir)
     config, fields = run.config, run.config.edit
     known = load_mask(fields.mask, run.image_shape) if fields.keep == "mask" else None
-    merge = editing.make_merge(config, run.image_shape, known)
+    constraint = editing.make_constraint(config, run.image_shape, known)
     inputs = load_inputs(run)
     sampler = sampling.make_sampler(run)
     options = _options(config, sampler)
@@ -53,11 +54,13 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     files = ImageFiles(folder, num_images, run.image_shape)
     finished = files.finished()
     bar = ImagesBar(num_images, 1, batch_size, finished=len(finished))
-    draw = _make_draw(run, mesh, batch_size, merge, inputs)
+    draw = _make_draw(run, mesh, batch_size, constraint, inputs)
     drawn = job.draw_missing(files, bar, draw, batch_size, finished)
     if jax.process_index() != 0:
         return 0
-    picture = _picture(inputs.images[:SHOWN], files.head(SHOWN), merge, fields.keep)
+    picture = _picture(
+        inputs.images[:SHOWN], files.head(SHOWN), constraint, full_name("edit.keep", fields.keep)
+    )
     pictures.save_png(folder / "edit.png", picture)
     labels = inputs.known_labels(config.model.num_classes)
     paths = files.write(config.sample.formats, labels, run.names_to_draw)
@@ -77,7 +80,7 @@ def _check(config: ConfigDict) -> None:
     """Refuses an edit that lacks a field, before the run is read."""
     fields = config.edit
     if fields.keep == "mask" and fields.mask is None:
-        raise InputError("edit.mask is unset; edit.keep=mask needs a grey PNG, black where kept")
+        raise InputError("edit.mask is unset; edit.keep=mask needs a gray PNG, black where kept")
     if fields.keep == "nothing" and fields.start_t is None:
         raise InputError(
             "edit.start_t is unset; edit.keep=nothing needs the timestep to start from, such as half of T"
@@ -94,10 +97,12 @@ def _options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:
 
 
 def _make_draw(
-    run: Run, mesh: jax.sharding.Mesh, batch_size: int, merge: Merge, inputs: Inputs
+    run: Run, mesh: jax.sharding.Mesh, batch_size: int, constraint: Constraint, inputs: Inputs
 ) -> job.Draw:
     """Returns indices -> the edited images."""
-    program = map_batches(editing.make_inpaint(run, merge), mesh, batch_size, out_axes=(0, 0, 0))
+    program = map_batches(
+        editing.make_inpaint(run, constraint), mesh, batch_size, out_axes=(0, 0, 0)
+    )
     whole = run.params, sampling.traced_options(run.config)
 
     def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
@@ -131,16 +136,16 @@ def _job_name(
 def _picture(
     given: UInt8[np.ndarray, "n h w c"],
     drawn: UInt8[np.ndarray, "n h w c"],
-    merge: Merge,
+    constraint: Constraint,
     keep: str,
 ) -> UInt8[np.ndarray, "gh gw c"]:
-    """Shows in each column an image as given, what is kept of it (on grey, or as grey values), and as it is drawn."""
+    """Shows in each column an image as given, what is kept of it (on gray, or as gray values), and as it is drawn."""
     if keep == "nothing":
         return pictures.edits(np.stack([given, drawn]), ["given", "drawn"])
     given_x0 = data.to_model_range(jnp.asarray(given))
-    kept = merge(jnp.zeros_like(given_x0), given_x0)
-    if keep == "grey":
-        # On grey, the kept part would have the hue of the weights: greenish.
+    kept = constraint(jnp.zeros_like(given_x0), given_x0)
+    if keep == "gray":
+        # On gray, the kept part would have the hue of the weights: greenish.
         kept = jnp.broadcast_to(kept @ jnp.asarray(LUMA)[:, None], kept.shape)
     rows = np.stack([given, np.asarray(data.to_uint8(kept)), drawn])
     return pictures.edits(rows, ["given", "kept", "drawn"])

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from diffusion_jax.experiment.training import make_training_mesh
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.planning import fit, program
-from diffusion_jax.planning.bound import Bound, bound, estimate, gflop_per_image
 from diffusion_jax.planning.chips import Chip, chip_of
 from diffusion_jax.planning.fit import Attempt
 from diffusion_jax.planning.program import Compiled
+from diffusion_jax.planning.roofline import Roofline, estimate, gflop_per_image, roofline
 from diffusion_jax.planning.topology import topology_devices
 from diffusion_jax.reporting import results
 from diffusion_jax.writing.writable import check_writable
@@ -164,7 +164,7 @@ def _size(num_bytes: int) -> str:
 
 
 def _memory(step: Compiled) -> dict[str, int]:
-    state = {name: step.state[name] for name in ("parameters", "optimiser", "averages")}
+    state = {name: step.state[name] for name in ("parameters", "optimizer", "averages")}
     return {
         **state,
         "batch": step.batch,
@@ -178,7 +178,7 @@ def _memory(step: Compiled) -> dict[str, int]:
 
 
 def _figures(step: Compiled, chip: Chip | None, config: ConfigDict) -> dict[str, Any]:
-    least = bound(step, chip, config.model.dtype) if chip else None
+    least = roofline(step, chip, config.model.dtype) if chip else None
     return {
         "mesh": step.mesh,
         "memory": _memory(step),
@@ -194,7 +194,7 @@ def _figures(step: Compiled, chip: Chip | None, config: ConfigDict) -> dict[str,
     }
 
 
-def _bound(least: Bound, batch_size: int) -> dict[str, Any]:
+def _bound(least: Roofline, batch_size: int) -> dict[str, Any]:
     return {
         **dataclasses.asdict(least),
         "step": least.step,
@@ -215,7 +215,7 @@ def _table(step: Compiled, chip: Chip | None, config: ConfigDict) -> str:
     if chip is None:
         rows.append("peak figures of this device are not known, so no bound of its speed")
         return "\n".join(rows)
-    least = bound(step, chip, config.model.dtype)
+    least = roofline(step, chip, config.model.dtype)
     for name in ("compute", "memory", "interconnect"):
         rows.append(f"  {name:12} {1e3 * getattr(least, name):9.3f} ms")
     rows.append(

@@ -31,10 +31,10 @@ def draw_progressive(run: Run, sampler: Sampler, mesh: jax.sharding.Mesh, folder
     """Draws how the first images came about, if sample.progressive asks for it and the folder does not have it.
 
     Writes strip.png (x_t and x0_hat), progressive.png and progressive.npz (x0_hat), of images that are drawn once more:
-    at another batch size, so they may differ from the job's by a grey level.
+    at another batch size, so they may differ from the job's by a gray level.
     """
     fields, num_classes = run.config.sample, run.config.model.num_classes
-    if not fields.progressive or distributed.first_decides(
+    if not fields.progressive or distributed.broadcast_from_first(
         "whether it is there",
         lambda: (
             all((folder / name).exists() for name in PROGRESSIVE)
@@ -81,7 +81,7 @@ def draw_shared(
     times = sampler.grid.time[points]
     warn_of_times(sampler.grid, fields.shared_t, points, "sample.shared_t")
     settings = sampling.traced_options(run.config)
-    if distributed.first_decides("whether to draw", lambda: not _has_shared(folder, times)):
+    if distributed.broadcast_from_first("whether to draw", lambda: not _has_shared(folder, times)):
         count = min(SHARED_IMAGES, fields.num_images)
         draw = make_shared_sampler(
             sampling.make_draw_shared(run, SHARED_SAMPLES), mesh, count, num_classes=num_classes

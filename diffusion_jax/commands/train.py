@@ -230,7 +230,9 @@ def _open_store(config: ConfigDict, workdir: Path) -> CheckpointStore:
         keep_every=fields.keep_every,
     )
     is_there = Path(store.directory).exists
-    if fields.checkpoint_dir is not None or distributed.first_decides("whose they are", is_there):
+    if fields.checkpoint_dir is not None or distributed.broadcast_from_first(
+        "whose they are", is_there
+    ):
         _own_checkpoints(store)
 
     def check_moved() -> None:
@@ -241,7 +243,7 @@ def _open_store(config: ConfigDict, workdir: Path) -> CheckpointStore:
                 "or set train.checkpoint_dir to where they are, or use another --workdir"
             )
 
-    distributed.first_decides("where the checkpoints are", check_moved)
+    distributed.broadcast_from_first("where the checkpoints are", check_moved)
     return store
 
 
@@ -250,7 +252,7 @@ def _own_checkpoints(store: CheckpointStore) -> None:
 
     A run that is refused before its first step leaves no such folder behind, so a new one is made as late as that.
     """
-    distributed.first_decides(
+    distributed.broadcast_from_first(
         "probe the folder of checkpoints",
         lambda: check_writable(store.directory, "cannot write checkpoints to"),
     )

@@ -24,7 +24,7 @@ from diffusion_jax.config.loading import (
     select,
     to_json,
 )
-from diffusion_jax.config.table import FIELDS, GROUPS, group_of
+from diffusion_jax.config.table import FIELDS, GROUPS, full_name, group_of
 from diffusion_jax.config.usage import check_used, options_of
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "differing",
     "fields",
     "from_dict",
+    "full_name",
     "group_of",
     "is_free",
     "is_settable",

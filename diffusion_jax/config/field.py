@@ -55,7 +55,7 @@ class Field:
         return None if self.kind.accepts(value) else self.refusal(value)
 
     def refusal(self, value: object) -> str:
-        """Returns "is VALUE; it must be …", with the nearest name if a name is misspelt."""
+        """Returns "is VALUE; it must be …", with the nearest name if a name is misspelled."""
         hint = self.kind.hint(value)
         return f"is {_shown(value)}; it must be {self.allowed}{hint and '.'}{hint}"
 

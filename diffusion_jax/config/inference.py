@@ -7,7 +7,7 @@ from diffusion_jax.metrics import METRICS
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
 from diffusion_jax.processes.grid import SPACING
 from diffusion_jax.processes.registry import PROCESSES
-from diffusion_jax.samplers import MERGES, SAMPLERS
+from diffusion_jax.samplers import CONSTRAINTS, SAMPLERS
 
 # Those that depend on no registry.
 _FIELDS = {
@@ -138,7 +138,7 @@ _FIELDS = {
     "mesh.fsdp": Field(
         1,
         Int(1, 1_000_000),
-        "devices along the batch over which parameters, averages and the optimiser's state are divided too",
+        "devices along the batch over which parameters, averages and the optimizer's state are divided too",
     ),
 }
 
@@ -177,7 +177,7 @@ def inference_fields() -> dict[str, Field]:
             **_of_registries(),
             **_FIELDS,
             **option_fields("sampler", SAMPLERS, "sampler.name"),
-            **option_fields("edit", MERGES, "edit.keep"),
+            **option_fields("edit", CONSTRAINTS, "edit.keep"),
             **_of_inverses(),
             **_of_metrics(),
         }.items()
@@ -203,14 +203,14 @@ def _of_registries() -> dict[str, Field]:
         ),
         "edit.keep": Field(
             "mask",
-            MERGES.choice,
-            "inpaint: what is kept of an image: pixels, its grey values, the means of blocks, or nothing but a start",
+            CONSTRAINTS.choice,
+            "inpaint: what is kept of an image: pixels, its gray values, the means of blocks, or nothing but a start",
         ),
         "edit.mask": Field(
             None,
             Text("a path"),
-            "inpaint, keep=mask: grey PNG of the images' size; black is kept, white drawn anew; unset: none",
-            owners={"edit.keep": MERGES.takers("mask")},
+            "inpaint, keep=mask: gray PNG of the images' size; black is kept, white drawn anew; unset: none",
+            owners={"edit.keep": CONSTRAINTS.takers("mask")},
         ),
         "eval.metrics": Field(
             ("bpd",),

@@ -18,7 +18,7 @@ GROUPS = {
     "data": "the images, and how they are prepared",
     "model": "the network",
     "process": "how images become noise, and what the network predicts",
-    "loss": "what training minimises",
+    "loss": "what training minimizes",
     "optimizer": "Adam, its learning rate, and the average of the weights (EMA)",
     "train": "length of the training, its batches, and what happens besides",
     "sampler": "how noise becomes images",

@@ -11,7 +11,7 @@ from diffusion_jax.processes.registry import PROCESSES
 
 # Those that depend on no registry.
 _FIELDS = {
-    "seed": Field(0, SEEDS, "seed of initialisation, order of the images, noise and dropout"),
+    "seed": Field(0, SEEDS, "seed of initialization, order of the images, noise and dropout"),
     # ---- data
     "data.random_flip": Field(False, Bool(), "mirror training images at random, left to right"),
     "data.cache_dir": Field(

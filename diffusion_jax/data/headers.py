@@ -19,11 +19,11 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 CHUNK = 64
-GREY, COLOUR, UNREADABLE = "gcx"
+GRAY, COLOR, UNREADABLE = "gcx"
 
 
 class Headers(NamedTuple):
-    """GREY, COLOUR or UNREADABLE of each file, a letter a file; and why the unreadable are so, by name."""
+    """GRAY, COLOR or UNREADABLE of each file, a letter a file; and why the unreadable are so, by name."""
 
     kinds: str
     left_out: dict[str, str]
@@ -47,7 +47,7 @@ def headers(folder: Path, names: list[str], index: Path) -> Headers:
     shown_as = tqdm(found, "looking at files", len(names), disable=not sys.stderr.isatty())
     kinds, left_out = [], {}
     for name, said in zip(names, shown_as, strict=True):
-        if said not in (GREY, COLOUR):
+        if said not in (GRAY, COLOR):
             left_out[name] = said
         kinds.append(UNREADABLE if name in left_out else said)
     _keep(index, made := Headers("".join(kinds), left_out))
@@ -55,17 +55,17 @@ def headers(folder: Path, names: list[str], index: Path) -> Headers:
 
 
 def look(path: Path) -> str:
-    """Returns GREY or COLOUR, or why a picture is not taken."""
+    """Returns GRAY or COLOR, or why a picture is not taken."""
     try:
         with picture.header(path) as image:
-            grey, deep = image_file.is_grey(image), picture.is_deep(image)
+            gray, deep = image_file.is_gray(image), picture.is_deep(image)
         if deep:  # Whether 16 bits hold fewer, only the pixels say.
             picture.load(path)
     except picture.Unreadable as error:
         return error.kind
     except OSError as error:
         raise cannot_read(path, error) from error
-    return GREY if grey else COLOUR
+    return GRAY if gray else COLOR
 
 
 def cannot_read(path: Path, error: OSError) -> InputError:

@@ -1,4 +1,4 @@
-"""From an encoded image to a square array: orientation, transparency, grey, crop and size."""
+"""From an encoded image to a square array: orientation, transparency, gray, crop and size."""
 
 import os
 
@@ -11,8 +11,8 @@ from diffusion_jax.data import picture
 ORIENTATION = ExifTags.Base.Orientation
 
 
-def is_grey(image: Image.Image) -> bool:
-    """Says whether an image is stored with a single channel of grey (and perhaps transparency)."""
+def is_gray(image: Image.Image) -> bool:
+    """Says whether an image is stored with a single channel of gray (and perhaps transparency)."""
     return image.mode in ("1", "L", "LA") or image.mode.startswith("I")
 
 
@@ -40,7 +40,7 @@ def decode(path: str | os.PathLike[str], size: int, mode: str) -> UInt8[np.ndarr
 
 
 def fit(image: Image.Image, size: int, mode: str) -> UInt8[np.ndarray, "size size c"]:
-    """Returns the largest centred square of an image, resized by an antialiased Lanczos filter.
+    """Returns the largest centered square of an image, resized by an antialiased Lanczos filter.
 
     The EXIF orientation is applied first, and transparent pixels are laid over white.
 
@@ -71,10 +71,10 @@ def _plain(image: Image.Image) -> Image.Image:
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8 rather than scale.
-        grey = np.clip(np.asarray(image, np.int64), 0, 65535)
+        gray = np.clip(np.asarray(image, np.int64), 0, 65535)
         if (clear := image.info.get("transparency")) is not None:
-            grey[grey == clear] = 65535  # It would be laid over white.
-        image = Image.fromarray(np.round(grey / 257).astype(np.uint8))
+            gray[gray == clear] = 65535  # It would be laid over white.
+        image = Image.fromarray(np.round(gray / 257).astype(np.uint8))
     if image.mode in ("L", "LA", "RGB", "RGBA") and "transparency" not in image.info:
         return image
     if image.has_transparency_data:

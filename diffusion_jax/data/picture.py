@@ -140,9 +140,9 @@ def _check_range(image: Image.Image, data: bytes) -> None:
 
 
 def _largest(image: Image.Image) -> int:
-    """Returns the largest byte of the colours."""
-    colours = [image.getchannel(band) for band in image.getbands() if band != "A"]
-    return int(max(np.asarray(colour).max() for colour in colours))
+    """Returns the largest byte of the colors."""
+    colors = [image.getchannel(band) for band in image.getbands() if band != "A"]
+    return int(max(np.asarray(color).max() for color in colors))
 
 
 def _lower_bytes(data: bytes) -> Image.Image:
@@ -198,7 +198,7 @@ def _opened(file: io.BufferedIOBase) -> ImageFile.ImageFile:
             "32 bits a pixel, whose black and white are unknown; save it with 8 or 16 bits"
         )
     if image.mode not in MODES:
-        raise Unreadable(f"colours of mode {image.mode}; save it as RGB or grey")
+        raise Unreadable(f"colors of mode {image.mode}; save it as RGB or gray")
     return image
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD, _CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # By the type of colour.
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # By the type of color.
 # Of Adam7's passes: the first column and row, and the steps between columns and rows.
 _PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
 _PASSES += [(0, 1, 1, 2)]
@@ -56,11 +56,11 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 def _size(header: bytes) -> int:
     """Returns the bytes of all rows, with a byte a row that names its filter."""
     width, height = (int.from_bytes(header[i : i + 4], "big") for i in (0, 4))
-    depth, colour, interlaced = header[8], header[9], header[12]
+    depth, color, interlaced = header[8], header[9], header[12]
     passes = _PASSES if interlaced else [(0, 0, 1, 1)]
     size = 0
     for column, row, across, down in passes:
         columns, rows = -((column - width) // across), -((row - height) // down)
         if columns > 0 and rows > 0:
-            size += rows * (1 + -(-columns * depth * _CHANNELS[colour] // 8))
+            size += rows * (1 + -(-columns * depth * _CHANNELS[color] // 8))
     return size

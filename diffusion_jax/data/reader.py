@@ -89,7 +89,7 @@ def _reader(
 
 
 def _parse(records: Sequence[bytes], shape: tuple[int, int, int]) -> Batch:
-    """Parses serialised examples whose images are raw bytes.
+    """Parses serialized examples whose images are raw bytes.
 
     TFDS's own parser does the same one example at a time, at a third of the speed.
     """

@@ -28,7 +28,7 @@ class Split:
     Attributes:
       num_images: Number of images.
       image_shape: (H, W, C) of each image.
-      class_names: Name of each class; empty if the images are not labelled.
+      class_names: Name of each class; empty if the images are not labeled.
       read: Takes the indices of any number of images (repeats allowed), returns those images.
       class_counts: Number of images of each class; None where they have not been counted.
       sizes: Number of images of each split of the data set, if it has several.
@@ -43,7 +43,7 @@ class Split:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; 0 if the images are not labelled."""
+        """Number of classes; 0 if the images are not labeled."""
         return len(self.class_names)
 
     @property
@@ -102,7 +102,7 @@ def _pixels(images: np.ndarray) -> UInt8[np.ndarray, "n h w c"]:
     """Returns the images as uint8, or raises an InputError."""
     if images.ndim != 4:
         raise InputError(
-            f"images have shape {images.shape}; it must be N x H x W x C, where C is 1 for grey ones"
+            f"images have shape {images.shape}; it must be N x H x W x C, where C is 1 for gray ones"
         )
     if images.dtype == np.uint8:
         return images

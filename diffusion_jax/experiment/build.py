@@ -17,7 +17,7 @@ from diffusion_jax.experiment.checks import (
     check_times,
     check_variance,
 )
-from diffusion_jax.likelihood.bound import check_num_terms
+from diffusion_jax.likelihood.vlb import check_num_terms
 from diffusion_jax.losses import (
     LOSSES,
     TIME_SAMPLERS,
@@ -66,7 +66,7 @@ class Experiment:
     class_names: tuple[str, ...]
 
     def objective(self) -> Objective:
-        """Returns what training minimises."""
+        """Returns what training minimizes."""
         return LOSSES[self.config.loss.name].given(
             model=self.model,
             variance=self.config.process.variance,
@@ -132,7 +132,7 @@ def grid_of(process: Process, fields: ConfigDict) -> Grid:
 
 
 def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
-    """Returns the config's optimiser."""
+    """Returns the config's optimizer."""
     fields = config.optimizer
     return make_optimizer(
         fields.learning_rate,
@@ -167,7 +167,7 @@ def build(
     Args:
       config: A valid config.
       image_shape: (H, W, C) of the data.
-      num_classes: Number of classes that the data has; 0 if it is not labelled.
+      num_classes: Number of classes that the data has; 0 if it is not labeled.
       class_names: Their names, if they are known.
 
     Raises:

@@ -90,7 +90,7 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
     model = config.model
     if shape[2] not in (1, 3):
         raise InputError(
-            f"{config.data.name} holds images of {shape[2]} channels; they must have 1 (grey) or 3 (RGB)"
+            f"{config.data.name} holds images of {shape[2]} channels; they must have 1 (gray) or 3 (RGB)"
         )
     if model.num_classes not in (0, num_classes):
         raise InputError(

@@ -8,14 +8,15 @@ from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
+from diffusion_jax.config import full_name
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.experiment.sampling import TracedOptions, all_finite, drawing, evaluations
 from diffusion_jax.processes.ode import Solution, SolverStats
 from diffusion_jax.samplers import (
-    MERGES,
+    CONSTRAINTS,
     SAMPLERS,
-    Merge,
+    Constraint,
     Sampler,
     inpaint,
     inpaint_nfe,
@@ -26,9 +27,9 @@ from diffusion_jax.samplers import (
 )
 
 
-def make_merge(
+def make_constraint(
     config: ConfigDict, image_shape: tuple[int, int, int], mask: Bool[np.ndarray, "h w"] | None
-) -> Merge:
+) -> Constraint:
     """Returns what `edit.keep` says is known of an image.
 
     Args:
@@ -39,13 +40,13 @@ def make_merge(
     Raises:
       InputError: Images that have no such part.
     """
-    keep, factor = config.edit.keep, config.edit.factor
+    keep, factor = full_name("edit.keep", config.edit.keep), config.edit.factor
     height, width, channels = image_shape
-    if keep == "grey" and channels != 3:
-        raise InputError("edit.keep is 'grey', but the images have no colours: they have 1 channel")
+    if keep == "gray" and channels != 3:
+        raise InputError("edit.keep is 'gray', but the images have no colors: they have 1 channel")
     if keep == "coarse" and (height % factor or width % factor):
         raise InputError(f"edit.factor is {factor}; it must divide the images' {height}x{width}")
-    return MERGES[keep].given(mask=mask, factor=factor)
+    return CONSTRAINTS[keep].given(mask=mask, factor=factor)
 
 
 def inpaint_options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:
@@ -78,7 +79,7 @@ def _drawn(images: Array, stats: SolverStats) -> Drawn:
     return data.to_uint8(images), all_finite(images), stats
 
 
-def make_inpaint(experiment: Experiment, merge: Merge) -> Callable[..., Drawn]:
+def make_inpaint(experiment: Experiment, constraint: Constraint) -> Callable[..., Drawn]:
     """Returns (params, settings, indices, labels, images) -> (edited images, finite, stats), all images uint8."""
 
     def draw(
@@ -86,7 +87,7 @@ def make_inpaint(experiment: Experiment, merge: Merge) -> Callable[..., Drawn]:
     ) -> Drawn:
         parts = drawing(experiment, params, numbers, indices, labels)
         options = inpaint_options(experiment.config, parts.sampler)
-        edited = inpaint(*parts, data.to_model_range(images), merge, **options)
+        edited = inpaint(*parts, data.to_model_range(images), constraint, **options)
         return _drawn(edited.images, edited.stats)
 
     return draw

@@ -25,7 +25,7 @@ class Training:
 
     Attributes:
       mesh: Devices.
-      template: Shapes, types and places of the state's arrays.
+      template: Shapes, types and shardings of the state's arrays.
       create: () -> the state at step 0.
       per_dispatch: Steps of one dispatch.
       steps: Number of steps of a dispatch (1, `per_dispatch`) -> jitted (state, batch) -> (state, metrics).
@@ -82,7 +82,7 @@ def make_training(exp: Experiment, mesh: jax.sharding.Mesh) -> Training:
         )
     )
     key = stream(config.seed, "init")
-    places = state_shardings(mesh, jax.eval_shape(create, key))
+    shardings = state_shardings(mesh, jax.eval_shape(create, key))
     step = make_train_step(
         objective,
         optimizer,
@@ -100,15 +100,15 @@ def make_training(exp: Experiment, mesh: jax.sharding.Mesh) -> Training:
         per_dispatch = 1 if mesh.devices.flat[0].platform == "cpu" else 10
     return Training(
         mesh,
-        abstract_like(create, places),
-        lambda: jax.jit(create, out_shardings=places)(key),
+        abstract_like(create, shardings),
+        lambda: jax.jit(create, out_shardings=shardings)(key),
         per_dispatch,
-        compile_steps(step, per_dispatch, mesh, places),
+        compile_steps(step, per_dispatch, mesh, shardings),
     )
 
 
 def batch_template(exp: Experiment, mesh: jax.sharding.Mesh) -> DeviceBatch:
-    """Returns shapes, types and places of one batch of pixels."""
+    """Returns shapes, types and shardings of one batch of pixels."""
     rows, size = sharding.batch_sharding(mesh), exp.config.train.batch_size
     return {
         "image": jax.ShapeDtypeStruct((size, *exp.image_shape), jnp.uint8, sharding=rows),

@@ -1,8 +1,4 @@
 # The public names, written once: `lazy_loader` reads them, and so do type checkers.
-from .bound import (
-    Bound as Bound,
-    variational_bound as variational_bound,
-)
 from .decoder import (
     check_levels as check_levels,
     discretized_gaussian as discretized_gaussian,
@@ -16,9 +12,13 @@ from .divergence import (
 from .exact import (
     Likelihood as Likelihood,
     bits_per_dim as bits_per_dim,
-    dequantise as dequantise,
-    dequantised_likelihood as dequantised_likelihood,
+    dequantize as dequantize,
+    dequantized_likelihood as dequantized_likelihood,
     exact_likelihood as exact_likelihood,
     flow_likelihood as flow_likelihood,
 )
 from .progressive import rate_distortion as rate_distortion
+from .vlb import (
+    VLB as VLB,
+    variational_bound as variational_bound,
+)

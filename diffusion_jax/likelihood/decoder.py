@@ -1,4 +1,4 @@
-"""The decoder p(x_0 | x_1) for images of 256 levels: a discretised Gaussian (Ho et al., 2020, Eq. 13).
+"""The decoder p(x_0 | x_1) for images of 256 levels: a discretized Gaussian (Ho et al., 2020, Eq. 13).
 
 The probability of a level is that of its bin under N(mean, std^2), the first and the last bin being open. With
 z = |x - mean| / std and h half the width of a bin in units of std, a bin has
@@ -147,7 +147,7 @@ def discretized_gaussian(
     *,
     approximate_cdf: bool = False,
 ) -> Float[Array, " b *dims"]:
-    """Returns log p(x_0) of each dimension in nats under the discretised Gaussian, Ho et al. (2020), Eq. 13.
+    """Returns log p(x_0) of each dimension in nats under the discretized Gaussian, Ho et al. (2020), Eq. 13.
 
     Args:
       x0: Images of the 256 levels {-1, -1 + 1/127.5, ..., 1}; see `check_levels`.
@@ -200,7 +200,7 @@ Decoder = Callable[[Array, Array, Array], Array]
 
 
 def check_levels(x0: Float[np.ndarray, "..."] | Float[Array, "..."]) -> None:
-    """Refuses images that are not of 256 levels, whose bits a discretised decoder cannot count.
+    """Refuses images that are not of 256 levels, whose bits a discretized decoder cannot count.
 
     Raises:
       InputError: A value that is none of k / 127.5 - 1, k in {0, ..., 255}.
@@ -210,5 +210,5 @@ def check_levels(x0: Float[np.ndarray, "..."] | Float[Array, "..."]) -> None:
     wrong = ~(np.abs(level - np.clip(np.rint(level), 0, 255)) < 1e-3)
     if wrong.any():
         raise InputError(
-            f"images hold {values[wrong].flat[0]:g}; the discretised decoder needs one of the 256 levels k / 127.5 - 1"
+            f"images hold {values[wrong].flat[0]:g}; the discretized decoder needs one of the 256 levels k / 127.5 - 1"
         )

@@ -109,7 +109,7 @@ def exact_likelihood(
       grid: A grid of the process, whose first point is the prior, and whose last before the data is where x is;
         `make_grid(process, 2)` has no others.
       process: The process that the denoiser was trained on.
-      x: Images of continuous values; for those of 256 levels see `dequantised_likelihood`.
+      x: Images of continuous values; for those of 256 levels see `dequantized_likelihood`.
       divergence: `exact_divergence` for a few dimensions, `hutchinson(draw_probes(...))` for images.
       **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
     """
@@ -133,7 +133,7 @@ def _check(denoise: Denoise, grid: Grid, process: Process) -> None:
     expect("process", process, Process, "a process, such as VP()")
 
 
-def dequantised_likelihood(
+def dequantized_likelihood(
     denoise: Denoise,
     grid: Grid,
     process: Process,
@@ -144,14 +144,14 @@ def dequantised_likelihood(
     probes: str = "rademacher",
     **tolerances: Any,
 ) -> Likelihood:
-    """Returns log p(x) of one dequantisation of each image of 256 levels; see `bits_per_dim`.
+    """Returns log p(x) of one dequantization of each image of 256 levels; see `bits_per_dim`.
 
     Args:
       denoise: (x_t, point) -> Prediction.
       grid: A grid of the process, from the prior to where x is, and the data; see `exact_likelihood`.
       process: The process that the denoiser was trained on.
-      images: Images of 256 levels; see `dequantise`.
-      keys: One key an image: other keys are another dequantisation and other probes.
+      images: Images of 256 levels; see `dequantize`.
+      keys: One key an image: other keys are another dequantization and other probes.
       num_probes: Probes of each image.
       probes: A key of `PROBES`.
       **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
@@ -160,13 +160,13 @@ def dequantised_likelihood(
       InputError: Images that are not of 256 levels, unless they are traced; unknown probes.
     """
     _check(denoise, grid, process)
-    x = dequantise(images, fold_in(keys, ExactLikelihoodStream.DEQUANTIZATION))
+    x = dequantize(images, fold_in(keys, ExactLikelihoodStream.DEQUANTIZATION))
     probe_keys = fold_in(keys, ExactLikelihoodStream.PROBES)
     drawn = draw_probes(probe_keys, x.shape[1:], num_probes, probes)
     return exact_likelihood(denoise, grid, process, x, hutchinson(drawn), **tolerances)
 
 
-def dequantise(
+def dequantize(
     images: UInt8[Array, " b *dims"] | Float[Array, " b *dims"], keys: Key[Array, " b"]
 ) -> Float[Array, " b *dims"]:
     """Returns k / 127.5 - 1 + (2 u - 1) / 255 for level k, with u uniform in [0, 1): even over the level's bin.
@@ -192,13 +192,13 @@ def dequantise(
 
 
 def bits_per_dim(log_likelihood: Float[Array, " b"], dims: int) -> Float[Array, " b"]:
-    """Returns -log2 p(x) / D + log2 127.5: the bits of a level, at most, of dequantised images in [-1, 1].
+    """Returns -log2 p(x) / D + log2 127.5: the bits of a level, at most, of dequantized images in [-1, 1].
 
     The bin of a level is 1 / 127.5 wide, so the level has the probability P = E_u[p(x(u))] / 127.5^D, and by Jensen's
-    inequality -log2 P is at most E_u[-log2 p(x(u))] + D log2 127.5. One dequantisation is a draw of the right side.
+    inequality -log2 P is at most E_u[-log2 p(x(u))] + D log2 127.5. One dequantization is a draw of the right side.
 
     Args:
-      log_likelihood: log p(x) in nats, of x from `dequantise`.
+      log_likelihood: log p(x) in nats, of x from `dequantize`.
       dims: Number D of dimensions of an image.
     """
     return -log_likelihood / (dims * math.log(2)) + math.log2(LEVELS_PER_UNIT)

@@ -7,7 +7,7 @@ of the steps before, and its best guess of the image is x0_hat(x_t).
 import numpy as np
 from jaxtyping import Float
 
-GREY_LEVELS = 127.5  # Of 1 in the model's range, [-1, 1].
+GRAY_LEVELS = 127.5  # Of 1 in the model's range, [-1, 1].
 
 
 def rate_distortion(
@@ -21,7 +21,7 @@ def rate_distortion(
       x0_mse: Mean squared error of the x_0 predicted where each step begins, in the model's range.
 
     Returns:
-      The rate, in bits per dimension, and the root mean squared error, in grey levels of 256.
+      The rate, in bits per dimension, and the root mean squared error, in gray levels of 256.
     """
     sent = np.concatenate([[0.0], np.cumsum(terms[:-1])])
-    return prior + sent, GREY_LEVELS * np.sqrt(x0_mse)
+    return prior + sent, GRAY_LEVELS * np.sqrt(x0_mse)

@@ -33,7 +33,7 @@ Loss = Callable[[Any, Any, Array, Array | None, NoiseDraw, Array | None], Array]
 
 
 class Objective(NamedTuple):
-    """What is minimised, the mean of weight * loss, and how its noise is drawn.
+    """What is minimized, the mean of weight * loss, and how its noise is drawn.
 
     Attributes:
       init: params -> aux, the objective's own state (a history of losses, a target network): a pytree of arrays,

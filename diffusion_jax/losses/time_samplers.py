@@ -111,7 +111,7 @@ class History(NamedTuple):
     Attributes:
       losses: A ring for each bin; (bins, KEPT).
       seen: Number of losses, less a multiple of KEPT once the ring is full; in {0, ..., 2 KEPT - 1}. The next
-        one goes to place seen modulo KEPT.
+        one goes to slot seen modulo KEPT.
     """
 
     losses: Float[Array, "bins kept"]
@@ -125,12 +125,12 @@ def remember(history: History, bins: Int[Array, " b"], losses: Float[Array, " b"
     order = jnp.argsort(bins, stable=True)
     bins, losses = bins[order], losses[order]
     rank = jnp.arange(len(bins)) - (jnp.cumsum(new) - new)[bins]  # Within its bin.
-    place = (history.seen[bins] + rank) % KEPT
-    # More than KEPT of a bin: all but the last go to no row. Of two writes to one place a GPU may do either last.
+    slot = (history.seen[bins] + rank) % KEPT
+    # More than KEPT of a bin: all but the last go to no row. Of two writes to one slot a GPU may do either last.
     row = jnp.where(new[bins] - rank <= KEPT, bins, num_bins)
     seen = history.seen + new
     return History(
-        losses=history.losses.at[row, place].set(losses, mode="drop"),
+        losses=history.losses.at[row, slot].set(losses, mode="drop"),
         seen=jnp.where(seen >= KEPT, KEPT + seen % KEPT, seen),
     )
 

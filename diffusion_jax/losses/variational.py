@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.likelihood.bound import term
+from diffusion_jax.likelihood.vlb import term
 from diffusion_jax.losses.objective import NoiseDraw, Objective, make_objective
 from diffusion_jax.losses.simple import squared_error
 from diffusion_jax.losses.time_samplers import TimeSampler, uniform
@@ -37,7 +37,7 @@ def vlb(
     """Returns L_vlb in bits per dimension: N times the term of one step, of the N steps of the process's whole grid.
 
     Its expectation over uniform u is the bound without L_T, which has no parameters. The predicted x0 is not clipped;
-    images must be of 256 levels, as the discretised decoder's are.
+    images must be of 256 levels, as the discretized decoder's are.
 
     Args:
       model: What is trained.

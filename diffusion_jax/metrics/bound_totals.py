@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
-from diffusion_jax.likelihood.bound import Bound
-from diffusion_jax.likelihood.progressive import GREY_LEVELS
+from diffusion_jax.likelihood.progressive import GRAY_LEVELS
+from diffusion_jax.likelihood.vlb import VLB
 from diffusion_jax.metrics.base import MeanStdErr, Shard, mean_stderr
 
 SUMS = "count", "terms", "squares", "x0_errors", "eps_errors", "not_finite", "weighted"  # By step.
@@ -52,7 +52,7 @@ class BitsPerDim:
       rate: L_T + ... + L_1.
       prior: L_T.
       distortion: L_0.
-      rmse: Root of the mean squared error of x_0 as predicted at the last point before the data, in grey levels.
+      rmse: Root of the mean squared error of x_0 as predicted at the last point before the data, in gray levels.
       num_images: Number of images.
       terms: Mean of each step's L_{t-1}, from noise to data, the last L_0; NaN for a step of which a term is not
         finite, or none was drawn.
@@ -80,7 +80,7 @@ class BitsPerDim:
     not_finite: Int[np.ndarray, " n"]
 
 
-def shard(indices: Int[np.ndarray, " b"], bound: Bound, num_steps: int) -> BoundShard:
+def shard(indices: Int[np.ndarray, " b"], bound: VLB, num_steps: int) -> BoundShard:
     """Returns what these images contribute.
 
     Args:
@@ -148,7 +148,7 @@ def combine(shards: list[BoundShard]) -> BitsPerDim:
             distortion=mean_stderr(distortion),
             # The root's slope at the mean: d sqrt(m) = dm / (2 sqrt(m)).
             rmse=MeanStdErr(
-                float(GREY_LEVELS * rmse), float(GREY_LEVELS * mse.stderr / np.float64(2 * rmse))
+                float(GRAY_LEVELS * rmse), float(GRAY_LEVELS * mse.stderr / np.float64(2 * rmse))
             ),
             num_images=len(prior),
             terms=mean,

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.keys import indexed, stream
-from diffusion_jax.likelihood.bound import Bound, variational_bound
 from diffusion_jax.likelihood.decoder import discretized_gaussian
 from diffusion_jax.likelihood.progressive import rate_distortion
+from diffusion_jax.likelihood.vlb import VLB, variational_bound
 from diffusion_jax.metrics import bound_totals
 from diffusion_jax.metrics.base import U_MIN, Metric
 from diffusion_jax.metrics.bound_totals import BitsPerDim, BoundShard
@@ -107,7 +107,7 @@ class VariationalBits(Metric[BoundShard, BitsPerDim]):
         keys: Key[Array, " b"],
         *,
         progress: Callable[[int], object] | None = None,
-    ) -> Bound:
+    ) -> VLB:
         """Returns the bound of some images, each with the noise of its key."""
         denoise = self.denoiser(params, labels)
         return variational_bound(
@@ -134,7 +134,7 @@ class VariationalBits(Metric[BoundShard, BitsPerDim]):
         return tuple(self.bound(params, x0, labels, keys, progress=progress))
 
     def shard(self, indices: Int[np.ndarray, " b"], *arrays: Any) -> BoundShard:
-        return bound_totals.shard(indices, Bound(*arrays), self.grid.num_steps)
+        return bound_totals.shard(indices, VLB(*arrays), self.grid.num_steps)
 
     def fits(self, shard: BoundShard) -> bool:
         return len(shard.count) == self.grid.num_steps and bound_totals.can_be(shard)
@@ -174,7 +174,7 @@ class VariationalBits(Metric[BoundShard, BitsPerDim]):
             else f"all {record['nfe']}"
         )
         return (
-            f"{total} bits/dim = rate {rate} + distortion {distortion}; RMSE {rmse} grey levels\n"
+            f"{total} bits/dim = rate {rate} + distortion {distortion}; RMSE {rmse} gray levels\n"
             f"of {record['num_images']} {record['split']} images, {terms} terms each, variance {record['variance']}, "
             f"checkpoint {record['step']}"
         )

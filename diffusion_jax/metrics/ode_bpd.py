@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import indexed, stream
 from diffusion_jax.likelihood.divergence import PROBES
-from diffusion_jax.likelihood.exact import Likelihood, bits_per_dim, dequantised_likelihood
+from diffusion_jax.likelihood.exact import Likelihood, bits_per_dim, dequantized_likelihood
 from diffusion_jax.metrics.base import U_MIN, MeanStdErr, Metric, Shard, mean_stderr
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Option, kinds
@@ -90,11 +90,11 @@ class FlowBits(Metric[ExactShard, ExactBits]):
     u_min: Annotated[float | None, U_MIN] = None
     num_dequantizations: Annotated[
         int,
-        Option(kinds.Int(1, 10_000), "dequantisations of each image, with probes of their own"),
+        Option(kinds.Int(1, 10_000), "dequantizations of each image, with probes of their own"),
     ] = 1
     num_probes: Annotated[
         int,
-        Option(kinds.Int(1, 10_000), "probes of the divergence of each dequantisation"),
+        Option(kinds.Int(1, 10_000), "probes of the divergence of each dequantization"),
     ] = 1
     probes: Annotated[
         str,
@@ -126,7 +126,7 @@ class FlowBits(Metric[ExactShard, ExactBits]):
     ) -> Likelihood:
         """Returns the likelihood of one dequantization of each image, that of its key."""
         u_min = None if levels_of(self.process) is not None else self.u_min or SMALLEST_U
-        return dequantised_likelihood(
+        return dequantized_likelihood(
             self.denoiser(params, labels),
             make_grid(self.process, 2, u_min=u_min),
             self.process,
@@ -209,11 +209,11 @@ class FlowBits(Metric[ExactShard, ExactBits]):
     def summarize(self, record: dict[str, Any]) -> str:
         total, spread = record["total"], record["stderr_of_estimator"]
         of_estimator = (
-            "" if spread is None else f" (of which dequantisation and probes {spread:.4f})"
+            "" if spread is None else f" (of which dequantization and probes {spread:.4f})"
         )
         return (
             f"{total['value']:.4f} ± {total['stderr']:.4f}{of_estimator} bits/dim by the exact likelihood of the ODE\n"
-            f"of {record['num_images']} {record['split']} images, {record['num_dequantizations']} dequantisation(s) "
+            f"of {record['num_images']} {record['split']} images, {record['num_dequantizations']} dequantization(s) "
             f"with {record['num_probes']} probe(s) each, {record['nfe']:.0f} evaluations, checkpoint {record['step']}"
         )
 

@@ -1,4 +1,4 @@
-"""Group normalisation (Wu & He, 2018), and the swish that follows it, with a gradient that is one operation.
+"""Group normalization (Wu & He, 2018), and the swish that follows it, with a gradient that is one operation.
 
 Of what JAX derives, XLA's CPU backend computes the whole chain again in each of its consumers. Here the
 gradient is an operation of its own (`linear`), on the CPU of a few images at a time (`cpu.norm`): it reads its inputs

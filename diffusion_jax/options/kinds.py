@@ -36,7 +36,7 @@ class Kind(abc.ABC):
         """Whether this is one of the values."""
 
     def hint(self, value: object) -> str:
-        """Returns " Did you mean 'x'?" for a misspelt name, else ""."""
+        """Returns " Did you mean 'x'?" for a misspelled name, else ""."""
         del value
         return ""
 

@@ -50,7 +50,7 @@ def _get(key: str, deadline: float) -> str:
                 raise
 
 
-def all_do(name: str, action: Callable[[], T]) -> T:
+def run_on_all(name: str, action: Callable[[], T]) -> T:
     """Does the action on every process; if it fails on one, every process raises.
 
     Args:
@@ -77,19 +77,19 @@ def all_do(name: str, action: Callable[[], T]) -> T:
     return value  # pyright: ignore[reportReturnType]
 
 
-def first_decides(name: str, decide: Callable[[], T]) -> T:
+def broadcast_from_first(name: str, decide: Callable[[], T]) -> T:
     """Returns what process 0 decides, on every process; the others do not look for themselves.
 
     What they would look at, a folder that all share, may have changed by then, or not show there yet.
 
     Args:
       name: See `exchange`.
-      decide: Called on process 0 alone; its value must be JSON-serialisable.
+      decide: Called on process 0 alone; its value must be JSON-serializable.
 
     Raises:
-      Exception: What `decide` raised; on the other processes as in `all_do`.
+      Exception: What `decide` raised; on the other processes as in `run_on_all`.
     """
-    decided: Any = all_do(name, decide if jax.process_index() == 0 else lambda: None)
+    decided: Any = run_on_all(name, decide if jax.process_index() == 0 else lambda: None)
     return json.loads(exchange(name, json.dumps(decided))[0])
 
 
@@ -112,12 +112,12 @@ def coordinator() -> str:
     return str(distributed.global_state.coordinator_address)
 
 
-def check_alike(what: str, mine: Mapping[str, object]) -> None:
+def assert_same_command(what: str, mine: Mapping[str, object]) -> None:
     """Refuses processes that were started with different values; every process calls this.
 
     Args:
       what: Names the occasion, see `exchange`.
-      mine: This process's values by name, JSON-serialisable.
+      mine: This process's values by name, JSON-serializable.
 
     Raises:
       InputError: On every process; it names the first values that differ from process 0's.

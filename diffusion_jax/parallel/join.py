@@ -1,7 +1,7 @@
 """Joins the processes of a TPU pod, a cluster, or one machine to one run; and the CPU devices of one process.
 
 Each process runs the same command. Under Slurm's `srun`, Open MPI's `mpirun`, and on TPUs of GKE, JAX reads from the
-environment how many there are; elsewhere three variables or flags say so (`Place`).
+environment how many there are; elsewhere three variables or flags say so (`ProcessId`).
 """
 
 import contextlib
@@ -24,7 +24,7 @@ HEARTBEAT_TIMEOUT = 100
 _LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # Each says how many it has started.
 
 
-class Place(NamedTuple):
+class ProcessId(NamedTuple):
     """One of several processes.
 
     Attributes:
@@ -38,13 +38,13 @@ class Place(NamedTuple):
     number: int
 
 
-def initialize(place: Place | None = None) -> None:
+def initialize(process: ProcessId | None = None) -> None:
     """Joins the other processes, if there are any. Call it before any other use of JAX.
 
     A process by itself gets a CPU device a core, unless the user has said how many it gets.
 
     Args:
-      place: This process's place; None: as the environment says.
+      process: This process's process; None: as the environment says.
 
     Raises:
       InputError: The variables contradict each other, or the coordinator cannot be reached.
@@ -52,12 +52,12 @@ def initialize(place: Place | None = None) -> None:
     """
     # JAX's own would take SIGTERM away from our handler from now on; `preemption` asks for it while training.
     jax.config.update("jax_enable_preemption_service", False)
-    place = place or _place_of_environment()
-    if place is not None:
-        _check(place)
-        if place.number > 0:
-            _wait_for(place.address)
-        _join(place)
+    process = process or _process_of_environment()
+    if process is not None:
+        _check(process)
+        if process.number > 0:
+            _wait_for(process.address)
+        _join(process)
     elif _is_started_by_a_launcher():
         _join(None)
     else:
@@ -65,15 +65,15 @@ def initialize(place: Place | None = None) -> None:
         _check_platforms()
 
 
-def _place_of_environment() -> Place | None:
+def _process_of_environment() -> ProcessId | None:
     address = os.environ.get(ADDRESS)
     if not address or os.environ.get(SWITCH) == "0":
         return None
-    return Place(address, _integer(COUNT), _integer(INDEX))
+    return ProcessId(address, _integer(COUNT), _integer(INDEX))
 
 
 def _is_started_by_a_launcher() -> bool:
-    """Whether JAX will find this process's place in the environment."""
+    """Whether JAX will find this process's process in the environment."""
     switch = os.environ.get(SWITCH, "")
     if switch in ("0", "1"):
         return switch == "1"
@@ -89,18 +89,19 @@ def _integer(name: str) -> int:
     return int(text)
 
 
-def _check(place: Place) -> None:
-    host, _, port = place.address.rpartition(":")
+def _check(process: ProcessId) -> None:
+    host, _, port = process.address.rpartition(":")
     if not host or not port.isdecimal():
-        raise InputError(f"the coordinator's address is {place.address!r}; it must be host:port")
-    if not 0 <= place.number < place.processes:
+        raise InputError(f"the coordinator's address is {process.address!r}; it must be host:port")
+    if not 0 <= process.number < process.processes:
         raise InputError(
-            f"this process is number {place.number} of {place.processes}; numbers go from 0 to {place.processes - 1}"
+            f"this process is number {process.number} of {process.processes}; numbers go from 0 to "
+            f"{process.processes - 1}"
         )
 
 
-def _join(place: Place | None) -> None:
-    """Joins at a place, or at the one that JAX finds for a pod or a cluster.
+def _join(process: ProcessId | None) -> None:
+    """Joins at a process, or at the one that JAX finds for a pod or a cluster.
 
     The time-out at the end stays JAX's 5 minutes: the first process may finish its pictures while the
     others wait for it there, and JAX would abort them all.
@@ -109,7 +110,7 @@ def _join(place: Place | None) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
-            *(place or (None, None, None)),
+            *(process or (None, None, None)),
             initialization_timeout=JOIN_TIMEOUT,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
         )

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 
 from diffusion_jax.errors import RunError, reason
 from diffusion_jax.lifecycle import ownership, stopping
-from diffusion_jax.parallel.distributed import first_decides
+from diffusion_jax.parallel.distributed import broadcast_from_first
 from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.writing.atomic import remove, remove_unfinished
 
@@ -60,7 +60,7 @@ class Batches:
 
     def finished(self) -> Int64[np.ndarray, " n"]:
         """Returns the items of the sound batches, on every process those that process 0 sees."""
-        ranges = first_decides(
+        ranges = broadcast_from_first(
             "finished batches",
             lambda: [(int(b["indices"][0]), int(b["indices"][-1]) + 1) for b in self.read()],
         )

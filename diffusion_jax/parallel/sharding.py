@@ -30,12 +30,12 @@ def make_mesh(
     batch_size: int | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """Returns a mesh of data x fsdp devices; neighbours along `fsdp` are close to each other.
+    """Returns a mesh of data x fsdp devices; neighbors along `fsdp` are close to each other.
 
     Args:
       data: Devices along `data`. -1: all that are left; of one process's CPU devices, the most that divide
         `batch_size` and get `WORTH_A_DEVICE` rows each.
-      fsdp: Devices along `fsdp`, over which parameters, optimiser and averages are divided too.
+      fsdp: Devices along `fsdp`, over which parameters, optimizer and averages are divided too.
       batch_size: Size of the batches that will be divided; None: any.
       devices: What there is; None: this run's devices.
 
@@ -102,40 +102,40 @@ def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
     """
     parts = mesh.shape[FSDP_AXIS]
 
-    def place(x: Any) -> NamedSharding:
+    def sharding(x: Any) -> NamedSharding:
         axes = [axis for axis, size in enumerate(x.shape) if size % parts == 0]
         if parts == 1 or x.size < WORTH_DIVIDING or not axes:
             return replicated(mesh)
         axis = max(axes, key=lambda axis: x.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP_AXIS))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(sharding, tree)
 
 
-def _divided_axis(place: NamedSharding) -> int | None:
+def _divided_axis(sharding: NamedSharding) -> int | None:
     """The axis that `fsdp` divides, or None."""
-    return place.spec.index(FSDP_AXIS) if FSDP_AXIS in place.spec else None
+    return sharding.spec.index(FSDP_AXIS) if FSDP_AXIS in sharding.spec else None
 
 
-def gather_parts(tree: Any, places: Any) -> Any:
+def gather_parts(tree: Any, shardings: Any) -> Any:
     """Returns the whole arrays of which this device has its parts, inside `over_batch`.
 
     Differentiated, it sums the gradients over `fsdp` and leaves each device those of its part (a reduce-scatter).
 
     Args:
       tree: This device's parts.
-      places: Tree of shardings, as from `fsdp_shardings`.
+      shardings: Tree of shardings, as from `fsdp_shardings`.
     """
 
-    def gather(place: NamedSharding, x: Any) -> Any:
-        axis = _divided_axis(place)
+    def gather(sharding: NamedSharding, x: Any) -> Any:
+        axis = _divided_axis(sharding)
         return x if axis is None else lax.all_gather(x, FSDP_AXIS, axis=axis, tiled=True)
 
-    return jax.tree.map(gather, places, tree)
+    return jax.tree.map(gather, shardings, tree)
 
 
 def over_batch(
-    function: Callable[..., Any], mesh: Mesh | None, out_axes: Any = 0, places: Any = None
+    function: Callable[..., Any], mesh: Mesh | None, out_axes: Any = 0, shardings: Any = None
 ) -> Callable[..., Any]:
     """Returns the function, of which each device computes its own rows of the batch (`jax.shard_map`).
 
@@ -149,15 +149,15 @@ def over_batch(
       out_axes: Which axis of each output is the batch, a tree as in `jax.vmap`. None: it has none, and its
         mean over the devices is returned. A string: a tree like that entry of `whole`, such as its gradients, whose
         mean is returned, each device's part on that device.
-      places: Where the arrays of `whole` lie, a tree of shardings as from `fsdp_shardings`: the function gets this
+      shardings: Where the arrays of `whole` lie, a tree of shardings as from `fsdp_shardings`: the function gets this
         device's parts, and may put them together by `gather_parts`. None: it gets all of `whole`.
     """
     if mesh is None or mesh.size == 1:
         return function
 
     def by_rows(whole: Any, *rows: Any) -> Any:
-        where = places or jax.tree.map(lambda _: replicated(mesh), whole)
-        specs = jax.tree.map(lambda place: place.spec, where)
+        where = shardings or jax.tree.map(lambda _: replicated(mesh), whole)
+        specs = jax.tree.map(lambda sharding: sharding.spec, where)
 
         def finish(axis: int | str | None, output: Any) -> Any:
             if isinstance(axis, str):
@@ -181,17 +181,17 @@ def over_batch(
     return by_rows
 
 
-def _varying(place: NamedSharding, part: Any) -> Any:
+def _varying(sharding: NamedSharding, part: Any) -> Any:
     """Says that an array may differ between all devices: along `fsdp` a part of one does already."""
-    axes = BATCH_AXES if _divided_axis(place) is None else DATA_AXIS
+    axes = BATCH_AXES if _divided_axis(sharding) is None else DATA_AXIS
     return lax.pcast(part, axes, to="varying")
 
 
-def _mean(place: NamedSharding, gradient: Any) -> Any:
+def _mean(sharding: NamedSharding, gradient: Any) -> Any:
     """Returns a gradient's mean over the devices; that of a part was summed along `fsdp` by `gather_parts`."""
-    if _divided_axis(place) is None:
+    if _divided_axis(sharding) is None:
         return lax.pmean(gradient, BATCH_AXES)
-    return lax.pmean(gradient, DATA_AXIS) / place.mesh.shape[FSDP_AXIS]
+    return lax.pmean(gradient, DATA_AXIS) / sharding.mesh.shape[FSDP_AXIS]
 
 
 def _is_none(leaf: Any) -> bool:

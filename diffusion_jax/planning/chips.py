@@ -18,7 +18,7 @@ class Chip:
       flops: Type of the computation -> FLOP/s.
       memory: Bytes of its memory; on GPUs the allocator has less (`memory_stats`).
       bandwidth: Bytes/s of its memory.
-      interconnect: Bytes/s that it sends to its neighbours.
+      interconnect: Bytes/s that it sends to its neighbors.
       clock: Cycles/s of a TPU's core; None: not known.
     """
 

@@ -1,4 +1,4 @@
-"""Optimised HLO as text: its computations, their instructions, and how often each is run.
+"""Optimized HLO as text: its computations, their instructions, and how often each is run.
 
 XLA's own cost analysis counts the body of a loop once. Here each computation has the number of times that the entry
 runs it: that of its caller, times the trips of a loop where the compiler knows them.

@@ -40,7 +40,7 @@ class Compiled:
 
     Attributes:
       mesh: Devices along each axis.
-      state: Name of a part of the state (parameters, optimiser, averages, other) -> bytes.
+      state: Name of a part of the state (parameters, optimizer, averages, other) -> bytes.
       batch: Bytes of a device's rows.
       arguments: Bytes of all that the program is given, as it lies in memory (on TPUs padded to tiles).
       unaliased: Bytes of results that do not take the place of an argument.
@@ -110,7 +110,7 @@ def source_of_shape(config: ConfigDict) -> str:
     """Says where `assumed_images` has the shape from."""
     if config.data.image_size is None:
         return f"those of {config.data.name}"
-    channels = "" if config.data.name in KNOWN_IMAGES else ", assumed to be in colour"
+    channels = "" if config.data.name in KNOWN_IMAGES else ", assumed to be in color"
     return f"data.image_size{channels}"
 
 
@@ -147,7 +147,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
         mesh=dict(mesh.shape),
         state={
             "parameters": local_bytes(template.params),
-            "optimiser": local_bytes(template.opt_state),
+            "optimizer": local_bytes(template.opt_state),
             "averages": local_bytes(template.ema),
             "other": local_bytes((template.step, template.aux)),
         },

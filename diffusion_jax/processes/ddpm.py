@@ -112,7 +112,7 @@ class DDPM:
     def rates(self, time: Numbers) -> Rates:
         """Returns the SDE whose log alpha_bar is linear between the steps: variance-preserving, drift -diffusion2 / 2.
 
-        At a step they are those of the interval towards the data, which a reverse step goes through.
+        At a step they are those of the interval toward the data, which a reverse step goes through.
         """
         xp = namespace(time)
         log_signal = self._chain.log_signal

@@ -17,7 +17,7 @@ and Bayes' rule, a product of two normal densities in x_s, gives q(x_s | x_t, x_
     mean = (signal_s var_{t|s} x_0 + signal_{t|s} std_s^2 x_t) / std_t^2
     variance = var_{t|s} std_s^2 / std_t^2.
 
-Of DDPM's neighbours, var_{t|s} is beta_t and the variance is beta_tilde_t. These are differences of numbers
+Of DDPM's neighbors, var_{t|s} is beta_t and the variance is beta_tilde_t. These are differences of numbers
 that float32 cannot tell apart, so they are computed in float64, on grids.
 """
 
@@ -97,7 +97,7 @@ def clip_x0(x0: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
 
 
 class Steps(NamedTuple):
-    """The closed forms between neighbouring points t and s of a grid; (N,) each, float64 on the host.
+    """The closed forms between neighboring points t and s of a grid; (N,) each, float64 on the host.
 
     Attributes:
       signal: signal_{t|s}.
@@ -129,7 +129,7 @@ class Steps(NamedTuple):
 
 
 def steps(grid: Grid) -> Steps:
-    """Returns the closed forms between the neighbours of a grid."""
+    """Returns the closed forms between the neighbors of a grid."""
     signal = np.exp(grid.log_signal[:-1] - grid.log_signal[1:])
     var_t, var_s = np.square(grid.std[:-1]), np.square(grid.std[1:])
     variance = var_t - np.square(signal) * var_s

@@ -71,7 +71,7 @@ def largest_distance(images: Float[np.ndarray, " n *dims"]) -> float:
 
 
 def ladder_ratio(dims: int, overlap: float = 0.5) -> float:
-    """Returns gamma = sigma_{i-1} / sigma_i such that noise of neighbouring levels overlaps (Technique 2).
+    """Returns gamma = sigma_{i-1} / sigma_i such that noise of neighboring levels overlaps (Technique 2).
 
     Phi((2 D)^(1/2) (gamma - 1) + 3 gamma) - Phi((2 D)^(1/2) (gamma - 1) - 3 gamma) = C: the length of the noise of
     level i lies within three standard deviations of that of level i - 1 with probability C.
@@ -94,7 +94,7 @@ def ladder_ratio(dims: int, overlap: float = 0.5) -> float:
 
 
 def num_levels(sigma_min: float, sigma_max: float, dims: int, overlap: float = 0.5) -> int:
-    """Returns the number L of levels whose neighbours' ratio is `ladder_ratio`, rounded; at least 2.
+    """Returns the number L of levels whose neighbors' ratio is `ladder_ratio`, rounded; at least 2.
 
     Raises:
       InputError: Not 0 < sigma_min < sigma_max < infinity.

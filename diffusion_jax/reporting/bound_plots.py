@@ -44,7 +44,7 @@ def save_progress(path: Path, steps: Values, rate: Values, rmse: Values) -> None
       path: A .png file.
       steps: Number of steps done when each step begins.
       rate: What has been sent when each step begins, in bits per dimension.
-      rmse: How far x0_hat is from the image then, in grey levels.
+      rmse: How far x0_hat is from the image then, in gray levels.
     """
     figure, axes = _figure(2, (10.0, 4.0))
     for ax, values, color in zip(axes, (rmse, rate), ("tab:red", "tab:blue"), strict=True):

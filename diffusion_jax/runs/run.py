@@ -47,18 +47,18 @@ class Run(Experiment):
         num_classes = self.config.model.num_classes
         return (self.class_names or tuple(map(str, range(num_classes))))[:num_classes]
 
-    def load_split(self, name: str, *, labelled: bool) -> data.Split:
+    def load_split(self, name: str, *, labeled: bool) -> data.Split:
         """Opens a split of the run's data.
 
         Args:
           name: "train" or "test".
-          labelled: Whether the model is given its labels; they must be the numbers that the model knows its classes by.
+          labeled: Whether the model is given its labels; they must be the numbers that the model knows its classes by.
 
         Raises:
           InputError: Labels that have come to mean other classes than at training.
         """
         split = build.load_split(self.config, name)
-        if labelled and (changed := classes_moved(self.class_names, split, self.config.data.name)):
+        if labeled and (changed := classes_moved(self.class_names, split, self.config.data.name)):
             raise InputError(f"checkpoint {self.step} {changed}; {SAME_CLASSES}")
         return split
 
@@ -116,7 +116,7 @@ def load_run(
     config: ConfigDict | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Run:
-    """Returns a run's newest sound checkpoint; the optimiser's state is not read.
+    """Returns a run's newest sound checkpoint; the optimizer's state is not read.
 
     Args:
       workdir: Folder of the run; where its checkpoints are, its config.json says.

@@ -6,14 +6,14 @@ from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.ddim import ddim
 from diffusion_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
 from diffusion_jax.samplers.editing import (
-    MERGES,
-    Merge,
+    CONSTRAINTS,
+    Constraint,
     inpaint,
     inpaint_nfe,
-    known_blocks,
-    known_grey,
-    known_nothing,
-    known_pixels,
+    project_blocks,
+    project_gray,
+    project_nothing,
+    project_pixels,
 )
 from diffusion_jax.samplers.heun import heun
 from diffusion_jax.samplers.interpolation import interpolate, slerp
@@ -37,8 +37,8 @@ from diffusion_jax.samplers.shared import Shared, nearest_point, shared_structur
 from diffusion_jax.samplers.unipc import unipc
 
 __all__ = [
-    "MERGES",
-    "Merge",
+    "CONSTRAINTS",
+    "Constraint",
     "PREDICTORS",
     "SAMPLERS",
     "SampleResult",
@@ -61,10 +61,10 @@ __all__ = [
     "inpaint",
     "inpaint_nfe",
     "interpolate",
-    "known_blocks",
-    "known_grey",
-    "known_nothing",
-    "known_pixels",
+    "project_blocks",
+    "project_gray",
+    "project_nothing",
+    "project_pixels",
     "langevin",
     "frame_steps",
     "nearest_point",

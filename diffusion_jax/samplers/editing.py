@@ -1,8 +1,8 @@
-"""Images made of given images: inpainting, colouring, enlarging, image-to-image, and what lies between two images.
+"""Images made of given images: inpainting, coloring, enlarging, image-to-image, and what lies between two images.
 
 An orthogonal projection P of x_t = signal x_0 + std eps is signal P x_0 + std P eps, and P eps is normal noise in its
-subspace: so what is known of x_0, be it some pixels, the grey values or the means of blocks, is known of every x_t
-(Song et al., 2021, Appendix I). A `Merge` puts it there.
+subspace: so what is known of x_0, be it some pixels, the gray values or the means of blocks, is known of every x_t
+(Song et al., 2021, Appendix I). A `Constraint` puts it there.
 """
 
 from collections.abc import Callable
@@ -32,74 +32,75 @@ from diffusion_jax.samplers.loop import (
 )
 
 # (images, images with the known part) -> the first with the known part of the second
-Merge = Callable[[Float[Array, "b h w c"], Float[Array, "b h w c"]], Float[Array, "b h w c"]]
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601; a sum of the channels, as Pillow makes grey images.
+Constraint = Callable[[Float[Array, "b h w c"], Float[Array, "b h w c"]], Float[Array, "b h w c"]]
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601; a sum of the channels, as Pillow makes gray images.
 
 
-def known_pixels(mask: Bool[np.ndarray, "h w"]) -> Merge:
-    """Returns the merge that keeps the pixels marked True, for inpainting."""
+def project_pixels(mask: Bool[np.ndarray, "h w"]) -> Constraint:
+    """Returns the constraint that keeps the pixels marked True, for inpainting."""
     return lambda images, given: jnp.where(mask[None, :, :, None], given, images)
 
 
-def known_grey() -> Merge:
-    """Returns the merge that keeps the grey values of RGB images, for colouring: x + w (w . (x' - x)) / (w . w).
+def project_gray() -> Constraint:
+    """Returns the constraint that keeps the gray values of RGB images, for coloring: x + w (w . (x' - x)) / (w . w).
 
-    w are the weights of `LUMA`. Given images may be grey, with three equal channels.
+    w are the weights of `LUMA`. Given images may be gray, with three equal channels.
     """
     weights = np.asarray(LUMA, np.float32)
 
-    def merge(images: Array, given: Array) -> Array:
-        grey = jnp.sum((given - images) * weights[None, None, None, :], -1, keepdims=True)
-        return images + grey * (weights / np.square(weights).sum())[None, None, None, :]
+    def constraint(images: Array, given: Array) -> Array:
+        gray = jnp.sum((given - images) * weights[None, None, None, :], -1, keepdims=True)
+        return images + gray * (weights / np.square(weights).sum())[None, None, None, :]
 
-    return merge
+    return constraint
 
 
-def known_blocks(
+def project_blocks(
     factor: Annotated[
         int, Option(kinds.Int(2, 16_384), "side of the blocks, by which it enlarges", default=4)
     ],
-) -> Merge:
-    """Returns the merge that keeps the mean of each block of factor x factor pixels, for enlarging.
+) -> Constraint:
+    """Returns the constraint that keeps the mean of each block of factor x factor pixels, for enlarging.
 
     Args:
       factor: Divisor of height and width.
     """
 
-    def merge(images: Array, given: Array) -> Array:
+    def constraint(images: Array, given: Array) -> Array:
         b, h, w, c = images.shape
         blocks = (given - images).reshape(b, h // factor, factor, w // factor, factor, c)
         mean = jnp.broadcast_to(blocks.mean((2, 4), keepdims=True), blocks.shape)
         return images + mean.reshape(images.shape)
 
-    return merge
+    return constraint
 
 
-def known_nothing() -> Merge:
-    """Returns the merge that keeps nothing, for image-to-image: there all that is given is x_t at the start."""
+def project_nothing() -> Constraint:
+    """Returns the constraint that keeps nothing, for image-to-image: there all that is given is x_t at the start."""
     return lambda images, given: images
 
 
-MERGES: Registry[Component[Merge]] = Registry(
+CONSTRAINTS: Registry[Component[Constraint]] = Registry(
     "edit.keep",
     {
-        "mask": Component(known_pixels, "pixels"),
-        "grey": Component(known_grey, "grey values"),
-        "coarse": Component(known_blocks, "means of blocks"),
-        "nothing": Component(known_nothing, "nothing but a start"),
+        "mask": Component(project_pixels, "pixels"),
+        "gray": Component(project_gray, "gray values"),
+        "coarse": Component(project_blocks, "means of blocks"),
+        "nothing": Component(project_nothing, "nothing but a start"),
     },
     given=("mask",),
+    aliases={"grey": "gray"},
 )
 
 
-def replaced(sampler: Sampler, merge: Merge, x0: Float[Array, "b h w c"]) -> Sampler:
+def replaced(sampler: Sampler, constraint: Constraint, x0: Float[Array, "b h w c"]) -> Sampler:
     """Returns the sampler that has the known part of x0, noised, after each step; in the last, x0's itself.
 
     The noise is fresh in each step (Lugmayr et al., 2022, Eq. 8).
 
     Args:
       sampler: Any update rule.
-      merge: What is known.
+      constraint: What is known.
       x0: Images whose known part counts, in [-1, 1].
     """
 
@@ -107,7 +108,7 @@ def replaced(sampler: Sampler, merge: Merge, x0: Float[Array, "b h w c"]) -> Sam
         after = sampler.advance(denoise, state, i, keys)
         eps = image_normal(fold_in(keys, StepStream.KNOWN_PART), x0.shape[1:])
         given = q_sample(sampler.grid.at(jnp.full(len(x0), i + 1)), x0, eps)
-        return after._replace(x=merge(after.x, given), x0_hat=merge(after.x0_hat, x0))
+        return after._replace(x=constraint(after.x, given), x0_hat=constraint(after.x0_hat, x0))
 
     return sampler._replace(step=step, refine=None)
 
@@ -117,7 +118,7 @@ def inpaint(
     sampler: Sampler,
     keys: Key[Array, " b"],
     x0: Float[Array, "b h w c"],
-    merge: Merge,
+    constraint: Constraint,
     *,
     start: int = 0,
     resamplings: int = 1,
@@ -134,7 +135,7 @@ def inpaint(
       sampler: Update rule. One with memory begins each stretch of `jump` steps without it.
       keys: One key an image.
       x0: Images whose known part counts, in [-1, 1]; the other part counts only where start > 0.
-      merge: What is known, such as `known_pixels(mask)`.
+      constraint: What is known, such as `project_pixels(mask)`.
       start: Index of the point to start at. 0: noise alone; else x0 with the noise of that point (SDEdit: Meng et
         al., 2022), so the later, the more of x0 remains.
       resamplings: How often each stretch is done, 1 or more; see `inpaint_nfe` for what it costs.
@@ -145,7 +146,7 @@ def inpaint(
     """
     num_steps = sampler.grid.num_steps
     check_edit(num_steps, start, resamplings, jump)
-    rule, shape = replaced(sampler, merge, x0), x0.shape[1:]
+    rule, shape = replaced(sampler, constraint, x0), x0.shape[1:]
     noise = first_noise(keys, shape)
     at_start = sampler.grid.at(jnp.full(keys.shape, start))
     x = sampler.prior_std * noise if start == 0 else q_sample(at_start, x0, noise)

@@ -40,7 +40,7 @@ def euler_maruyama(grid: Grid, process: Process) -> Sampler:
 
 
 def reverse_diffusion(grid: Grid) -> Sampler:
-    """Returns the rule that reverses the forward step between neighbours; of order 1.
+    """Returns the rule that reverses the forward step between neighbors; of order 1.
 
     The step to the data ends at x0_hat, without noise.
 

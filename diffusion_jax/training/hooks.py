@@ -44,7 +44,7 @@ def held_out_hook(measure: Measure, average: str, log: RunLog) -> Hook:
         def missing() -> bool:
             return not any(row["step"] == step and measure.name in row for row in log.rows)
 
-        if distributed.first_decides(f"whether to measure {measure.name}", missing):
+        if distributed.broadcast_from_first(f"whether to measure {measure.name}", missing):
             log.metrics({"step": step, **measure.figures(state.ema[average], state.aux)})
 
     return Hook(run, measure.every, last=True, resumed=True)
@@ -95,7 +95,7 @@ def pictures_hook(
         def missing() -> bool:
             return not picture_path(workdir, "grid", step).exists()
 
-        if distributed.first_decides("whether to draw", missing):
+        if distributed.broadcast_from_first("whether to draw", missing):
             draw_pictures(draw, state.ema[average], workdir, log, step)
 
     return Hook(run, every, resumed=True)

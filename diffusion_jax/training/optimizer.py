@@ -1,4 +1,4 @@
-"""The optimiser, and how fast averages of the parameters follow them."""
+"""The optimizer, and how fast averages of the parameters follow them."""
 
 import functools
 from collections.abc import Callable

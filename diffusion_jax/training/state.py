@@ -26,7 +26,7 @@ class TrainState:
       step: Number of steps done, int32.
       params: Parameters.
       ema: Averages of the parameters over the steps, by name.
-      opt_state: State of the optimiser.
+      opt_state: State of the optimizer.
       aux: State of the objective; () for most.
     """
 
@@ -45,14 +45,14 @@ def create_state(
     averages: Iterable[str] = (),
     objective: Objective | None = None,
 ) -> TrainState:
-    """Returns the state at step 0, with freshly initialised parameters.
+    """Returns the state at step 0, with freshly initialized parameters.
 
     Args:
       key: Source of the parameters.
       network: Makes the parameters.
       optimizer: Optax transformation.
       averages: Names of the parameters' averages.
-      objective: What is minimised, if it has a state of its own.
+      objective: What is minimized, if it has a state of its own.
     """
     params = network.init(threefry(key))
     return TrainState(

@@ -66,7 +66,7 @@ def make_train_step(
     not depend on the number of devices beyond float rounding.
 
     Args:
-      objective: What is minimised, such as `loss_function("simple", model)` of a `DiffusionModel`.
+      objective: What is minimized, such as `loss_function("simple", model)` of a `DiffusionModel`.
       optimizer: Optax transformation.
       key: Base key of the run.
       averages: Decay of each average of the parameters, by its name in `state.ema`.
@@ -87,9 +87,9 @@ def make_train_step(
     _check(decays, conditional, label_dropout, no_label)
 
     def gradients(whole: Any, inputs: tuple) -> tuple[tuple[Array, Array], Any]:
-        places = mesh and fsdp_shardings(whole, mesh)
-        local = partial(_gradients, objective, accumulate, places)
-        return over_batch(local, mesh, ((0, 0), "params"), places)(whole, inputs)
+        shardings = mesh and fsdp_shardings(whole, mesh)
+        local = partial(_gradients, objective, accumulate, shardings)
+        return over_batch(local, mesh, ((0, 0), "params"), shardings)(whole, inputs)
 
     def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
@@ -152,19 +152,19 @@ def _follow(average: Any, params: Any, decay: Float[Array, ""]) -> Any:
 def _gradients(
     objective: Objective,
     accumulate: int,
-    places: Any,
+    shardings: Any,
     whole: dict[str, Any],
     inputs: tuple[Array, Array | None, NoiseDraw, Key[Array, " b"]],
 ) -> tuple[tuple[Float[Array, " b"], Float[Array, " b"]], Any]:
     """Returns each image's loss, these weighted, and the gradients of the latters' mean, over all micro-batches.
 
-    Parameters and aux may be this device's parts of them (`places`), and then so are the gradients.
+    Parameters and aux may be this device's parts of them (`shardings`), and then so are the gradients.
     """
-    aux = whole["aux"] if places is None else gather_parts(whole["aux"], places["aux"])
+    aux = whole["aux"] if shardings is None else gather_parts(whole["aux"], shardings["aux"])
 
     def mean_loss(params: Any, micro: tuple) -> tuple[Array, tuple[Array, Array]]:
         _, _, noise, _ = micro
-        params = params if places is None else gather_parts(params, places["params"])
+        params = params if shardings is None else gather_parts(params, shardings["params"])
         losses = objective.loss(params, aux, *micro)
         weighted = noise.weight * losses
         return weighted.mean(), (losses, weighted)

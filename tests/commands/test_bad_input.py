@@ -218,9 +218,13 @@ CHOICES = {name: f.kind.names for name, f in FIELDS.items() if isinstance(f.kind
 @pytest.mark.parametrize("field", list(CHOICES))
 def test_an_unknown_choice_lists_the_known_ones(train: Callable[..., Outcome], field: str) -> None:
     known = CHOICES[field]
-    misspelt = known[0] + "x"
+    misspelled = known[0] + "x"
     assert_refused(
-        train(f"{field}={misspelt}"), field, repr(misspelt), f"Did you mean {known[0]!r}", *known
+        train(f"{field}={misspelled}"),
+        field,
+        repr(misspelled),
+        f"Did you mean {known[0]!r}",
+        *known,
     )
 
 
@@ -272,7 +276,7 @@ def test_a_number_of_another_weighting_is_refused_rather_than_ignored(
     build.validate(config)
 
 
-def test_images_that_are_neither_grey_nor_rgb_are_refused_before_training() -> None:
+def test_images_that_are_neither_gray_nor_rgb_are_refused_before_training() -> None:
     with pytest.raises(InputError, match="digits holds images of 4 channels.*1 .*3"):
         build.build(default_config(), (8, 8, 4), 0)
 

@@ -15,7 +15,7 @@ from diffusion_jax.commands import interpolate
 from diffusion_jax.data import load
 from diffusion_jax.parallel.resumable import Arrays, Batches
 
-# Of the cosine schedule with T = 20, the first step has a standard deviation of 0.09, 11.5 grey levels: five of them.
+# Of the cosine schedule with T = 20, the first step has a standard deviation of 0.09, 11.5 gray levels: five of them.
 NOISE = 57
 MORE = "config.model.num_classes = 10\nconfig.train.num_steps = 4\n"
 
@@ -139,7 +139,7 @@ def test_files_and_folders_are_edited_from_a_chosen_time_on_and_enlarged(
 
 
 @pytest.mark.slow
-def test_coloured_images_keep_their_grey_values_which_the_picture_shows_as_grey(
+def test_colored_images_keep_their_gray_values_which_the_picture_shows_as_gray(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
     folder = tmp_path / "given"
@@ -155,19 +155,19 @@ def test_coloured_images_keep_their_grey_values_which_the_picture_shows_as_grey(
     )
     workdir = tmp_path / "run"
     assert run(f"--config={write_config(tmp_path, fields)}", f"--workdir={workdir}").status == 0
-    flags = ("--config.edit.keep=grey", f"--config.edit.images={folder}")
+    flags = ("--config.edit.keep=gray", f"--config.edit.images={folder}")
     assert run("--mode=inpaint", f"--workdir={workdir}", *flags).status == 0
     _, edited = job(workdir, "inpaint")
     factor, n = 56 // 4, 6
     with Image.open(edited / "edit.png") as picture:
         cells = np.asarray(picture)[2:, 64 + 2 :].reshape(3, 58, n, 58, 3).swapaxes(1, 2)
     _, kept, _ = cells[:, :, :56:factor, :56:factor].astype(int)
-    grey = []
+    gray = []
     for i in range(n):
         with Image.open(folder / f"{i}.png") as image:
-            grey.append(np.asarray(image.convert("L"), int))
-    # Pillow rounds grey values its own way, so by up to one level.
-    np.testing.assert_allclose(kept, np.stack(grey)[..., None].repeat(3, -1), atol=1)
+            gray.append(np.asarray(image.convert("L"), int))
+    # Pillow rounds gray values its own way, so by up to one level.
+    np.testing.assert_allclose(kept, np.stack(gray)[..., None].repeat(3, -1), atol=1)
 
 
 def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_image_to_the_other(
@@ -249,7 +249,7 @@ def test_the_ends_of_an_arc_between_latents_of_the_flow_are_the_given_images(
     with np.load(folder / "interpolation.npz") as arrays:
         images, given = arrays["images"][:, -1].astype(int), arrays["given"].astype(int)
         assert arrays["rows"][-1] == "latents"
-    # A tolerance of 1e-5 is far below a grey level: only rounding is left.
+    # A tolerance of 1e-5 is far below a gray level: only rounding is left.
     np.testing.assert_allclose(images[:, [0, 2]], given, atol=1)
     cooler = edit("interpolate", *fields, "edit.num_between=1", "sampler.temperature=0.5")
     assert cooler.status == 0, cooler.err
@@ -260,12 +260,12 @@ def test_the_ends_of_an_arc_between_latents_of_the_flow_are_the_given_images(
 @pytest.mark.parametrize(
     ("mode", "fields", "message"),
     [
-        ("inpaint", [], "edit.mask is unset; edit.keep=mask needs a grey PNG"),
+        ("inpaint", [], "edit.mask is unset; edit.keep=mask needs a gray PNG"),
         ("inpaint", ["edit.mask={none}"], "edit.mask: cannot read {none}: no such file"),
         ("inpaint", ["edit.mask={text}"], "edit.mask: cannot read {text}: not PNG, JPEG"),
         ("inpaint", ["edit.mask={wide}"], "{wide} has 9x8 pixels; the model's images have 8x8"),
-        ("inpaint", ["edit.mask={rgb}"], "{rgb} has colours; it must be grey"),
-        ("inpaint", ["edit.keep=grey"], "but the images have no colours"),
+        ("inpaint", ["edit.mask={rgb}"], "{rgb} has colors; it must be gray"),
+        ("inpaint", ["edit.keep=gray"], "but the images have no colors"),
         ("inpaint", ["edit.keep=coarse", "edit.factor=3"], "edit.factor is 3; it must divide"),
         ("inpaint", ["edit.keep=coarse", "edit.mask={mask}"], "edit.keep=coarse has none"),
         ("inpaint", ["edit.keep=nothing"], "edit.start_t is unset"),
@@ -327,7 +327,7 @@ def test_the_ends_of_an_arc_between_latents_of_the_flow_are_the_given_images(
 def test_wrong_edits_are_refused_in_one_line(
     edit: Callable[..., Outcome], mode: str, fields: list[str], message: str, tmp_path: Path
 ) -> None:
-    grey = np.zeros((8, 9), np.uint8)
+    gray = np.zeros((8, 9), np.uint8)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("not a picture")
     paths = {
@@ -335,8 +335,8 @@ def test_wrong_edits_are_refused_in_one_line(
         "text": tmp_path / "text.png",
         "long": "x" * 300,
         "empty": tmp_path / "empty",
-        "wide": save(tmp_path / "wide.png", grey),
-        "rgb": save(tmp_path / "rgb.png", np.stack([grey[:, :8] + v for v in (200, 0, 0)], -1)),
+        "wide": save(tmp_path / "wide.png", gray),
+        "rgb": save(tmp_path / "rgb.png", np.stack([gray[:, :8] + v for v in (200, 0, 0)], -1)),
         "mask": half_mask(tmp_path),
     }
     outcome = edit(mode, *(field.format(**paths) for field in fields))

@@ -16,7 +16,7 @@ SHAPE = (16, 16, 3)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
-def test_a_grey_mask_is_read_in_every_mode(tmp_path: Path, mode: str) -> None:
+def test_a_gray_mask_is_read_in_every_mode(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "mask.png"
     if mode == "I;16":
         Image.fromarray(HALF.astype(np.uint16) * 257).save(path)
@@ -45,7 +45,7 @@ def test_a_black_mask_is_warned_of(tmp_path: Path) -> None:
     ("pixels", "message"),
     [
         (HALF // 3, "the brightest pixel of .* is 85 of 255.*make them white"),
-        (np.stack([HALF, HALF, HALF * 0], -1), "has colours; it must be grey"),
+        (np.stack([HALF, HALF, HALF * 0], -1), "has colors; it must be gray"),
         (np.stack([HALF, 255 - HALF], -1), "has transparent pixels; save it without"),
         (HALF[:8], "has 16x8 pixels; the model's images have 16x16"),
         (HALF.astype(np.uint16) * 8, "nearly black: its brightest value is 2040 of 65535"),

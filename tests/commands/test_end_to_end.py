@@ -613,7 +613,7 @@ def test_a_shared_picture_of_a_sampler_without_noise_warns_that_its_samples_are_
         assert outcome.status == 0 and (told in outcome.err) == warned
 
 
-def test_a_folder_of_colour_images_trains_and_samples(
+def test_a_folder_of_color_images_trains_and_samples(
     train: Callable[..., Path],
     tmp_path: Path,
     rng: np.random.Generator,

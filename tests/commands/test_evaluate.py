@@ -19,8 +19,8 @@ import diffusion_jax
 from diffusion_jax.data import Split, load, to_model_range
 from diffusion_jax.experiment import build
 from diffusion_jax.keys import indexed, stream
-from diffusion_jax.likelihood.bound import variational_bound
-from diffusion_jax.likelihood.exact import bits_per_dim, dequantised_likelihood
+from diffusion_jax.likelihood.exact import bits_per_dim, dequantized_likelihood
+from diffusion_jax.likelihood.vlb import variational_bound
 from diffusion_jax.metrics import VariationalBits
 from diffusion_jax.models.guidance import clip_denoised
 from diffusion_jax.processes.grid import make_grid
@@ -159,7 +159,7 @@ def test_exact_bits_are_those_of_the_library_whatever_the_batch_size(copied: Pat
         keys = indexed(jax.random.fold_in(key, k), jnp.arange(5))
         images = to_model_range(jnp.asarray(batch["image"]))
         options = {"num_probes": 2, "rtol": 1e-3, "atol": 1e-5}
-        return dequantised_likelihood(denoise, grid, loaded.process, images, keys, **options)
+        return dequantized_likelihood(denoise, grid, loaded.process, images, keys, **options)
 
     runs = [likelihood(jnp.uint32(k)) for k in range(2)]
     bits = np.array([bits_per_dim(run.log_likelihood, 64) for run in runs])

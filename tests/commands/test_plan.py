@@ -38,7 +38,7 @@ def test_a_training_on_the_cpu_is_planned_without_its_data(planned: Any):
     assert figures["fits"] and figures["flags"] == ""
     (only,) = figures["plans"]
     memory = only["memory"]
-    assert memory["optimiser"] == 2 * memory["parameters"] + 8
+    assert memory["optimizer"] == 2 * memory["parameters"] + 8
     assert memory["averages"] == memory["parameters"]
     assert only["needed"] == memory["total"] > 4 * memory["parameters"]
     reduced = only["collectives"]["all-reduce"]["result_bytes"]

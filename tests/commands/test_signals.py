@@ -67,7 +67,7 @@ def workdir(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
 
 
-class Signalling:
+class Signaling:
     """Sends this process a signal when it is destroyed, which is where Python swallows exceptions."""
 
     def __del__(self) -> None:
@@ -76,7 +76,7 @@ class Signalling:
 
 def swallowed_signal() -> None:
     """Sends a signal where an exception of its handler would be ignored."""
-    thing = Signalling()
+    thing = Signaling()
     del thing
     gc.collect()
 
@@ -164,13 +164,13 @@ def test_a_signal_while_training_measures_saves_there_and_the_rest_is_measured_l
     flags = [f"--config={tiny}", f"--workdir={tmp_path / 'run'}"]
     make = owner.map_batches
 
-    def signalled(*args: Any, **options: Any) -> Any:
+    def signaled(*args: Any, **options: Any) -> Any:
         made = types.SimpleNamespace(mapped=make(*args, **options))
         once_before(patch, made, "mapped", swallowed_signal)
         return lambda *inputs: made.mapped(*inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(owner, "map_batches", signalled)
+        patch.setattr(owner, "map_batches", signaled)
         stopped = run(*flags)
     assert stopped.status == 75 and "SIGTERM: saved step 5;" in stopped.err
     assert checkpoint_steps(tmp_path / "run") == [4, 5]

@@ -77,7 +77,7 @@ def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: 
     fields = (f"--config={tiny}", "--config.train.eval_every=3", "--config.eval.num_images=8")
     fields = (*fields, "--config.train.bpd_every=6", "--config.eval.num_terms=3")
     fields = (*fields, "--config.sampler.num_steps=5")  # Which is warned of.
-    # Kernels of 384 x 384, so that the optimiser's state and the average are split over the devices.
+    # Kernels of 384 x 384, so that the optimizer's state and the average are split over the devices.
     fields = (*fields, "--config.model.channels=384")
     flags = (*fields, f"--workdir={workdir}")
     processes = pair(*flags, "--config.train.num_steps=6", prologue=IN_TURN)
@@ -154,7 +154,7 @@ def test_a_signal_to_one_process_stops_both_after_a_checkpoint_if_there_is_time(
                 break  # Below it fails, with the output of both.
             time.sleep(0.1)
         processes[1].send_signal(number)
-        signalled = time.monotonic()
+        signaled = time.monotonic()
         outcomes = finish_all(processes)
     finally:
         for process in processes:
@@ -166,7 +166,7 @@ def test_a_signal_to_one_process_stops_both_after_a_checkpoint_if_there_is_time(
     else:
         assert [o.status for o in outcomes] == [1, -signal.SIGKILL], outcomes
         assert f", pid {processes[1].pid}) for " in outcomes[0].err, outcomes
-        assert "Traceback" not in outcomes[0].err and time.monotonic() - signalled < 60
+        assert "Traceback" not in outcomes[0].err and time.monotonic() - signaled < 60
 
 
 def test_processes_that_were_started_differently_both_stop_and_name_the_field(

@@ -115,7 +115,7 @@ def test_a_value_of_another_type_is_refused(name, text, allowed):
     ("name", "hint"),
     [
         ("train.num_step", "Did you mean 'train.num_steps'?"),
-        ("optimiser.learning_rate", "Did you mean 'optimizer.learning_rate'?"),
+        ("optimizer.lerning_rate", "Did you mean 'optimizer.learning_rate'?"),
         ("model", "It is a group of fields."),
         ("sed", "Did you mean 'seed'?"),
     ],

@@ -20,7 +20,7 @@ from diffusion_jax.processes.grid import SPACINGS
 from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import SCHEDULES
-from diffusion_jax.samplers import MERGES, PREDICTORS, SAMPLERS
+from diffusion_jax.samplers import CONSTRAINTS, PREDICTORS, SAMPLERS
 from diffusion_jax.training.optimizer import DECAYS
 
 # What each choice of the table stands for.
@@ -42,7 +42,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "sampler.guidance_rescale_of": RESCALED,
     "sampler.spacing": SPACINGS,
     "sampler.variance": VARIANCES,
-    "edit.keep": MERGES,
+    "edit.keep": CONSTRAINTS,
     "eval.probes": PROBES,
     "eval.split": ("test", "train"),
     "eval.spacing": SPACINGS,

@@ -14,9 +14,9 @@ from diffusion_jax.data.image_file import fit
 from diffusion_jax.errors import InputError, RunError
 
 
-def save(path, colour=(200, 10, 10), size=(12, 9), mode="RGB"):
+def save(path, color=(200, 10, 10), size=(12, 9), mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
+    Image.new(mode, size, color).save(path)
 
 
 def opened(folder, tmp_path, split="train", **arguments):
@@ -42,7 +42,7 @@ def test_sub_folders_are_classes_at_any_depth(folder, tmp_path):
     batch = whole(split)
     assert split.class_names == ("a", "b")
     assert split.image_shape == (8, 8, 3)
-    # Sorted by path; each is one colour, JPEG and WebP within a few levels.
+    # Sorted by path; each is one color, JPEG and WebP within a few levels.
     assert batch["label"].tolist() == [0, 1, 1]
     assert batch["image"].mean((1, 2)).argmax(1).tolist() == [0, 2, 1]
 
@@ -64,19 +64,19 @@ def test_linked_folders_are_followed_without_going_round(folder, tmp_path):
     assert opened(folder, tmp_path).num_images == 1
 
 
-@pytest.mark.parametrize("grey_mode", ["L", "LA", "1", "I;16"])
-def test_one_channel_stays_only_if_all_images_are_grey(folder, tmp_path, grey_mode):
+@pytest.mark.parametrize("gray_mode", ["L", "LA", "1", "I;16"])
+def test_one_channel_stays_only_if_all_images_are_gray(folder, tmp_path, gray_mode):
     save(folder / "1.png", 0, mode="L")
-    white = Image.new("L", (9, 9), 255).convert(grey_mode)
-    if grey_mode == "I;16":
-        white = Image.new(grey_mode, (9, 9), 65535)
+    white = Image.new("L", (9, 9), 255).convert(gray_mode)
+    if gray_mode == "I;16":
+        white = Image.new(gray_mode, (9, 9), 65535)
     white.save(folder / "2.png")
     assert opened(folder, tmp_path).image_shape == (8, 8, 1)
     save(folder / "3.png")
     assert opened(folder, tmp_path).image_shape == (8, 8, 3)
 
 
-def test_16_bit_grey_is_scaled(tmp_path):
+def test_16_bit_gray_is_scaled(tmp_path):
     values = np.array([[0, 257, 128 * 257, 65535]], np.uint16).repeat(4, 0)
     Image.fromarray(values).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
@@ -109,7 +109,7 @@ def test_exif_orientation_is_applied(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
-def test_the_centre_is_kept(shape):
+def test_the_center_is_kept(shape):
     pixels = np.zeros(shape, np.uint8)
     pixels[shape[0] // 2 - 4 :, shape[1] // 2 - 4 :][:8, :8] = np.arange(64).reshape(8, 8)
     np.testing.assert_array_equal(
@@ -280,4 +280,4 @@ def test_a_pipe_in_place_of_an_index_is_not_waited_for(folder, tmp_path):
     save(folder / "a.png")
     os.mkfifo(tmp_path / "index")
     said = headers.headers(folder, ["a.png"], tmp_path / "index")
-    assert said == headers.headers(folder, ["a.png"], tmp_path / "index") == (headers.COLOUR, {})
+    assert said == headers.headers(folder, ["a.png"], tmp_path / "index") == (headers.COLOR, {})

@@ -29,19 +29,17 @@ def chunk(name: bytes, contents: bytes) -> bytes:
     return struct.pack(">I", len(contents)) + name + contents + struct.pack(">I", checksum)
 
 
-def png(
-    width: int, height: int, depth: int, colour: int, rows: bytes, interlaced: int = 0
-) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+def png(width: int, height: int, depth: int, color: int, rows: bytes, interlaced: int = 0) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced)
     parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
     return SIGNATURE + b"".join(parts)
 
 
 def deep_png(pixels: np.ndarray) -> bytes:
-    """A PNG of 16 bits of grey (h, w), RGB or RGBA (h, w, c); Pillow cannot write the latter."""
+    """A PNG of 16 bits of gray (h, w), RGB or RGBA (h, w, c); Pillow cannot write the latter."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    colour = 0 if pixels.ndim == 2 else {3: 2, 4: 6}[pixels.shape[2]]
-    return png(pixels.shape[1], pixels.shape[0], 16, colour, rows)
+    color = 0 if pixels.ndim == 2 else {3: 2, 4: 6}[pixels.shape[2]]
+    return png(pixels.shape[1], pixels.shape[0], 16, color, rows)
 
 
 @pytest.fixture
@@ -215,7 +213,7 @@ def deep_tiff(pixels: np.ndarray, order: str, compressed: bool) -> bytes:
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_16_bits_of_tiff_in_colours_are_scaled_if_they_are_used_and_black_is_black(
+def test_16_bits_of_tiff_in_colors_are_scaled_if_they_are_used_and_black_is_black(
     file: Path, order: str, compressed: bool
 ) -> None:
     pixels = np.arange(192, dtype=np.uint16).reshape(8, 8, 3)

@@ -294,7 +294,7 @@ def test_cifar10_yields_the_batches_images_in_order(tmp_path, cifar_batches, dum
     for split, names in ((train, ("data_batch_1", "data_batch_2")), (test, ("test_batch",))):
         rows = np.concatenate([cifar_batches[name][b"data"] for name in names])
         batch = whole(split)
-        # A row holds 1024 reds, then greens, then blues; each colour row by row.
+        # A row holds 1024 reds, then greens, then blues; each color row by row.
         for channel in range(3):
             plane = rows[:, 1024 * channel : 1024 * (channel + 1)].reshape(-1, 32, 32)
             np.testing.assert_array_equal(batch["image"][..., channel], plane)

@@ -1,4 +1,4 @@
-"""Every field of process, loss, sampler, optimiser and model reaches the computation that it names.
+"""Every field of process, loss, sampler, optimizer and model reaches the computation that it names.
 
 What a config builds is compared with the same made by hand from the library's functions and plain arguments.
 """
@@ -130,7 +130,7 @@ def decays(config: ConfigDict) -> list[jax.Array]:
 
 
 def built(config: ConfigDict, parts: Iterable[str]) -> dict[str, Any]:
-    """Returns losses, draws, images, changes of the optimiser or decays, early and late, of a config."""
+    """Returns losses, draws, images, changes of the optimizer or decays, early and late, of a config."""
     exp = build.build(config, SHAPE, 0)
     made: dict[str, Callable[[], Any]] = {
         "losses": lambda: losses(exp.objective()),

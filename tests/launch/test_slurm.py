@@ -51,11 +51,11 @@ def launch(top: Path, variables: dict[str, str], *arguments: str):
         pytest.param(2, "RUNNING", "0", False, id="wrong input"),
         pytest.param(75, "RUNNING", "0", True, id="stopped"),
         pytest.param(1, "RUNNING", "4", True, id="a peer died"),
-        pytest.param(75, "COMPLETING", "0", False, id="cancelled"),
+        pytest.param(75, "COMPLETING", "0", False, id="canceled"),
         pytest.param(75, "RUNNING", "5", False, id="often enough"),
     ],
 )
-def test_goes_back_into_the_queue_unless_done_wrong_cancelled_or_often_enough(
+def test_goes_back_into_the_queue_unless_done_wrong_canceled_or_often_enough(
     tmp_path: Path, status: int, state: str, restarts: str, requeued: bool
 ):
     variables = prepare(tmp_path, status, state, SLURM_RESTART_COUNT=restarts)

@@ -1,4 +1,4 @@
-"""The discretised Gaussian and its gradient in 40 digits."""
+"""The discretized Gaussian and its gradient in 40 digits."""
 
 import mpmath
 import numpy as np

@@ -1,4 +1,4 @@
-"""The discretised decoder against 40 digits, and against itself: 256 levels share the probability 1."""
+"""The discretized decoder against 40 digits, and against itself: 256 levels share the probability 1."""
 
 import jax
 import jax.numpy as jnp

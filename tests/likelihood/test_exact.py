@@ -1,4 +1,4 @@
-"""The exact likelihood of known densities, divergences, and dequantisation."""
+"""The exact likelihood of known densities, divergences, and dequantization."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from diffusion_jax.likelihood.divergence import (
 )
 from diffusion_jax.likelihood.exact import (
     bits_per_dim,
-    dequantise,
-    dequantised_likelihood,
+    dequantize,
+    dequantized_likelihood,
     exact_likelihood,
     flow_likelihood,
 )
@@ -162,26 +162,26 @@ def test_a_likelihood_that_the_limit_of_steps_cut_short_is_not_a_number():
     assert not result.finished.any() and np.isnan(result.log_likelihood).all()
 
 
-def test_dequantised_values_are_even_over_the_bin_of_their_level():
+def test_dequantized_values_are_even_over_the_bin_of_their_level():
     levels = jnp.asarray([[0, 255, 77]] * 4000, jnp.uint8)
-    x = np.asarray(dequantise(levels, keys_of(4000)))
+    x = np.asarray(dequantize(levels, keys_of(4000)))
     part = (x + 1) * 127.5 - np.asarray(levels) + 0.5  # Of the bin, from its lower end.
     assert part.min() > -1e-4 and part.max() < 1 + 1e-4
     # Mean and variance of a uniform number, to four standard errors.
     np.testing.assert_allclose(part.mean(0), 0.5, atol=4 / np.sqrt(12 * 4000))
     np.testing.assert_allclose(part.var(0), 1 / 12, atol=4 * np.sqrt(1 / 180 / 4000))
-    same = dequantise(levels / jnp.float32(127.5) - 1, keys_of(4000))
+    same = dequantize(levels / jnp.float32(127.5) - 1, keys_of(4000))
     np.testing.assert_allclose(same, x, atol=1e-6)
 
 
 def test_numbers_between_the_levels_are_refused():
     with pytest.raises(InputError, match="holds? 0.001"):
-        dequantise(jnp.full((1, 2), 0.001), keys_of(1))
+        dequantize(jnp.full((1, 2), 0.001), keys_of(1))
     with pytest.raises(InputError, match="unknown probes 'normal'"):
         draw_probes(keys_of(1), (2,), kind="normal")
 
 
-def test_even_density_has_eight_bits_and_every_dequantisation_of_normal_data_its_own():
+def test_even_density_has_eight_bits_and_every_dequantization_of_normal_data_its_own():
     # A density of 1/2 on [-1, 1] gives each level but the ends 1/255.
     even = bits_per_dim(jnp.asarray([3 * np.log(0.5)], jnp.float32), 3)
     np.testing.assert_allclose(even, [np.log2(255)], rtol=1e-6)
@@ -190,7 +190,7 @@ def test_even_density_has_eight_bits_and_every_dequantisation_of_normal_data_its
 
     @jax.jit
     def score(images, keys):
-        return dequantised_likelihood(
+        return dequantized_likelihood(
             normal_data.optimal, make_grid(process, 2, u_min=U_MIN["vp"]), process, images, keys
         )
 

@@ -1,8 +1,8 @@
 """Sliced score matching against the squared error of the noise, and against scores that are known."""
 
-import benes
 import jax
 import jax.numpy as jnp
+import nonlinear_sde
 import numpy as np
 import optax
 import pytest
@@ -116,21 +116,23 @@ def test_a_batch_divided_over_devices_has_the_loss_of_the_whole(key):
 
 
 def off_by(theta, x, t, labels=None, dropout_keys=None):
-    return benes.score(x, t) + theta * x
+    return nonlinear_sde.score(x, t) + theta * x
 
 
 def test_along_an_sde_that_is_not_affine_the_loss_is_least_at_the_true_score_by_the_known_amount():
     """E loss(s + theta x) - E loss(s) = theta^2 E x^2, with E x^2 / 2 = tau + tau^2 / 2 in two dimensions."""
-    objective = sliced_objective(benes.BENES, off_by, num_steps=40)
+    objective = sliced_objective(nonlinear_sde.BENES, off_by, num_steps=40)
     n = 500
 
     def draw_x0(key):
         sign_key, key = jax.random.split(key)
         sign = jax.random.rademacher(sign_key, (n, 1), jnp.float32)
-        return sign * benes.S * 2**-0.5 + benes.S**0.5 * jax.random.normal(key, (n, 2))
+        return sign * nonlinear_sde.S * 2**-0.5 + nonlinear_sde.S**0.5 * jax.random.normal(
+            key, (n, 2)
+        )
 
     at, away = (estimates(objective, draw_x0, theta, n) for theta in (0.0, 0.5))
-    first, last = benes.S, benes.S + benes.END
+    first, last = nonlinear_sde.S, nonlinear_sde.S + nonlinear_sde.END
     square = ((last**2 - first**2) / 2 + (last**3 - first**3) / 6) / (last - first)
     for got, expected in ((at[:, 1], 0), (away[:, 0] - at[:, 0], 0.25 * square)):
         # Steps of 1/40 of the way, 0.0125 on average, are off by some such part of the x^2.

@@ -11,7 +11,7 @@ from slow import slow, slow_after, slow_but
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import at_time, image_normal, indexed
-from diffusion_jax.likelihood.bound import variational_bound
+from diffusion_jax.likelihood.vlb import variational_bound
 from diffusion_jax.losses import NoiseDraw, Objective, hybrid, loss_function, simple, vlb
 from diffusion_jax.losses.time_samplers import importance
 from diffusion_jax.models.diffusion_model import DiffusionModel

@@ -15,7 +15,7 @@ from diffusion_jax.data.split import Split, from_arrays
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import indexed, stream
-from diffusion_jax.likelihood.bound import Bound, drawn_shares
+from diffusion_jax.likelihood.vlb import VLB, drawn_shares
 from diffusion_jax.metrics import VariationalBits, make_measure
 from diffusion_jax.metrics.bound_totals import BitsPerDim
 from diffusion_jax.models.denoiser import Denoise, complete
@@ -70,14 +70,14 @@ def measure(
 
 
 @pytest.fixture(scope="module")
-def whole() -> Bound:
+def whole() -> VLB:
     """The bound of all images at once, without the code under test."""
     x0 = to_model_range(jnp.asarray(PIXELS))
     keys = indexed(stream(SEED, "bound"), jnp.arange(IMAGES))
     return jax.jit(METRIC.bound)(1.1, x0, jnp.arange(IMAGES) % 3, keys)
 
 
-def test_the_figures_are_the_means_over_the_images_with_their_standard_errors(whole: Bound) -> None:
+def test_the_figures_are_the_means_over_the_images_with_their_standard_errors(whole: VLB) -> None:
     result = measure()
     for name, values in {
         "total": whole.total,
@@ -100,9 +100,9 @@ def test_the_figures_are_the_means_over_the_images_with_their_standard_errors(wh
     assert result.num_images == IMAGES and (result.count == IMAGES).all()
 
 
-def test_the_rmse_is_in_grey_levels_and_its_error_is_that_of_resampled_images(whole, rng) -> None:
+def test_the_rmse_is_in_gray_levels_and_its_error_is_that_of_resampled_images(whole, rng) -> None:
     result, errors = measure(), np.asarray(whole.x0_mse[-1], float)
-    # An error of 1 in [-1, 1] is one of 127.5 grey levels.
+    # An error of 1 in [-1, 1] is one of 127.5 gray levels.
     np.testing.assert_allclose(result.rmse.value, 127.5 * np.sqrt(errors.mean()), rtol=1e-5)
     resampled = errors[rng.integers(IMAGES, size=(4000, IMAGES))].mean(1)
     # The bootstrap divides by n, not n - 1, and the root bends.
@@ -123,7 +123,7 @@ def test_labels_are_given_to_a_conditional_model_alone() -> None:
     assert measure().total != measure(conditional=False).total
 
 
-def test_a_stratified_sample_of_the_terms_has_the_mean_of_all(whole: Bound) -> None:
+def test_a_stratified_sample_of_the_terms_has_the_mean_of_all(whole: VLB) -> None:
     pixels = np.repeat(PIXELS[:1], 3000, axis=0)
 
     result = measure(
@@ -222,7 +222,7 @@ def test_more_images_add_to_those_that_were_measured_and_fewer_take_whole_parts(
 
 def test_terms_that_are_not_finite_are_counted_by_step_and_spoil_the_total_alone() -> None:
     class Broken(VariationalBits):
-        def bound(self, params: Any, x0: Any, *rest: Any, **options: Any) -> Bound:
+        def bound(self, params: Any, x0: Any, *rest: Any, **options: Any) -> VLB:
             result = super().bound(params, x0, *rest, **options)
             bad = (result.steps == 5) & (x0[None, :, 0, 0, 0] > 0)
             return result._replace(terms=jnp.where(bad, jnp.inf, result.terms))

@@ -28,9 +28,9 @@ def definition(primals: Any, groups: int, swish: bool) -> Any:
     """Returns what mean and variance of a group by their definition give."""
     x, scale, bias = primals
     grouped = x.reshape(*x.shape[:3], groups, -1)
-    centred = grouped - grouped.mean((1, 2, 4), keepdims=True)
-    variance = jnp.square(centred).mean((1, 2, 4), keepdims=True)
-    z = (centred / jnp.sqrt(variance + EPSILON)).reshape(x.shape)
+    centered = grouped - grouped.mean((1, 2, 4), keepdims=True)
+    variance = jnp.square(centered).mean((1, 2, 4), keepdims=True)
+    z = (centered / jnp.sqrt(variance + EPSILON)).reshape(x.shape)
     z = z * scale[None, None, None] + bias[None, None, None]
     return z / (1 + jnp.exp(-z)) if swish else z
 

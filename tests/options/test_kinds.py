@@ -137,7 +137,7 @@ def test_a_kind_says_what_it_allows(kind: Kind, words: str) -> None:
         (SPACING, "quadratc", "quadratic"),
     ],
 )
-def test_a_misspelt_name_gets_the_nearest(kind: Kind, value: Any, name: str) -> None:
+def test_a_misspelled_name_gets_the_nearest(kind: Kind, value: Any, name: str) -> None:
     assert kind.hint(value) == f" Did you mean {name!r}?"
 
 

@@ -57,7 +57,7 @@ def test_a_signal_ends_the_wait_for_the_coordinator(monkeypatch: pytest.MonkeyPa
     stopping.request("SIGTERM")
     try:
         with pytest.raises(stopping.Stopped):
-            join.initialize(join.Place("localhost:1", 2, 1))
+            join.initialize(join.ProcessId("localhost:1", 2, 1))
     finally:
         stopping.forget()
 
@@ -74,7 +74,7 @@ def test_a_signal_ends_the_wait_for_the_coordinator(monkeypatch: pytest.MonkeyPa
         ({"JAX_COORDINATOR_ADDRESS": "a:1", "DIFFUSION_JAX_DISTRIBUTED": "0"}, False),
     ],
 )
-def test_what_starts_several_processes_is_recognised(
+def test_what_starts_several_processes_is_recognized(
     joined: list[Any], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], joins: bool
 ):
     for name, value in variables.items():
@@ -94,7 +94,7 @@ def test_what_starts_several_processes_is_recognised(
 )
 def test_a_place_that_cannot_be_is_refused(joined: list[Any], place: tuple, problem: str):
     with pytest.raises(InputError, match=problem):
-        join.initialize(join.Place(*place))
+        join.initialize(join.ProcessId(*place))
     assert not joined
 
 
@@ -334,11 +334,11 @@ def test_process_0_decides_and_tells_the_others():
             return [index, "decided"]
         def refuse():
             raise InputError("not this one")
-        print(distributed.first_decides("one", decide), distributed.first_decides("one", decide))
-        print(distributed.all_do("all", lambda: index))
+        print(distributed.broadcast_from_first("one", decide), distributed.broadcast_from_first("one", decide))
+        print(distributed.run_on_all("all", lambda: index))
         for action in (
-            lambda: distributed.first_decides("two", refuse),
-            lambda: distributed.all_do("three", refuse if index == 1 else int),
+            lambda: distributed.broadcast_from_first("two", refuse),
+            lambda: distributed.run_on_all("three", refuse if index == 1 else int),
         ):
             try:
                 action()

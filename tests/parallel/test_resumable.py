@@ -52,7 +52,7 @@ def test_a_stopped_job_goes_on_where_it_was_at_another_batch_size(tmp_path: Path
     assert all_squares(again) == [i * i for i in range(TOTAL)]
 
 
-def test_what_is_missing_in_the_middle_is_computed_in_batches_of_neighbours(tmp_path: Path):
+def test_what_is_missing_in_the_middle_is_computed_in_batches_of_neighbors(tmp_path: Path):
     batches, seen = batches_in(tmp_path), []
     list(batches.compute(squares, 2, NONE))
     for name in ("00000002-00000003", "00000008-00000009"):

@@ -46,7 +46,7 @@ def test_a_mesh_of_devices_that_are_not_there_says_how_many_there_are(data, fsdp
 
 
 @pytest.mark.parametrize(("data", "fsdp", "size"), [(-1, 4, 2), (2, 2, 2), (1, 8, 1), (-1, 8, 1)])
-def test_fsdp_takes_its_devices_first_and_neighbours_share_an_array(data, fsdp, size):
+def test_fsdp_takes_its_devices_first_and_neighbors_share_an_array(data, fsdp, size):
     mesh = make_mesh(data, fsdp)
     assert mesh.shape == {"data": size, "fsdp": fsdp}
     assert [d.id for d in mesh.devices[0]] == list(range(fsdp))

@@ -141,11 +141,11 @@ def test_factors_make_a_scans_counts_those_of_the_steps_written_out():
             x = x @ w
         return x
 
-    def analysed(function: Callable[..., Any]) -> tuple[float, hlo.Factors]:
+    def analyzed(function: Callable[..., Any]) -> tuple[float, hlo.Factors]:
         compiled: Any = jax.jit(function).lower(x, matrices).compile()
         return compiled.cost_analysis()["flops"], hlo.factors(hlo.parse(compiled.as_text()))
 
-    (once, factors), (flat, none) = analysed(scanned), analysed(written_out)
+    (once, factors), (flat, none) = analyzed(scanned), analyzed(written_out)
     assert factors.flops == 6 and factors.unknown == 0
     assert none[:2] == (1, 1)
     # The loop's counter is counted too.

@@ -7,10 +7,10 @@ from slow import slow_after
 
 from diffusion_jax.config import default_config
 from diffusion_jax.errors import InputError
-from diffusion_jax.planning.bound import bound, estimate, gflop_per_image
 from diffusion_jax.planning.chips import CHIPS, Chip
 from diffusion_jax.planning.collectives import Traffic
 from diffusion_jax.planning.program import Compiled, assumed_images, compile_step, source_of_shape
+from diffusion_jax.planning.roofline import estimate, gflop_per_image, roofline
 
 WIDTH, PIXELS = 128, 64
 
@@ -35,7 +35,7 @@ def test_a_device_holds_its_part_of_parameters_moments_and_averages(data: int, f
     expected = 4 * (square // fsdp + in_and_out + vectors)
     assert step.mesh == {"data": data, "fsdp": fsdp}
     assert step.state["parameters"] == step.state["averages"] == expected
-    assert step.state["optimiser"] == 2 * expected + 8  # Adam's two moments and two counts.
+    assert step.state["optimizer"] == 2 * expected + 8  # Adam's two moments and two counts.
     assert step.batch == 8 * (PIXELS + 4)  # Bytes of pixels, and a label.
     # The program is given just these, but for labels that it does not use.
     assert step.arguments == sum(step.state.values()) + step.batch - 8 * 4
@@ -76,10 +76,10 @@ def test_the_bound_is_the_slowest_of_three_roofs_by_hand():
     chip = Chip("", {"bfloat16": 200.0, "float32": 100.0}, 1.0, 50.0, 10.0)
     sent = {"all-reduce": Traffic(1, 8, 12.0), "all-gather": Traffic(2, 9, 8.0)}
     step = step_of(flops=300.0, bytes_accessed=60.0, collectives=sent)
-    least = bound(step, chip, "float32")
+    least = roofline(step, chip, "float32")
     assert (least.compute, least.memory, least.interconnect) == (3.0, 1.2, 2.0)
     assert (least.step, least.limited_by) == (3.0, "compute")
-    faster = bound(step, chip, "bfloat16")
+    faster = roofline(step, chip, "bfloat16")
     assert (faster.compute, faster.step, faster.limited_by) == (1.5, 2.0, "interconnect")
     assert gflop_per_image(step, 16) == 300 * 4 / 16 / 1e9  # Four devices, sixteen images.
     assert step.total == 100 + 5 + 50 + 7 and step.activations == 20
@@ -110,8 +110,8 @@ def test_the_ridge_of_each_chip_is_where_its_makers_figures_put_it():
     [
         ("digits", None, (8, 8, 1), 10, "those of digits"),
         ("fashion_mnist", 32, (32, 32, 1), 10, "data.image_size"),
-        ("image_folder", 64, (64, 64, 3), 5, "data.image_size, assumed to be in colour"),
-        ("tfds:flowers", 16, (16, 16, 3), 5, "data.image_size, assumed to be in colour"),
+        ("image_folder", 64, (64, 64, 3), 5, "data.image_size, assumed to be in color"),
+        ("tfds:flowers", 16, (16, 16, 3), 5, "data.image_size, assumed to be in color"),
     ],
 )
 def test_the_shape_of_images_comes_from_the_config(

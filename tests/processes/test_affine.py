@@ -114,7 +114,7 @@ def test_times_of_is_the_inverse_of_logsnr_and_beyond_the_ends_an_end(name):
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_neighbours_of_a_grid_have_the_closed_form_of_the_noise_between_them(name):
+def test_neighbors_of_a_grid_have_the_closed_form_of_the_noise_between_them(name):
     affine, known = KNOWN[name]
     table, exact = (
         gaussian.steps(make_grid(process, 2000, "uniform")) for process in (affine, known)

@@ -1,8 +1,8 @@
 """SDEs against closed forms: the kernels of VP, sub-VP and VE, normal data, and Benes's SDE, which is not affine."""
 
-import benes
 import jax
 import jax.numpy as jnp
+import nonlinear_sde
 import numpy as np
 import pytest
 from scipy.stats import kstest, norm
@@ -125,12 +125,12 @@ def test_the_probability_flow_of_normal_data_keeps_the_distance_from_the_mean_in
 
 
 def test_a_drift_that_is_not_affine_takes_one_known_marginal_to_another_and_back(compiled, rng):
-    x0, x1 = (benes.draw(rng, N, 1, t) for t in (0.0, benes.END))
-    back = reverse(benes.BENES, benes.score)
-    moves = (benes.BENES, x0, 0.0, benes.END), (back, x1, benes.END, 0.0)
+    x0, x1 = (nonlinear_sde.draw(rng, N, 1, t) for t in (0.0, nonlinear_sde.END))
+    back = reverse(nonlinear_sde.BENES, nonlinear_sde.score)
+    moves = (nonlinear_sde.BENES, x0, 0.0, nonlinear_sde.END), (back, x1, nonlinear_sde.END, 0.0)
     for sde, x, t_from, t_to in moves:
         moved = compiled(lambda x: simulate(sde, keys(), x, t_from, t_to, 50))(x)  # noqa: B023
-        tau = benes.S + t_to
+        tau = nonlinear_sde.S + t_to
 
         def cdf(x, tau=tau):
             return (norm.cdf(x, tau, tau**0.5) + norm.cdf(x, -tau, tau**0.5)) / 2
@@ -141,25 +141,27 @@ def test_a_drift_that_is_not_affine_takes_one_known_marginal_to_another_and_back
 
 
 def test_the_flow_of_a_drift_that_is_not_affine_has_the_likelihood_of_the_known_marginal(rng):
-    x = benes.draw(rng, 20, 2, 0.0)
-    field = probability_flow(benes.BENES, benes.score)
-    prior = benes.BENES.prior.log_density
-    ends = jnp.zeros(20), jnp.full(20, benes.END)
+    x = nonlinear_sde.draw(rng, 20, 2, 0.0)
+    field = probability_flow(nonlinear_sde.BENES, nonlinear_sde.score)
+    prior = nonlinear_sde.BENES.prior.log_density
+    ends = jnp.zeros(20), jnp.full(20, nonlinear_sde.END)
     result = jax.jit(lambda x: flow_likelihood(field, x, *ends, prior))(x)
     # The tolerances of 1e-5 a step.
-    np.testing.assert_allclose(result.log_likelihood, benes.log_density(x, 0.0), atol=2e-4)
+    np.testing.assert_allclose(result.log_likelihood, nonlinear_sde.log_density(x, 0.0), atol=2e-4)
 
 
 def test_euler_maruyama_has_strong_order_one_with_additive_noise(compiled, rng):
     b, fine, coarse = 200, 1024, np.array([8, 16, 32, 64])
     z = rng.normal(size=(fine, b, 2))
-    x = benes.draw(rng, b, 2, 0.0)
+    x = nonlinear_sde.draw(rng, b, 2, 0.0)
 
     def end(n: int) -> np.ndarray:
         # Increments of one path: sums of its finest, each scaled to variance 1.
         summed = z.reshape(n, fine // n, b, 2).sum(1) / np.sqrt(fine // n)
         path = jnp.asarray(summed, jnp.float32)
-        return np.asarray(compiled(lambda x: simulate_along(benes.BENES, path, x, 0.0, 1.0))(x))
+        return np.asarray(
+            compiled(lambda x: simulate_along(nonlinear_sde.BENES, path, x, 0.0, 1.0))(x)
+        )
 
     exact = end(fine)
     errors = [np.sqrt(np.mean((end(n) - exact) ** 2)) for n in coarse]

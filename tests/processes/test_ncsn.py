@@ -37,7 +37,7 @@ def test_the_number_of_levels_is_the_papers(side, sigma_max, levels):
     assert num_levels(0.01, sigma_max, dims) == pytest.approx(0.943 * levels, rel=5e-3)
 
 
-def test_noise_of_neighbouring_levels_overlaps_as_the_rule_says(rng):
+def test_noise_of_neighboring_levels_overlaps_as_the_rule_says(rng):
     """The length of noise of 300 dimensions, drawn: how often it is within three deviations of the level above's."""
     dims, n = 300, 4000
     gamma = ladder_ratio(dims)

@@ -20,10 +20,10 @@ from diffusion_jax.samplers import (
     first_noise,
     image_keys,
     inpaint,
-    known_nothing,
     ode_adaptive,
     ode_decode,
     ode_encode,
+    project_nothing,
     sample_loop,
 )
 
@@ -74,7 +74,7 @@ def test_an_image_depends_neither_on_its_batch_nor_on_the_devices():
     whole, few = run(sampler), run(sampler, KEYS[5:6])
     assert len(set(np.asarray(whole.stats.evaluations).tolist())) > 2
     np.testing.assert_array_equal(whole.stats.evaluations[5:6], few.stats.evaluations)
-    # Vectorised otherwise, sums may be rounded otherwise.
+    # Vectorized otherwise, sums may be rounded otherwise.
     np.testing.assert_allclose(whole.images[5:6], few.images, atol=1e-5)
     mesh = make_mesh(2)
 
@@ -152,7 +152,7 @@ def test_an_edit_starts_at_a_point_of_the_grid():
     sampler = ode_adaptive(grid, DDPM_LINEAR)
     x0 = jnp.full((8, 1, 1, 2), 0.5)
     edited = jax.jit(
-        lambda: inpaint(mixture_data.optimal, sampler, KEYS, x0, known_nothing(), start=3).images
+        lambda: inpaint(mixture_data.optimal, sampler, KEYS, x0, project_nothing(), start=3).images
     )()
     noised = np.exp(grid.log_signal[3]) * x0 + grid.std[3] * first_noise(KEYS, (1, 1, 2))
     expected = mixture_data.optimal(noised, grid.at(jnp.full(8, 3))).x0

@@ -26,11 +26,11 @@ from diffusion_jax.samplers import (
     inpaint,
     inpaint_nfe,
     interpolate,
-    known_blocks,
-    known_grey,
-    known_nothing,
-    known_pixels,
     pndm,
+    project_blocks,
+    project_gray,
+    project_nothing,
+    project_pixels,
     sample_loop,
     slerp,
 )
@@ -71,15 +71,15 @@ TWO = np.array([[0.25, 0.2], [0.2, 0.25]])  # Two pixels, correlation 0.8.
 RGB = 0.25 * np.array([[1, 0.6, 0.2], [0.6, 1, 0.5], [0.2, 0.5, 1]])
 FOUR = 0.25 * (0.4 * np.eye(4) + 0.6)  # A block of two by two pixels.
 CASES = {
-    "pixels": (TWO, (1, 2, 1), known_pixels(np.array([[True, False]])), [[1, 0]]),
-    "grey": (RGB, (1, 1, 3), known_grey(), [LUMA]),
-    "blocks": (FOUR, (2, 2, 1), known_blocks(2), [[0.25] * 4]),
+    "pixels": (TWO, (1, 2, 1), project_pixels(np.array([[True, False]])), [[1, 0]]),
+    "gray": (RGB, (1, 1, 3), project_gray(), [LUMA]),
+    "blocks": (FOUR, (2, 2, 1), project_blocks(2), [[0.25] * 4]),
 }
 
 
 @pytest.mark.parametrize("name", slow_after(1, CASES))
 def test_resampled_edits_have_the_distribution_given_what_is_known(name):
-    covariance, shape, merge, known = CASES[name]
+    covariance, shape, constraint, known = CASES[name]
     x0 = jnp.broadcast_to(
         jnp.linspace(0.3, 0.6, int(np.prod(shape))).reshape(shape), (MANY, *shape)
     )
@@ -91,7 +91,7 @@ def test_resampled_edits_have_the_distribution_given_what_is_known(name):
     @jax.jit
     def draw(keys):
         return inpaint(
-            correlated(covariance), sampler, keys, x0, merge, resamplings=8, jump=5
+            correlated(covariance), sampler, keys, x0, constraint, resamplings=8, jump=5
         ).images
 
     images = draw(image_keys(0, jnp.arange(MANY)))
@@ -108,14 +108,16 @@ def test_resampled_edits_have_the_distribution_given_what_is_known(name):
 
 @pytest.mark.slow
 def test_resampling_brings_the_rest_nearer_to_what_is_known():
-    covariance, shape, merge, known = CASES["pixels"]
+    covariance, shape, constraint, known = CASES["pixels"]
     x0 = jnp.full((MANY, *shape), 0.8)
     sampler = ancestral(make_grid(PROCESS, 50), variance="fixed_small")
     mean, _ = conditional(covariance, known, 0.8)
 
     def error(**options):
         images = jax.jit(
-            lambda keys: inpaint(correlated(covariance), sampler, keys, x0, merge, **options).images
+            lambda keys: (
+                inpaint(correlated(covariance), sampler, keys, x0, constraint, **options).images
+            )
         )(image_keys(0, jnp.arange(MANY)))
         return abs(moments(images)[0][1] - mean[1])
 
@@ -150,7 +152,7 @@ def test_known_pixels_are_kept_to_the_last_level(rng):
                 functools.partial(inpaint, optimal, sampler, **options), static_argnums=2
             )
             x0, keys = to_model_range(pixels), image_keys(0, jnp.arange(3))
-            images = draw(keys, x0, known_pixels(known)).images
+            images = draw(keys, x0, project_pixels(known)).images
             np.testing.assert_array_equal(to_uint8(images)[:, known], pixels[:, known])
             assert (to_uint8(images)[:, ~known] != pixels[:, ~known]).any()
 
@@ -163,7 +165,7 @@ def test_image_to_image_follows_the_flow_from_the_noised_image_and_a_late_start_
     @jax.jit
     def draw(start_x0):
         return [
-            inpaint(optimal, sampler, keys, start_x0, known_nothing(), start=start).images
+            inpaint(optimal, sampler, keys, start_x0, project_nothing(), start=start).images
             for start in (200, 395)
         ]
 
@@ -180,7 +182,7 @@ def test_image_to_image_follows_the_flow_from_the_noised_image_and_a_late_start_
 def test_an_edit_of_the_whole_chain_that_knows_nothing_is_a_sample():
     sampler = ancestral(make_grid(PROCESS, 6), variance="fixed_small")
     keys = image_keys(1, jnp.arange(2))
-    edited = inpaint(optimal, sampler, keys, jnp.zeros((2, 2, 2, 1)), known_nothing()).images
+    edited = inpaint(optimal, sampler, keys, jnp.zeros((2, 2, 2, 1)), project_nothing()).images
     drawn = sample_loop(optimal, sampler, keys, (2, 2, 1)).images
     np.testing.assert_allclose(edited, drawn, atol=1e-6)  # Compiled once, and eagerly.
 
@@ -198,7 +200,7 @@ def test_numbers_that_make_no_sense_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         inpaint(
             *(optimal, sampler, image_keys(0, jnp.arange(1)), jnp.zeros((1, 2, 2, 1))),
-            known_nothing(),
+            project_nothing(),
             **options,
         )
 
@@ -213,7 +215,7 @@ def test_what_an_edit_costs_is_what_the_network_is_asked(make, options):
     sampler = ancestral(grid, variance="fixed_small") if make is ancestral else make(grid, PROCESS)
     denoise, calls = counted(optimal)
     keys, x0 = image_keys(0, jnp.arange(2)), jnp.zeros((2, 2, 2, 1))
-    edited = jax.jit(lambda: inpaint(denoise, sampler, keys, x0, known_nothing(), **options))()
+    edited = jax.jit(lambda: inpaint(denoise, sampler, keys, x0, project_nothing(), **options))()
     jax.effects_barrier()
     assert len(calls) == inpaint_nfe(sampler, **options) == int(edited.stats.evaluations[0])
 

@@ -209,5 +209,5 @@ def test_on_ve_it_is_algorithm_2_from_the_first_noise_on(sigma_max):
             d_2 = (after - ideal(after, following)) / following
             after = x + (following - now) * (d + d_2) / 2
         x = after
-    # x_t up to 300 in float32 is known to 2e-5, of which steps towards less noise keep little.
+    # x_t up to 300 in float32 is known to 2e-5, of which steps toward less noise keep little.
     np.testing.assert_allclose(result.images, x, atol=1e-5)

@@ -42,8 +42,8 @@ def optimal_slope(alpha_bar: np.ndarray) -> np.ndarray:
 def optimal_eps(params, x_t, t, labels):
     """The optimal eps for normal data, read from the full chain's tables at the float time."""
     slope, mean = (table[t.astype(int)] for table in params)
-    centred = (x_t - mean[:, None, None, :])[:, 0, 0, None, :]
-    return jnp.sum(slope * centred, axis=-1)[:, None, None, :]
+    centered = (x_t - mean[:, None, None, :])[:, 0, 0, None, :]
+    return jnp.sum(slope * centered, axis=-1)[:, None, None, :]
 
 
 def exact_chain(alpha_bar: np.ndarray, variance: str) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +76,7 @@ def draw(process: DDPM, num_steps: int, keys: jax.Array, variance: str) -> np.nd
 
 
 @pytest.mark.parametrize(
-    ("num_timesteps", "num_steps", "variance", "discretisation"),
+    ("num_timesteps", "num_steps", "variance", "discretization"),
     [
         slow(1000, 1000, "fixed_small", 0.005),
         (1000, 50, "fixed_small", 0.06),
@@ -87,7 +87,7 @@ def draw(process: DDPM, num_steps: int, keys: jax.Array, variance: str) -> np.nd
     ],
 )
 def test_gaussian_data_are_sampled_with_their_mean_and_covariance(
-    num_timesteps, num_steps, variance, discretisation
+    num_timesteps, num_steps, variance, discretization
 ):
     n = 4_000 if num_steps == 1000 else 20_000
     process = DDPM(make_schedule("cosine", num_timesteps))
@@ -103,8 +103,8 @@ def test_gaussian_data_are_sampled_with_their_mean_and_covariance(
     )
     # What is left between the chain and the data is due to its finite number of steps, and falls
     # with it.
-    np.testing.assert_allclose(mean, MEAN, atol=discretisation)
-    np.testing.assert_allclose(covariance, COVARIANCE, atol=discretisation)
+    np.testing.assert_allclose(mean, MEAN, atol=discretization)
+    np.testing.assert_allclose(covariance, COVARIANCE, atol=discretization)
 
 
 def convolution(params, x_t, t, labels):
@@ -143,7 +143,7 @@ def sample(seed: int, indices: list[int]) -> np.ndarray:
 
 def test_image_i_is_the_same_in_any_batch():
     reference = sample(5, list(range(8)))
-    # Bit-identical at equal batch shape, whatever the neighbours and the place in the batch.
+    # Bit-identical at equal batch shape, whatever the neighbors and the place in the batch.
     shuffled = sample(5, [6, 11, 0, 3, 12, 1, 99, 7])
     np.testing.assert_array_equal(shuffled[[2, 3, 5]], reference[[0, 3, 1]])
     # Within float rounding, far below one pixel level of 1/127.5, at other shapes.

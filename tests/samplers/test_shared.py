@@ -65,9 +65,9 @@ def chain_variance(alpha_bar: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("t", "discretisation"), [slow(399, 0.03), slow(300, 0.03), (200, 0.03), (100, 0.05), (20, 0.2)]
+    ("t", "discretization"), [slow(399, 0.03), slow(300, 0.03), (200, 0.03), (100, 0.05), (20, 0.2)]
 )
-def test_samples_from_one_x_t_have_the_mean_and_variance_of_x0_given_x_t(t, discretisation):
+def test_samples_from_one_x_t_have_the_mean_and_variance_of_x0_given_x_t(t, discretization):
     x_t, x0_hat, samples = map(np.asarray, draw(nearest_point(SAMPLER.grid, t)))
     alpha_bar = np.cumprod(1 - schedule_arrays(PROCESS.schedule).betas.astype(float)[: t + 1])
     # Bayes' rule: precisions add up.
@@ -81,7 +81,7 @@ def test_samples_from_one_x_t_have_the_mean_and_variance_of_x0_given_x_t(t, disc
     assert abs(deviation.mean()) < 5 * np.sqrt(variance / n)
     assert np.mean(deviation**2) == pytest.approx(variance, rel=5 * np.sqrt(2 / n))
     # What is left between the chain and p(x_0 | x_t) is due to the finite number of steps.
-    assert variance == pytest.approx(exact, rel=discretisation)
+    assert variance == pytest.approx(exact, rel=discretization)
     # No two samples share their noise, nor do two images.
     flat = (deviation / np.sqrt(variance)).reshape(NUM_IMAGES * NUM_SAMPLES, -1)
     pairs = np.abs(flat @ flat.T / flat.shape[1])[~np.eye(len(flat), dtype=bool)]

@@ -48,8 +48,8 @@ class Run:
       per_dispatch: Steps of one dispatch, 1 or `PER_DISPATCH`.
       bad: Step whose loss is not finite; 0 for none.
       signal: Step during which a signal comes; 0 for none.
-      signalling: Name and step of the hook during which a signal comes.
-      signalled: Whether it has come.
+      signaling: Name and step of the hook during which a signal comes.
+      signaled: Whether it has come.
       trace: (name, step) of each hook that ran.
       sizes: Steps of each dispatch.
       behind: As each batch was asked for, the number of those before it whose losses were not read.
@@ -63,8 +63,8 @@ class Run:
     per_dispatch: int = 1
     bad: int = 0
     signal: int = 0
-    signalling: tuple[str, int] | None = None
-    signalled: bool = False
+    signaling: tuple[str, int] | None = None
+    signaled: bool = False
     trace: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     sizes: list[int] = dataclasses.field(default_factory=list)
     behind: list[int] = dataclasses.field(default_factory=list)
@@ -76,14 +76,14 @@ class Run:
             assert state.step == step
             assert self.meter.step == step, "not all losses were read"
             self.trace.append((name, step))
-            self.signalled |= self.signalling == (name, step)
+            self.signaled |= self.signaling == (name, step)
 
         return Hook(run, every, **flags)
 
     def batches(self) -> Iterator[Batch]:
         for step in range(self.start + 1, self.num_steps + 1):
             self.behind.append(step - 1 - self.meter.step)
-            self.signalled |= step == self.signal
+            self.signaled |= step == self.signal
             image = np.full((2, 1, 1, 1), step == self.bad, np.uint8)
             yield {"image": image, "label": np.full(2, step, np.int32)}
 
@@ -110,7 +110,7 @@ class Run:
             mesh=mesh,
             meter=self.meter,
             hooks=hooks,
-            ask_stop=lambda: self.signalled,
+            ask_stop=lambda: self.signaled,
             watchdog=Watchdog(0.0),
         )
         return self
@@ -217,7 +217,7 @@ def test_at_a_signal_the_hooks_for_stops_run_and_no_others(
 
 
 def test_a_signal_during_a_hook_stops_the_run_after_the_next_step(tmp_path: Path):
-    run = Run(tmp_path, signalling=("draw", 6))
+    run = Run(tmp_path, signaling=("draw", 6))
     run.go(*three(run))
     assert run.trace == [("save", 3), ("measure", 4), ("draw", 6), ("save", 6), ("save", 7)]
     run.assert_ended(7, stopped=True)
@@ -225,7 +225,7 @@ def test_a_signal_during_a_hook_stops_the_run_after_the_next_step(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["measure", "save"])
 def test_a_signal_during_the_last_hooks_is_told_and_nothing_runs_twice(tmp_path: Path, name: str):
-    run = Run(tmp_path, signalling=(name, 12))
+    run = Run(tmp_path, signaling=(name, 12))
     run.go(*three(run))
     assert run.trace == [*BEFORE_12, ("measure", 12), ("save", 12)]
     run.assert_ended(12, stopped=True)
@@ -248,14 +248,14 @@ def test_a_resumed_run_repeats_the_due_hooks_that_a_kill_may_have_cut_off(
     run.assert_ended(12, stopped=False)
 
 
-@pytest.mark.parametrize("signalling", [None, ("measure", 12)])
+@pytest.mark.parametrize("signaling", [None, ("measure", 12)])
 def test_a_run_resumed_at_its_end_repeats_the_last_hooks_alone(
-    tmp_path: Path, signalling: tuple[str, int] | None
+    tmp_path: Path, signaling: tuple[str, int] | None
 ):
-    run = Run(tmp_path, start=12, signalling=signalling)
+    run = Run(tmp_path, start=12, signaling=signaling)
     run.go(*three(run))
     assert run.trace == [("measure", 12)]
-    run.assert_ended(12, stopped=signalling is not None)
+    run.assert_ended(12, stopped=signaling is not None)
 
 
 # ---- losses that are not finite ----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The train step: optimiser, average, metrics, noise, accumulation, several devices; the dispatches."""
+"""The train step: optimizer, average, metrics, noise, accumulation, several devices; the dispatches."""
 
 import contextlib
 import itertools
@@ -81,7 +81,7 @@ def toy_step(optimizer: optax.GradientTransformation, loss: Any = toy_loss, **ch
 assert_close = partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
 
-# ---- optimiser and average ---------------------------------------------------------------------------
+# ---- optimizer and average ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grad_clip", [1.0, 0.0])
@@ -499,7 +499,7 @@ def test_training_reduces_the_loss(prediction):
 @pytest.mark.parametrize("first", [0, 10**6])
 def test_held_out_times_are_spread_evenly_however_many_images_count(first):
     u = np.asarray(held_out_draws(jax.random.key(0), first + jnp.arange(200), ()).u)
-    # Multiples of the golden ratio, by which neighbours differ up to the 24 bits of a float32.
+    # Multiples of the golden ratio, by which neighbors differ up to the 24 bits of a float32.
     apart = (np.diff(u.astype(float)) - (5**0.5 - 1) / 2) % 1
     np.testing.assert_allclose((apart + 0.5) % 1, 0.5, atol=2**-23)
     assert 0 <= u.min() < 0.01 and 0.99 < u.max() < 1

@@ -15,7 +15,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.options.kinds import Text
 
-LabelledImage = tuple[UInt8[np.ndarray, "h w c"], int]
+LabeledImage = tuple[UInt8[np.ndarray, "h w c"], int]
 
 
 SOURCE_DIR = Option(
@@ -54,7 +54,7 @@ class Contents:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     num_images: int
-    splits: Mapping[str, Iterable[LabelledImage]]
+    splits: Mapping[str, Iterable[LabeledImage]]
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -143,6 +143,6 @@ def held_out(labels: Int[np.ndarray, " n"], test_fraction: float) -> Bool[np.nda
 
 def split_arrays(
     images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
-) -> Iterable[LabelledImage]:
+) -> Iterable[LabeledImage]:
     """Yields the images of arrays one by one."""
     return zip(images, labels.tolist(), strict=True)

@@ -13,7 +13,7 @@ from jaxtyping import Int, Int64, UInt8
 from diffusion_jax.data import image_file, picture
 from diffusion_jax.data.folder import natural, pictures_in, shown, some
 from diffusion_jax.data.headers import (
-    COLOUR,
+    COLOR,
     UNREADABLE,
     Headers,
     cannot_read,
@@ -26,7 +26,7 @@ from diffusion_jax.data.sources.base import (
     TEST_FRACTION,
     Contents,
     InPlace,
-    LabelledImage,
+    LabeledImage,
     Source,
     Storage,
     existing_source,
@@ -130,7 +130,7 @@ def _sort_out(
         for split, rows in {"train": ~test, "test": test}.items()
         if rows.any()
     }
-    mode = "RGB" if COLOUR in said.kinds else "L"
+    mode = "RGB" if COLOR in said.kinds else "L"
     return _Images(folder, size, mode, classes, splits, said.left_out)
 
 
@@ -154,7 +154,7 @@ def _contents(images: _Images) -> Contents:
 
 def _decode_all(
     images: _Images, names: Sequence[str], labels: Int[np.ndarray, " n"], left_out: dict[str, str]
-) -> Iterator[LabelledImage]:
+) -> Iterator[LabeledImage]:
     """Yields the images in order, and adds the bad ones to left_out."""
 
     def decode(name: str) -> UInt8[np.ndarray, "size size c"] | str:

@@ -1,4 +1,4 @@
-"""Layers of the U-Net: normalisation, convolution, time embedding, residual and attention blocks."""
+"""Layers of the U-Net: normalization, convolution, time embedding, residual and attention blocks."""
 
 import math
 import zlib
@@ -23,7 +23,7 @@ Dtype = Any
 SAVEABLE = CONV, ATTENTION = ("conv", "attention")
 
 
-# Ho et al. initialise every kernel with variance 1 / fan_avg; the last layer of a residual path is zero,
+# Ho et al. initialize every kernel with variance 1 / fan_avg; the last layer of a residual path is zero,
 # so that each block starts as the identity and the network's first output is 0.
 def default_init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
     """Draws uniformly with variance 2 / (fan_in + fan_out), Glorot & Bengio (2010)."""
@@ -78,7 +78,7 @@ def group_count(channels: int, groups: int | None = None) -> int:
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He, 2018), in float32.
+    """Group normalization (Wu & He, 2018), in float32.
 
     Attributes:
       groups: Number of equal groups; None: as `group_count` chooses.
@@ -141,7 +141,7 @@ class Conv(nn.Module):
       features: Channels of the output.
       stride: Step of both image axes.
       doubled: Whether the image is first enlarged twice, by repeating its pixels.
-      kernel_init: Initialiser of the kernel.
+      kernel_init: Initializer of the kernel.
       dtype: Type of the computation.
     """
 
@@ -247,7 +247,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbor, then a convolution."""
 
     dtype: Dtype
 

@@ -1,6 +1,6 @@
 """Convolution with fewer multiplications: F(4, r) of Winograd (1980) along rows, as Lavin & Gray (2016) have it.
 
-Four neighbouring outputs y of a row and the r + 3 inputs x that they see are related by the r taps w of
+Four neighboring outputs y of a row and the r + 3 inputs x that they see are related by the r taps w of
 the kernel. With V_k the Vandermonde matrix of r + 3 points, one of them infinite, and k columns,
 
   y = V_4^T [(V_r w) * (V_{r+3}^{-T} x)]

@@ -12,8 +12,8 @@ from slow import slow_after
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.keys import indexed
-from diffusion_jax.likelihood.bound import Bound, drawn_shares, variational_bound
 from diffusion_jax.likelihood.decoder import gaussian_density
+from diffusion_jax.likelihood.vlb import VLB, drawn_shares, variational_bound
 from diffusion_jax.models.denoiser import Denoise, complete
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
@@ -47,7 +47,7 @@ def keys_of(n: int, seed: int = 0) -> jax.Array:
     return indexed(jax.random.key(seed), jnp.arange(n))
 
 
-def bound(x0, keys, *, denoise: Denoise = denoise, num_steps=None, **options: Any) -> Bound:
+def bound(x0, keys, *, denoise: Denoise = denoise, num_steps=None, **options: Any) -> VLB:
     grid = make_grid(PROCESS, num_steps)
     return jax.jit(lambda x0, keys: variational_bound(denoise, grid, x0, keys, **options))(x0, keys)
 
@@ -240,7 +240,7 @@ def test_the_stated_error_of_terms_without_a_trend_is_the_real_one(rng):
     n, k = 20_000, 8
     terms = jnp.asarray(1 + 0.3 * rng.normal(size=(k + 1, n)), jnp.float32)
     weights = jnp.full((k + 1, n), 3.0)
-    result = Bound(jnp.zeros(n), terms, jnp.zeros((k + 1, n), int), terms, terms, weights)
+    result = VLB(jnp.zeros(n), terms, jnp.zeros((k + 1, n), int), terms, terms, weights)
     # The variance of n normal numbers has a relative error of sqrt(2 / n), the mean of four pairs' squared differences
     # one of sqrt(1 / (2 n)): both are 1 % or less.
     np.testing.assert_allclose(
@@ -256,7 +256,7 @@ def test_the_stated_error_is_not_too_small_where_one_part_has_nearly_all_the_spr
     terms = jnp.asarray(np.append(1 / (1 + t), np.zeros((1, n)), axis=0), jnp.float32)
     none = jnp.zeros((k + 1, n))
     weights = jnp.full((k + 1, n), steps / k)
-    result = Bound(jnp.zeros(n), terms, none.astype(int), none, none, weights)
+    result = VLB(jnp.zeros(n), terms, none.astype(int), none, none, weights)
     ratio = np.mean(np.square(result.rate_stderr)) / np.var(result.rate)
     assert 0.98 < ratio < 3  # The variance of n rates is known to 2 %.
 

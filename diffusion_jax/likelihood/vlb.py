@@ -31,7 +31,7 @@ DATA_VARIANCE = 0.25  # Of the pixels that the sample of terms is best for; it i
 LONGEST = 50.0  # Of a step, in logsnr: at the end of jsd.
 
 
-class Bound(NamedTuple):
+class VLB(NamedTuple):
     """Terms of the bound of each image, in bits per dimension, from noise to data.
 
     Attributes:
@@ -70,7 +70,7 @@ class Bound(NamedTuple):
     def rate_stderr(self) -> Float[Array, " b"]:
         """Standard error of the rate, for the times and the noise that were drawn; NaN with fewer than three terms.
 
-        From the differences within pairs of neighbouring terms (collapsed strata: Cochran, 1977, Section 5A.12), so
+        From the differences within pairs of neighboring terms (collapsed strata: Cochran, 1977, Section 5A.12), so
         that a trend over the steps is counted as noise: on average its square is too large rather than too small. Of
         few pairs it is itself uncertain: for intervals, take Student's t with half as many degrees of freedom as there
         are terms.
@@ -151,7 +151,7 @@ def variational_bound(
     decoder: Decoder = discretized_gaussian,
     num_terms: int | None = None,
     progress: Callable[[int], object] | None = None,
-) -> Bound:
+) -> VLB:
     """Returns the bound on -log2 p(x_0), term by term; all steps, or a stratified sample of them.
 
     One `lax.scan`; to be called inside the caller's `jit`. The noise of an image comes from its own key and the time,
@@ -199,7 +199,7 @@ def variational_bound(
 
     _, (terms, x0_mse, eps_mse) = jax.lax.scan(pass_, None, (jnp.arange(count + 1), steps))
     prior = to_bits(prior_kl(grid, x0))
-    return Bound(prior, terms, steps, x0_mse, eps_mse, weights)
+    return VLB(prior, terms, steps, x0_mse, eps_mse, weights)
 
 
 def _check_images(x0: Array, decoder: Decoder) -> None:

@@ -10,7 +10,7 @@ from diffusion_jax.planning.program import Compiled
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound:
+class Roofline:
     """Seconds of one step that each resource needs at its peak, if the others cost nothing."""
 
     compute: float
@@ -28,7 +28,7 @@ class Bound:
         return max(("compute", "memory", "interconnect"), key=lambda name: getattr(self, name))
 
 
-def bound(step: Compiled, chip: Chip, dtype: str) -> Bound:
+def roofline(step: Compiled, chip: Chip, dtype: str) -> Roofline:
     """Returns the least time of a step.
 
     Args:
@@ -37,7 +37,7 @@ def bound(step: Compiled, chip: Chip, dtype: str) -> Bound:
       dtype: Type that the network computes in.
     """
     sent = sum(traffic.sent_bytes for traffic in step.collectives.values())
-    return Bound(
+    return Roofline(
         step.flops / chip.flops[dtype],
         step.bytes_accessed / chip.bandwidth,
         sent / chip.interconnect,
