@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Float32, Key, UInt8
+from jaxtyping import Array, Float, Float32, Int, Key, UInt8
 
 from diffusion_jax.data.transforms import drop_labels, random_flip, to_model_range
 from diffusion_jax.errors import InputError
@@ -42,6 +42,20 @@ class StepMetrics(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]
+
+
+class StepKeys(NamedTuple):
+    """Independent keys of one training step, each for the whole global batch."""
+
+    flip: Key[Array, ""]
+    draw: Key[Array, ""]
+    dropout: Key[Array, ""]
+    labels: Key[Array, ""]
+
+
+def step_keys(key: Key[Array, ""], step: int | Int[Array, ""]) -> StepKeys:
+    """Returns the keys of a step, a pure function of the run's key and the step's number."""
+    return StepKeys(*jax.random.split(jax.random.fold_in(key, step), len(StepKeys._fields)))
 
 
 def make_train_step(
@@ -92,15 +106,14 @@ def make_train_step(
         return over_batch(local, mesh, ((0, 0), "params"), shardings)(whole, inputs)
 
     def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
-        keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
-        flip_key, draw_key, dropout_key, label_key = keys
+        keys = step_keys(key, state.step)
         images: UInt8[Array, "b h w c"] | Float32[Array, "b h w c"] = batch["image"]
-        x0 = to_model_range(random_flip(flip_key, images) if flip else images)
-        noise = objective.draw(state.aux, draw_key, x0.shape)
+        x0 = to_model_range(random_flip(keys.flip, images) if flip else images)
+        noise = objective.draw(state.aux, keys.draw, x0.shape)
         labels = batch["label"] if conditional else None
         if labels is not None and no_label is not None and label_dropout > 0:
-            labels = drop_labels(label_key, labels, label_dropout, no_label)
-        inputs = x0, labels, noise, indexed(dropout_key, jnp.arange(len(x0)))
+            labels = drop_labels(keys.labels, labels, label_dropout, no_label)
+        inputs = x0, labels, noise, indexed(keys.dropout, jnp.arange(len(x0)))
         (losses, weighted), grads = gradients({"params": state.params, "aux": state.aux}, inputs)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -42,7 +42,7 @@ from diffusion_jax.training.state import (
     from_parts,
     to_parts,
 )
-from diffusion_jax.training.step import TrainStep, make_multi_step, make_train_step
+from diffusion_jax.training.step import TrainStep, make_multi_step, make_train_step, step_keys
 
 T = 100
 
@@ -216,7 +216,7 @@ def test_each_image_has_a_dropout_key_of_its_own_however_the_batch_is_split(accu
     )
     step = make_train_step(objective, optax.sgd(1.0), jax.random.key(7), accumulate=accumulate)
     state, _ = jax.jit(step)(new_state(optax.sgd(1.0), 1.0), make_batch(size=64))
-    key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 4)[2]
+    key = step_keys(jax.random.key(7), 0).dropout
     expected = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(64)]
     np.testing.assert_array_equal(state.aux, expected)
 
@@ -359,7 +359,7 @@ def test_every_step_draws_anew_and_draws_the_same_again():
 
 def test_flip_draws_and_dropout_share_no_key():
     n, seen = 4096, {}
-    dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 4)[2]
+    dropout_key = step_keys(jax.random.key(7), 0).dropout
 
     # Like the flip, these draw with the very key that they are given: one key for two of them gives
     # both the same numbers.
