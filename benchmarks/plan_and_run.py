@@ -18,35 +18,33 @@ from typing import Any
 
 import jax
 import report
-from diffusion_jax.planning.bound import bound
 from steps import random_batch, step_seconds
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.commands.plan import memory_of
-from diffusion_jax.experiment import build
-from diffusion_jax.experiment.training import batch_template, make_training, make_training_mesh
+from diffusion_jax.experiment.planning import planned_training
 from diffusion_jax.planning import program
 from diffusion_jax.planning.chips import chip_of
+from diffusion_jax.planning.roofline import roofline
 
 
 def measure(config: Any, passes: int, repeats: int) -> dict[str, Any]:
     """Returns what the plan says of a step and what the step then does."""
-    device, mesh = jax.devices()[0], make_training_mesh(config)
-    planned = program.compile_step(config, jax.devices())
-    limit, chip = memory_of(device, mesh.size), chip_of(device.device_kind)
+    device = jax.devices()[0]
+    training, shapes = planned_training(config, jax.devices())
+    planned = program.compile_step(training, shapes)
+    limit, chip = memory_of(device, training.mesh.size), chip_of(device.device_kind)
     figures: dict[str, Any] = {
         "batch_size": config.train.batch_size,
         "device": device.device_kind,
         "planned_gb": planned.total / 1e9,
         "limit_gb": limit and limit / 1e9,
         "fits": limit is None or planned.total <= limit,
-        "bound": chip and bound(planned, chip, config.model.dtype).step,
+        "bound": chip and roofline(planned, chip, config.model.dtype).step,
         "compile_seconds": planned.seconds,
     }
-    exp = build.build(config, *program.assumed_images(config))
-    training = make_training(exp, mesh)
     try:
-        batch = random_batch(batch_template(exp, mesh))
+        batch = random_batch(shapes)
         figures["seconds"] = step_seconds(
             training.steps[1], training.create(), batch, passes, repeats
         )

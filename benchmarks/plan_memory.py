@@ -32,8 +32,7 @@ def measure(batch_size: int, channels: int) -> dict[str, Any]:
 
     jax.config.update("jax_platforms", "cpu")
     from diffusion_jax.config import default_config
-    from diffusion_jax.experiment import build
-    from diffusion_jax.experiment.training import make_training, make_training_mesh
+    from diffusion_jax.experiment.planning import planned_training
     from diffusion_jax.planning import program
 
     config = default_config()
@@ -41,14 +40,10 @@ def measure(batch_size: int, channels: int) -> dict[str, Any]:
     config.model.channels, config.model.channel_mult = channels, (1, 2)
     config.model.num_res_blocks, config.model.attention_resolutions = 1, ()
     config.train.batch_size, config.mesh.data = batch_size, 1
-    devices = jax.devices()[:1]
-    planned = program.compile_step(config, devices)
-    exp = build.build(config, *program.assumed_images(config))
-    mesh = make_training_mesh(config, devices)
-    training = make_training(exp, mesh)
+    training, shapes = planned_training(config, jax.devices()[:1])
+    planned = program.compile_step(training, shapes)
     state = jax.block_until_ready(training.create())
-    images = np.zeros((batch_size, *exp.image_shape), np.uint8)
-    batch = jax.device_put({"image": images, "label": np.zeros(batch_size, np.int32)})
+    batch = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
     step = training.steps[1].lower(state, batch).compile()
     Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
     before = resident("VmRSS")

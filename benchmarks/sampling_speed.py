@@ -43,14 +43,14 @@ def measure(arguments: argparse.Namespace, changes: list[tuple[str, str]], dtype
     draw = make_batch_sampler(
         sampling.make_draw(run), mesh, arguments.batch_size, num_classes=config.model.num_classes
     )
-    settings, seconds = sampling.traced_options(config), []
+    settings, seconds = sampling.traced_options(run), []
     for batch in range(1 + arguments.repeats):
         indices = batch * arguments.batch_size + np.arange(arguments.batch_size)
         started = time.perf_counter()
         draw(params, settings, indices)
         seconds.append(time.perf_counter() - started)
         print(f"  {dtype}, batch {batch}: {seconds[-1]:.3f} s", flush=True)
-    return {"first_seconds": seconds[0], "seconds": seconds[1:], **sampling.sampler_options(config)}
+    return {"first_seconds": seconds[0], "seconds": seconds[1:], **sampling.sampler_options(run)}
 
 
 def main() -> None:

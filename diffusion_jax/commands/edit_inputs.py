@@ -40,40 +40,46 @@ class Inputs(NamedTuple):
         return digest.hexdigest()
 
 
-def load_inputs(run: Run) -> Inputs:
+def load_inputs(
+    run: Run, paths: Sequence[str] | None, num_images: int, labels: Sequence[int] | None
+) -> Inputs:
     """Returns the images of `edit.images`, cropped and resized to the model's size, or else the first test images.
 
-    The classes are those of sample.labels in turn; unset, those of the test images, or no class for other images, if
-    the model was trained to do without (`train.label_dropout`).
+    Args:
+      run: Whose model they are for.
+      paths: The field `edit.images`: files and folders; None: the test images.
+      num_images: Number of test images, at most.
+      labels: The field `sample.labels`: classes in turn; None: those of the test images, or no class for other images,
+        if the model was trained to do without (`train.label_dropout`).
 
     Raises:
       InputError: An image that cannot be read, no test images, classes that have moved, or one that nobody says.
     """
-    config, labels = run.config, None
-    num_classes, paths = config.model.num_classes, config.edit.images
+    known = None
     if paths is None:
-        labeled = num_classes > 0 and config.sample.labels is None
-        split = run.load_split("test", labeled=labeled)
-        batch = split.read(np.arange(min(config.sample.num_images, split.num_images)))
-        images, labels = batch["image"], batch["label"].astype(np.int32)
+        split = run.load_split("test", labeled=run.conditional and labels is None)
+        batch = split.read(np.arange(min(num_images, split.num_images)))
+        images, known = batch["image"], batch["label"].astype(np.int32)
     else:
         images = np.stack(_read_all(_files(paths), run.image_shape))
-    if num_classes == 0:
+    if not run.conditional:
         return Inputs(images, None)
-    if config.sample.labels is not None:
-        labels = class_of_images(np.arange(len(images)), num_classes, config.sample.labels)
-    if labels is None and config.train.label_dropout == 0:
+    if labels is not None:
+        known = class_of_images(np.arange(len(images)), run.num_classes, labels)
+    if known is not None:
+        return Inputs(images, known)
+    if not run.classless:
         raise InputError(
             "sample.labels is unset, but the model needs the class of each of edit.images (it was trained without "
             "label dropout)"
         )
-    if labels is None and config.sampler.guidance_scale is not None:
+    if run.guidance_scale is not None:
         warnings.warn(
-            f"sampler.guidance_scale is {config.sampler.guidance_scale:g}, but no class of edit.images is known, so "
+            f"sampler.guidance_scale is {run.guidance_scale:g}, but no class of edit.images is known, so "
             "nothing is guided; set sample.labels",
             stacklevel=1,
         )
-    return Inputs(images, np.full(len(images), num_classes, np.int32) if labels is None else labels)
+    return Inputs(images, np.full(len(images), run.num_classes, np.int32))
 
 
 def load_mask(path: str, image_shape: tuple[int, int, int]) -> Bool[np.ndarray, "h w"]:

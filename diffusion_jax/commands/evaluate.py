@@ -67,6 +67,6 @@ def _measure(
 def _record(run: Run, name: str, metric: Metric[Any, Any], result: Any) -> dict[str, Any]:
     """Returns the figures, and all that they depend on."""
     figures, fields = metric.record(result), run.config.eval
-    options = {"split": fields.split, "seed": fields.seed, **metric_options(run.config, name)}
+    options = {"split": fields.split, "seed": fields.seed, **metric_options(run, name)}
     # What a metric says of an unset option, such as the number of steps, counts before it.
     return {**figures, **(options | figures), **job.measured(run)}

@@ -41,14 +41,14 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     started = time.monotonic()
     _check(config)
     run, mesh = job.open_run(config, workdir)
-    config, fields = run.config, run.config.edit
+    fields, sample = run.config.edit, run.config.sample
     known = load_mask(fields.mask, run.image_shape) if fields.keep == "mask" else None
-    constraint = editing.make_constraint(config, run.image_shape, known)
-    inputs = load_inputs(run)
+    constraint = editing.make_constraint(run, known)
+    inputs = load_inputs(run, fields.images, sample.num_images, sample.labels)
     sampler = sampling.make_sampler(run)
-    options = _options(config, sampler)
+    options = _options(run, sampler)
     num_images = len(inputs.images)
-    batch_size = min(config.sample.batch_size, num_images)
+    batch_size = min(sample.batch_size, num_images)
     folder = workdir / "edits" / _job_name(run, inputs, known, options)
     own(folder, "inpaint")
     files = ImageFiles(folder, num_images, run.image_shape)
@@ -62,8 +62,8 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
         inputs.images[:SHOWN], files.head(SHOWN), constraint, full_name("edit.keep", fields.keep)
     )
     pictures.save_png(folder / "edit.png", picture)
-    labels = inputs.known_labels(config.model.num_classes)
-    paths = files.write(config.sample.formats, labels, run.names_to_draw)
+    labels = inputs.known_labels(run.num_classes)
+    paths = files.write(sample.formats, labels, run.names_to_draw)
     result = {
         "num_images": num_images,
         **job.record(run, editing.edit_nfe(run, sampler), labels),
@@ -87,11 +87,11 @@ def _check(config: ConfigDict) -> None:
         )
 
 
-def _options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:
+def _options(run: Run, sampler: Sampler) -> dict[str, int]:
     """Returns start, resamplings and jump; warns of a start that is not on the sampler's grid."""
-    options, start_t = editing.inpaint_options(config, sampler), config.edit.start_t
+    options, start_t = editing.inpaint_options(run, sampler), run.config.edit.start_t
     if start_t is not None:
-        check_temperature(config, options["start"] == 0, f"edit.start_t={start_t:g}")
+        check_temperature(run.config, options["start"] == 0, f"edit.start_t={start_t:g}")
         warn_of_times(sampler.grid, [start_t], [options["start"]], "edit.start_t")
     return options
 
@@ -103,14 +103,14 @@ def _make_draw(
     program = map_batches(
         editing.make_inpaint(run, constraint), mesh, batch_size, out_axes=(0, 0, 0)
     )
-    whole = run.params, sampling.traced_options(run.config)
+    whole = run.params, sampling.traced_options(run)
 
     def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
         labels = None if inputs.labels is None else inputs.labels[indices]
         images, finite, stats = program(
             whole, (indices.astype(np.int32), labels, inputs.images[indices])
         )
-        sampling.check_finished(run.config, run.params, finite, stats)
+        sampling.check_finished(run, run.params, finite, stats)
         return images
 
     return draw
@@ -124,7 +124,7 @@ def _job_name(
 ) -> str:
     fields = run.config.edit
     return job.job_name(
-        *(run.config, run.step, run.digest),
+        run,
         keep=fields.keep,
         factor=fields.factor,
         mask=None if known is None else known.tolist(),

@@ -86,8 +86,8 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     check_invertible(config)
     check_temperature(config, config.edit.latents, "edit.latents=false")
     run, mesh = job.open_run(config, workdir)
-    fields = run.config.edit
-    inputs = _pairs(run, load_inputs(run))
+    fields, sample = run.config.edit, run.config.sample
+    inputs = _pairs(run, load_inputs(run, fields.images, sample.num_images, sample.labels))
     sampler = sampling.make_sampler(run)
     points = _points(run, sampler)
     rows, fraction = _between(inputs, fields.num_between + 2)
@@ -95,7 +95,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     folder = workdir / "edits" / _job_name(run, inputs, names)
     own(folder, "interpolate")  # Before hours of drawing.
     num_rows, total = len(points) + fields.latents, len(rows.pair)
-    batch_size = min(run.config.sample.batch_size, total)
+    batch_size = min(sample.batch_size, total)
     with ImagesBar(num_rows * total, 1, batch_size) as bar:
         task = _Task(run, mesh, inputs, rows, batch_size, folder / "parts", bar)
         # First, since an adaptive sampler that is cut short here can say how far it came.
@@ -113,7 +113,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     remove(folder / "parts")
     result = {
         "num_pairs": len(between),
-        **job.record(run, nfe, inputs.known_labels(run.config.model.num_classes)),
+        **job.record(run, nfe, inputs.known_labels(run.num_classes)),
         "edit": fields.to_dict(),
         "seconds_this_start": round(time.monotonic() - started, 1),
     }
@@ -147,11 +147,10 @@ def _nfe(
     run: Run, sampler: Sampler, points: list[int], names: list[str]
 ) -> dict[str, int | float | None]:
     """Returns the network evaluations of an image mixed at each point; None of an adaptive sampler."""
-    evaluations, last = sampling.evaluations(run.config), sampler.grid.num_steps
-    costs = (sampler.cost(point, last) for point in points)
+    last = sampler.grid.num_steps
     return {
-        name: None if cost is None else cost * evaluations
-        for name, cost in zip(names, costs, strict=False)
+        name: sampling.evaluations_of(run, sampler.cost(point, last))
+        for name, point in zip(names, points, strict=False)
     }
 
 
@@ -182,8 +181,8 @@ def _pairs(run: Run, inputs: Inputs) -> Inputs:
     if labels is None:
         return Inputs(images, None)
     pairs = labels[:count].reshape(-1, 2).copy()
-    if run.config.train.label_dropout > 0:
-        pairs[pairs[:, 0] != pairs[:, 1]] = run.config.model.num_classes
+    if run.classless:
+        pairs[pairs[:, 0] != pairs[:, 1]] = run.num_classes
     return Inputs(images, pairs.ravel())
 
 
@@ -201,7 +200,7 @@ def _between(inputs: Inputs, columns: int) -> tuple[_Rows, Float32[np.ndarray, "
 
 def _mixed_at(task: _Task, points: list[int]) -> list[Batches]:
     """Draws the images of all rows at each point, by one program; returns where they are."""
-    run, settings = task.run, sampling.traced_options(task.run.config)
+    run, settings = task.run, sampling.traced_options(task.run)
     program = map_batches(
         editing.make_interpolate(run), task.mesh, task.batch_size, out_axes=(0, 0, 0)
     )
@@ -211,7 +210,7 @@ def _mixed_at(task: _Task, points: list[int]) -> list[Batches]:
         ends = task.inputs.images[rows.first], task.inputs.images[rows.second]
         whole = run.params, settings, np.int32(point)
         images, finite, stats = program(whole, (rows.pair, rows.labels, *ends, rows.fraction))
-        sampling.check_finished(run.config, run.params, finite, stats)
+        sampling.check_finished(run, run.params, finite, stats)
         return {"images": images}
 
     return [_draw(task, f"point{point:05}", functools.partial(draw, point)) for point in points]
@@ -224,7 +223,7 @@ def _latents(task: _Task) -> tuple[Batches, list[int]]:
       Where they are, and the evaluations of each encoding by an adaptive sampler, none by another.
     """
     run, inputs, total = task.run, task.inputs, len(task.inputs.images)
-    whole = run.params, sampling.traced_options(run.config)
+    whole = run.params, sampling.traced_options(run)
     encode = map_batches(editing.make_encode(run), task.mesh, task.batch_size, out_axes=(0, 0))
     decode = map_batches(editing.make_decode(run), task.mesh, task.batch_size, out_axes=(0, 0, 0))
 
@@ -232,7 +231,7 @@ def _latents(task: _Task) -> tuple[Batches, list[int]]:
         labels = None if inputs.labels is None else inputs.labels[indices]
         rows = indices.astype(np.int32), labels, inputs.images[indices]
         latents, stats = encode(whole, rows)
-        sampling.check_finished(run.config, run.params, np.asarray(stats.finished), stats)
+        sampling.check_finished(run, run.params, np.asarray(stats.finished), stats)
         return {"latents": latents, "evaluations": np.asarray(stats.evaluations)}
 
     is_sound = rows_of(latents=(np.float32, run.image_shape))
@@ -244,7 +243,7 @@ def _latents(task: _Task) -> tuple[Batches, list[int]]:
         ends = encoded[rows.first], encoded[rows.second]
         drawn = decode(whole, (rows.pair, rows.labels, *ends, rows.fraction))
         images, finite, stats = drawn
-        sampling.check_finished(run.config, run.params, finite, stats)
+        sampling.check_finished(run, run.params, finite, stats)
         return {"images": images, "evaluations": np.asarray(stats.evaluations)}
 
     return _draw(task, "latents", draw), _evaluations(parts)
@@ -272,7 +271,7 @@ def _take(rows: _Rows, indices: Int64[np.ndarray, " b"]) -> _Rows:
 def _job_name(run: Run, inputs: Inputs, names: list[str]) -> str:
     fields = run.config.edit
     return job.job_name(
-        *(run.config, run.step, run.digest),
+        run,
         rows=names,
         num_between=fields.num_between,
         iterations=fields.iterations,

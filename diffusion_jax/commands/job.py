@@ -13,7 +13,7 @@ from jaxtyping import Int, Int64, UInt8
 from ml_collections import ConfigDict
 
 import diffusion_jax
-from diffusion_jax import config as config_lib, data
+from diffusion_jax import data
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.data.split import count
@@ -51,32 +51,30 @@ def open_run(
     return run, mesh
 
 
-def job_name(config: ConfigDict, step: int, checkpoint: str, **more: Any) -> str:
+def job_name(run: Run, **more: Any) -> str:
     """Names a job by all that decides its pixels; not by batch size or devices.
 
     Args:
-      config: The config.
-      step: Step of the checkpoint.
-      checkpoint: The checkpoint's digest, which stands for its parameters.
+      run: What it draws with; the checkpoint's digest stands for the parameters.
       more: What else decides them, such as the number of images.
     """
-    options = sampling.sampler_options(config).items()
+    fields, options = run.config.sample, sampling.sampler_options(run).items()
     # Images of such a grid, drawn before its prior was its own, were others.
-    prior_std = sampling.own_prior_std(config)
+    prior_std = sampling.own_prior_std(run)
     if prior_std is not None:
         more = {**more, "prior_std": round(prior_std, 6)}
     decisive = {
-        "checkpoint": checkpoint,
-        "trained": config_lib.config_hash(config),
-        "step": step,
-        "ema": config.sample.ema,
+        "checkpoint": run.digest,
+        "trained": run.config_hash,
+        "step": run.step,
+        "ema": fields.ema,
         "sampler": {name: value for name, value in options if value is not None},
-        "seed": config.sample.seed,
-        "labels": config.sample.labels,
+        "seed": fields.seed,
+        "labels": fields.labels,
         **more,
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
-    return f"step{step:08}-{config.sampler.name}-seed{config.sample.seed}-{digest}"
+    return f"step{run.step:08}-{run.sampler_name}-seed{fields.seed}-{digest}"
 
 
 def measurement_name(run: Run, split: data.Split, metric: str) -> str:
@@ -91,10 +89,10 @@ def measurement_name(run: Run, split: data.Split, metric: str) -> str:
     decided = {
         "checkpoint": run.digest,
         "version": diffusion_jax.__version__,
-        "trained": config_lib.config_hash(run.config),
+        "trained": run.config_hash,
         "data": data.fingerprint(split),
         **{name: fields[name] for name in ("split", "ema", "seed")},
-        **metric_options(run.config, metric),
+        **metric_options(run, metric),
     }
     digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:10]
     return f"step{run.step:08}-{fields.split}-{digest}"
@@ -103,7 +101,7 @@ def measurement_name(run: Run, split: data.Split, metric: str) -> str:
 def measured(run: Run) -> dict[str, Any]:
     """Returns what every metric says of the parameters that it measured."""
     return {
-        "config_hash": config_lib.config_hash(run.config),
+        "config_hash": run.config_hash,
         "step": run.step,
         "ema": run.config.eval.ema,
     }
@@ -141,22 +139,22 @@ def record(run: Run, nfe: Any, labels: Int[np.ndarray, " n"] | None) -> dict[str
       nfe: Network evaluations of an image.
       labels: Class of each image; None: they have none, or not all of them.
     """
-    config, step = run.config, run.step
+    fields = run.config.sample
     return {
-        "config_hash": config_lib.config_hash(config),
-        "step": step,
-        "ema": config.sample.ema,
-        "sampler": sampling.sampler_options(config),
+        "config_hash": run.config_hash,
+        "step": run.step,
+        "ema": fields.ema,
+        "sampler": sampling.sampler_options(run),
         "nfe": nfe,
-        "seed": config.sample.seed,
-        "labels": config.sample.labels,
+        "seed": fields.seed,
+        "labels": fields.labels,
         "classes": None if labels is None else _classes(run, labels),
     }
 
 
 def _classes(run: Run, labels: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
     """Returns the classes that there are images of."""
-    counts = count(labels, run.config.model.num_classes)
+    counts = count(labels, run.num_classes)
     return [row for row in classes.table(run.class_names, counts) if row["num_images"]]
 
 

@@ -2,13 +2,19 @@
 
 import dataclasses
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from diffusion_jax.experiment.planning import (
+    assumed_images,
+    memory_fields,
+    planned_training,
+    source_of_shape,
+    with_changes,
+)
 from diffusion_jax.experiment.training import make_training_mesh
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.planning import fit, program
@@ -65,15 +71,19 @@ def plan(config: ConfigDict, workdir: Path, topology: str | None = None) -> int:
     check_writable(workdir)
     mesh = make_training_mesh(config, devices)
     planned = _Planned(config, mesh, topology, memory_of(devices[0], mesh.size))
-    compile_step = partial(program.compile_step, devices=devices)
+
+    def compile_step(changes: fit.Changes) -> Compiled:
+        return program.compile_step(*planned_training(with_changes(config, changes), devices))
+
     stopping.check()
-    tried = [fit.attempt(compile_step, config, planned.memory)]
+    tried = [fit.attempt(compile_step, planned.memory)]
     first = jax.process_index() == 0
     if first:
         print(_heading(planned))
         print(_outcome(tried[0], planned.memory))
     if not tried[0].fits:
-        for attempt in fit.search(compile_step, config, planned.memory, mesh.size):
+        candidates = fit.candidates(mesh.size, **memory_fields(config))
+        for attempt in fit.search(compile_step, planned.memory, candidates):
             tried.append(attempt)
             if first:
                 print(
@@ -90,11 +100,11 @@ def plan(config: ConfigDict, workdir: Path, topology: str | None = None) -> int:
 def _heading(planned: _Planned) -> str:
     config, mesh = planned.config, planned.mesh
     where = f" ({planned.topology})" if planned.topology else ""
-    shape, _ = program.assumed_images(config)
+    shape, _ = assumed_images(config)
     return (
         f"{mesh.size} x {planned.device_kind}{where}, mesh data {mesh.shape['data']} x fsdp "
         f"{mesh.shape['fsdp']}; batch {config.train.batch_size} of {'x'.join(map(str, shape))} images "
-        f"({program.source_of_shape(config)}), {config.model.dtype}"
+        f"({source_of_shape(config)}), {config.model.dtype}"
     )
 
 
@@ -117,8 +127,8 @@ def _record(planned: _Planned, tried: list[Attempt]) -> dict[str, Any]:
         "topology": planned.topology,
         "device_kind": planned.device_kind,
         "devices": planned.mesh.size,
-        "image_shape": program.assumed_images(config)[0],
-        "image_shape_from": program.source_of_shape(config),
+        "image_shape": assumed_images(config)[0],
+        "image_shape_from": source_of_shape(config),
         "batch_size": config.train.batch_size,
         "dtype": config.model.dtype,
         "memory_limit": planned.memory,

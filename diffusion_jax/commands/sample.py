@@ -19,7 +19,7 @@ from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reporting import pictures
 from diffusion_jax.runs import Run
 from diffusion_jax.samplers import Sampler
-from diffusion_jax.samplers.batches import Samples, class_of_images, make_batch_sampler
+from diffusion_jax.samplers.batches import class_of_images, make_batch_sampler
 
 GRID_IMAGES = 100
 
@@ -37,9 +37,9 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     """
     started = time.monotonic()
     run, mesh = job.open_run(config, workdir)
-    config, fields = run.config, run.config.sample
+    fields = run.config.sample
     num_images, batch_size = fields.num_images, min(fields.batch_size, fields.num_images)
-    folder = workdir / "samples" / job.job_name(config, run.step, run.digest, num_images=num_images)
+    folder = workdir / "samples" / job.job_name(run, num_images=num_images)
     own(folder, "sample")
     files = ImageFiles(folder, num_images, run.image_shape)
     sampler = sampling.make_sampler(run)
@@ -48,16 +48,15 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     bar = ImagesBar(num_images, sampler.grid.num_steps, batch_size, finished=len(finished))
     draw = _make_draw(run, mesh, batch_size, bar, costs)
     drawn = job.draw_missing(files, bar, draw, batch_size, finished)
-    sample_pictures.draw_progressive(run, sampler, mesh, folder)
-    shared_t = sample_pictures.draw_shared(run, sampler, mesh, folder)
+    shared_t = _draw_pictures(run, sampler, mesh, folder)
     if jax.process_index() != 0:
         return 0
-    labels = class_of_images(np.arange(num_images), config.model.num_classes, fields.labels)
+    labels = class_of_images(np.arange(num_images), run.num_classes, fields.labels)
     _save_grid(run, files, labels, folder)
     paths = files.write(fields.formats, labels, run.names_to_draw)
     result = {
         "num_images": num_images,
-        **job.record(run, _nfe(config, sampler, costs, folder), labels),
+        **job.record(run, _nfe(run, sampler, costs, folder), labels),
         "shared_t": shared_t,
         "files": [path.name for path in paths],
         "drawn_this_start": drawn,
@@ -72,18 +71,29 @@ def _make_draw(
 ) -> job.Draw:
     """Returns indices -> their images; what each of them cost is appended to `costs`."""
     program = sampling.make_draw(run, progress=bar.progress)
-    num_classes = run.config.model.num_classes
-    draw_batch = make_batch_sampler(program, mesh, batch_size, num_classes=num_classes)
-    settings, labels = sampling.traced_options(run.config), run.config.sample.labels
+    draw_batch = make_batch_sampler(program, mesh, batch_size, num_classes=run.num_classes)
+    settings, labels = sampling.traced_options(run), run.config.sample.labels
 
     def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
         samples = draw_batch(run.params, settings, indices, labels)
-        assert samples.finite is not None and samples.stats is not None
-        sampling.check_finished(run.config, run.params, samples.finite, samples.stats)
+        sampling.check_finished(run, run.params, samples.finite, samples.stats)
         costs.extend(np.asarray(samples.stats.evaluations).tolist())
         return samples.images
 
     return draw
+
+
+def _draw_pictures(
+    run: Run, sampler: Sampler, mesh: jax.sharding.Mesh, folder: Path
+) -> list[float] | None:
+    """Draws what the config asks for besides the images; returns the times of `sample.shared_t` that were taken."""
+    fields = run.config.sample
+    what = run, sampler, mesh, folder
+    if fields.progressive:
+        sample_pictures.draw_progressive(*what, fields.num_images, fields.labels)
+    if fields.shared_t is None:
+        return None
+    return sample_pictures.draw_shared(*what, fields.shared_t, fields.num_images, fields.labels)
 
 
 def _save_grid(
@@ -91,19 +101,19 @@ def _save_grid(
 ) -> None:
     first = files.head(GRID_IMAGES)
     classes = None if labels is None else labels[: len(first)]
-    shown = Samples(first, None, None, classes, class_names=run.class_names)
-    pictures.save_png(folder / "grid.png", shown.grid())
+    grid = pictures.grid_by_class(pictures.magnified(first), classes, run.class_names)
+    pictures.save_png(folder / "grid.png", grid)
 
 
-def _nfe(config: ConfigDict, sampler: Sampler, costs: list[int], folder: Path) -> Any:
+def _nfe(run: Run, sampler: Sampler, costs: list[int], folder: Path) -> Any:
     """Returns the network evaluations an image: the same of each, or of an adaptive sampler their mean and maximum.
 
     These are of the images drawn now; if there were none, what the job said before.
     """
-    twice = sampling.evaluations(config)
-    if sampler.nfe is not None:
-        return sampler.nfe * twice
+    if (nfe := sampling.evaluations_of(run, sampler.nfe)) is not None:
+        return nfe
     if costs:
+        twice = sampling.evaluations(run)
         mean = round(float(np.mean(costs)) * twice, 1)
         return {"mean": mean, "max": max(costs) * twice, "images": len(costs)}
     try:

@@ -1,6 +1,7 @@
 """What `--mode=sample` shows besides the images: how they came about."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -27,14 +28,28 @@ PROGRESSIVE = ("progressive.npz", "progressive.png", "strip.png")
 SHARED_IMAGES, SHARED_SAMPLES = 4, 8
 
 
-def draw_progressive(run: Run, sampler: Sampler, mesh: jax.sharding.Mesh, folder: Path) -> None:
-    """Draws how the first images came about, if sample.progressive asks for it and the folder does not have it.
+def draw_progressive(
+    run: Run,
+    sampler: Sampler,
+    mesh: jax.sharding.Mesh,
+    folder: Path,
+    num_images: int,
+    labels: Sequence[int] | None,
+) -> None:
+    """Draws how the first images came about, if the folder does not have it.
 
     Writes strip.png (x_t and x0_hat), progressive.png and progressive.npz (x0_hat), of images that are drawn once more:
     at another batch size, so they may differ from the job's by a gray level.
+
+    Args:
+      run: The run.
+      sampler: Its sampler.
+      mesh: Devices.
+      folder: Of the job.
+      num_images: Number of the job's images.
+      labels: The field `sample.labels`.
     """
-    fields, num_classes = run.config.sample, run.config.model.num_classes
-    if not fields.progressive or distributed.broadcast_from_first(
+    if distributed.broadcast_from_first(
         "whether it is there",
         lambda: (
             all((folder / name).exists() for name in PROGRESSIVE)
@@ -45,17 +60,16 @@ def draw_progressive(run: Run, sampler: Sampler, mesh: jax.sharding.Mesh, folder
     stopping.check()
     num_steps = sampler.grid.num_steps
     shown = frame_steps(num_steps, min(FRAMES, num_steps + 1))
-    count = min(PROGRESSIVE_IMAGES, fields.num_images)
+    count = min(PROGRESSIVE_IMAGES, num_images)
     draw = make_batch_sampler(
         sampling.make_draw(run, num_frames=len(shown)),
         mesh,
         count,
-        num_classes=num_classes,
+        num_classes=run.num_classes,
         with_frames=True,
     )
-    samples = draw(run.params, sampling.traced_options(run.config), np.arange(count), fields.labels)
-    assert samples.finite is not None and samples.stats is not None
-    sampling.check_finished(run.config, run.params, samples.finite, samples.stats)
+    samples = draw(run.params, sampling.traced_options(run), np.arange(count), labels)
+    sampling.check_finished(run, run.params, samples.finite, samples.stats)
     if jax.process_index() != 0:
         return
     assert samples.frames_x0 is not None
@@ -67,41 +81,53 @@ def draw_progressive(run: Run, sampler: Sampler, mesh: jax.sharding.Mesh, folder
 
 
 def draw_shared(
-    run: Run, sampler: Sampler, mesh: jax.sharding.Mesh, folder: Path
-) -> list[float] | None:
+    run: Run,
+    sampler: Sampler,
+    mesh: jax.sharding.Mesh,
+    folder: Path,
+    shared_t: Sequence[float],
+    num_images: int,
+    labels: Sequence[int] | None,
+) -> list[float]:
     """Draws shared.png and shared.npz of the first images, unless the folder has them for these times.
 
+    Args:
+      run: The run.
+      sampler: Its sampler.
+      mesh: Devices.
+      folder: Of the job.
+      shared_t: The field `sample.shared_t`.
+      num_images: Number of the job's images.
+      labels: The field `sample.labels`.
+
     Returns:
-      The times, descending: of the sampler's, those nearest to sample.shared_t; None if that is unset.
+      The times, descending: of the sampler's, those nearest to `shared_t`.
     """
-    fields, num_classes = run.config.sample, run.config.model.num_classes
-    if fields.shared_t is None:
-        return None
-    points = sorted({nearest_point(sampler.grid, t) for t in fields.shared_t})
+    points = sorted({nearest_point(sampler.grid, t) for t in shared_t})
     times = sampler.grid.time[points]
-    warn_of_times(sampler.grid, fields.shared_t, points, "sample.shared_t")
-    settings = sampling.traced_options(run.config)
+    warn_of_times(sampler.grid, shared_t, points, "sample.shared_t")
+    settings = sampling.traced_options(run)
     if distributed.broadcast_from_first("whether to draw", lambda: not _has_shared(folder, times)):
-        count = min(SHARED_IMAGES, fields.num_images)
+        count = min(SHARED_IMAGES, num_images)
         draw = make_shared_sampler(
-            sampling.make_draw_shared(run, SHARED_SAMPLES), mesh, count, num_classes=num_classes
+            sampling.make_draw_shared(run, SHARED_SAMPLES), mesh, count, num_classes=run.num_classes
         )
         drawn = []
         for point in points:
             stopping.check()
-            drawn.append(draw(run.params, settings, point, fields.labels))
+            drawn.append(draw(run.params, settings, point, labels))
         x_t, x0_hat, samples = (np.stack(images, axis=1) for images in zip(*drawn, strict=True))
         if (samples == samples[:, :, :1]).all():
             warnings.warn(
-                f"sample.shared_t: the samples of an x_t are all the same, as sampler.name={run.config.sampler.name} "
+                f"sample.shared_t: the samples of an x_t are all the same, as sampler.name={run.sampler_name} "
                 "adds no noise after it",
                 stacklevel=1,
             )
         if jax.process_index() == 0:
             picture = pictures.shared(x_t, x0_hat, samples, times.tolist())
             pictures.save_png(folder / "shared.png", picture)
-            labels = class_of_images(np.arange(count), num_classes, fields.labels)
-            arrays = {"x_t": x_t, "x0_hat": x0_hat, "samples": samples, "labels": labels}
+            shown = class_of_images(np.arange(count), run.num_classes, labels)
+            arrays = {"x_t": x_t, "x0_hat": x0_hat, "samples": samples, "labels": shown}
             results.write_npz(folder / "shared.npz", times=times, **arrays)
     return times.tolist()
 

@@ -272,7 +272,7 @@ def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Draw:
         class_names=exp.class_names,
         with_frames=True,
     )
-    settings = sampling.traced_options(exp.config)
+    settings = sampling.traced_options(exp)
     return lambda params: draw(params, settings, np.arange(num_images), sample.labels)
 
 

@@ -107,6 +107,16 @@ class Experiment:
         return self.config.data.name
 
     @property
+    def sampler_name(self) -> str:
+        """Name of the sampler."""
+        return self.config.sampler.name
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """How far the sampler is guided toward the class; None: not at all."""
+        return self.config.sampler.guidance_scale
+
+    @property
     def config_hash(self) -> str:
         """The hash of all fields that decide the trained result."""
         return config_lib.config_hash(self.config)

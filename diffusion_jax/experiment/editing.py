@@ -5,13 +5,18 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Bool
-from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.config import full_name
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment
-from diffusion_jax.experiment.sampling import TracedOptions, all_finite, drawing, evaluations
+from diffusion_jax.experiment.sampling import (
+    TracedOptions,
+    all_finite,
+    drawing,
+    evaluations,
+    evaluations_of,
+)
 from diffusion_jax.processes.ode import Solution, SolverStats
 from diffusion_jax.samplers import (
     CONSTRAINTS,
@@ -27,21 +32,19 @@ from diffusion_jax.samplers import (
 )
 
 
-def make_constraint(
-    config: ConfigDict, image_shape: tuple[int, int, int], mask: Bool[np.ndarray, "h w"] | None
-) -> Constraint:
+def make_constraint(experiment: Experiment, mask: Bool[np.ndarray, "h w"] | None) -> Constraint:
     """Returns what `edit.keep` says is known of an image.
 
     Args:
-      config: The config.
-      image_shape: (H, W, C).
+      experiment: The run.
       mask: Which pixels are, for `edit.keep=mask`.
 
     Raises:
       InputError: Images that have no such part.
     """
-    keep, factor = full_name("edit.keep", config.edit.keep), config.edit.factor
-    height, width, channels = image_shape
+    fields = experiment.config.edit
+    keep, factor = full_name("edit.keep", fields.keep), fields.factor
+    height, width, channels = experiment.image_shape
     if keep == "gray" and channels != 3:
         raise InputError("edit.keep is 'gray', but the images have no colors: they have 1 channel")
     if keep == "coarse" and (height % factor or width % factor):
@@ -49,13 +52,13 @@ def make_constraint(
     return CONSTRAINTS[keep].given(mask=mask, factor=factor)
 
 
-def inpaint_options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:
+def inpaint_options(experiment: Experiment, sampler: Sampler) -> dict[str, int]:
     """Returns start, resamplings and jump of the config's edit.
 
     Raises:
       InputError: Nothing is kept but a start, and that is the sampler's first: noise alone.
     """
-    fields = config.edit
+    fields = experiment.config.edit
     start = 0 if fields.start_t is None else nearest_point(sampler.grid, fields.start_t)
     if start == 0 and fields.keep == "nothing":
         raise InputError(
@@ -67,8 +70,8 @@ def inpaint_options(config: ConfigDict, sampler: Sampler) -> dict[str, int]:
 
 def edit_nfe(experiment: Experiment, sampler: Sampler) -> int | None:
     """Returns the network evaluations an image of `make_inpaint`; guidance takes two at a time."""
-    nfe = inpaint_nfe(sampler, **inpaint_options(experiment.config, sampler))
-    return None if nfe is None else nfe * evaluations(experiment.config)
+    passes = inpaint_nfe(sampler, **inpaint_options(experiment, sampler))
+    return evaluations_of(experiment, passes)
 
 
 # uint8 images, whether all numbers of each are finite, and what the sampler says of it
@@ -86,7 +89,7 @@ def make_inpaint(experiment: Experiment, constraint: Constraint) -> Callable[...
         params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, images: Array
     ) -> Drawn:
         parts = drawing(experiment, params, numbers, indices, labels)
-        options = inpaint_options(experiment.config, parts.sampler)
+        options = inpaint_options(experiment, parts.sampler)
         edited = inpaint(*parts, data.to_model_range(images), constraint, **options)
         return _drawn(edited.images, edited.stats)
 
@@ -127,7 +130,7 @@ def make_encode(experiment: Experiment) -> Callable[..., Solution]:
         params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, images: Array
     ) -> Solution:
         denoise, sampler, _ = drawing(experiment, params, numbers, indices, labels)
-        inverse = SAMPLERS[experiment.config.sampler.name].inverse
+        inverse = SAMPLERS[experiment.sampler_name].inverse
         assert inverse is not None
         options = _solver_options(experiment, sampler, numbers)
         return inverse.given(denoise=denoise, x0=data.to_model_range(images), **options)
@@ -154,7 +157,7 @@ def make_decode(experiment: Experiment) -> Callable[..., Drawn]:
     ) -> Drawn:
         parts = drawing(experiment, params, numbers, indices, labels)
         x_init = numbers.sampler["temperature"] * slerp(*rows)
-        if decode := SAMPLERS[experiment.config.sampler.name].decode:
+        if decode := SAMPLERS[experiment.sampler_name].decode:
             options = _solver_options(experiment, parts.sampler, numbers)
             solution = decode.given(denoise=parts.denoise, x_init=x_init, **options)
             return _drawn(solution.y, solution.stats)
@@ -172,5 +175,5 @@ def latents_nfe(experiment: Experiment, encodings: list[int], decodings: list[in
       encodings: Evaluations of each encoding.
       decodings: Evaluations of each decoding.
     """
-    mean = float(np.mean(encodings) + np.mean(decodings)) * evaluations(experiment.config)
+    mean = float(np.mean(encodings) + np.mean(decodings)) * evaluations(experiment)
     return int(mean) if mean.is_integer() else round(mean, 1)

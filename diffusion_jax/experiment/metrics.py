@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.errors import InputError
@@ -22,8 +21,9 @@ from diffusion_jax.training.hooks import Measure
 Figures = Callable[[Any, Any], dict[str, float]]
 
 
-def metric_options(config: ConfigDict, name: str) -> dict[str, Any]:
+def metric_options(exp: Experiment, name: str) -> dict[str, Any]:
     """Returns the fields that decide a metric of an image; an unset variance is the process's own."""
+    config = exp.config
     options = {field: config.eval[field] for field in METRICS[name].options}
     if "variance" in options:
         options["variance"] = options["variance"] or config.process.variance
@@ -32,7 +32,7 @@ def metric_options(config: ConfigDict, name: str) -> dict[str, Any]:
 
 def make_metric(exp: Experiment, name: str) -> Metric[Any, Any]:
     """Returns the metric of that name; warns of steps that do not suit it, as `make_sampler` does."""
-    options = metric_options(exp.config, name)
+    options = metric_options(exp, name)
     given = {"process": exp.process, "denoiser": exp.denoiser, "seed": exp.config.eval.seed}
     metric = METRICS[name].given(**given, **options)
     if metric.grid is not None:

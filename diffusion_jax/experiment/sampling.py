@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
-from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib, data
 from diffusion_jax.errors import InputError, RunError
-from diffusion_jax.experiment.build import Experiment, make_process
+from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.experiment.checks import (
     warn_of_grid,
     warn_of_prior,
@@ -20,6 +19,7 @@ from diffusion_jax.experiment.checks import (
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.models.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.processes.grid import make_grid
+from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers import (
     SAMPLERS,
     Sampler,
@@ -44,8 +44,9 @@ class TracedOptions(NamedTuple):
     sampler: dict[str, Any]
 
 
-def traced_options(config: ConfigDict) -> TracedOptions:
+def traced_options(experiment: Experiment) -> TracedOptions:
     """Returns the config's own."""
+    config = experiment.config
     numbers = {
         name: np.float32(value or 0)
         for name, value in config_lib.options_of(config, "sampler").items()
@@ -54,8 +55,9 @@ def traced_options(config: ConfigDict) -> TracedOptions:
     return TracedOptions(np.uint32(config.sample.seed), numbers)
 
 
-def sampler_options(config: ConfigDict) -> dict[str, Any]:
+def sampler_options(experiment: Experiment) -> dict[str, Any]:
     """Returns the fields that decide what the config's sampler draws; an unset variance is the process's own."""
+    config = experiment.config
     options = config_lib.options_of(config, "sampler")
     if "variance" in options:
         options["variance"] = options["variance"] or config.process.variance
@@ -65,45 +67,48 @@ def sampler_options(config: ConfigDict) -> dict[str, Any]:
 def make_sampler(experiment: Experiment) -> Sampler:
     """Returns the sampler on its grid; warns of a start or of a variance that does not suit it."""
     sampler = sampler_of(experiment)
-    name = experiment.config.sampler.name
-    variance = sampler_options(experiment.config).get("variance")
+    variance = sampler_options(experiment).get("variance")
     whole = make_grid(experiment.process)
     warn_of_prior(experiment.config.process.name, whole)
     warn_of_grid(sampler.grid, whole, variance, "sampler")
-    if problem := SAMPLERS[name].unsuited(sampler.grid):
+    if problem := SAMPLERS[experiment.sampler_name].unsuited(sampler.grid):
         warnings.warn(problem, stacklevel=2)
     return sampler
 
 
-def own_prior_std(config: ConfigDict) -> float | None:
+def own_prior_std(experiment: Experiment) -> float | None:
     """Returns the standard deviation that the sampler's grid starts with, if that is not the process's."""
-    process, fields = make_process(config), config.sampler
-    prior_std = make_grid(process, _num_steps(config), fields.spacing, fields.u_min).prior_std
-    return None if np.isclose(prior_std, process.prior_std, rtol=1e-9) else prior_std
+    prior_std = _grid(experiment).prior_std
+    return None if np.isclose(prior_std, experiment.process.prior_std, rtol=1e-9) else prior_std
 
 
-def _num_steps(config: ConfigDict) -> int | None:
-    """Returns the steps of the sampler's grid: as set, or its own default; None leaves them to the process."""
-    fields = config.sampler
-    if fields.num_steps is None and isinstance(fields.spacing, str):  # A list says itself how many.
-        return SAMPLERS[fields.name].num_steps
-    return fields.num_steps
+def _grid(experiment: Experiment) -> Grid:
+    """Returns the sampler's grid, of as many steps as are set, or as are its own default, or the process's."""
+    fields = experiment.config.sampler
+    num_steps = fields.num_steps
+    if num_steps is None and isinstance(fields.spacing, str):  # A list says itself how many.
+        num_steps = SAMPLERS[fields.name].num_steps
+    return make_grid(experiment.process, num_steps, fields.spacing, fields.u_min)
 
 
 def sampler_of(experiment: Experiment, numbers: TracedOptions | None = None) -> Sampler:
     """Returns the sampler, where asked for with numbers that are arguments of the program."""
-    options = sampler_options(experiment.config)
-    process, num_steps = experiment.process, _num_steps(experiment.config)
-    grid = make_grid(process, num_steps, options["spacing"], experiment.config.sampler.u_min)
+    options = sampler_options(experiment)
     if numbers is not None:
         options |= numbers.sampler
-    sampler = SAMPLERS[options["name"]].given(grid=grid, process=process, **options)
+    given = {"grid": _grid(experiment), "process": experiment.process}
+    sampler = SAMPLERS[options["name"]].given(**given, **options)
     return sampler._replace(temperature=options["temperature"])
 
 
-def evaluations(config: ConfigDict) -> int:
+def evaluations(experiment: Experiment) -> int:
     """Returns the network evaluations of a denoiser: guidance takes two at a time."""
-    return 1 if config.sampler.guidance_scale is None else 2
+    return 1 if experiment.guidance_scale is None else 2
+
+
+def evaluations_of(experiment: Experiment, passes: int | None) -> int | None:
+    """Returns the network evaluations of so many of a denoiser; None: only the run can tell."""
+    return None if passes is None else passes * evaluations(experiment)
 
 
 def all_finite(images: Float[Array, " b *dims"]) -> Bool[Array, " b"]:
@@ -112,7 +117,7 @@ def all_finite(images: Float[Array, " b *dims"]) -> Bool[Array, " b"]:
 
 
 def check_finished(
-    config: ConfigDict,
+    experiment: Experiment,
     params: Any,
     finite: Bool[np.ndarray, " n"],
     stats: SolverStats,
@@ -120,7 +125,7 @@ def check_finished(
     """Refuses images that are not finite, or that an adaptive sampler has not finished, which are not finite either.
 
     Args:
-      config: The config.
+      experiment: The run.
       params: Parameters that they were drawn with.
       finite: Whether all of an image's numbers are.
       stats: What the sampler says of them.
@@ -132,7 +137,7 @@ def check_finished(
     unfinished = ~np.asarray(stats.finished)
     if finite.all() and not unfinished.any():
         return
-    fields, arrays = config.sampler, jax.tree.leaves(params)
+    fields, arrays = experiment.config.sampler, jax.tree.leaves(params)
     if broken := sum(not bool(jnp.isfinite(array).all()) for array in arrays):
         raise RunError(
             f"{(~finite).sum()} of {len(finite)} images are not finite, and neither are {broken} of the {len(arrays)} "
@@ -220,7 +225,7 @@ def _denoiser(
         denoise = experiment.denoiser(params, labels)
     else:
         assert labels is not None
-        no_class = jnp.full_like(labels, experiment.config.model.num_classes)
+        no_class = jnp.full_like(labels, experiment.num_classes)
         denoise = classifier_free(
             experiment.denoiser(params, jnp.concatenate([labels, no_class])),
             numbers.sampler["guidance_scale"],

@@ -1,12 +1,9 @@
 """What to change so that a training fits into memory: the first of a list of changes that does, each one compiled."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from diffusion_jax.config import options_of
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.planning.program import Compiled, DoesNotFit
 
@@ -32,84 +29,78 @@ class Attempt:
 
 
 def attempt(
-    compile_step: Callable[[ConfigDict], Compiled],
-    config: ConfigDict,
-    memory: int | None,
-    changes: Changes | None = None,
+    compile_step: Callable[[Changes], Compiled], memory: int | None, changes: Changes | None = None
 ) -> Attempt:
-    """Compiles a changed config.
+    """Compiles a changed training.
 
     Args:
-      compile_step: Config -> compiled step; raises `DoesNotFit`.
-      config: A valid config.
+      compile_step: Changes -> compiled step; raises `DoesNotFit`.
       memory: Bytes of a device; None: not known, so whatever the compiler takes fits.
       changes: What to change of it.
     """
     changes = changes or {}
-    config = config.copy_and_resolve_references()
-    for name, value in changes.items():
-        group, field = name.split(".")
-        with config.ignore_type():  # A field may be a name or a tuple of names.
-            config[group][field] = value
     try:
-        step = compile_step(config)
+        step = compile_step(changes)
     except DoesNotFit as error:
         return Attempt(changes, None, error.needed, False)
     return Attempt(changes, step, step.total, memory is None or step.total <= memory)
 
 
 def search(
-    compile_step: Callable[[ConfigDict], Compiled],
-    config: ConfigDict,
-    memory: int | None,
-    num_devices: int,
+    compile_step: Callable[[Changes], Compiled], memory: int | None, candidates: Iterable[Changes]
 ) -> Iterator[Attempt]:
-    """Yields one attempt after the other, up to the first that fits.
-
-    See `attempt`; `num_devices` is that of the mesh.
-    """
-    for changes in candidates(config, num_devices):
+    """Yields one `attempt` after the other, up to the first that fits."""
+    for changes in candidates:
         stopping.check()
-        tried = attempt(compile_step, config, memory, changes)
+        tried = attempt(compile_step, memory, changes)
         yield tried
         if tried.fits:
             return
 
 
-def candidates(config: ConfigDict, num_devices: int) -> list[Changes]:
+def candidates(
+    num_devices: int, *, batch_size: int, accumulate: int, remat: Any, data: int, fsdp: int
+) -> list[Changes]:
     """Returns the changes by what they cost: micro-batches, recomputing, dividing the state, and more than one of them.
 
     Smaller micro-batches cost nothing but the devices' use; to recompute costs operations; `fsdp` messages.
+
+    Args:
+      num_devices: Number of the mesh's devices.
+      batch_size: The field train.batch_size of the training as it is.
+      accumulate: Its train.accumulate.
+      remat: Its model.remat; "blocks" too where the network has no such option: there is nothing more to recompute.
+      data: Its mesh.data.
+      fsdp: Its mesh.fsdp.
     """
-    micro = _micro_batches(config, num_devices)
-    remat = _recomputing(config)
-    divided = _divided(config, num_devices)
-    least = remat[-1] if remat else {}
+    micro = _micro_batches(batch_size // num_devices, accumulate)
+    recomputing = _recomputing(remat)
+    divided = _divided(num_devices, data, fsdp)
+    least = recomputing[-1] if recomputing else {}
     combined = [{**least, **parts} for parts in divided] if least else []
     smallest = [{**micro[-1], **least}] if micro and least else []
     everything = [{**micro[-1], **least, **divided[-1]}] if micro and divided else []
-    return [*micro, *remat, *divided, *combined, *smallest, *everything]
+    return [*micro, *recomputing, *divided, *combined, *smallest, *everything]
 
 
-def _micro_batches(config: ConfigDict, num_devices: int) -> list[Changes]:
-    rows, now = config.train.batch_size // num_devices, config.train.accumulate
+def _micro_batches(rows: int, accumulate: int) -> list[Changes]:
     counts = [2**power for power in range(1, rows.bit_length()) if rows % 2**power == 0]
-    return [{"train.accumulate": count} for count in counts if count > now]
+    return [{"train.accumulate": count} for count in counts if count > accumulate]
 
 
-def _recomputing(config: ConfigDict) -> list[Changes]:
-    if "remat" not in options_of(config, "model") or config.model.remat == "blocks":
+def _recomputing(remat: Any) -> list[Changes]:
+    if remat == "blocks":
         return []
-    kept = [] if config.model.remat != "none" else [{"model.remat": MOST_KEPT}]
+    kept = [] if remat != "none" else [{"model.remat": MOST_KEPT}]
     return [*kept, {"model.remat": "blocks"}]
 
 
-def _divided(config: ConfigDict, num_devices: int) -> list[Changes]:
+def _divided(num_devices: int, data: int, fsdp: int) -> list[Changes]:
     found = []
     for parts in (2**power for power in range(1, num_devices.bit_length())):
-        if parts > config.mesh.fsdp and num_devices % parts == 0:
-            data = {} if config.mesh.data == -1 else {"mesh.data": num_devices // parts}
-            found.append({"mesh.fsdp": parts, **data})
+        if parts > fsdp and num_devices % parts == 0:
+            along_data = {} if data == -1 else {"mesh.data": num_devices // parts}
+            found.append({"mesh.fsdp": parts, **along_data})
     return found
 
 

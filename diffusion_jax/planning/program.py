@@ -1,29 +1,17 @@
-"""The train step of a config, compiled for some devices without data or arrays, and what the compiler says of it."""
+"""A train step, compiled for some devices without data or arrays, and what the compiler says of it."""
 
-import copy
 import dataclasses
 import math
 import re
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from diffusion_jax.config import AUTO
-from diffusion_jax.errors import InputError
-from diffusion_jax.experiment import build
-from diffusion_jax.experiment.training import batch_template, make_training, make_training_mesh
+from diffusion_jax.experiment.training import Training
 from diffusion_jax.planning import hlo
 from diffusion_jax.planning.collectives import Traffic, traffic
-
-# (height, width, channels) and number of classes of the data sets whose images all have one shape.
-KNOWN_IMAGES = {
-    "digits": ((8, 8, 1), 10),
-    "fashion_mnist": ((28, 28, 1), 10),
-    "cifar10": ((32, 32, 3), 10),
-}
+from diffusion_jax.training.step import DeviceBatch
 
 
 class DoesNotFit(Exception):
@@ -83,55 +71,17 @@ class Compiled:
         return max(0, self.temporaries - self.state["parameters"])
 
 
-def assumed_images(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
-    """Returns (H, W, C) of the config's images and their number of classes, without looking at them.
-
-    Raises:
-      InputError: The config does not say it.
-    """
-    name, size = config.data.name, config.data.image_size
-    shape, classes = KNOWN_IMAGES.get(name, (None, config.model.num_classes))
-    if classes == AUTO:
-        raise InputError(
-            "model.num_classes is 'auto', but --mode=plan reads no images; set it to the number of classes"
-        )
-    if shape is None and size is None:
-        raise InputError(
-            f"data.image_size is unset; --mode=plan reads no images, and {name} may be of any size"
-        )
-    channels = 3 if shape is None else shape[2]
-    if size is not None:
-        return (size, size, channels), classes
-    assert shape is not None
-    return shape, classes
-
-
-def source_of_shape(config: ConfigDict) -> str:
-    """Says where `assumed_images` has the shape from."""
-    if config.data.image_size is None:
-        return f"those of {config.data.name}"
-    channels = "" if config.data.name in KNOWN_IMAGES else ", assumed to be in color"
-    return f"data.image_size{channels}"
-
-
-def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
-    """Compiles one train step for the devices.
+def compile_step(training: Training, batch: DeviceBatch) -> Compiled:
+    """Compiles one train step.
 
     Args:
-      config: A valid config.
-      devices: Those that there are, or abstract ones of a topology.
+      training: On devices that there are, or on abstract ones of a topology.
+      batch: Shapes, types and places of a batch.
 
     Raises:
-      InputError: A mesh that these devices do not make, or images that the model does not fit.
       DoesNotFit: The compiler says so.
     """
     started = time.monotonic()
-    config = copy.deepcopy(config)
-    config.sample.labels = None  # The classes may be named, and no names are known here.
-    exp = build.build(config, *assumed_images(config))
-    mesh = make_training_mesh(config, devices)
-    training = make_training(exp, mesh)
-    batch = batch_template(exp, mesh)
     lowered = training.steps[1].lower(training.template, batch)
     try:
         compiled = lowered.compile()
@@ -144,7 +94,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> Compiled:
     costs, module = compiled.cost_analysis() or {}, hlo.parse(compiled.as_text())
     again = hlo.factors(module)
     return Compiled(
-        mesh=dict(mesh.shape),
+        mesh=dict(training.mesh.shape),
         state={
             "parameters": local_bytes(template.params),
             "optimizer": local_bytes(template.opt_state),

@@ -44,8 +44,7 @@ class Run(Experiment):
     @property
     def names_to_draw(self) -> tuple[str, ...]:
         """Names of the classes that the model draws, their numbers if the checkpoint holds no names."""
-        num_classes = self.config.model.num_classes
-        return (self.class_names or tuple(map(str, range(num_classes))))[:num_classes]
+        return (self.class_names or tuple(map(str, range(self.num_classes))))[: self.num_classes]
 
     def load_split(self, name: str, *, labeled: bool) -> data.Split:
         """Opens a split of the run's data.
@@ -58,7 +57,7 @@ class Run(Experiment):
           InputError: Labels that have come to mean other classes than at training.
         """
         split = build.load_split(self.config, name)
-        if labeled and (changed := classes_moved(self.class_names, split, self.config.data.name)):
+        if labeled and (changed := classes_moved(self.class_names, split, self.data_name)):
             raise InputError(f"checkpoint {self.step} {changed}; {SAME_CLASSES}")
         return split
 

@@ -44,8 +44,8 @@ class Samples(NamedTuple):
     frames_x_t: UInt8[np.ndarray, "f n h w c"] | None
     frames_x0: UInt8[np.ndarray, "f n h w c"] | None
     labels: Int32[np.ndarray, " n"] | None
-    stats: SolverStats | None = None
-    finite: Bool[np.ndarray, " n"] | None = None
+    stats: SolverStats
+    finite: Bool[np.ndarray, " n"]
     class_names: tuple[str, ...] = ()
 
     def grid(self) -> UInt8[np.ndarray, "gh gw c"]:

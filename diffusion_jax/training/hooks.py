@@ -62,8 +62,8 @@ def draw_pictures(
     result = draw(params)
     if jax.process_index() != 0:
         return
-    if result.finite is not None and not result.finite.all():
-        cut_short = result.stats is not None and not result.stats.finished.all()
+    if not result.finite.all():
+        cut_short = not result.stats.finished.all()
         advice = "reached sampler.max_steps; allow more, or larger sampler.rtol and sampler.atol"
         warnings.warn(
             f"no samples at step {step}: {(~result.finite).sum()} of {len(result.finite)} "

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 from slow import slow, slow_after
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
@@ -23,9 +24,11 @@ from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands.job import job_name
 from diffusion_jax.data import load
 from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import build
 from diffusion_jax.experiment.sampling import own_prior_std
 from diffusion_jax.parallel.resumable import Arrays, Batches
 from diffusion_jax.processes.grid import make_grid
+from diffusion_jax.runs import Run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -430,11 +433,18 @@ def test_each_command_warns_once_of_fixed_large_in_few_steps(tmp_path: Path) -> 
     assert warned("--mode=sample", "--config.sampler.variance=fixed_small") == []
 
 
+def run_of(config: ConfigDict) -> Run:
+    """Returns a run of which only the config is of interest."""
+    config.model.name, config.model.num_classes = "mlp", 0
+    experiment = vars(build.build(config, (8, 8, 1), 0))
+    return Run(**experiment, params=None, step=7, digest="digest", training_config=config)
+
+
 def test_the_job_is_named_by_the_variance_that_is_used_wherever_it_is_set() -> None:
     def name(process: str, sampler: str | None) -> str:
         config = config_lib.default_config()
         config.process.variance, config.sampler.variance = process, sampler
-        return job_name(config, 7, "digest")
+        return job_name(run_of(config))
 
     large, small = name("fixed_large", None), name("fixed_small", None)
     assert large != small
@@ -446,7 +456,7 @@ def test_the_job_is_named_by_the_options_that_its_sampler_takes_and_no_others() 
     def name(sampler: str, **fields: Any) -> str:
         config = config_lib.default_config()
         config.sampler.update({"name": sampler} | fields)
-        return job_name(config, 7, "digest")
+        return job_name(run_of(config))
 
     assert name("ddim") != name("ancestral") and "-ddim-" in name("ddim")
     assert name("ddim") != name("ddim", eta=0.5) and name("ancestral") == name("ancestral", eta=0.5)
@@ -459,11 +469,11 @@ def test_the_job_is_named_by_a_prior_that_is_the_grids_own() -> None:
     """Images of these grids were others before: a job of then must not be continued."""
     config = config_lib.default_config()
     config.process.update({"name": "ve", "sigma_max": 200.0})
-    assert own_prior_std(config) is None
+    assert own_prior_std(run_of(config)) is None
     config.sampler.update({"name": "heun", "spacing": "karras", "num_steps": 5})
-    assert own_prior_std(config) == pytest.approx(80)
+    assert own_prior_std(run_of(config)) == pytest.approx(80)
     config.process.name = "vp"
-    assert own_prior_std(config) is None
+    assert own_prior_std(run_of(config)) is None
 
 
 def test_an_older_checkpoint_can_be_sampled(

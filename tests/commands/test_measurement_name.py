@@ -17,7 +17,7 @@ SPLIT = from_arrays(np.zeros((1, 8, 8, 1), np.uint8))
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run of which all that the fields of eval do not say is fixed."""
     monkeypatch.setattr(diffusion_jax, "__version__", "0.1.0")
-    monkeypatch.setattr(job.config_lib, "config_hash", lambda config: "0123456789ab")
+    monkeypatch.setattr(build.config_lib, "config_hash", lambda config: "0123456789ab")
     monkeypatch.setattr(job.data, "fingerprint", lambda split: "fingerprint")
     config = default_config()
     config.model.name = "mlp"

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from tiny_run import digits_in, run, write_config
 
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.config import default_config
 from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.experiment import build
 from diffusion_jax.experiment.sampling import check_finished
 from diffusion_jax.samplers import SolverStats
 
@@ -69,22 +69,22 @@ def test_parameters_that_are_not_finite_give_one_line_and_no_images(workdir, mod
     assert not list(workdir.rglob("images.npz")) and not list(workdir.rglob("interpolation.npz"))
 
 
-def config_of(sampler: str) -> ConfigDict:
+def experiment_of(sampler: str) -> build.Experiment:
     config = default_config()
-    config.sampler.name = sampler
-    return config
+    config.sampler.name, config.model.name, config.model.num_classes = sampler, "mlp", 0
+    return build.build(config, (8, 8, 1), 0)
 
 
 def test_images_that_are_not_finite_though_the_parameters_are_are_no_unfinished_solution():
     solved = SolverStats(jnp.full(16, 90), jnp.ones(16, bool), jnp.zeros(16))
     with pytest.raises(RunError, match="12 of 16 images are not finite, though the parameters are"):
-        check_finished(config_of("ancestral"), {"w": np.ones(3)}, OF_16, solved)
+        check_finished(experiment_of("ancestral"), {"w": np.ones(3)}, OF_16, solved)
     with pytest.raises(RunError, match="12 of 16 images are not finite, though") as raised:
-        check_finished(config_of("ode_adaptive"), {"w": np.ones(3)}, OF_16, solved)
+        check_finished(experiment_of("ode_adaptive"), {"w": np.ones(3)}, OF_16, solved)
     assert "max_steps" not in str(raised.value)
     stuck = solved._replace(finished=jnp.asarray(OF_16), reached=jnp.full(16, 5.0))
     with pytest.raises(
         InputError, match="12 of 16 .* the solver stopped at t = 5 after sampler.max"
     ):
-        check_finished(config_of("ode_adaptive"), {"w": np.ones(3)}, OF_16, stuck)
-    check_finished(config_of("ancestral"), {"w": np.full(3, np.nan)}, np.ones(16, bool), solved)
+        check_finished(experiment_of("ode_adaptive"), {"w": np.ones(3)}, OF_16, stuck)
+    check_finished(experiment_of("ancestral"), {"w": np.full(3, np.nan)}, np.ones(16, bool), solved)

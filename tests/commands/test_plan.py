@@ -11,8 +11,8 @@ from tiny_run import Outcome, environment, finish, results, run, start, write_co
 from diffusion_jax.commands import plan
 from diffusion_jax.config import default_config
 from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.planning import assumed_images
 from diffusion_jax.planning.chips import TOPOLOGIES, Chip
-from diffusion_jax.planning.program import assumed_images
 
 NOWHERE = "--config.data.cache_dir=/dev/null/nothing"
 

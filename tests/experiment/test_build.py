@@ -275,7 +275,7 @@ def test_a_network_of_learned_variances_has_twice_the_channels_and_a_sampler_tha
     x = jnp.zeros((3, 2, 2, 1))
     assert exp.network.apply(params, x, jnp.zeros(3)).shape == (3, 2, 2, 2)
     images = sampling.make_draw(exp)(
-        params, sampling.traced_options(exp.config), jnp.arange(2), None
+        params, sampling.traced_options(exp), jnp.arange(2), None
     ).images
     assert images.shape == (2, 2, 2, 1)
 

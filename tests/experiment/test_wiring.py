@@ -120,7 +120,7 @@ def updates(optimizer: optax.GradientTransformation) -> list[Any]:
 def draw(exp: Experiment) -> SampleResult:
     """Draws four images with seed 3, of classes 0 and 1 in turn if there are classes."""
     labels = jnp.arange(4) % 2 if exp.conditional else None
-    numbers = sampling.traced_options(exp.config)._replace(seed=jnp.uint32(3))
+    numbers = sampling.traced_options(exp)._replace(seed=jnp.uint32(3))
     return sampling.make_draw(exp)(PARAMS, numbers, jnp.arange(4), labels)
 
 
@@ -577,11 +577,9 @@ def test_fields_of_guidance_change_what_their_arguments_do(
     sampler, keys = ddim(make_grid(exp.process, 4)), image_keys(0, jnp.arange(4))
     guided = clip_denoised(classifier_free(denoise, scale, **options))
     expected = sample_loop(guided, sampler, keys, SHAPE).images
-    got = sampling.make_draw(exp)(
-        params, sampling.traced_options(exp.config), jnp.arange(4), labels
-    )
+    got = sampling.make_draw(exp)(params, sampling.traced_options(exp), jnp.arange(4), labels)
     np.testing.assert_array_equal(got.images, to_uint8(expected))
-    assert sampling.make_sampler(exp).nfe == 4 and sampling.evaluations(exp.config) == 2
+    assert sampling.make_sampler(exp).nfe == 4 and sampling.evaluations(exp) == 2
     alone = exp.denoiser(params, labels)  # The class alone: none of the cases.
     unguided = sample_loop(clip_denoised(alone), sampler, keys, SHAPE).images
     assert not np.array_equal(to_uint8(unguided), got.images)
@@ -589,8 +587,8 @@ def test_fields_of_guidance_change_what_their_arguments_do(
 
 def test_another_seed_eta_temperature_or_guidance_is_drawn_by_the_same_program() -> None:
     def of(*changes: tuple[str, str]) -> tuple[Experiment, sampling.TracedOptions]:
-        config = config_with(BASE | GUIDED | dict(changes))
-        return build.build(config, SHAPE, 2), sampling.traced_options(config)
+        exp = build.build(config_with(BASE | GUIDED | dict(changes)), SHAPE, 2)
+        return exp, sampling.traced_options(exp)
 
     exp, first = of()
     params = params_of_a_trained_network(exp.network)

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from diffusion_jax.config import default_config
+from diffusion_jax.experiment.planning import planned_training
 from diffusion_jax.parallel import sharding
 from diffusion_jax.planning import hlo
 from diffusion_jax.planning.collectives import Traffic, traffic
@@ -167,7 +168,7 @@ def test_eight_devices_along_data_reduce_four_bytes_a_parameter():
     config.model.name, config.model.channels, config.model.num_res_blocks = "mlp", 128, 1
     config.train.batch_size = 64
     config.mesh.data = 8
-    step = compile_step(config, jax.devices()[:8])
+    step = compile_step(*planned_training(config, jax.devices()[:8]))
     assert set(step.collectives) == {"all-reduce"}
     parameters = step.state["parameters"]
     assert parameters > 4 * 2 * 64 * 128  # Of the maps from 64 pixels and back alone.

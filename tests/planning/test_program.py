@@ -1,4 +1,4 @@
-"""A train step compiled without arrays: what of it lies on a device, and the shape of images that nobody looked at."""
+"""A train step compiled without arrays: what of it lies on a device, and how fast it can be."""
 
 import jax
 import pytest
@@ -6,10 +6,10 @@ from ml_collections import ConfigDict
 from slow import slow_after
 
 from diffusion_jax.config import default_config
-from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.planning import planned_training
 from diffusion_jax.planning.chips import CHIPS, Chip
 from diffusion_jax.planning.collectives import Traffic
-from diffusion_jax.planning.program import Compiled, assumed_images, compile_step, source_of_shape
+from diffusion_jax.planning.program import Compiled, compile_step
 from diffusion_jax.planning.roofline import estimate, gflop_per_image, roofline
 
 WIDTH, PIXELS = 128, 64
@@ -26,7 +26,7 @@ def small(**mesh: int) -> ConfigDict:
 @pytest.mark.parametrize("data, fsdp", slow_after(1, [(1, 8), (8, 1)]))
 def test_a_device_holds_its_part_of_parameters_moments_and_averages(data: int, fsdp: int):
     """Of the perceptron only its four square kernels have 2^14 numbers, from which on arrays are divided."""
-    step = compile_step(small(data=data, fsdp=fsdp), jax.devices()[:8])
+    step = compile_step(*planned_training(small(data=data, fsdp=fsdp), jax.devices()[:8]))
     square = 4 * WIDTH * WIDTH  # Of the time, and three of the block.
     in_and_out = 2 * PIXELS * WIDTH
     vectors = (
@@ -52,7 +52,8 @@ def test_accumulation_needs_less_memory_and_computes_as_much():
     for config in (whole, micro):
         config.train.batch_size = 1024
     micro.train.accumulate = 8
-    one, eight = (compile_step(config, jax.devices()[:1]) for config in (whole, micro))
+    devices = jax.devices()[:1]
+    one, eight = (compile_step(*planned_training(config, devices)) for config in (whole, micro))
     assert eight.activations < one.activations / 2
     # Per image six operations a parameter of each kernel, but that no gradient goes to pixels and time.
     kernels = 4 * WIDTH**2 + 2 * PIXELS * WIDTH
@@ -103,28 +104,3 @@ def test_the_ridge_of_each_chip_is_where_its_makers_figures_put_it():
         assert 140 < chip.flops["bfloat16"] / chip.bandwidth < 600, chip
         assert chip.bandwidth > chip.interconnect > 1e11, chip
         assert 10e9 < chip.memory < 200e9, chip
-
-
-@pytest.mark.parametrize(
-    "name, size, shape, classes, source",
-    [
-        ("digits", None, (8, 8, 1), 10, "those of digits"),
-        ("fashion_mnist", 32, (32, 32, 1), 10, "data.image_size"),
-        ("image_folder", 64, (64, 64, 3), 5, "data.image_size, assumed to be in color"),
-        ("tfds:flowers", 16, (16, 16, 3), 5, "data.image_size, assumed to be in color"),
-    ],
-)
-def test_the_shape_of_images_comes_from_the_config(
-    name: str, size: int | None, shape: tuple[int, int, int], classes: int, source: str
-):
-    config = default_config()
-    config.data.name, config.data.image_size, config.model.num_classes = name, size, 5
-    assert assumed_images(config) == (shape, classes)
-    assert source_of_shape(config) == source
-
-
-def test_images_of_unknown_size_are_refused():
-    config = default_config()
-    config.data.name = "tfds:flowers"
-    with pytest.raises(InputError, match="data.image_size is unset.* tfds:flowers may be"):
-        assumed_images(config)
