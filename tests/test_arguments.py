@@ -135,7 +135,7 @@ CASES = {
     ),
     "one label for four images": (
         lambda: call(CONDITIONAL, labels=jnp.zeros(1, int)),
-        r"labels have shape \(1,\) and dtype int32; they must be 4 integers, one an image",
+        r"labels have shape \(1,\) and dtype int32; they must be 4 integers, one per image",
     ),
     "one-hot labels": (lambda: call(CONDITIONAL, labels=jnp.zeros((4, 10), int)), "labels have"),
     "labels as floats": (lambda: call(CONDITIONAL, labels=jnp.zeros(4)), "dtype float32"),
@@ -186,8 +186,8 @@ def test_a_schedule_of_own_betas_is_the_named_one_of_the_same():
         ([float("nan")], r"betas\[0\] is nan"),
         ([0.1, 1.5], r"betas\[1\] is 1.5"),
         ([0.5, 1e-20, 0.1], r"betas\[1\] is 1e-20, too small beside those before it"),
-        ("abc", "betas are no numbers"),
-        ([[0.1], [0.1, 0.2]], "betas are no numbers"),
+        ("abc", "betas are not numbers"),
+        ([[0.1], [0.1, 0.2]], "betas are not numbers"),
     ],
 )
 def test_betas_that_are_no_schedule_are_refused(betas, message: str):

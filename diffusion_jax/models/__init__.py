@@ -1,4 +1,4 @@
-"""Diffusion models: networks, what surrounds them and what their outputs mean, and denoisers made of them."""
+"""Diffusion models: networks, their preconditioning, and the denoisers built from them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a denoiser says of x_t: whatever its network predicts, samplers see x0, eps, v and the score."""
+"""The prediction of a denoiser: x0, eps, v and the score, whatever its network predicts."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,15 +10,15 @@ from diffusion_jax.processes.process import Point
 
 
 class Prediction(NamedTuple):
-    """What is predicted from x_t, in every form (`jit` drops the forms that are not used).
+    """A prediction from x_t, in every form (`jit` drops the forms that are not used).
 
     Attributes:
       x0: The clean image.
       eps: The noise.
       v: v = (signal eps - std x0) / r, r^2 = signal^2 + std^2.
       score: Gradient of log q(x_t).
-      fraction: Where the log variance of a reverse step lies between its bounds, 0 at the posterior's, log
-        beta_tilde_t, and 1 at log beta_t, unlimited; None if the network predicts none.
+      fraction: Position of the log variance of a reverse step between its bounds, 0 at the posterior's, log
+        beta_tilde_t, and 1 at log beta_t, not clipped; None if the network predicts none.
     """
 
     x0: Float[Array, " b *dims"]
@@ -38,6 +38,6 @@ def complete(
     eps: Float[Array, " b *dims"],
     fraction: Float[Array, " b *dims"] | None = None,
 ) -> Prediction:
-    """Returns the prediction that x0 and eps of one x_t are parts of."""
+    """Returns the prediction in every form, from x0 and eps of the same x_t."""
     v, score = gaussian.v_from_x0_eps(point, x0, eps), gaussian.score_from_eps(point, eps)
     return Prediction(x0, eps, v, score, fraction)

@@ -1,4 +1,4 @@
-"""A diffusion model: a process, a network, and what the network's output means."""
+"""A diffusion model: a process, a network, and the meaning of the network's output."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from diffusion_jax.models.preconditioning import PREDICTIONS, Preconditioning
 from diffusion_jax.processes.process import Point, Process
 
 # A network as a pure function, (params, x, time, labels=None, dropout_keys=None) -> output: images x of shape
-# (b, *dims), float time and integer labels of shape (b,); keys of shape (b,) turn dropout on, and denoisers give none.
-# The output has the shape of x, or twice its channels. `networks.as_functions` makes one of a Linen module.
+# (b, *dims), float time and integer labels of shape (b,); keys of shape (b,) turn dropout on, and denoisers pass none.
+# The output has the shape of x, or twice its channels. `networks.as_functions` makes one from a Linen module.
 Network = Callable[..., Array]
 
 
 class Output(NamedTuple):
-    """What a network says of x_t.
+    """The output of a network for x_t.
 
     Attributes:
-      mean: Its prediction.
+      mean: The network's prediction.
       fraction: As in `Prediction`; None if the network has no channels for it.
     """
 
@@ -41,8 +41,8 @@ class DiffusionModel:
       prediction: What the network predicts: a name in `PREDICTIONS`, such as "eps", or a `Preconditioning`, such as
         `edm(sigma_data=0.3)`.
       network: (params, x, time, labels=None, dropout_keys=None) -> output of the shape of x, or with twice its
-        channels, of which the second half says how large the variances of reverse steps are (Nichol & Dhariwal, 2021,
-        Section 3.1).
+          channels, the second half of which sets the variances of reverse steps (Nichol & Dhariwal, 2021,
+          Section 3.1).
 
     Raises:
       InputError: Unknown prediction.
@@ -53,12 +53,12 @@ class DiffusionModel:
     network: Network
 
     def __post_init__(self) -> None:
-        """Refuses an unknown prediction here, not at the first use."""
+        """Raises for an unknown prediction here, not at the first use."""
         self.preconditioning  # noqa: B018
 
     @cached_property
     def preconditioning(self) -> Preconditioning:
-        """What surrounds the network."""
+        """The preconditioning of the network."""
         if isinstance(self.prediction, Preconditioning):
             return self.prediction
         return PREDICTIONS.choose(self.prediction).given(process=self.process)
@@ -71,14 +71,14 @@ class DiffusionModel:
         labels: Int[Array, " b"] | Int[np.ndarray, " b"] | None = None,
         keys: Key[Array, " b"] | None = None,
     ) -> Prediction:
-        """Returns what the network predicts from x_t, in every form.
+        """Returns the network's prediction from x_t, in every form.
 
         Args:
           params: Parameters of the network.
           x_t: Noised images.
-          point: How noisy each image is.
+          point: Noise level of each image.
           labels: Class of each image.
-          keys: Sources of the network's dropout, one per image; None turns it off.
+          keys: Dropout keys, one per image; None turns dropout off.
 
         Raises:
           InputError: See `output`.
@@ -93,7 +93,7 @@ class DiffusionModel:
         labels: Int[Array, " b"] | Int[np.ndarray, " b"] | None = None,
         keys: Key[Array, " b"] | None = None,
     ) -> Output:
-        """Returns the network's output, split into the prediction and what it says of the variance.
+        """Returns the network's output, split into the prediction and the variance fraction.
 
         If the output has twice the channels of x_t, the second half, in [-1, 1] with 0 before training, gives the
         fraction (output + 1) / 2. Arguments are those of `predict`.
@@ -104,7 +104,7 @@ class DiffusionModel:
         return self._apply(params, x_t, point, labels, keys)
 
     def _apply(self, params: Any, x_t: Array, point: Point, *given: Any) -> Output:
-        """Returns the output of the network given labels, and dropout keys if it has to take them."""
+        """Returns the output of the network given labels, and dropout keys if there are any."""
         scaled, time = self.preconditioning.inputs(point, x_t)
         output = self.network(params, scaled, time, *given)
         if output.shape == x_t.shape:
@@ -118,7 +118,7 @@ class DiffusionModel:
         return Output(mean, (v + 1) / 2)
 
     def interpret(self, x_t: Float[Array, " b *dims"], point: Point, output: Output) -> Prediction:
-        """Returns what an output for x_t says, in every form."""
+        """Returns the prediction that an output for x_t stands for, in every form."""
         x0, eps = self.preconditioning.predict(point, x_t, output.mean)
         return complete(point, x0, eps, output.fraction)
 
@@ -129,7 +129,7 @@ class DiffusionModel:
         x0: Float[Array, " b *dims"],
         eps: Float[Array, " b *dims"],
     ) -> Float[Array, " b *dims"]:
-        """Returns what the network should return for x_t = signal x0 + std eps."""
+        """Returns the network's target for x_t = signal x0 + std eps."""
         return self.preconditioning.target(point, x_t, x0, eps)
 
     def eps_error(self, point: Point) -> Float[Array, " b"]:

@@ -5,8 +5,8 @@ cos(phi) x_0 + sin(phi) eps, the ODE d(x_t / signal) / d(std / signal) = eps_hat
 
     dz/dphi = cos(phi) eps_hat - sin(phi) x0_hat = v_hat            dz/ds = v_hat / (e^s + e^-s),
 
-as dphi/ds = sin(phi) cos(phi). So the field needs no rates of a process, is smooth where the process's own time has
-kinks, and is bounded: z has the size of the data or of the noise all the way.
+as dphi/ds = sin(phi) cos(phi). So the field needs no time derivatives of a process, is smooth where the process's own
+time has kinks, and is bounded: z stays of the size of the data or the noise.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def field_of(denoise: Denoise, process: Process) -> Field:
 
     Args:
       denoise: (x_t, point) -> Prediction.
-      process: The process that the denoiser was trained on; it says which time has noise level s.
+      process: The process that the denoiser was trained on; it maps s to time.
     """
 
     def field(z: Float[Array, " b *dims"], s: Float[Array, " b"]) -> Float[Array, " b *dims"]:
@@ -49,16 +49,16 @@ def follow_flow(
     stop: Point,
     **tolerances: Any,
 ) -> Solution:
-    """Returns x at another point of the flow; NaN where the solution did not get so far.
+    """Returns x at another point of the flow; NaN where the solver did not reach it.
 
-    The time reached is the process's own.
+    The time reached is in the process's own unit.
 
     Args:
       denoise: (x_t, point) -> Prediction.
       process: The process that the denoiser was trained on.
       x: Images at `start`.
-      start: Where they are, not the data itself.
-      stop: Where they go, nearer the noise or the data, but not the data itself.
+      start: Point of these images; not the data itself.
+      stop: Point to solve to, nearer the noise or the data, but not the data itself.
       **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
     """
     z, field = x / per_image(start.scale, x), field_of(denoise, process)

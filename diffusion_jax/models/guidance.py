@@ -1,4 +1,4 @@
-"""Wrappers of a denoiser: denoiser in, denoiser out."""
+"""Wrappers of denoisers: clipping, dynamic thresholding, classifier-free and classifier guidance."""
 
 from collections.abc import Callable
 
@@ -33,8 +33,8 @@ def clip_denoised(denoise: Denoise, *, keep_eps: bool = False) -> Denoise:
 
     Args:
       denoise: Any denoiser.
-      keep_eps: Whether eps, v and score stay the network's, as in diffusers' DDIM; x_0 and eps are then not of one x_t.
-        Else they are those of the limited x0, as in Nichol & Dhariwal's code.
+      keep_eps: Whether eps, v and score stay the network's, as in diffusers' DDIM; x_0 and eps then share no x_t.
+        Otherwise they follow from the limited x0, as in Nichol & Dhariwal's code.
     """
     return _limited(denoise, clip_x0, keep_eps)
 
@@ -44,8 +44,8 @@ def dynamic_threshold(
 ) -> Denoise:
     """Returns the denoiser with its x0 clipped to [-s, s] and divided by s, image by image.
 
-    s is the given quantile of |x0|, or 1 if that is larger (Saharia et al., 2022, Section 2.3): strong guidance would
-    else drive many pixels to the ends of their range.
+    s is the given quantile of |x0|, or 1 if that is larger (Saharia et al., 2022, Section 2.3): otherwise strong
+    guidance drives many pixels to the ends of their range.
 
     Args:
       denoise: Any denoiser.
@@ -81,19 +81,19 @@ def classifier_free(
 ) -> Denoise:
     """Returns the guided denoiser: eps = eps_without + scale (eps_with - eps_without), and x0 likewise.
 
-    Ho & Salimans (2022), in the convention where scale 1 is the conditional model, and 0 the one without classes. Both
-    are computed in one call, of twice the batch.
+    Ho & Salimans (2022), in the convention where scale 1 is the conditional model and 0 the unconditional one. Both
+    are computed in one call on a doubled batch.
 
     Args:
-      denoise: A denoiser of twice as many images, the second half without a class: made with labels
+      denoise: A denoiser of the doubled batch, the second half unconditional: made with labels
         `jnp.concatenate([labels, jnp.full_like(labels, num_classes)])`.
-      scale: How far to go; it may be traced.
+      scale: Guidance scale; may be traced.
       interval: Lowest and highest sigma = std / signal at which to guide (Kynkäänniemi et al., 2024); elsewhere the
         conditional model is returned. None: everywhere.
-      rescale: Share of the guided prediction that gets back the standard deviation of the conditional one (Lin et al.,
-        2024, Eq. 15-16), in [0, 1]; it may be traced.
-      rescale_of: In which form, a key of `RESCALED`: x0; or, as diffusers' rescale_noise_cfg does, what the network
-        predicts, eps or v.
+      rescale: Weight of the guided prediction rescaled to the standard deviation of the conditional one (Lin et al.,
+        2024, Eq. 15-16), in [0, 1]; may be traced.
+      rescale_of: The form to rescale, a key of `RESCALED`: x0; or, as in diffusers' rescale_noise_cfg, the form that
+        the network predicts, eps or v.
 
     Raises:
       InputError: Unknown form.
@@ -126,13 +126,13 @@ def classifier_guided(
 ) -> Denoise:
     """Returns the denoiser guided by a classifier of noisy images (Dhariwal & Nichol, 2021, Algorithm 2).
 
-    The score gets scale * gradient added: eps = eps - scale std gradient, and x0 = x0 + scale std^2 / signal gradient.
+    scale * gradient is added to the score: eps = eps - scale std gradient, and x0 = x0 + scale std^2 / signal gradient.
 
     Args:
       denoise: Any denoiser.
       gradient: (x_t, point) -> gradient of log p(y | x_t) by x_t, such as
-        `jax.grad(lambda x, point: log_prob(x, point).sum())`, where log_prob gives a number an image.
-      scale: How far to go; 1 is Bayes' rule. It may be traced.
+        `jax.grad(lambda x, point: log_prob(x, point).sum())`, where log_prob returns one number per image.
+      scale: Guidance scale; 1 is Bayes' rule. May be traced.
     """
 
     def guided(x_t: Float[Array, " b *dims"], point: Point) -> Prediction:

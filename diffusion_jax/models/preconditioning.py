@@ -1,6 +1,6 @@
-"""What a network is given and what its output means: eps, x0, v, score, mean, velocity, and EDM's preconditioning.
+"""Preconditionings, the inputs and outputs of a network: eps, x0, v, score, mean, velocity, and EDM's.
 
-All are linear in x_0 and eps with coefficients of the point alone, so each one's exact target gives x_0 and eps back,
+All are linear in x_0 and eps with coefficients of the point alone, so each exact target determines x_0 and eps,
 and its error is the error of eps times a factor.
 """
 
@@ -20,7 +20,7 @@ from diffusion_jax.processes.process import Point, Process
 
 
 class Inputs(NamedTuple):
-    """What a network is given.
+    """The inputs of a network.
 
     Attributes:
       x: The scaled x_t.
@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
 def unit_inputs(point: Point, x_t: Float[Array, " b *dims"]) -> Inputs:
     """Returns x_t / r, r^2 = signal^2 + std^2, and the time of the process.
 
-    x_t / r is of the size of data and noise whatever the process: r is 1 for DDPM and VP; for VE it is the input
+    x_t / r has the scale of data and noise for every process: r is 1 for DDPM and VP; for VE it is the input
     scaling of Karras et al. (2022) for data of standard deviation 1.
     """
     return Inputs(x_t / per_image(point.scale, x_t), point.time)
@@ -42,10 +42,10 @@ def unit_inputs(point: Point, x_t: Float[Array, " b *dims"]) -> Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Preconditioning:
-    """What surrounds a network (Karras et al., 2022, Section 5): its inputs, its target, and what its output means.
+    """The wrapping of a network (Karras et al., 2022, Section 5): inputs, target, and meaning of the output.
 
     Attributes:
-      target: (point, x_t, x0, eps) -> what the network should return.
+      target: (point, x_t, x0, eps) -> target of the network.
       predict: (point, x_t, output) -> (x0, eps).
       eps_error: point -> factor between errors: eps_hat - eps = factor * (output - target).
       inputs: (point, x_t) -> scaled x_t and time that the network is given.
@@ -137,7 +137,7 @@ def edm(
 
     In signal and std, with q^2 = d^2 signal^2 + std^2, these are c_in y = x_t / q, c_skip y = d^2 signal x_t / q^2 and
     c_out = std d / q, so that nothing is divided by the signal. Inputs and target, (std x_0 - d^2 signal eps) / (q d),
-    have variance 1 for white data of standard deviation d; the squared error of F is the paper's weighted one of D.
+    have variance 1 for white data of standard deviation d; the squared error of F is the paper's weighted error of D.
 
     Args:
       sigma_data: Standard deviation of the data.
@@ -174,11 +174,11 @@ def edm(
 def mean(process: Process) -> Preconditioning:
     """The network returns mu_tilde, the mean of q(x_s | x_t, x_0), where s is the step before t on the whole grid.
 
-    Its coefficients (Ho et al., 2020, Eq. 7) are those of the time, whichever steps a sampler takes; between two times
+    Its coefficients (Ho et al., 2020, Eq. 7) depend on the time, not on the steps of a sampler; between two times
     of the grid they are interpolated.
 
     Args:
-      process: The process whose whole grid it is.
+      process: The process, for its whole grid.
     """
     grid = make_grid(process)
     table = gaussian.steps(grid)
@@ -214,7 +214,7 @@ PREDICTIONS: Registry[Component[Preconditioning]] = Registry(
         "eps": Component(eps, "the noise"),
         "x0": Component(x0, "the clean image"),
         "v": Component(v, "the v of Salimans & Ho (2022)"),
-        "mean": Component(mean, "the posterior's, mu_tilde"),
+        "mean": Component(mean, "the posterior mean, mu_tilde"),
         "score": Component(score, "std times the score"),
         "velocity": Component(velocity, "eps - x0, of flow matching"),
         "edm": Component(edm, "the unit-variance target of Karras et al. (2022)"),

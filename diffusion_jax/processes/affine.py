@@ -1,10 +1,10 @@
 """A `Process` from the coefficients of its SDE alone: signal and std by numerical integration.
 
-Of dx = f(u) x du + g(u) dw the moments obey (Särkkä & Solin, 2019, Section 5.5)
+The moments of dx = f(u) x du + g(u) dw obey (Särkkä & Solin, 2019, Section 5.5)
 
     d log signal / du = f           d std^2 / du = 2 f std^2 + g^2.
 
-Both are integrated once on the host, between knots that are dense near the data, and are cubic between two knots.
+Both are integrated once on the host, over knots that are dense near the data, and interpolated cubically between knots.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from diffusion_jax.processes.sde import LAST_TIME, STATIC, ContinuousProcess
 
 NUM_CELLS = 4096
 KNOTS = np.square(np.linspace(0, 1, NUM_CELLS + 1))
-# From u = 1e-6 on the first value has two digits, and each step doubles them; elsewhere it has more.
+# For u >= 1e-6 the first guess has two correct digits or more, and each step doubles their number.
 NEWTON_STEPS = 2
 
 Knots = Float[np.ndarray, " k"]
 
 
 class _Table(NamedTuple):
-    """At the knots: both coefficients, and the moments that they lead to."""
+    """Values at the knots: both coefficients, and the moments that follow from them."""
 
     drift: Knots
     diffusion2: Knots
@@ -43,13 +43,13 @@ class Affine(ContinuousProcess):
     """The process of dx = drift(u) x du + diffusion(u) dw on u in [0, 1]; time is 999 u.
 
     Attributes:
-      drift: f, of u as a float64 array of NumPy; one number each, finite on [0, 1].
-      diffusion: g, likewise; not 0 on (0, 1).
-      first_std: std at u = 0: noise that an image begins with, as of VE.
+      drift: f, a function of a float64 NumPy array of u; returns one number per u, finite on [0, 1].
+      diffusion: g, likewise; nonzero on (0, 1).
+      first_std: std at u = 0, noise that an image has from the start, as in VE.
 
     Raises:
-      InputError: A coefficient is not one finite number for each u, diffusion is 0, first_std is negative, or
-        signal / std does not fall all the way.
+      InputError: A coefficient is not one finite number per u, diffusion is 0, first_std is negative, or
+        signal / std is not strictly decreasing.
     """
 
     drift: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]] = dataclasses.field(
@@ -65,10 +65,12 @@ class Affine(ContinuousProcess):
         if not 0 <= self.first_std < np.inf:
             raise InputError(f"first_std is {self.first_std!r}; it must be finite and not negative")
         if not (self._table.diffusion2[1:] > 0).all():
-            raise InputError("diffusion(u) is 0 for some u in (0, 1]; there signal / std must fall")
+            raise InputError(
+                "diffusion(u) is 0 for some u in (0, 1]; signal / std must be strictly decreasing"
+            )
         if not (np.diff(self._log_ratio) > 0).all():
             raise InputError(
-                "signal / std does not fall all the way from u = 0 to u = 1 in float64; give drift(u) and diffusion(u)"
+                "signal / std is not strictly decreasing from u = 0 to u = 1 in float64; give drift(u) and diffusion(u)"
                 " that move both more evenly"
             )
 
@@ -100,7 +102,7 @@ class Affine(ContinuousProcess):
         return Rates(xp.interp(u, KNOTS, table.drift), xp.interp(u, KNOTS, table.diffusion2))
 
     def u_of(self, logsnr: Numbers) -> Numbers:
-        """Returns the u in [0, 1] where 2 log(signal / std) takes these values, by Newton's rule."""
+        """Returns the u in [0, 1] where 2 log(signal / std) takes these values, by Newton's method."""
         xp = namespace(logsnr)
         ratio, knots = self._log_ratio, KNOTS[1:]
         u = xp.square(xp.interp(-logsnr, xp.asarray(ratio), xp.asarray(np.sqrt(knots))))
@@ -123,7 +125,7 @@ class Affine(ContinuousProcess):
 
     @cached_property
     def _table(self) -> _Table:
-        """Integrals over each cell by Gauss's rule of four points, then their sums."""
+        """Integrates over each cell by four-point Gauss quadrature, and sums cumulatively."""
         f, g2 = (
             _values(self.drift, "drift", KNOTS),
             _values(self.diffusion, "diffusion", KNOTS) ** 2,
@@ -134,7 +136,7 @@ class Affine(ContinuousProcess):
         of_cell = size * weights / 2  # Rows: cells.
         rise = (of_cell * _values(self.drift, "drift", u.ravel()).reshape(u.shape)).sum(1)
         log_signal = np.append(0.0, np.cumsum(rise))
-        # Noise of u reaches the cell's end scaled by signal(end) / signal(u).
+        # Noise added at u reaches the cell's end scaled by signal(end) / signal(u).
         scale2 = np.exp(
             2 * (log_signal[1:, None] - _cubic(u.ravel(), log_signal, f).reshape(u.shape))
         )
@@ -155,14 +157,14 @@ def _values(
     values = np.asarray(coefficient(u), np.float64)
     if values.shape != u.shape or not np.isfinite(values).all():
         raise InputError(
-            f"{name} of {len(u)} values of u gives an array of shape {values.shape}; it must give one finite number for"
-            " each"
+            f"{name} returns an array of shape {values.shape} for {len(u)} values of u; it must return one finite"
+            " number for each"
         )
     return values
 
 
 def _cubic(u: Numbers, values: Knots, slopes: Knots) -> Numbers:
-    """Returns the cubic between two knots that has these values and slopes at both (Hermite)."""
+    """Returns the cubic Hermite interpolant with these values and slopes at two knots."""
     xp = namespace(u)
     cell = xp.clip(xp.floor(xp.sqrt(xp.clip(u, 0, 1)) * NUM_CELLS), 0, NUM_CELLS - 1).astype(int)
     first, last, value, next_value, slope, next_slope = (

@@ -35,10 +35,10 @@ class DDPM:
     linear in t. The network is given t itself.
 
     Attributes:
-      schedule: Variance schedule of T steps; not one that `respace` has made, since `make_grid` does that.
+      schedule: Variance schedule of T steps, not a result of `respace`: `make_grid` does the respacing.
 
     Raises:
-      InputError: A respaced schedule, whose steps are not their own times.
+      InputError: The schedule is respaced: its steps are not their own times.
     """
 
     schedule: Schedule
@@ -49,7 +49,7 @@ class DDPM:
         times = self.schedule.timesteps
         if isinstance(times, np.ndarray) and not np.array_equal(times, np.arange(len(times))):
             raise InputError(
-                "the schedule is a respaced one; give DDPM the whole schedule, and the sampler its make_grid(process,"
+                "the schedule is respaced; give DDPM the whole schedule, and the sampler make_grid(process,"
                 " num_steps, spacing)"
             )
 
@@ -60,12 +60,12 @@ class DDPM:
 
     @property
     def prior_std(self) -> float:
-        """1, in which std ends but for the square of the last signal."""
+        """1: std at the last time, up to the square of the last signal."""
         return 1.0
 
     @property
     def ends(self) -> tuple[float, float]:
-        """-1, the data, and T - 1."""
+        """-1 (the data) and T - 1."""
         return -1.0, self.num_timesteps - 1.0
 
     @property
@@ -82,7 +82,7 @@ class DDPM:
 
         With t = s + f, s an integer: alpha_bar_t = alpha_bar_s (alpha_bar_{s+1} / alpha_bar_s)^f, and
         1 - alpha_bar_t = (1 - alpha_bar_s) + alpha_bar_s (1 - (alpha_bar_{s+1} / alpha_bar_s)^f), a sum without
-        cancellation. At an integer both roots are the float64 ones, rounded once.
+        cancellation. At an integer t both roots are computed in float64 and rounded once.
         """
         if on_host(time):
             return self._on_host(time)
@@ -97,7 +97,7 @@ class DDPM:
         log_ratio = fraction * take(xp.append(2 * xp.diff(chain.log_signal), 0.0), row)
         added = -jnp.square(point.signal) * jnp.expm1(log_ratio)
         # sqrt(std^2 + added), but std itself where nothing is added, and with the right derivative there. At the
-        # data the root has none: it is infinite.
+        # data the root has no derivative: it is infinite.
         std = point.std + added / (point.std + jnp.sqrt(jnp.square(point.std) + added))
         return floored(
             time=jnp.where(jnp.isnan(point.time), jnp.nan, t),
@@ -106,13 +106,13 @@ class DDPM:
         )
 
     def times_of(self, logsnr: Numbers) -> Numbers:
-        """Returns the times in [0, T - 1] at which 2 log(signal / std) takes these values; beyond, the nearest end."""
+        """Returns the times in [0, T - 1] where 2 log(signal / std) has these values; out of range, the nearest end."""
         return times_of(logsnr, self._logsnr)
 
     def rates(self, time: Numbers) -> Rates:
         """Returns the SDE whose log alpha_bar is linear between the steps: variance-preserving, drift -diffusion2 / 2.
 
-        At a step they are those of the interval toward the data, which a reverse step goes through.
+        At a step, the coefficients are those of the interval toward the data, which a reverse step crosses.
         """
         xp = namespace(time)
         log_signal = self._chain.log_signal
@@ -141,7 +141,7 @@ class DDPM:
 
 
 class _Chain(NamedTuple):
-    """The data and all T steps, noise last: row t + 1 is time t. In float64 on the host, or arrays of JAX."""
+    """The data and all T steps, noise last: row t + 1 is time t. Float64 on the host, or JAX arrays."""
 
     time: Float[np.ndarray, " n"]
     log_signal: Float[np.ndarray | Array, " n"]
@@ -163,5 +163,5 @@ def discrete_chain(
         Option(kinds.Float(0, 1, open=True), "last beta, if the schedule has one; unset: 20 / T"),
     ] = None,
 ) -> DDPM:
-    """Returns the chain with a schedule of `make_schedule`, which says what the options are and raises."""
+    """Returns the chain with a schedule from `make_schedule`; see there for the options and errors."""
     return DDPM(make_schedule(schedule, num_timesteps, beta_start, beta_end))

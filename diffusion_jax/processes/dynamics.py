@@ -1,8 +1,8 @@
 """Any SDE dx = drift(x, t) dt + diffusion(t) dw: its reverse, its ODE and its simulation (Song et al., 2021).
 
-Nothing here asks for a closed form of x_t, so the drift may be any function of x. Time runs from `start`, where the
-data are, to `end`, where the prior is; `of_process` makes such an SDE of a `Process`. The score is any function
-(x, t) -> array: of a denoiser, `lambda x, t: denoise(x, process.at(t)).score`.
+Nothing here needs a closed form of x_t, so the drift may be any function of x. Time runs from `start` (the data) to
+`end` (the prior); `of_process` makes such an SDE from a `Process`. The score is any function (x, t) -> array; a
+denoiser gives `lambda x, t: denoise(x, process.at(t)).score`.
 """
 
 import math
@@ -37,10 +37,10 @@ class SDE(NamedTuple):
     """dx = drift(x, t) dt + diffusion(t) dw.
 
     Attributes:
-      drift: (x, t of each image) -> array like x.
+      diffusion: t -> one nonnegative number per image.
       diffusion: t -> one number an image, not negative.
       start: Time of the data.
-      end: Time of the prior, another; usually larger.
+      end: Time of the prior, different from `start` and usually larger.
       prior: Distribution of x at `end`.
     """
 
@@ -68,7 +68,7 @@ def normal_prior(std: float = 1.0) -> Prior:
 def of_process(process: Process) -> SDE:
     """Returns the SDE of a process, in the process's own time.
 
-    Of VE x has noise already at `start`, of std sigma_min: there x = x_0 + sigma_min eps.
+    VE has noise at `start` already: there x = x_0 + sigma_min eps.
     """
     start, end = process.ends
 
@@ -99,7 +99,7 @@ def reverse(sde: SDE, score: VectorField) -> SDE:
 def probability_flow(sde: SDE, score: VectorField) -> VectorField:
     """Returns (x, t) -> dx/dt of the ODE with the SDE's marginals (Song et al., 2021, Eq. 13).
 
-    dx/dt = drift - diffusion^2 score / 2; what `likelihood.exact.flow_likelihood` and `processes.ode.solve` take.
+    dx/dt = drift - diffusion^2 score / 2, as `likelihood.exact.flow_likelihood` and `processes.ode.solve` take it.
     """
     return _with_share_of(0.5, sde, score)
 
@@ -119,17 +119,17 @@ def simulate(
     t_to: Float[Array, " b"] | float,
     num_steps: int,
 ) -> Float[Array, " b *dims"]:
-    """Returns x at t_to, by even steps of the Euler-Maruyama rule. Inside the caller's `jit`, or eagerly.
+    """Returns x at t_to, by uniform Euler-Maruyama steps; works inside `jit` and eagerly.
 
-    x <- x + drift dt + diffusion |dt|^(1/2) z, where dt has the sign of t_to - t_from: of a `reverse` SDE, go back.
-    An image's noise is that of its key, whatever its times.
+    x <- x + drift dt + diffusion |dt|^(1/2) z, where dt has the sign of t_to - t_from; a `reverse` SDE runs backward.
+    The noise of an image depends on its key alone, not on its times.
 
     Args:
-      sde: What is simulated.
-      keys: One key an image.
+      sde: The SDE to simulate.
+      keys: One key per image.
       x: Images at t_from.
-      t_from: First time, of all images or of each.
-      t_to: Last time, of all images or of each.
+      t_from: First time, one for all images or one per image.
+      t_to: Last time, one for all images or one per image.
       num_steps: Number of steps, 1 or more.
     """
 
@@ -149,11 +149,11 @@ def simulate_along(
     """Returns x at t_to along a given Brownian path, as `simulate` does along a random one.
 
     Args:
-      sde: What is simulated.
+      sde: The SDE to simulate.
       unit_noise: z of each step, w's increment over the step divided by |dt|^(1/2).
       x: Images at t_from.
-      t_from: First time, of all images or of each.
-      t_to: Last time, of all images or of each.
+      t_from: First time, one for all images or one per image.
+      t_to: Last time, one for all images or one per image.
     """
     return _walk(sde, x, t_from, t_to, len(unit_noise), lambda i: unit_noise[i])
 

@@ -1,13 +1,13 @@
 """Identities of x_t = signal x_0 + std eps (Ho et al., 2020, Eq. 4-7; Salimans & Ho, 2022; Kingma et al., 2021).
 
-At one point. eps and x_0 determine each other given x_t. With r^2 = signal^2 + std^2,
+At one point, eps and x_0 determine each other given x_t. With r^2 = signal^2 + std^2,
 
     x_t / r = (signal x_0 + std eps) / r          v = (signal eps - std x_0) / r
 
 is a rotation of (x_0, eps), so its transpose gives x_0 = (signal x_t / r - std v) / r and
 eps = (std x_t / r + signal v) / r. For a variance-preserving process r = 1.
 
-Between two points s (nearer the data) and t. Markov: x_t = signal_{t|s} x_s + var_{t|s}^(1/2) z. Inserting
+Between two points s (nearer the data) and t, x_t = signal_{t|s} x_s + var_{t|s}^(1/2) z (Markov). Inserting
 x_s = signal_s x_0 + std_s eps and comparing with x_t = signal_t x_0 + std_t eps gives
 
     signal_{t|s} = signal_t / signal_s            var_{t|s} = std_t^2 - signal_{t|s}^2 std_s^2
@@ -17,8 +17,8 @@ and Bayes' rule, a product of two normal densities in x_s, gives q(x_s | x_t, x_
     mean = (signal_s var_{t|s} x_0 + signal_{t|s} std_s^2 x_t) / std_t^2
     variance = var_{t|s} std_s^2 / std_t^2.
 
-Of DDPM's neighbors, var_{t|s} is beta_t and the variance is beta_tilde_t. These are differences of numbers
-that float32 cannot tell apart, so they are computed in float64, on grids.
+Between neighboring steps of DDPM, var_{t|s} is beta_t and the variance is beta_tilde_t. These are differences of
+numbers that float32 cannot tell apart, so they are computed in float64, on grids.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from diffusion_jax.processes.process import Grid, Point, take
 
 
 def per_image(values: Shaped[Array, " b"], x: Float[Array, " b *dims"]) -> Shaped[Array, " b ..."]:
-    """Returns one value an image, shaped (b, 1, ..., 1) to broadcast against x."""
+    """Returns one value per image, shaped (b, 1, ..., 1) to broadcast against x."""
     return values.reshape(values.shape + (1,) * (x.ndim - 1))
 
 
@@ -41,9 +41,9 @@ def q_sample(
     """Returns x_t = signal x_0 + std eps ~ q(x_t | x_0), Ho et al. (2020), Eq. 4.
 
     Args:
-      point: Where each image goes, such as `process.at(t)`.
+      point: Noise level of each image, such as `process.at(t)`.
       x0: Clean images in [-1, 1].
-      eps: Standard normal noise. The caller draws it: it is also the target.
+      eps: Standard normal noise, drawn by the caller since it is also the target.
     """
     return per_image(point.signal, x0) * x0 + per_image(point.std, x0) * eps
 
@@ -51,14 +51,14 @@ def q_sample(
 def x0_from_eps(
     point: Point, x_t: Float[Array, " b *dims"], eps: Float[Array, " b *dims"]
 ) -> Float[Array, " b *dims"]:
-    """Solves x_t for x_0. Where the signal is nearly 0, eps says nothing of x_0: finite but huge."""
+    """Solves x_t for x_0. Where the signal is nearly 0, eps does not determine x_0: the result is finite but huge."""
     return (x_t - per_image(point.std, x_t) * eps) / per_image(point.signal, x_t)
 
 
 def eps_from_x0(
     point: Point, x_t: Float[Array, " b *dims"], x0: Float[Array, " b *dims"]
 ) -> Float[Array, " b *dims"]:
-    """Solves x_t for eps; not defined at the data, where std is 0."""
+    """Solves x_t for eps; undefined at the data, where std is 0."""
     return (x_t - per_image(point.signal, x_t) * x0) / per_image(point.std, x_t)
 
 
@@ -97,7 +97,7 @@ def clip_x0(x0: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
 
 
 class Steps(NamedTuple):
-    """The closed forms between neighboring points t and s of a grid; (N,) each, float64 on the host.
+    """Closed forms between neighboring points t and s of a grid; arrays of shape (N,), float64 on the host.
 
     Attributes:
       signal: signal_{t|s}.
@@ -122,7 +122,7 @@ class Steps(NamedTuple):
     def posterior_log_variance_clipped(self) -> Float[np.ndarray, " n"]:
         """Log of the posterior variance; the last entry, log 0, is replaced by the one before.
 
-        If there is one step alone, it is that step's log var_{t|s}.
+        For a single step, it is that step's log var_{t|s}.
         """
         before = self.posterior_variance[-2:-1] if len(self.variance) > 1 else self.variance
         return np.log(np.concatenate([self.posterior_variance[:-1], before]))
@@ -143,7 +143,7 @@ def steps(grid: Grid) -> Steps:
 
 
 class Posterior(NamedTuple):
-    """A normal distribution of x_s; one variance an image, shaped to broadcast, or, learned, one a dimension."""
+    """A normal distribution of x_s, with one variance per image (shaped to broadcast) or, if learned, per dimension."""
 
     mean: Float[Array, " b *dims"]
     variance: Float[Array, " b *#dims"]
@@ -159,8 +159,7 @@ def q_posterior(
 ) -> Posterior:
     """Returns q(x_s | x_t, x_0), Ho et al. (2020), Eq. 6-7, where step i goes from point t to point s of a grid.
 
-    In the last step, to the data, it is x_0 itself, with variance 0 and, as log variance, that of the step
-    before.
+    In the last step, to the data, the mean is x_0 and the variance 0; the log variance is that of the step before.
 
     Args:
       grid: Points from noise to data, such as `make_grid(process)`.

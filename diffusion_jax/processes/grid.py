@@ -1,7 +1,7 @@
-"""Grids of points from noise to data: which times a sampler visits (Song et al., 2021, DDIM; Nichol & Dhariwal, 2021).
+"""Time grids of samplers, from noise to data (Song et al., 2021, DDIM; Nichol & Dhariwal, 2021).
 
-A rule places them along T timesteps, 0 the least noisy; those of a process in continuous time lie between them too, and
-there may be more of them than T.
+A spacing rule places N times along T timesteps, 0 the least noisy. For a process in continuous time they may lie
+between timesteps and may be more than T.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,13 +26,13 @@ from diffusion_jax.processes.process import (
 )
 
 Times = Float[np.ndarray, " n"]
-LARGEST_SIGMA = 80.0  # Of karras.
+LARGEST_SIGMA = 80.0  # Largest sigma of the karras spacing.
 ROUNDING = 1e-9
-SIX_DIGITS = 5e-6  # Relative error of a number that is rounded to them.
+SIX_DIGITS = 5e-6  # Relative error of a number that is rounded to six digits.
 SAME_SIGNAL = 1e-9  # Difference of log signals that counts as none.
-# Smallest u of a grid: as Song et al. (2021) sample; and at the least noisy level, which is 0 but for rounding.
+# Smallest u of a grid: without and with noise in the data (Song et al., 2021), and the least level, 0 up to rounding.
 CLEAN_U_MIN, NOISY_U_MIN, LEAST_LEVEL = 1e-3, 1e-5, 1e-9
-WHOLE_GRID = 1000  # Steps of it, where a process in continuous time says nothing else.
+WHOLE_GRID = 1000  # Default number of steps of a process in continuous time.
 
 
 def make_grid(
@@ -48,13 +48,13 @@ def make_grid(
     Args:
       process: The forward process.
       num_steps: Number N of steps, 1 or more; at most T if the process has T timesteps, counted from 0. None takes the
-        process's `num_timesteps`, or as many as are listed.
+        process's `num_timesteps`, or the number of times listed.
       spacing: A key of `SPACINGS`, or the times themselves, none twice.
-      u_min: Where the step to the data begins, as a part of the time from the data to the last time, in (0, 1); None:
-        1e-3, or 1e-5 if images have noise at the data's time already, as of VE. A discrete process has none.
+      u_min: Start of the step to the data, as a fraction of the time range, in (0, 1); None: 1e-3, or 1e-5 if images
+        have noise at the data's time already, as in VE. Must be None for a discrete process.
 
     Raises:
-      InputError: num_steps out of its range, an unknown spacing, a wrong list, or u_min out of its range.
+      InputError: num_steps out of range, an unknown spacing, an invalid list, or u_min out of range.
     """
     expect("process", process, Process, "a Process, such as VP()")
     process = _on_host(process)
@@ -92,7 +92,7 @@ def _on_host(process: Process) -> Process:
 
 
 def check_u_min(u_min: float, levels: object) -> None:
-    """Refuses a smallest u that is not in (0, 1), or that the process's levels leave no place for."""
+    """Raises if u_min is not in (0, 1), or is set for a discrete process."""
     if levels is not None:
         raise InputError(f"u_min is {u_min!r}, but a discrete process has none; leave it unset")
     if not 0 < u_min < 1:
@@ -100,7 +100,7 @@ def check_u_min(u_min: float, levels: object) -> None:
 
 
 def _default_u_min(process: Process) -> float:
-    """Returns a smallest u: larger where the data have no noise, so that their score is hardly defined."""
+    """Returns the default smallest u: larger if the data have no noise, as their score is then barely defined."""
     if levels_of(process) is not None:
         return LEAST_LEVEL
     noisy = process.at(np.array([process.ends[0]])).std[0] > 0
@@ -110,8 +110,8 @@ def _default_u_min(process: Process) -> float:
 def _prior_std_at(process: Process, points: Points, last: Points) -> float:
     """Returns the standard deviation of x at the first of these points.
 
-    Where the signal is that of the process's last time, as of VE, all that differs is the noise, and x is drawn with
-    the point's own (Karras et al., 2022). Where it falls, x_t of data of the prior's size keeps that size.
+    If the signal is that of the process's last time, as in VE, only the noise differs, and x is drawn with the point's
+    std (Karras et al., 2022). If the signal decays, x_t of data with the prior's std keeps that std.
     """
     if abs(points.log_signal[0] - last.log_signal[-1]) < SAME_SIGNAL:
         return float(process.prior_std) * float(points.std[0] / last.std[-1])
@@ -119,13 +119,13 @@ def _prior_std_at(process: Process, points: Points, last: Points) -> float:
 
 
 class Timesteps(NamedTuple):
-    """What a rule places times along: T timesteps, or all the times of a process in continuous time.
+    """The range that a rule places times in: T timesteps, or all times of a process in continuous time.
 
     Attributes:
-      last: The noisiest, T - 1 or 1; the least noisy is 0.
+      last: The noisiest time, T - 1 or 1; the least noisy is 0.
       ends: log(signal^2 / std^2) at 0 and at `last`.
-      times_of: Such values -> times.
-      whole: Whether times must be integers, but where a rule says that they are not.
+      times_of: log(signal^2 / std^2) -> times.
+      whole: Whether times must be integers, unless a rule says otherwise.
     """
 
     last: int
@@ -134,7 +134,7 @@ class Timesteps(NamedTuple):
     whole: bool
 
     def rounded(self, times: Times) -> Times:
-        """Returns the nearest timesteps, if times must be some."""
+        """Returns the nearest timesteps, if times must be integers."""
         return np.rint(times) if self.whole else times
 
 
@@ -146,7 +146,7 @@ def _uniform(num_steps: int, steps: Timesteps) -> Times:
 def _leading(num_steps: int, steps: Timesteps) -> Times:
     """Evenly spaced from the first on, without the last: 0, k, 2 k, ... with k = floor(T / N), as in DDIM's code.
 
-    Where N does not divide T, that code goes on to T; here there are N times all the same.
+    If N does not divide T, that code continues to T; here there are N times in any case.
     """
     k = (steps.last + 1) // num_steps if steps.whole else steps.last / num_steps
     return np.arange(num_steps) * k * 1.0
@@ -185,9 +185,9 @@ def _logsnr(num_steps: int, steps: Timesteps) -> Times:
 def _karras(num_steps: int, steps: Timesteps) -> Times:
     """Evenly spaced in sigma^(1/7), sigma = std / signal (Karras et al., 2022, Eq. 5 with rho = 7).
 
-    From the paper's 80 on, or the last timestep's sigma if that is smaller, to the first timestep's. At 80 the image is
-    an eightieth of the noise, and some schedules go far beyond (cosine: to 20,000), where half of the steps would be
-    spent. As with `_logsnr`, the times are not integers.
+    From sigma = 80, as in the paper, or the last timestep's if that is smaller, to the first timestep's. At 80 the
+    image is 1/80 of the noise; some schedules go far beyond (cosine: to 20,000), which would take half of the steps.
+    The times are not integers, as in `_logsnr`.
     """
     smallest, largest = np.exp(-np.array(steps.ends) / 2)
     first, last = np.array([min(largest, LARGEST_SIGMA), smallest]) ** (1 / 7)
@@ -195,7 +195,7 @@ def _karras(num_steps: int, steps: Timesteps) -> Times:
 
 
 def times_of(wanted: Numbers, logsnr: Float[np.ndarray | Array, " T"]) -> Numbers:
-    """Returns the times at which log(signal^2 / std^2) takes these values; beyond its range, the nearest end."""
+    """Returns the times where log(signal^2 / std^2) has these values; out of range, the nearest end."""
     xp = namespace(wanted)
     # log alpha_bar = -log(1 + exp(-logsnr)); np.interp wants it ascending, so time runs backwards.
     log_alpha_bar = xp.asarray(-namespace(logsnr).logaddexp(0, -logsnr[::-1]))
@@ -221,12 +221,12 @@ def timesteps(
     """Returns the times that a sampler of a chain of T timesteps visits, ascending.
 
     Args:
-      num_steps: Number N of times, in {1, ..., T}; None takes all T, or as many as are listed.
+      num_steps: Number N of times, in {1, ..., T}; None: all T, or the number of times listed.
       spacing: A key of `SPACINGS`, or the times themselves, each in [0, T - 1] and none twice.
       logsnr: log(alpha_bar / (1 - alpha_bar)) at each of the T timesteps.
 
     Raises:
-      InputError: num_steps outside {1, ..., T}, an unknown spacing, or a list that is not as above.
+      InputError: num_steps outside {1, ..., T}, an unknown spacing, or an invalid list.
     """
     steps = Timesteps(
         last=len(logsnr) - 1,
@@ -256,14 +256,14 @@ def times_between(
     """Returns the times that a sampler of a process in continuous time visits, ascending.
 
     Args:
-      num_steps: Number N of times, 1 or more; None: as many as are listed.
+      num_steps: Number N of times, 1 or more; None: the number of times listed.
       spacing: A key of `SPACINGS`, or the times themselves, within the process's and none twice.
-      ends: The least noisy of the process's times, and the noisiest, which is larger.
+      ends: The least noisy time of the process, and the noisiest, which is larger.
       ends_logsnr: log(signal^2 / std^2) at both.
-      times_of: Such values -> the process's times.
+      times_of: log(signal^2 / std^2) -> the process's times.
 
     Raises:
-      InputError: num_steps below 1, an unknown spacing, or a list that is not as above.
+      InputError: num_steps below 1, an unknown spacing, or an invalid list.
     """
     first, last = ends
     if not isinstance(spacing, str):
@@ -280,9 +280,9 @@ def times_between(
 
 
 def outermost(first: float | int, last: float | int) -> tuple[float, float]:
-    """Returns how far beyond the ends of a process's times a time may lie that stands for the end.
+    """Returns the tolerance by which a given time may lie beyond the ends of a process's times.
 
-    Messages give six digits of an end, such as 2.30259 for log(10), and it can be computed with other rounding.
+    Messages print six digits of an end, such as 2.30259 for log(10), and callers may round it differently.
     """
     wide = last - first
     low, high = (max(SIX_DIGITS * abs(end), ROUNDING * wide) for end in (first, last))
@@ -296,7 +296,7 @@ def _listed(
     low, high = outermost(first, last)
     inside = len(times) > 0 and times[0] >= low and times[-1] <= high
     times = np.clip(times, first, last)
-    if not (inside and (np.diff(times) > 0).all()):  # A NaN, too, is not inside.
+    if not (inside and (np.diff(times) > 0).all()):  # NaN is not inside either.
         named = f"{last} (T - 1)" if first == 0 else f"{last:g}"
         raise InputError(
             f"spacing is ({', '.join(f'{t:.12g}' for t in listed)}); a list must hold distinct times from {first:g} to "

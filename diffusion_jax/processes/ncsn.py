@@ -1,8 +1,8 @@
-"""Noise-conditional score networks (Song & Ermon, 2019, 2020): a ladder of geometric noise levels, and its rules.
+"""Noise-conditional score networks (Song & Ermon, 2019, 2020): geometric noise levels, and rules for choosing them.
 
-x_i = x_0 + sigma_i eps with sigma_1 > ... > sigma_L is the variance-exploding process at L of its times. So NCSN is a
-`VE` that is trained at the levels of the ladder alone, whose whole grid they are. Its loss, the mean over the levels of
-sigma^2 times the squared error of the score, is that of `simple`.
+x_i = x_0 + sigma_i eps with sigma_1 > ... > sigma_L is the variance-exploding process at L of its times. So `NCSN` is
+a `VE` that is trained at these levels alone; they are also its whole grid. Its loss, the mean over the levels of
+sigma^2 times the squared error of the score, is `simple`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.processes.process import NUM_TIMESTEPS
 from diffusion_jax.processes.sde import STATIC, VE, check_ascending
 
-CHUNK = 1000  # Images whose distances from all others are in memory at once.
+CHUNK = 1000  # Images per block of the distance matrix.
 
 
 @jax.tree_util.register_dataclass
@@ -26,8 +26,8 @@ CHUNK = 1000  # Images whose distances from all others are in memory at once.
 class NCSN(VE):
     """A `Process` with `num_timesteps` noise levels, geometric from sigma_max to sigma_min, the last included.
 
-    Time is log sigma, as of VE, so that networks of the two can be exchanged. A grid with other steps than all visits
-    times between the levels too.
+    Time is log sigma, as in VE, so networks of the two are interchangeable. A grid whose number of steps is not L also
+    visits times between the levels.
 
     Attributes:
       num_timesteps: Number L of levels, 2 or more.
@@ -44,7 +44,7 @@ class NCSN(VE):
         super().__post_init__()
         if self.num_timesteps < 2:  # The first and the last level are two.
             raise InputError(
-                f"num_timesteps is {self.num_timesteps!r}; of ncsn it must be at least 2"
+                f"num_timesteps is {self.num_timesteps!r}; it must be at least 2 for ncsn"
             )
 
     @property
@@ -60,7 +60,7 @@ def largest_distance(images: Float[np.ndarray, " n *dims"]) -> float:
       images: All images of the data, in [-1, 1].
     """
     rows = np.asarray(images, np.float64).reshape(len(images), -1)
-    rows = rows - rows.mean(0)  # Distances stay, and the sum below loses fewer digits.
+    rows = rows - rows.mean(0)  # Centering keeps distances, and the sum below loses fewer digits.
     squares = np.square(rows).sum(1)
     largest = 0.0
     for first in range(0, len(rows), CHUNK):
@@ -85,7 +85,7 @@ def ladder_ratio(dims: int, overlap: float = 0.5) -> float:
         away = np.sqrt(2 * dims) * (gamma - 1)
         return float(ndtr(away + 3 * gamma) - ndtr(away - 3 * gamma)) - overlap
 
-    # For gamma = 1 nearly all overlaps. In few dimensions ((2 D)^(1/2) < 3) levels overlap however far apart they are.
+    # At gamma = 1 nearly everything overlaps. In few dimensions ((2 D)^(1/2) < 3) levels overlap at any distance.
     highest = 1e6
     if excess(highest) >= 0:
         return np.inf
@@ -97,7 +97,7 @@ def num_levels(sigma_min: float, sigma_max: float, dims: int, overlap: float = 0
     """Returns the number L of levels whose neighbors' ratio is `ladder_ratio`, rounded; at least 2.
 
     Raises:
-      InputError: Not 0 < sigma_min < sigma_max < infinity.
+      InputError: Unless 0 < sigma_min < sigma_max < infinity.
     """
     check_ascending("sigma", sigma_min, sigma_max)
     steps = np.log(sigma_max / sigma_min) / np.log(ladder_ratio(dims, overlap))

@@ -1,12 +1,12 @@
-"""Adaptive solution of ordinary differential equations, each image of a batch with steps of its own.
+"""Adaptive solver of ordinary differential equations, with a separate step size for each image of a batch.
 
-The rule is that of Dormand & Prince (1980), of order 5 with an error estimate of order 4, which Song et al. (2021) take
-too; its coefficients and the control of the steps are diffrax's (Kidger, 2021). The rule of Tsitouras (2011) costs the
+The method is that of Dormand & Prince (1980), of order 5 with an error estimate of order 4, as in Song et al. (2021);
+its coefficients and the step size controller are diffrax's (Kidger, 2021). The method of Tsitouras (2011) costs the
 same for the same error on a mixture of normal distributions, but on a U-Net of digits, at a tolerance of 1e-5, it takes
-587 evaluations in place of 365, for likelihoods that differ by 1.5e-4 bits/dim.
+587 evaluations instead of 365, for likelihoods that differ by 1.5e-4 bits/dim.
 
-The loop is ours: diffrax's takes one step size for a batch or asks the network for a batching rule, and its loops do
-not pass the checks of `jax.shard_map`. Here the network is called on whole batches, and no image depends on the others.
+The loop is our own: diffrax's takes one step size per batch or needs a batching rule for the network, and its loops do
+not pass the checks of `jax.shard_map`. Here the network is called on whole batches, and images are independent.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,11 @@ from diffusion_jax.processes.gaussian import per_image
 # (y, time of each image) -> dy/dt; y is an array, or a tree of arrays, whose first axis is the batch.
 Field = Callable[[Any, Float[Array, " b"]], Any]
 
-FIRST = 0.01  # The first step, as a part of the whole way; a step may be ten times the one before.
-SHORTER = 0.2  # What a step is shortened to at most, after one whose error is not a number too.
+FIRST = 0.01  # First step as a fraction of the interval; a step may be ten times the one before.
+SHORTER = 0.2  # Largest factor of the next step after one with a non-finite error.
 TABLEAU = diffrax.Dopri5.tableau
-ORDER = 5  # Of the error of one step of the lower rule.
-STAGES = (
-    TABLEAU.num_stages
-)  # The last is the first of the next step: a step costs one evaluation less.
+ORDER = 5  # Order of the local error of the embedded method.
+STAGES = TABLEAU.num_stages  # First same as last: a step costs one evaluation less.
 WEIGHTS = np.zeros((STAGES, STAGES))
 for _row, _weights in enumerate(TABLEAU.a_lower, 1):
     WEIGHTS[_row, :_row] = _weights
@@ -38,12 +36,12 @@ NODES = np.append(0.0, TABLEAU.c)
 
 
 class SolverStats(NamedTuple):
-    """What a solver or a sampler says of each image.
+    """Statistics of a solver or a sampler, per image.
 
     Attributes:
-      evaluations: Evaluations of the field or the network.
-      finished: Whether it came as far as it should: False where max_steps was the limit, or a number was not finite.
-      reached: The time that it came to: of one that is finished, exactly that of the end.
+      evaluations: Number of evaluations of the field or the network.
+      finished: Whether the end was reached: False if max_steps was exhausted or a value was not finite.
+      reached: Time reached; exactly the end if finished.
     """
 
     evaluations: Int[Array, " b"]
@@ -52,11 +50,11 @@ class SolverStats(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """Where the solution of each image ended.
+    """The solution of each image.
 
     Attributes:
       y: The solution at the time reached.
-      stats: What it cost, and how far it came.
+      stats: Its cost, and the time reached.
     """
 
     y: Any
@@ -65,9 +63,9 @@ class Solution(NamedTuple):
 
 class _Carry(NamedTuple):
     y: Any
-    slope: Any  # The field at y.
-    done: Float[Array, " b"]  # Part of the way, from 0 to 1.
-    step: Float[Array, " b"]  # The next step, as such a part.
+    slope: Any  # Field at y.
+    done: Float[Array, " b"]  # Fraction of the interval, from 0 to 1.
+    step: Float[Array, " b"]  # Next step, as such a fraction.
     tries: Int[Array, " b"]
 
 
@@ -81,20 +79,20 @@ def solve(
     atol: float | Float[Array, ""] = 1e-5,
     max_steps: int = 1000,
 ) -> Solution:
-    """Solves dy/dt = field(y, t) from `start` to `stop`, forwards or backwards. Inside the caller's `jit`, or eagerly.
+    """Solves dy/dt = field(y, t) from `start` to `stop`, forward or backward; works inside `jit` and eagerly.
 
-    The error of a step, |error| / (atol + rtol |y|), is a root mean square over the numbers of an image, the largest
-    of such means if y has several arrays; a step with more than 1 is tried again, shorter. An image costs one
-    evaluation, and six a try.
+    The error of a step is the root mean square of |error| / (atol + rtol |y|) over the elements of an image, or the
+    largest of these means if y has several arrays; a step with an error above 1 is rejected and retried shorter. An
+    image costs one evaluation, plus six per step tried.
 
     Args:
       field: (y, t) -> dy/dt, called on the whole batch. Images that have finished are computed along with the others.
       y: Values at `start`, an array or a tree of arrays whose first axis is the batch.
       start: Time of each image.
-      stop: Time that each image goes to.
-      rtol: Relative tolerance of a step, positive; float32 has none below 1e-7. It may be traced.
+      stop: End time of each image.
+      rtol: Relative tolerance of a step, positive; float32 cannot resolve less than 1e-7. May be traced.
       atol: Absolute tolerance, likewise.
-      max_steps: Most tries of an image, rejected ones included, 1 or more.
+      max_steps: Maximum number of steps per image, rejected ones included; at least 1.
 
     Raises:
       InputError: A tolerance that is not positive, or max_steps below 1.
@@ -129,8 +127,8 @@ def solve(
 
 
 def _begin(y: Any, slope: Any) -> _Carry:
-    """Returns what the loop begins with, where the field at y is `slope`."""
-    # Inside `jax.shard_map` all that the loop carries has to differ between devices as the field does.
+    """Returns the initial state of the loop, where `slope` is the field at y."""
+    # Inside `jax.shard_map` the whole loop carry must vary across devices as the field does.
     y = jax.tree.map(lambda values, k: values + jnp.zeros_like(k), y, slope)
     leaf = jax.tree.leaves(slope)[0]
     none = jnp.zeros_like(leaf.reshape(len(leaf), -1)[:, 0])
@@ -140,16 +138,16 @@ def _begin(y: Any, slope: Any) -> _Carry:
 def _step_control(
     rtol: float | Float[Array, ""], atol: float | Float[Array, ""]
 ) -> Callable[..., tuple[Array, Array]]:
-    """Returns (done, to, y, candidate, error) of one image -> whether the step is taken, and the next one's length."""
+    """Returns (done, to, y, candidate, error) of one image -> whether the step is accepted, and the next length."""
     controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_norm)
 
     def adapt(done: Array, to: Array, y: Any, candidate: Any, error: Any) -> tuple[Array, Array]:
-        # With these coefficients the control has no memory, so its state can be made anew.
+        # With these coefficients the controller has no memory, so its state can be created anew.
         _, memory = controller.init(None, done, to, y, to - done, None, _no_field, None)  # pyright: ignore[reportArgumentType]
         keep, first, last, *_ = controller.adapt_step_size(
             *(done, to, y, candidate, None, error, ORDER, memory)
         )
-        # A try that is not finite says nothing of the next length but that it is shorter.
+        # A non-finite step says only that the next one must be shorter.
         length = jnp.where(jnp.isfinite(last - first), last - first, SHORTER * (to - done))
         return jnp.asarray(keep), length
 

@@ -1,4 +1,4 @@
-"""What every process shares: x_t = signal x_0 + std eps, at a point in time and along a grid of points.
+"""The interface of all processes: x_t = signal x_0 + std eps, at a point in time and on a grid of points.
 
 DDPM, NCSN and the score SDEs differ only in how signal and std depend on time (Kingma et al., 2021; Karras et
 al., 2022), so everything else in the package is written on this pair.
@@ -15,26 +15,26 @@ from jaxtyping import Array, Float, Int, Real
 
 from diffusion_jax.options import Option, kinds
 
-# Signal and std, where not 0, are at least this in float32: then all conversions are finite, also where a schedule
-# erases the image (the end of jsd) or hardly touches it.
+# Lower bound of nonzero signal and std in float32: keeps all conversions finite, even where a schedule
+# erases the image (the end of jsd) or barely changes it.
 SMALLEST = float(np.exp(-20.0))
 
 
-# One number an image in a compiled program (float32), or one a point on the host (float64).
+# One number per image in a compiled program (float32), or one per point on the host (float64).
 Numbers = TypeVar("Numbers", Float[Array, " b"], Float[np.ndarray, " b"])
 
 
-# A number that a process holds or says; an array of JAX where it is learned or traced.
+# A number of a process; a JAX array if it is learned or traced.
 Scalar = float | Float[Array, ""]
 
 
 def namespace(values: object) -> ModuleType:
-    """Returns jax.numpy for an array of JAX, traced or not, and NumPy for any other."""
+    """Returns jax.numpy for JAX arrays, traced or not, and NumPy for all others."""
     return jnp if isinstance(values, jax.Array) else np
 
 
 def on_host(time: object) -> TypeGuard[np.ndarray]:
-    """Returns whether these times ask for float64 on the host: NumPy's arrays of float64, and no others."""
+    """Returns whether these times ask for float64 on the host, as only float64 NumPy arrays do."""
     return isinstance(time, np.ndarray) and time.dtype == np.float64
 
 
@@ -51,12 +51,12 @@ class Rates(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Where each image is between data and noise: x_t = signal x_0 + std eps, eps ~ N(0, I).
+    """Noise level of each image: x_t = signal x_0 + std eps, eps ~ N(0, I).
 
-    In the step of a sampler all images are at one point, whose numbers have the shape ().
+    In a sampler's step all images share one point, whose fields have shape ().
 
     Attributes:
-      time: What the network is given.
+      time: Time that the network is given.
       signal: Scale of x_0, positive.
       std: Standard deviation of the noise; 0 at the data.
     """
@@ -77,13 +77,13 @@ class Point(NamedTuple):
 
     @property
     def scale(self) -> Array:
-        """sqrt(signal^2 + std^2), the size of x_t of data of size 1."""
+        """sqrt(signal^2 + std^2), the standard deviation of x_t for data of unit variance."""
         return jnp.hypot(self.signal, self.std)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Points:
-    """Some points, in float64 on the host.
+    """Several points, in float64 on the host.
 
     Attributes:
       time: Times as the network is given them.
@@ -107,7 +107,7 @@ class Points:
             return 2 * (self.log_signal - np.log(self.std))
 
     def __repr__(self) -> str:
-        """Says how many there are, and the first and the last time."""
+        """Returns the number of points, and the first and the last time."""
         ends = f", times {self.time[0]:g} to {self.time[-1]:g}" if len(self.time) else ""
         return f"{type(self).__name__}({len(self.time)} points{ends})"
 
@@ -136,7 +136,7 @@ class Grid(Points):
 
 
 def floored(time: Float[Array, "*b"], signal: Float[Array, "*b"], std: Float[Array, "*b"]) -> Point:
-    """Returns the point whose signal, and whose std where it is not 0, are `SMALLEST` or more."""
+    """Returns the point with signal, and std where nonzero, of at least `SMALLEST`."""
     return Point(
         time, jnp.maximum(signal, SMALLEST), jnp.where(std > 0, jnp.maximum(std, SMALLEST), std)
     )
@@ -150,7 +150,7 @@ def take(values: Float[np.ndarray | Array, " n"], i: Int[Array, "*b"]) -> Float[
 
 NUM_TIMESTEPS = Option(
     kinds.Int(1, 1_000_000),
-    "T, the number of steps; of an SDE: steps of a sampler that sets none; ncsn: L, of levels",
+    "number of steps T; SDEs: default number of sampler steps; ncsn: number of levels L",
     default=1000,
 )
 
@@ -159,18 +159,18 @@ NUM_TIMESTEPS = Option(
 class Process(Protocol):
     """How signal and std depend on time.
 
-    A process has one notion of time, that which its network is given; what it counts is the process's own choice.
-    Its functions compute in float64 on the host for NumPy's arrays of float64, and in float32 for arrays of JAX,
-    traced or not. A process that is a pytree (`jax.tree_util.register_dataclass`) may hold arrays of JAX: it can be an
-    argument of a compiled program, and be differentiated by them.
+    A process has one time variable, the one that its network is given; its unit is the process's choice.
+    Its functions compute in float64 on the host for float64 NumPy arrays, and in float32 for JAX arrays,
+    traced or not. A process that is a pytree (`jax.tree_util.register_dataclass`) may hold JAX arrays: it can be an
+    argument of a compiled function, and be differentiated with respect to them.
 
     Attributes:
-      prior_std: Standard deviation of the normal distribution that x becomes at the last time.
+      prior_std: Standard deviation of the normal distribution of x at the last time.
       ends: Time of the data, and the last time.
 
-    A process may also say, where this is not None or 1000:
-      levels: Times of a discrete process, the only ones that it is trained at: integers that count from 0 to the last
-        time, the only ones of a grid too; or numbers evenly spaced between both ends, of which a grid is independent.
+    Optional attributes, None and 1000 by default:
+        levels: Times of a discrete process, the only ones that it is trained at: either the integers from 0 to the last
+          time, which are also the only times of a grid; or numbers evenly spaced between both ends, which grids ignore.
       num_timesteps: Number of steps of the whole grid.
     """
 
@@ -203,7 +203,7 @@ def has_arrays(process: Process) -> bool:
 
 
 def levels_of(process: Process) -> Real[np.ndarray, " T"] | None:
-    """Returns the only times that a discrete process is trained at; None of a process in continuous time."""
+    """Returns the only times that a discrete process is trained at; None for a process in continuous time."""
     return getattr(process, "levels", None)
 
 

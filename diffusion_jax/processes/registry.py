@@ -14,11 +14,11 @@ _MORE_SIGMA = "process.sigma_max to about the largest distance between two image
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProcessKind(Component[Process]):
-    """A process: `make` is (its options) -> Process.
+    """A process; `make` maps its options to a `Process`.
 
     Attributes:
-      less_signal: Which fields to set so that less of the image is left at the last time: "FIELD larger".
-      continuous: Whether grids and training begin at a smallest u, which the config may set.
+      less_signal: Fields to set for less signal at the last time: "FIELD larger".
+      continuous: Whether grids and training start at a smallest u, which the config may set.
     """
 
     less_signal: str = ""

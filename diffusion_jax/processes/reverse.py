@@ -12,8 +12,8 @@ so, each dimension by itself,
     KL(q(x_s | x_t, x_0) || p(x_s | x_t)) = (d + exp(-d) - 1 + exp(-d) w (x_0 - x0_hat)^2) / 2,
     w = coef_x0^2 / beta_tilde_t = signal_s^2 / std_s^2 - signal_t^2 / std_t^2.
 
-In the last step, to the data, beta_tilde is 0: there the one of the step before takes its place, and beta_t that of
-fixed_large too, as in Ho et al.'s results. Only learned variances have beta_t as their upper end in every step.
+In the last step, to the data, beta_tilde is 0 and replaced by that of the step before, and so is fixed_large's beta_t,
+as in Ho et al.'s results. Only learned variances have beta_t as their upper bound in every step.
 """
 
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def p_posterior(
       x_t: Images at point i.
       step: Step i of each image, in {0, ..., N - 1}, from noise to data; NaN outside.
       variance: A key of `VARIANCES`.
-      fraction: Where learned log variances lie between their bounds, as in `Prediction`.
+      fraction: Position of learned log variances between their bounds, as in `Prediction`.
 
     Raises:
       InputError: Unknown variance, or learned without a fraction.
@@ -116,7 +116,7 @@ def posterior_kl(
 ) -> Float[Array, " b *dims"]:
     """Returns KL(q(x_s | x_t, x_0) || p(x_s | x_t)) of each dimension in nats, Ho et al. (2020), Eq. 5.
 
-    Not defined in the last step, to the data, where the decoder takes its place (finite all the same).
+    Undefined (though finite) in the last step, to the data, where the decoder's term replaces it.
 
     Args:
       grid: Points from noise to data.
@@ -124,7 +124,7 @@ def posterior_kl(
       x0_hat: Clean images as predicted from x_t.
       step: Step i of each image, in {0, ..., N - 1}; NaN outside.
       variance: A key of `VARIANCES`.
-      fraction: Where learned log variances lie between their bounds.
+      fraction: Position of learned log variances between their bounds.
 
     Raises:
       InputError: Unknown variance, or learned without a fraction.
@@ -133,7 +133,7 @@ def posterior_kl(
     excess = _excess(table, variance, step, x0, fraction)
     weight = np.square(table.coef_x0) / np.exp(table.posterior_log_variance_clipped)
     error = per_image(take(weight, step), x0) * jnp.square(x0 - x0_hat)
-    # expm1, since d is small at most steps, where exp(-d) - 1 + d would be rounding alone.
+    # expm1, since d is small at most steps, where exp(-d) - 1 + d would be rounding error alone.
     return (excess + jnp.expm1(-excess) + jnp.exp(-excess) * error) / 2
 
 

@@ -1,7 +1,7 @@
-"""Variance schedules beta_t and all that follows from them (Ho et al., 2020, Sections 2 and 3.2).
+"""Variance schedules beta_t and the arrays derived from them (Ho et al., 2020, Sections 2 and 3.2).
 
-Row t of every array, t in {0, ..., T - 1}, is the paper's step t + 1: betas[0] is beta_1. Before the first step lies
-the clean image, whose alpha_bar is 1. A `Schedule` holds log alpha_bar in float64, from which all else is computed.
+Row t of every array, t in {0, ..., T - 1}, is the paper's step t + 1: betas[0] is beta_1. The clean image, with
+alpha_bar 1, precedes the first step. A `Schedule` holds log alpha_bar in float64, from which all else is computed.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from diffusion_jax.processes.gaussian import Steps, steps
 from diffusion_jax.processes.grid import timesteps
 from diffusion_jax.processes.process import SMALLEST, Grid
 
-# Keeps every coefficient finite in float32, also where alpha_bar is 0 (the end of jsd) or underflows. The capped
-# cosine of a million steps ends at -34, so that ordinary schedules are not touched.
+# Keeps every coefficient finite in float32, even where alpha_bar is 0 (the end of jsd) or underflows. The capped
+# cosine of a million steps ends at -34, so ordinary schedules are not affected.
 _MAX_ABS_LOGSNR = -2 * math.log(SMALLEST)
 
 Values = Float[np.ndarray | Array, " T"]
@@ -31,7 +31,7 @@ Row = Float[np.ndarray, " T"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
-    """A variance schedule of T steps: a pytree of (T,) arrays. `schedule_arrays` has all that follows from it.
+    """A variance schedule of T steps: a pytree of (T,) arrays. `schedule_arrays` derives all others.
 
     Attributes:
       log_alpha_bar: log of alpha_bar_t, the product of 1 - beta_s over s <= t; float64 on the host.
@@ -47,7 +47,7 @@ class Schedule:
         return self.log_alpha_bar.shape[0]
 
     def __repr__(self) -> str:
-        """Says T, and the first and the last alpha_bar where they are known."""
+        """Returns T, and the first and the last alpha_bar if they are known."""
         if not isinstance(self.log_alpha_bar, np.ndarray):
             return f"Schedule(log_alpha_bar={self.log_alpha_bar!r}, ...)"
         first, last = np.exp(self.log_alpha_bar[[0, -1]])
@@ -55,9 +55,9 @@ class Schedule:
 
 
 class ScheduleArrays(NamedTuple):
-    """The arrays of Ho et al. (2020); (T,) each, float64 on the host.
+    """The arrays of Ho et al. (2020), of shape (T,), float64 on the host.
 
-    If T = 1 there is no second step, and both log variances that take its place are log beta of the only one.
+    If T = 1 there is no second step, and both log variances that use it are log beta of the only step.
 
     Attributes:
       betas: beta_t, the variance of the noise that step t adds, in (0, 1].
@@ -95,7 +95,7 @@ class ScheduleArrays(NamedTuple):
 
 
 def schedule_arrays(schedule: Schedule) -> ScheduleArrays:
-    """Returns the paper's arrays, from log alpha_bar in float64. Not of a traced schedule.
+    """Returns the paper's arrays, from log alpha_bar in float64. The schedule must not be traced.
 
     1 - alpha_bar and its root, taken from a float32 alpha_bar, would lose half their digits at the first steps.
     """
@@ -131,7 +131,7 @@ def make_schedule(
     beta_start: float | None = None,
     beta_end: float | None = None,
 ) -> Schedule:
-    """Returns the schedule of that name.
+    """Returns the schedule with this name.
 
     Args:
       name: A key of `SCHEDULES`.
@@ -139,11 +139,10 @@ def make_schedule(
       beta_start: First beta of linear, quad, warmup10 and warmup50, in (0, 1). Default:
         1e-4 * 1000 / T. It may exceed beta_end.
       beta_end: Last beta of linear, quad, const, warmup10 and warmup50, in (0, 1). Default: 0.02 *
-        1000 / T, capped at 0.999; a T so small that the cap acts is warned about.
+          1000 / T, capped at 0.999, with a warning if T is so small that the cap applies.
 
     Raises:
-      InputError: Unknown name, T < 1, a beta outside (0, 1), or a beta for a schedule that has none
-        to set.
+      InputError: Unknown name, T < 1, a beta outside (0, 1), or a beta for a schedule without one.
     """
     choose("schedule", name, SCHEDULES)
     if not _is_count(num_timesteps):
@@ -170,12 +169,12 @@ def schedule_from_betas(betas: Sequence[float] | Float[np.ndarray, " T"]) -> Sch
       betas: beta_t of each step, the least noisy first; in (0, 1].
 
     Raises:
-      InputError: No steps, not one number a step, or one outside (0, 1].
+      InputError: No steps, not one number per step, or one outside (0, 1].
     """
     try:
         values = np.asarray(betas, np.float64)
     except (TypeError, ValueError) as error:  # Text, or lists of several lengths.
-        raise InputError(f"betas are no numbers: {reason(error)}") from error
+        raise InputError(f"betas are not numbers: {reason(error)}") from error
     if values.ndim != 1 or len(values) == 0:
         raise InputError(
             f"betas have shape {values.shape}; they must be one number for each of T steps"
@@ -211,15 +210,15 @@ def respace(
     """Returns the chain on a subset of the steps (Nichol & Dhariwal, 2021, Section 4).
 
     Each step keeps its alpha_bar and its entry of `timesteps`; beta is 1 - alpha_bar_t / alpha_bar_s, where s is
-    the step kept before t. A sampler needs no such chain: `DDPM.grid` has the same points.
+    the step kept before t. A sampler needs no such chain: `make_grid` has the same points.
 
     Args:
-      schedule: Schedule of T steps. Not a traced one: the subset is found on the host.
+      schedule: Schedule of T steps. It must not be traced: the subset is found on the host.
       num_steps: Number of steps to keep, in {1, ..., T}. T gives an equal schedule.
       spacing: A key of `SPACINGS`, or the times themselves.
 
     Raises:
-      InputError: num_steps outside {1, ..., T}, an unknown spacing, or a wrong list.
+      InputError: num_steps outside {1, ..., T}, an unknown spacing, or an invalid list.
     """
     log_alpha_bar = np.asarray(schedule.log_alpha_bar, np.float64)
     times = timesteps(num_steps, spacing, _logsnr(log_alpha_bar))
@@ -328,6 +327,5 @@ _FIXED: dict[str, Callable[[int], Float[np.ndarray, " T"]]] = {
     "sigmoid": _sigmoid,
     "jsd": _jsd,
 }
-# Betas in float64: f(T, beta_start, beta_end), or f(T) where alpha_bar is given by a formula of its
-# own.
+# Betas in float64: f(T, beta_start, beta_end), or f(T) if a formula gives alpha_bar.
 SCHEDULES: dict[str, Callable[..., Float[np.ndarray, " T"]]] = _RANGED | _FIXED

@@ -4,9 +4,9 @@ Each is an affine SDE on u in [0, 1], from the data to noise,
 
     dx = f(u) x du + g(u) dw,      so x_u = signal x_0 + std eps,
 
-and a `Process` as the discrete chain is one: every loss, sampler and likelihood works on the pair (signal, std). Where
-u is 0 the score of the data is not defined or not learned: a grid and training have a smallest u of their own
-(`make_grid`, `losses.time_samplers`).
+and a `Process` like the discrete chain: every loss, sampler and likelihood works on the pair (signal, std). At u = 0
+the score of the data is undefined or not learned, so grids and training each have a smallest u (`make_grid`,
+`losses.time_samplers`).
 """
 
 import abc
@@ -34,25 +34,25 @@ from diffusion_jax.processes.process import (
     on_host,
 )
 
-LAST_TIME = 999.0  # Of VP and sub-VP: their networks are given what DDPM's of 1,000 steps are.
+LAST_TIME = 999.0  # Last time of VP and sub-VP, as for DDPM with 1,000 steps.
 LARGEST_LOGSNR = (
-    1000.0  # For the data's own, which is infinite; no process in float64 has as much elsewhere.
+    1000.0  # Stands for the data's, which is infinite; no process reaches it elsewhere in float64.
 )
-STATIC = {"static": True}  # Of a field that is no leaf of the pytree.
-ROUNDING = 1e-6  # Of u in float32: beyond the ends by no more is at the end.
+STATIC = {"static": True}  # Metadata of a field that is not a pytree leaf.
+ROUNDING = 1e-6  # Rounding error of u in float32: a u beyond an end by no more counts as the end.
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ContinuousProcess(abc.ABC):
     """A `Process` whose signal and std are functions of u in [0, 1], and whose time is linear in u.
 
-    For a process of one's own, say what the abstract methods ask for; those of u get NumPy's float64 or JAX's float32.
+    A subclass defines the abstract methods; those of u get float64 NumPy or float32 JAX arrays.
 
     Attributes:
       num_timesteps: Number of steps of the whole grid.
 
     Raises:
-      InputError: A number out of its range.
+      InputError: A number is out of range.
     """
 
     num_timesteps: Annotated[int, NUM_TIMESTEPS] = dataclasses.field(default=1000, metadata=STATIC)
@@ -92,7 +92,7 @@ class ContinuousProcess(abc.ABC):
     @overload
     def at(self, time: Real[Array, " b"]) -> Point: ...
     def at(self, time: Real[Array, " b"] | Float[np.ndarray, " n"]) -> Point | Points:
-        """Returns the points at these times, of u in [0, 1]; NaN outside."""
+        """Returns the points at these times, with u in [0, 1]; NaN outside."""
         if on_host(time):
             u = self._u(time)
             u = np.where((u >= -ROUNDING) & (u <= 1 + ROUNDING), u, np.nan)
@@ -105,7 +105,7 @@ class ContinuousProcess(abc.ABC):
         return Point(*(jnp.where(inside, value, jnp.nan) for value in values))
 
     def times_of(self, logsnr: Numbers) -> Numbers:
-        """Returns the times at which 2 log(signal / std) takes these values; beyond u in [0, 1], the nearest end."""
+        """Returns the times where 2 log(signal / std) has these values; beyond u in [0, 1], the nearest end."""
         xp = namespace(logsnr)
         noisiest = self._noisiest()
         return self._time(xp.clip(self.u_of(xp.clip(logsnr, noisiest, LARGEST_LOGSNR)), 0, 1))
@@ -118,7 +118,7 @@ class ContinuousProcess(abc.ABC):
         return 2 * (self.log_signal(u) - jnp.log(self.std(u)))[0]
 
     def rates(self, time: Numbers) -> Rates:
-        """Returns the coefficients of the SDE by the process's own time."""
+        """Returns the coefficients of the SDE in the process's own time."""
         first, last = self.ends
         in_u = self.rates_in_u(self._u(time))
         return Rates(in_u.drift / (last - first), in_u.diffusion2 / (last - first))
@@ -154,7 +154,7 @@ class _OfBeta(ContinuousProcess):
 
     @property
     def prior_std(self) -> Scalar:
-        """1, in which std ends but for the square of the last signal."""
+        """1: std at the last time, up to the square of the last signal."""
         return 1.0
 
     @property
@@ -170,7 +170,7 @@ class _OfBeta(ContinuousProcess):
         return self.beta_min + (self.beta_max - self.beta_min) * u  # pyright: ignore[reportReturnType]
 
     def _u_of_integral(self, integral: Numbers) -> Numbers:
-        """Returns the u of a B: the root of a square equation, in the form without cancellation."""
+        """Returns u for a given B: the root of a quadratic equation, in the form without cancellation."""
         slope = self.beta_max - self.beta_min
         root = namespace(integral).sqrt(self.beta_min**2 + 2 * slope * integral)
         return 2 * integral / (self.beta_min + root)
@@ -181,7 +181,7 @@ class _OfBeta(ContinuousProcess):
 class VP(_OfBeta):
     """The variance-preserving SDE, dx = -beta x / 2 du + beta^(1/2) dw (Eq. 11): DDPM's chain for many steps.
 
-    With beta_min and beta_max, N times the first and the last beta of a chain of N steps.
+    beta_min and beta_max are N times the first and the last beta of a chain of N steps.
     """
 
     def std(self, u: Numbers) -> Numbers:
@@ -224,12 +224,12 @@ class SubVP(_OfBeta):
 class VE(ContinuousProcess):
     """The variance-exploding SDE, dx = (d sigma^2 / du)^(1/2) dw (Eq. 9), sigma = sigma_min (sigma_max / sigma_min)^u.
 
-    As in the paper, x_u has the noise sigma, that of u = 0 included, which an image then begins with. Time is
-    log sigma. An image's pixels are in [-1, 1]: the paper's sigmas, for [0, 1], are half as large.
+    As in the paper, x_u has noise sigma, even at u = 0. Time is log sigma. Pixels are in [-1, 1]; the paper's
+    sigmas, for [0, 1], are half as large.
 
     Attributes:
-      sigma_min: sigma of u = 0, positive.
-      sigma_max: sigma of u = 1, larger; about the largest distance between two images.
+      sigma_min: sigma at u = 0, positive.
+      sigma_max: sigma at u = 1, larger; about the largest distance between two images.
     """
 
     sigma_min: Annotated[
@@ -286,12 +286,12 @@ def _log(value: Scalar) -> Scalar:
 
 
 def check_ascending(name: str, smallest: Scalar, largest: Scalar) -> None:
-    """Refuses two numbers, NAME_min and NAME_max, that are not positive, finite and in order, by an InputError.
+    """Raises an InputError unless NAME_min and NAME_max are positive, finite and increasing.
 
-    Arrays of JAX pass, which may be traced: who learns them keeps them in order.
+    JAX arrays, which may be traced, pass unchecked: training must keep them in order.
     """
     both = isinstance(smallest, RealNumber) and isinstance(largest, RealNumber)
     if both and not 0 < smallest < largest < np.inf:
         raise InputError(
-            f"{name}_min is {smallest!r} and {name}_max is {largest!r}; they must be positive, the first the smaller"
+            f"{name}_min is {smallest!r} and {name}_max is {largest!r}; they must be positive and increasing"
         )

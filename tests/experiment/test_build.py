@@ -109,7 +109,7 @@ def test_langevin_dynamics_are_refused_for_a_process_that_changes_the_signal(pro
         ((("eval.u_min", "0.1"),), "eval.u_min is 0.1, but the process 'ddpm' has none"),
         (
             (("process.name", "ve"), ("process.sigma_max", "0.01")),
-            "process.sigma_min is 0.02 and sigma_max is 0.01; they must be positive, the first the smaller",
+            "process.sigma_min is 0.02 and sigma_max is 0.01; they must be positive and increasing",
         ),
         (
             (("process.name", "subvp"), ("process.beta_min", "20")),

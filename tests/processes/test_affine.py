@@ -137,10 +137,10 @@ def test_a_sampler_draws_what_it_draws_of_the_closed_form():
     ("options", "message"),
     [
         ({"first_std": -1.0}, "first_std is -1.0"),
-        ({"drift": lambda u: -1.0}, r"drift of 4097 values of u gives an array of shape \(\)"),
-        ({"diffusion": lambda u: np.full_like(u, np.nan)}, "diffusion of .* one finite number"),
+        ({"drift": lambda u: -1.0}, r"drift returns an array of shape \(\) for 4097 values of u"),
+        ({"diffusion": lambda u: np.full_like(u, np.nan)}, "diffusion returns .* one finite number"),
         ({"diffusion": lambda u: np.maximum(u - 0.5, 0)}, "is 0 for some u"),
-        ({"first_std": 1e30}, "does not fall all the way"),
+        ({"first_std": 1e30}, "is not strictly decreasing"),
     ],
 )
 def test_coefficients_that_make_no_process_are_refused(options, message):

@@ -74,5 +74,5 @@ def test_a_ladder_that_does_not_rise_is_refused():
 
 
 def test_a_ladder_of_one_level_is_refused():
-    with pytest.raises(InputError, match="num_timesteps is 1; of ncsn it must be at least 2"):
+    with pytest.raises(InputError, match="num_timesteps is 1; it must be at least 2 for ncsn"):
         NCSN(num_timesteps=1)

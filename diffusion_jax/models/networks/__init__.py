@@ -1,4 +1,4 @@
-"""Networks as pairs of pure functions; the only package that knows of flax.linen."""
+"""Networks as pairs of pure functions; the only package that imports flax.linen."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,12 +30,12 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NetworkKind(Component[Any]):
-    """A network: `make` is (what it asks for, its options) -> Linen module, or a `Model` of another library.
+    """A network; `make` maps what it asks for and its options to a Linen module, or a `Model` of another library.
 
     It may ask for num_classes, out_channels and image_shape, (H, W, C).
 
     Attributes:
-      misfit: (module, (H, W, C) of the images) -> why it is not for them, in words of the config; None: it is.
+      misfit: (module, (H, W, C) of the images) -> why it does not fit them, in terms of the config; None if it does.
     """
 
     misfit: Callable[[Any, tuple[int, int, int]], str | None] = lambda module, image_shape: None
@@ -52,7 +52,7 @@ NETWORKS: Registry[NetworkKind] = Registry(
 
 
 class ApplyFn(Protocol):
-    """The network as a function of its parameters; dropout acts where keys are given, one an image."""
+    """The network as a function of its parameters; dropout is on if keys are given, one per image."""
 
     def __call__(
         self,
@@ -72,11 +72,11 @@ class Model(NamedTuple):
 
 
 def as_functions(module: nn.Module | Model, image_shape: tuple[int, int, int]) -> Model:
-    """Returns a Linen denoiser as pure functions for images of `image_shape` (H, W, C); a `Model` as it is.
+    """Returns a Linen denoiser as pure functions for images of `image_shape` (H, W, C); a `Model` unchanged.
 
     Raises:
-      InputError: A shape that the module does not take; when the network is called, images of other channels, labels of
-        a network without classes, or none of one with classes.
+      InputError: A shape that the module does not take; when the network is called, images with other channels, labels
+        for a network without classes, or none for one with classes.
     """
     if isinstance(module, Model):
         return module
@@ -98,7 +98,9 @@ def as_functions(module: nn.Module | Model, image_shape: tuple[int, int, int]) -
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w d"]:
         _check(x, labels, image_shape, num_classes)
-        params = jax.tree.map(jnp.asarray, params)  # They may be NumPy's, as other tools read them.
+        params = jax.tree.map(
+            jnp.asarray, params
+        )  # They may be NumPy arrays, as read by other tools.
         out = module.apply({"params": params}, x, t, labels, dropout_keys)
         assert isinstance(out, jax.Array)
         return out
@@ -107,7 +109,7 @@ def as_functions(module: nn.Module | Model, image_shape: tuple[int, int, int]) -
 
 
 def _check(x: Any, labels: Any, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Refuses inputs of which a network would make something else than is meant, by an InputError."""
+    """Raises an InputError for inputs that a network would silently misinterpret."""
     if x.ndim != 4 or x.shape[-1] != image_shape[-1]:
         raise InputError(
             f"images have shape {x.shape}; the network is for (b, {', '.join(map(str, image_shape))}), channels last"
@@ -124,7 +126,7 @@ def _check(x: Any, labels: Any, image_shape: tuple[int, int, int], num_classes: 
         )
     if labels.shape != x.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise InputError(
-            f"labels have shape {labels.shape} and dtype {labels.dtype}; they must be {len(x)} integers, one an image"
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; they must be {len(x)} integers, one per image"
         )
     if isinstance(labels, Tracer) or not len(labels):
         return

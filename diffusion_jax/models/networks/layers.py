@@ -62,7 +62,7 @@ def group_count(channels: int, groups: int | None = None) -> int:
     Args:
       channels: Number of channels.
       groups: The number wanted; None: the largest divisor of `channels` that is at most 32 and leaves
-        at least four channels a group.
+          at least four channels per group.
 
     Raises:
       InputError: `groups` does not divide `channels`.
@@ -115,7 +115,7 @@ class Dense(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """Embedding of a class: rows drawn from N(0, 1), as Dhariwal & Nichol (2021) have them.
+    """Embedding of a class: rows drawn from N(0, 1), as in Dhariwal & Nichol (2021).
 
     Label `num_classes` stands for no class, as in classifier-free guidance (Ho & Salimans, 2022); its row is
     the last. Labels outside 0 to `num_classes` give NaN.
@@ -140,7 +140,7 @@ class Conv(nn.Module):
     Attributes:
       features: Channels of the output.
       stride: Step of both image axes.
-      doubled: Whether the image is first enlarged twice, by repeating its pixels.
+      doubled: Whether the image is first upsampled twofold, by repeating its pixels.
       kernel_init: Initializer of the kernel.
       dtype: Type of the computation.
     """
@@ -157,7 +157,7 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = x.astype(self.dtype)
         if self.doubled:
-            y = conv_of_doubled(x, kernel)  # Which sums the kernel's weights before it rounds them.
+            y = conv_of_doubled(x, kernel)  # It sums the kernel's weights before rounding them.
         else:
             y = conv(x, kernel.astype(self.dtype), self.stride)
         y = checkpoint_name(y, CONV)
@@ -165,9 +165,9 @@ class Conv(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al., 2014) whose mask of an image depends on its key and on this module's path alone.
+    """Dropout (Srivastava et al., 2014) with a mask per image that depends only on its key and this module's path.
 
-    So it does not matter with which other images, and on which device, an image is computed.
+    So the output for an image does not depend on the rest of its batch or on its device.
 
     Attributes:
       rate: Share of the values that become 0; the others are divided by 1 - rate.
@@ -184,7 +184,7 @@ class Dropout(nn.Module):
         place = zlib.crc32("/".join(self.path).encode())
         keep, size = 1 - self.rate, math.prod(x.shape[1:])
 
-        def mask(key: Array) -> Array:  # Flat, as a shaped draw is slow on the CPU.
+        def mask(key: Array) -> Array:  # Drawn flat, as a shaped draw is slow on the CPU.
             return jax.random.bernoulli(jax.random.fold_in(key, place), keep, (size,))
 
         return jnp.where(jax.vmap(mask)(keys).reshape(x.shape), x / keep, 0)

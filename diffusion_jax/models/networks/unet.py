@@ -28,7 +28,7 @@ from diffusion_jax.models.networks.shared_options import CHANNELS, DROPOUT, DTYP
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.options.kinds import Choice, Either, Tuple
 
-REMATS = ("none", "blocks")  # Or names of what is kept.
+REMATS = ("none", "blocks")  # Or names of the results to keep.
 Block = TypeVar("Block", bound=nn.Module)
 
 
@@ -49,7 +49,7 @@ class UNet(nn.Module):
       norm_eps: Added to the variances in the norms.
       out_channels: Channels of the output; None: those of the input.
       dtype: Type of the computation. Parameters, norms, softmax and output stay float32.
-      remat: What the backward pass computes again: "none"; "blocks", all of each block but its input; or
+      remat: What the backward pass recomputes: "none"; "blocks", all of each block but its input; or
         names of `SAVEABLE`: all of each block but these results.
     """
 
@@ -72,11 +72,11 @@ class UNet(nn.Module):
         int | None,
         Option(
             kinds.Int(1, 16_384),
-            "groups of a norm, a divisor of channels; unset: up to 32, of at least four channels",
+            "groups per norm, a divisor of channels; unset: up to 32, of at least four channels",
         ),
     ] = None
     norm_eps: Annotated[
-        float, Option(kinds.Float(1e-12, 1), "what a norm adds to the variance")
+        float, Option(kinds.Float(1e-12, 1), "epsilon that norms add to the variance")
     ] = 1e-6
     out_channels: int | None = None
     dtype: Annotated[Dtype, DTYPE] = jnp.float32
@@ -165,7 +165,7 @@ class UNet(nn.Module):
         return h
 
     def _recomputed(self, block: type[Block]) -> type[Block]:
-        """The block, of which the backward pass recomputes what `remat` says."""
+        """Returns the block with a backward pass that recomputes what `remat` says."""
         if self.remat == "none":
             return block
         kept = () if self.remat == "blocks" else self.remat
@@ -175,7 +175,7 @@ class UNet(nn.Module):
 def misfit(unet: UNet, image_shape: tuple[int, int, int]) -> str | None:
     """Returns why a U-Net as configured is not for images of this shape (H, W, C), or None.
 
-    A resolution of `attention_resolutions` that no level has would be ignored, which nobody means who sets it.
+    A resolution in `attention_resolutions` that no level has is an error too, as it would be ignored.
     """
     height, width, levels = image_shape[0], image_shape[1], len(unet.channel_mult)
     factor = 2 ** (levels - 1)
