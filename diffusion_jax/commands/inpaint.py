@@ -15,7 +15,6 @@ from diffusion_jax.commands.edit_inputs import Inputs, load_inputs, load_mask
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
-from diffusion_jax.config import full_name
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import editing, sampling
 from diffusion_jax.experiment.checks import check_temperature, warn_of_times
@@ -23,7 +22,7 @@ from diffusion_jax.parallel.map_batches import map_batches
 from diffusion_jax.reporting import pictures
 from diffusion_jax.runs import Run
 from diffusion_jax.samplers import Constraint, Sampler
-from diffusion_jax.samplers.editing import LUMA
+from diffusion_jax.samplers.editing import CONSTRAINTS, ConstraintKind
 
 SHOWN = 12
 
@@ -42,7 +41,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     _check(config)
     run, mesh = job.open_run(config, workdir)
     fields, sample = run.config.edit, run.config.sample
-    known = load_mask(fields.mask, run.image_shape) if fields.keep == "mask" else None
+    known = load_mask(fields.mask, run.image_shape) if _needs_mask(fields) else None
     constraint = editing.make_constraint(run, known)
     inputs = load_inputs(run, fields.images, sample.num_images, sample.labels)
     sampler = sampling.make_sampler(run)
@@ -59,7 +58,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
     if jax.process_index() != 0:
         return 0
     picture = _picture(
-        inputs.images[:SHOWN], files.head(SHOWN), constraint, full_name("edit.keep", fields.keep)
+        inputs.images[:SHOWN], files.head(SHOWN), constraint, CONSTRAINTS[fields.keep]
     )
     pictures.save_png(folder / "edit.png", picture)
     labels = inputs.known_labels(run.num_classes)
@@ -79,12 +78,18 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
 def _check(config: ConfigDict) -> None:
     """Refuses an edit that lacks a field, before the run is read."""
     fields = config.edit
-    if fields.keep == "mask" and fields.mask is None:
-        raise InputError("edit.mask is unset; edit.keep=mask needs a gray PNG, black where kept")
-    if fields.keep == "nothing" and fields.start_t is None:
+    if _needs_mask(fields) and fields.mask is None:
         raise InputError(
-            "edit.start_t is unset; edit.keep=nothing needs the timestep to start from, such as half of T"
+            f"edit.mask is unset; edit.keep={fields.keep} needs a gray PNG, black where kept"
         )
+    if not CONSTRAINTS[fields.keep].keeps_part and fields.start_t is None:
+        raise InputError(
+            f"edit.start_t is unset; edit.keep={fields.keep} needs the timestep to start from, such as half of T"
+        )
+
+
+def _needs_mask(fields: ConfigDict) -> bool:
+    return CONSTRAINTS[fields.keep].takes("mask")
 
 
 def _options(run: Run, sampler: Sampler) -> dict[str, int]:
@@ -137,15 +142,12 @@ def _picture(
     given: UInt8[np.ndarray, "n h w c"],
     drawn: UInt8[np.ndarray, "n h w c"],
     constraint: Constraint,
-    keep: str,
+    kind: ConstraintKind,
 ) -> UInt8[np.ndarray, "gh gw c"]:
     """Shows in each column an image as given, what is kept of it (on gray, or as gray values), and as it is drawn."""
-    if keep == "nothing":
+    if not kind.keeps_part:
         return pictures.edits(np.stack([given, drawn]), ["given", "drawn"])
     given_x0 = data.to_model_range(jnp.asarray(given))
-    kept = constraint(jnp.zeros_like(given_x0), given_x0)
-    if keep == "gray":
-        # On gray, the kept part would have the hue of the weights: greenish.
-        kept = jnp.broadcast_to(kept @ jnp.asarray(LUMA)[:, None], kept.shape)
+    kept = kind.as_shown(constraint(jnp.zeros_like(given_x0), given_x0))
     rows = np.stack([given, np.asarray(data.to_uint8(kept)), drawn])
     return pictures.edits(rows, ["given", "kept", "drawn"])

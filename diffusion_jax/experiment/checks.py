@@ -56,9 +56,10 @@ def check_variance(config: ConfigDict) -> None:
         raise InputError(
             f"process.variance is 'learned', but the loss {loss!r} does not train it; set loss.name to hybrid or vlb"
         )
-    if loss == "hybrid" and trained != "learned":
+    only = LOSSES[loss].only_variance
+    if only is not None and trained != only:
         raise InputError(
-            f"loss.name is 'hybrid', but process.variance is {trained!r}; it must be learned"
+            f"loss.name is {loss!r}, but process.variance is {trained!r}; it must be {only}"
         )
     for group in ("sampler", "eval"):
         if config[group].get("variance") == "learned" != trained:

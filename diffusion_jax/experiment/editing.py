@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from diffusion_jax import data
-from diffusion_jax.config import full_name
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.experiment.sampling import (
@@ -43,13 +42,10 @@ def make_constraint(experiment: Experiment, mask: Bool[np.ndarray, "h w"] | None
       InputError: Images that have no such part.
     """
     fields = experiment.config.edit
-    keep, factor = full_name("edit.keep", fields.keep), fields.factor
-    height, width, channels = experiment.image_shape
-    if keep == "gray" and channels != 3:
-        raise InputError("edit.keep is 'gray', but the images have no colors: they have 1 channel")
-    if keep == "coarse" and (height % factor or width % factor):
-        raise InputError(f"edit.factor is {factor}; it must divide the images' {height}x{width}")
-    return CONSTRAINTS[keep].given(mask=mask, factor=factor)
+    kind = CONSTRAINTS[fields.keep]
+    if problem := kind.misfit(experiment.image_shape, fields.factor):
+        raise InputError(problem)
+    return kind.given(mask=mask, factor=fields.factor)
 
 
 def inpaint_options(experiment: Experiment, sampler: Sampler) -> dict[str, int]:
@@ -60,10 +56,10 @@ def inpaint_options(experiment: Experiment, sampler: Sampler) -> dict[str, int]:
     """
     fields = experiment.config.edit
     start = 0 if fields.start_t is None else nearest_point(sampler.grid, fields.start_t)
-    if start == 0 and fields.keep == "nothing":
+    if start == 0 and not CONSTRAINTS[fields.keep].keeps_part:
         raise InputError(
             f"edit.start_t is {fields.start_t:g}, and the nearest of the sampler's times is its first, "
-            f"{sampler.grid.time[0]:g}, where all is noise: edit.keep=nothing needs an earlier start"
+            f"{sampler.grid.time[0]:g}, where all is noise: edit.keep={fields.keep} needs an earlier start"
         )
     return {"start": start, "resamplings": fields.resamplings, "jump": fields.jump}
 

@@ -40,9 +40,11 @@ class TrainingLoss(Component[Objective]):
 
     Attributes:
       on_grid: Whether its times are those of the process's whole grid, whatever the smallest u of training.
+      only_variance: The only variance of the reverse steps that it is for; None: any that it takes.
     """
 
     on_grid: bool = False
+    only_variance: str | None = None
 
 
 LOSSES: Registry[TrainingLoss] = Registry(
@@ -50,7 +52,9 @@ LOSSES: Registry[TrainingLoss] = Registry(
     {
         "simple": TrainingLoss(simple, "squared error, Eq. 14"),
         "vlb": TrainingLoss(vlb, "the bound", on_grid=True),
-        "hybrid": TrainingLoss(hybrid, "simple, vlb for the variance", on_grid=True),
+        "hybrid": TrainingLoss(
+            hybrid, "simple, vlb for the variance", on_grid=True, only_variance="learned"
+        ),
         "sliced": TrainingLoss(sliced, "sliced score matching"),
     },
     given=("model", "variance", "weighting", "times"),

@@ -5,6 +5,7 @@ subspace: so what is known of x_0, be it some pixels, the gray values or the mea
 (Song et al., 2021, Appendix I). A `Constraint` puts it there.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Annotated
 
@@ -80,13 +81,47 @@ def project_nothing() -> Constraint:
     return lambda images, given: images
 
 
-CONSTRAINTS: Registry[Component[Constraint]] = Registry(
+def as_gray(kept: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Returns the gray values of kept images in all channels; as a projection they have the hue of the weights."""
+    return jnp.broadcast_to(kept @ jnp.asarray(LUMA)[:, None], kept.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ConstraintKind(Component[Constraint]):
+    """What can be known of an image: `make` is (mask if it asks for it, its options) -> Constraint.
+
+    Attributes:
+      misfit: ((H, W, C), factor) -> why images have no such part, in words of the config; None: they have.
+      keeps_part: Whether a part of the image is kept; else there must be a start, which all is kept by.
+      as_shown: Images of the kept part -> how a picture shows them.
+    """
+
+    misfit: Callable[[tuple[int, int, int], int], str | None] = lambda shape, factor: None
+    keeps_part: bool = True
+    as_shown: Callable[[Array], Array] = lambda kept: kept
+
+
+def _without_colors(shape: tuple[int, int, int], factor: int) -> str | None:
+    if shape[2] == 3:
+        return None
+    return f"edit.keep is 'gray', but the images have no colors: they have {shape[2]} channel"
+
+
+def _not_divided(shape: tuple[int, int, int], factor: int) -> str | None:
+    if not shape[0] % factor and not shape[1] % factor:
+        return None
+    return f"edit.factor is {factor}; it must divide the images' {shape[0]}x{shape[1]}"
+
+
+CONSTRAINTS: Registry[ConstraintKind] = Registry(
     "edit.keep",
     {
-        "mask": Component(project_pixels, "pixels"),
-        "gray": Component(project_gray, "gray values"),
-        "coarse": Component(project_blocks, "means of blocks"),
-        "nothing": Component(project_nothing, "nothing but a start"),
+        "mask": ConstraintKind(project_pixels, "pixels"),
+        "gray": ConstraintKind(
+            project_gray, "gray values", misfit=_without_colors, as_shown=as_gray
+        ),
+        "coarse": ConstraintKind(project_blocks, "means of blocks", misfit=_not_divided),
+        "nothing": ConstraintKind(project_nothing, "nothing but a start", keeps_part=False),
     },
     given=("mask",),
     aliases={"grey": "gray"},
