@@ -27,19 +27,24 @@ def block() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
 
 
-def install() -> None:
-    """Handles the signals from now on, to the end of the process. Python's main thread calls this."""
+def install() -> threading.Thread:
+    """Handles the signals from now on, to the end of the process; returns the thread that reads their numbers.
+
+    Python's main thread calls this.
+    """
     global _handled
     _handled = True
     read, write = os.pipe()
     os.set_blocking(write, False)
     # A handler in Python would wait for the main thread, which may be in a compiler for minutes; the bytes do not.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(read,), name="signals", daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(read,), name="signals", daemon=True)
+    watch.start()
     for number in NUMBERS:
         signal.signal(number, _handle)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
     atexit.register(_ignore)
+    return watch
 
 
 @contextlib.contextmanager
@@ -51,13 +56,14 @@ def handled() -> Iterator[None]:
         return
     handlers = [signal.getsignal(number) for number in NUMBERS]
     wakeup = signal.set_wakeup_fd(-1)
-    install()
+    watch = install()
     try:
         yield
     finally:
         for number, handler in zip(NUMBERS, handlers, strict=True):
             signal.signal(number, handler)
-        os.close(signal.set_wakeup_fd(wakeup))  # Its thread ends.
+        os.close(signal.set_wakeup_fd(wakeup))
+        watch.join(SAME)  # Else a number that it has yet to read would stop the next command.
         _handled = False
         atexit.unregister(_ignore)
         stopping.forget()

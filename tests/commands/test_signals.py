@@ -113,12 +113,14 @@ def test_a_signal_in_a_callback_of_a_compiled_program_is_not_swallowed():
     [
         ("sample", ["sample.batch_size=2"], ImagesBar, "done"),
         ("evaluate", ["eval.num_images=4", "eval.batch_size=2"], Batches, "write"),
-        slow("sample", ["sample.progressive=true"], sample_pictures, "moments"),
+        slow("sample", ["sample.progressive=true"], sample_pictures, "frame_steps"),
         slow("sample", ["sample.shared_t=5,10"], sample_pictures, "nearest_point"),
         slow("sample", ["sample.formats=npz"], pictures, "save_png"),
         slow("inpaint", ["edit.keep=coarse", "sample.batch_size=2"], ImagesBar, "done"),
         slow("interpolate", ["edit.num_between=1"], ImagesBar, "done"),
-        slow("interpolate", ["edit.latents=true", "sampler.name=ddim"], interpolate, "_costs"),
+        slow(
+            "interpolate", ["edit.latents=true", "sampler.name=ddim"], interpolate, "_evaluations"
+        ),
         slow("evaluate", ["eval.metrics=ode_bpd", "eval.num_images=2"], Batches, "write"),
     ],
 )
