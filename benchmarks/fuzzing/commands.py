@@ -329,6 +329,8 @@ def get_config():
     config.model.channels = 32
     config.model.channel_mult = (1, 2, 2)
     config.train.num_steps = 2_000
+    config.data.name = "image_folder"
+    config.data.image_size = 32
     config.data.source_dir = "/data/pictures"
     return config
 """
