@@ -1,4 +1,4 @@
-"""How probable images are under a model: the variational bound and what it is made of."""
+"""Likelihoods of images under a model: the variational bound and its terms, and the exact likelihood."""
 
 import lazy_loader
 

@@ -6,14 +6,14 @@ z = |x - mean| / std and h half the width of a bin in units of std, a bin has
     P(z, h) = integral of phi from z - h to z + h = phi(z) I(z, h),
     I(z, h) = 2 integral of cosh(z s) exp(-s^2 / 2) ds from 0 to h.
 
-A difference of two values of Phi would lose all digits far out. So there are three forms, none with a difference of
-nearly equal numbers, where M(a) = (1 - Phi(a)) / phi(a) is Mills' ratio:
+A difference of two values of Phi would lose all digits in the tails. So there are three forms, none with a difference
+of nearly equal numbers, where M(a) = (1 - Phi(a)) / phi(a) is Mills' ratio:
 
     narrow  h <= 1 and z h <= 1   I by Gauss-Legendre quadrature
     tail    z >= h                phi(z - h) (M(z - h) - M(z + h) exp(-2 z h))
     wide    z < h                 1 - (1 - Phi(h + z)) - (1 - Phi(h - z))
 
-The derivatives are taken from the same forms: d log P/dz = (phi(z + h) - phi(z - h)) / P and, by the log of 1 / std,
+The derivatives are taken from the same forms: d log P/dz = (phi(z + h) - phi(z - h)) / P and, by log 1 / std,
 ((z + h) phi(z + h) - (z - h) phi(z - h)) / P. The near edge of a bin, z - h, is subtracted before it is divided by the
 standard deviation: there no digits are lost, though z and h may be far larger.
 """
@@ -33,7 +33,7 @@ ROUNDED = float(np.float32(HALF_BIN))  # Half a bin is this and
 REMAINDER = HALF_BIN - ROUNDED  # this, which float32 cannot hold in one number.
 LOG_SQRT_2PI = math.log(2 * math.pi) / 2
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(6)
-FARTHEST = 1e-12  # Least probability in codes with the tanh approximation.
+FARTHEST = 1e-12  # Lower bound of probabilities in codes with the tanh approximation.
 SMALL_Z = 4.0  # Mills' ratio: by erfc below, by its continued fraction above.
 FRACTIONS = 14  # Enough for 1e-8 at SMALL_Z.
 
@@ -68,7 +68,7 @@ def _narrow(z: Array, h: Array) -> tuple[Array, Array, Array]:
 
 
 def _tail(z: Array, h: Array, edge: Array) -> tuple[Array, Array, Array]:
-    """The same for z >= h, where edge is z - h."""
+    """Returns the same for z >= h, where edge is z - h."""
     a = jnp.maximum(edge, 0.0)
     b = jnp.maximum(z + h, a)
     decay = jnp.exp(-2 * z * h)
@@ -78,7 +78,7 @@ def _tail(z: Array, h: Array, edge: Array) -> tuple[Array, Array, Array]:
 
 
 def _wide(z: Array, h: Array, edge: Array) -> tuple[Array, Array, Array]:
-    """The same for z < h."""
+    """Returns the same for z < h."""
     near, far = jnp.maximum(-edge, 0.0), h + z
     outside = jnp.exp(_log_phi(near)) * mills(near) + jnp.exp(_log_phi(far)) * mills(far)
     density = jnp.exp(_log_phi(near)) / jnp.maximum(1 - outside, 1e-30)
@@ -153,8 +153,8 @@ def discretized_gaussian(
       x0: Images of the 256 levels {-1, -1 + 1/127.5, ..., 1}; see `check_levels`.
       mean: Mean of the Gaussian.
       log_variance: Log of its variance.
-      approximate_cdf: Take the tanh approximation of Phi and probabilities of at least 1e-12, as the original code
-        and those after it do, to compare with their figures.
+      approximate_cdf: Use the tanh approximation of Phi and probabilities of at least 1e-12, as the original code
+        and its successors do, to compare with their results.
     """
     inverse_std = jnp.exp(-log_variance / 2)
     first, last = x0 < -1 + HALF_BIN, x0 > 1 - HALF_BIN
@@ -164,7 +164,7 @@ def discretized_gaussian(
     off, is_open = x0 - mean, first | last
     # The open bins begin half a bin inside of -1 and 1.
     above = log_above(_beyond_bin(jnp.where(first, -off, off), inverse_std))
-    # Infinite derivatives of the branch not taken would make NaN of the other's.
+    # Infinite derivatives of the branch not taken would make the other's NaN.
     closed = log_bin(jnp.where(is_open, 0.0, off), jnp.broadcast_to(log_variance, off.shape))
     return jnp.where(is_open, above, closed)
 
@@ -172,7 +172,7 @@ def discretized_gaussian(
 def _log_tanh_bin(z: Array, h: Array, first: Array, last: Array) -> Array:
     """Returns the log of Phi(z + h) - Phi(z - h) where Phi(z) is taken as (1 + tanh g(z)) / 2.
 
-    With a = g(z + h) and b = g(z - h) that is sinh(a - b) / (2 cosh a cosh b), of which no digits are lost far out.
+    With a = g(z + h) and b = g(z - h) that is sinh(a - b) / (2 cosh a cosh b), which loses no digits in the tails.
     """
     c, k = math.sqrt(2 / math.pi), 0.044715
     a, b = (c * (y + k * y**3) for y in (z + h, z - h))
@@ -200,10 +200,10 @@ Decoder = Callable[[Array, Array, Array], Array]
 
 
 def check_levels(x0: Float[np.ndarray, "..."] | Float[Array, "..."]) -> None:
-    """Refuses images that are not of 256 levels, whose bits a discretized decoder cannot count.
+    """Raises for images without 256 levels, whose bits a discretized decoder cannot count.
 
     Raises:
-      InputError: A value that is none of k / 127.5 - 1, k in {0, ..., 255}.
+      InputError: A value that is not k / 127.5 - 1 for any k in {0, ..., 255}.
     """
     values = np.asarray(x0, np.float64)
     level = (values + 1) * 127.5

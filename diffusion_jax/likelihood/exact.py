@@ -5,10 +5,10 @@ t = a to the prior at t = b
 
     log p_a(y_a) = log p_b(y_b) + integral of div f(y_t, t) dt from a to b.
 
-The divergence is exact or estimated (`divergence.py`). The probes of an image are the same all the way, so what is
-integrated is smooth.
+The divergence is exact or estimated (`divergence.py`). An image keeps its probes along the path, so the integrand is
+smooth.
 
-Of a Gaussian process the ODE is solved in z = x_t / r and s = log(std / signal) (`models/flow.py`), where
+For a Gaussian process, the ODE is solved in z = x_t / r and s = log(std / signal) (`models/flow.py`), where
 r^2 = signal^2 + std^2: with D dimensions, log p(x) = log p(z) - D log r at both ends.
 """
 
@@ -37,7 +37,7 @@ from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.ode import Field, solve
 from diffusion_jax.processes.process import Grid, Process
 
-LEVELS_PER_UNIT = 127.5  # Of pixels in [-1, 1].
+LEVELS_PER_UNIT = 127.5  # For pixels in [-1, 1].
 
 
 class Likelihood(NamedTuple):
@@ -45,9 +45,9 @@ class Likelihood(NamedTuple):
 
     Attributes:
       log_likelihood: log p(x) in nats, of all dimensions together.
-      evaluations: Evaluations of the field, each with as many derivatives as there are probes.
-      finished: Whether the solution reached the prior: False where max_steps was the limit.
-      reached: The time that it reached; of a Gaussian process, log(std / signal).
+      evaluations: Number of evaluations of the field, each with one derivative per probe.
+      finished: Whether the solution reached the prior: False if max_steps was exhausted.
+      reached: Time reached; for a Gaussian process, log(std / signal).
     """
 
     log_likelihood: Float[Array, " b"]
@@ -65,9 +65,9 @@ def flow_likelihood(
     divergence: Divergence = exact_divergence,
     **tolerances: Any,
 ) -> Likelihood:
-    """Returns log p(x) for a flow of one's own, such as that of an SDE. Inside the caller's `jit`, or eagerly.
+    """Returns log p(x) for a custom flow, such as that of an SDE; works inside `jit` and eagerly.
 
-    The integral of the divergence is solved for along with x, per dimension: the tolerances hold for it as for a pixel.
+    The integral of the divergence is solved along with x, per dimension, so the tolerances apply to it as to a pixel.
 
     Args:
       field: (x, t) -> dx/dt, row by row.
@@ -99,17 +99,17 @@ def exact_likelihood(
     divergence: Divergence = exact_divergence,
     **tolerances: Any,
 ) -> Likelihood:
-    """Returns log p(x) of the model, in nats. Inside the caller's `jit`, or eagerly.
+    """Returns log p(x) of the model, in nats; works inside `jit` and eagerly.
 
-    As Song et al. do, x is taken to be where the flow begins, at the grid's last point before the data, whose noise is
-    so little (with u_min = 1e-5 a standard deviation of 1e-3 of VP, 1e-6 of sub-VP) that images are not noised first.
+    As in Song et al., x is taken to lie at the start of the flow, the grid's last point before the data, whose noise is
+    so small (for u_min = 1e-5 a standard deviation of 1e-3 in VP, 1e-6 in sub-VP) that images are not noised first.
 
     Args:
-      denoise: (x_t, point) -> Prediction. Clipping would give the flow of another model, which has kinks.
-      grid: A grid of the process, whose first point is the prior, and whose last before the data is where x is;
+      denoise: (x_t, point) -> Prediction. Clipping would give the flow of another model, with kinks.
+      grid: A grid of the process. Its first point is the prior, and x lies at its last before the data;
         `make_grid(process, 2)` has no others.
       process: The process that the denoiser was trained on.
-      x: Images of continuous values; for those of 256 levels see `dequantized_likelihood`.
+      x: Images with continuous values; for those of 256 levels see `dequantized_likelihood`.
       divergence: `exact_divergence` for a few dimensions, `hutchinson(draw_probes(...))` for images.
       **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
     """
@@ -118,7 +118,7 @@ def exact_likelihood(
     first, last = (grid.at(jnp.full(len(x), i)) for i in (grid.num_steps - 1, 0))
 
     def log_prior(z: Float[Array, " b *dims"]) -> Float[Array, " b"]:
-        # x = r z, at the prior and where x is.
+        # x = r z, at the prior and at the start.
         log_scale = jnp.log(last.scale) - jnp.log(first.scale)
         return prior.log_density(per_image(last.scale, z) * z) + dims * log_scale
 
@@ -148,16 +148,16 @@ def dequantized_likelihood(
 
     Args:
       denoise: (x_t, point) -> Prediction.
-      grid: A grid of the process, from the prior to where x is, and the data; see `exact_likelihood`.
+      grid: A grid of the process; see `exact_likelihood`.
       process: The process that the denoiser was trained on.
       images: Images of 256 levels; see `dequantize`.
-      keys: One key an image: other keys are another dequantization and other probes.
-      num_probes: Probes of each image.
+      keys: One key per image, for its dequantization and its probes.
+      num_probes: Probes per image.
       probes: A key of `PROBES`.
       **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
 
     Raises:
-      InputError: Images that are not of 256 levels, unless they are traced; unknown probes.
+      InputError: Images without 256 levels, unless they are traced; unknown probes.
     """
     _check(denoise, grid, process)
     x = dequantize(images, fold_in(keys, ExactLikelihoodStream.DEQUANTIZATION))
@@ -169,14 +169,14 @@ def dequantized_likelihood(
 def dequantize(
     images: UInt8[Array, " b *dims"] | Float[Array, " b *dims"], keys: Key[Array, " b"]
 ) -> Float[Array, " b *dims"]:
-    """Returns k / 127.5 - 1 + (2 u - 1) / 255 for level k, with u uniform in [0, 1): even over the level's bin.
+    """Returns k / 127.5 - 1 + (2 u - 1) / 255 for level k, with u uniform in [0, 1): uniform over the level's bin.
 
     Args:
       images: Levels 0 to 255 as integers, or k / 127.5 - 1 as numbers.
-      keys: One key an image.
+      keys: One key per image.
 
     Raises:
-      InputError: Numbers that are none of the 256 levels, unless they are traced.
+      InputError: Numbers other than the 256 levels, unless they are traced.
     """
     if images.dtype == jnp.uint8:
         x0 = images.astype(jnp.float32) / LEVELS_PER_UNIT - 1

@@ -1,19 +1,19 @@
-"""Progressive lossy coding: what the receiver knows after each step, and at what cost (Ho et al., 2020, Section 4.3).
+"""Progressive lossy coding: the rate, and the receiver's error, after each step (Ho et al., 2020, Section 4.3).
 
-The sender transmits x_T, then x_{T-1} given x_T, and so on. Once the receiver has x_t, that has cost L_T and the terms
-of the steps before, and its best guess of the image is x0_hat(x_t).
+The sender transmits x_T, then x_{T-1} given x_T, and so on. The code of x_t costs L_T and the terms of the steps
+before; the receiver's best guess of the image is then x0_hat(x_t).
 """
 
 import numpy as np
 from jaxtyping import Float
 
-GRAY_LEVELS = 127.5  # Of 1 in the model's range, [-1, 1].
+GRAY_LEVELS = 127.5  # Per unit of the model's range, [-1, 1].
 
 
 def rate_distortion(
     prior: float, terms: Float[np.ndarray, " n"], x0_mse: Float[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Returns what has been sent when each step of the grid begins, and how far x0_hat is from the image then.
+    """Returns the rate, and the error of x0_hat, at the start of each step of the grid.
 
     Args:
       prior: L_T, in bits per dimension.

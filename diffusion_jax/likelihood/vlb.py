@@ -27,8 +27,8 @@ from diffusion_jax.processes.process import Grid
 from diffusion_jax.processes.reverse import p_posterior, posterior_kl, prior_kl
 from diffusion_jax.reporting.progress import report
 
-DATA_VARIANCE = 0.25  # Of the pixels that the sample of terms is best for; it is unbiased for any.
-LONGEST = 50.0  # Of a step, in logsnr: at the end of jsd.
+DATA_VARIANCE = 0.25  # Pixels for which the sample of terms is best; it is unbiased for any.
+LONGEST = 50.0  # Longest step in logsnr, as at the end of jsd.
 
 
 class VLB(NamedTuple):
@@ -37,11 +37,11 @@ class VLB(NamedTuple):
     Attributes:
       prior: L_T.
       terms: L_{t-1} of each step, the last one L_0.
-      steps: Which step of the grid that is, 0 at the noise.
-      x0_mse: Mean squared error of the x_0 predicted at the point that the step begins at.
-      eps_mse: The same of eps.
-      weights: How many steps each term stands for, itself included: the reciprocal of how often it is expected to be
-        drawn; 1 if there are all.
+      steps: Index of the step in the grid, 0 at the noise.
+      x0_mse: Mean squared error of the x_0 predicted where the step begins.
+      eps_mse: The same for eps.
+      weights: Number of steps that each term stands for, itself included: the reciprocal of its expected number of
+        draws; 1 if all terms are there.
     """
 
     prior: Float[Array, " b"]
@@ -71,15 +71,14 @@ class VLB(NamedTuple):
         """Standard error of the rate, for the times and the noise that were drawn; NaN with fewer than three terms.
 
         From the differences within pairs of neighboring terms (collapsed strata: Cochran, 1977, Section 5A.12), so
-        that a trend over the steps is counted as noise: on average its square is too large rather than too small. Of
-        few pairs it is itself uncertain: for intervals, take Student's t with half as many degrees of freedom as there
-        are terms.
+        that a trend over the steps counts as noise: on average its square is too large rather than too small. With few
+        pairs it is itself uncertain: for intervals, use Student's t with half as many degrees of freedom as terms.
         """
         count = len(self.terms) - 1
         if count < 2:
             return jnp.full_like(self.prior, jnp.nan)
         differences = jnp.square(jnp.diff(self._weighted, axis=0))
-        # A term without a partner is compared with one that has had its own.
+        # A term without a partner is compared with one that already has a partner.
         alone = differences[-1] if count % 2 else 0.0
         return jnp.sqrt(differences[::2].sum(0) + alone)
 
@@ -100,7 +99,7 @@ def step_kl(
     step: Int[Array, " b"],
     variance: str,
 ) -> Float[Array, " b"]:
-    """Returns L_{t-1} of step i of each image, for a prediction where it begins; the last step has none."""
+    """Returns L_{t-1} of step i of each image, for a prediction where it begins; not for the last step."""
     kl = posterior_kl(
         grid, x0, prediction.x0, step=step, variance=variance, fraction=prediction.fraction
     )
@@ -135,7 +134,7 @@ def term(
     """Returns L_{t-1} of step i of each image, which for the last step is L_0; x_t is where the step begins."""
     is_last = step == grid.num_steps - 1
     kl = step_kl(grid, x0, prediction, step, variance)
-    # Elsewhere x0_hat may be off by so much that the gradient of the decoder, though not taken, would not be finite.
+    # Elsewhere x0_hat may be so far off that the gradient of the decoder, though not taken, would not be finite.
     near = jnp.where(per_image(is_last, x0), prediction.x0, x0)
     last = reconstruction(grid, x0, x_t, prediction._replace(x0=near), variance, decoder)
     return jnp.where(is_last, last, kl)
@@ -154,23 +153,23 @@ def variational_bound(
 ) -> VLB:
     """Returns the bound on -log2 p(x_0), term by term; all steps, or a stratified sample of them.
 
-    One `lax.scan`; to be called inside the caller's `jit`. The noise of an image comes from its own key and the time,
+    One `lax.scan`; call inside `jit`. The noise of an image depends on its key and the time alone,
     so neither the batch nor the devices change it.
 
     Args:
       denoise: (x_t, point) -> Prediction. Ho et al. clip x0 (`clip_denoised`).
       grid: Points from noise to data: `make_grid(process)`, or fewer.
       x0: Clean images; for `discretized_gaussian` in {-1, -1 + 1/127.5, ..., 1}.
-      keys: One key an image.
+      keys: One key per image.
       variance: A key of `VARIANCES`.
       decoder: (x0, mean, log_variance) -> log-likelihood of each dimension in nats.
-      num_terms: Number K of terms for each image. L_0 is always one of them; of the N - 1 other steps K - 1 are drawn,
-        one from each of as many parts, which are shorter where terms are larger (`drawn_shares`). None: all N.
+      num_terms: Number K of terms per image. L_0 is always one of them; the others are drawn from the N - 1 other
+        steps, one from each of K - 1 parts, which are shorter where terms are larger (`drawn_shares`). None: all N.
       progress: Host function, called with the number of terms done; see `report`.
 
     Raises:
-      InputError: Images that are no floats, or that `discretized_gaussian` cannot count, unless they are traced;
-        num_terms outside {2, ..., N} (1 if the grid has one step); unknown variance, or learned of a network without.
+      InputError: Images that are not floats, or that `discretized_gaussian` cannot count, unless they are traced;
+        num_terms outside {2, ..., N} (1 if the grid has one step); unknown variance, or learned for a network without.
     """
     expect("denoise", denoise, Callable, "a denoiser, such as DiffusionModel.denoiser returns")
     expect("grid", grid, Grid, "a Grid, such as make_grid(process)")
@@ -183,7 +182,7 @@ def variational_bound(
     def pass_(_: None, xs: tuple[Array, Array]) -> tuple[None, tuple]:
         k, step = xs
         point = grid.at(step)
-        # Two parts of a sample may draw the same step: not with the same noise.
+        # Two parts of a sample may draw the same step, but not with the same noise.
         own = keys if whole else fold_in(keys, BoundStream.TERMS + k)
         eps = image_normal(at_time(own, point.time), x0.shape[1:])
         x_t = q_sample(point, x0, eps)
@@ -212,7 +211,7 @@ def _check_images(x0: Array, decoder: Decoder) -> None:
 
 
 def check_num_terms(num_terms: int | None, num_steps: int) -> int:
-    """Returns the number of terms of an image: `num_terms`, or all of the grid's steps.
+    """Returns the number of terms per image: `num_terms`, or all of the grid's steps.
 
     Raises:
       InputError: num_terms outside {2, ..., num_steps}.
@@ -228,11 +227,11 @@ def check_num_terms(num_terms: int | None, num_steps: int) -> int:
 
 
 def drawn_shares(grid: Grid) -> Float[np.ndarray, " m"]:
-    """Returns how a sample of the terms is shared among the steps before the last; sums to 1.
+    """Returns the share of each step before the last in a sample of the terms; sums to 1.
 
-    Half of it goes to the steps evenly, so that no term weighs more than twice as much as in an even sample. The other
-    half goes to them by the size that terms have for white data of variance 1/4, (SNR_s / SNR_t - 1) / 2 times
-    Var(eps | x_t): without that, a few large terms near the data decide an estimate that seldom meets one.
+    Half is spread evenly over the steps, so that no term weighs more than twice as much as in an even sample. The other
+    half is proportional to the size that terms have for white data of variance 1/4, (SNR_s / SNR_t - 1) / 2 times
+    Var(eps | x_t): otherwise a few large terms near the data dominate an estimate that seldom draws one.
     """
     logsnr = grid.logsnr[:-1]
     left = expit(logsnr[:-1] + np.log(DATA_VARIANCE))
@@ -242,7 +241,7 @@ def drawn_shares(grid: Grid) -> Float[np.ndarray, " m"]:
 
 
 def _all(keys: Key[Array, " b"], last: int) -> tuple[Int[Array, " k b"], Float[Array, " k b"]]:
-    """Returns every step for each key, and that each stands for itself."""
+    """Returns every step for each key, with weights of 1."""
     shape = last + 1, len(keys)
     return jnp.broadcast_to(jnp.arange(last + 1)[:, None], shape), jnp.ones(shape)
 
@@ -250,14 +249,14 @@ def _all(keys: Key[Array, " b"], last: int) -> tuple[Int[Array, " k b"], Float[A
 def _strata(
     keys: Key[Array, " b"], count: int, shares: Float[np.ndarray, " m"]
 ) -> tuple[Int[Array, " k b"], Float[Array, " k b"]]:
-    """Returns a step of each of `count` equal parts of the shares, and the last, and what each of them weighs."""
+    """Returns one step from each of `count` equal parts of the shares, and the last, with their weights."""
     last = len(shares)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (count,)), out_axes=1)
     offset = uniform(fold_in(keys, BoundStream.TIMES))
     position = (jnp.arange(count)[:, None] + offset) / count
     step = jnp.searchsorted(jnp.asarray(np.cumsum(shares), jnp.float32), position, side="right")
     drawn = jnp.concatenate([step, jnp.full((1, len(keys)), last)]).astype(jnp.int32)
-    drawn = drawn.at[:-1].min(last - 1)  # The sum of all shares is 1 but for rounding.
+    drawn = drawn.at[:-1].min(last - 1)  # The sum of all shares is 1 up to rounding.
     return drawn, jnp.asarray(np.append(1 / (count * shares), 1.0), jnp.float32)[drawn]
 
 

@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingLoss(Component[Objective]):
-    """A loss: `make` is (model, what it asks for, its options) -> Objective.
+    """A loss; `make` maps a model, what it asks for, and its options to an `Objective`.
 
     Attributes:
       on_grid: Whether its times are those of the process's whole grid, whatever the smallest u of training.
@@ -70,18 +70,18 @@ def loss_function(
     variance: str | None = None,
     **options: Any,
 ) -> Objective:
-    """Returns the objective of that name.
+    """Returns the objective with this name.
 
     Args:
       name: A key of `LOSSES`.
-      model: What is trained.
+      model: The model to train.
       weighting: Weight of each noise level, such as `WEIGHTINGS["min_snr"]()`; None: the objective's own.
-      times: How times are drawn, such as `TIME_SAMPLERS["stratified"]()`; None: independently of one another.
+      times: Time sampler, such as `TIME_SAMPLERS["stratified"]()`; None: independent times.
       variance: vlb, hybrid: a key of `VARIANCES`; None: the objective's default.
-      **options: The loss's own, such as vlb_weight of hybrid and num_probes of sliced.
+      **options: Options of the loss, such as vlb_weight of hybrid and num_probes of sliced.
 
     Raises:
-      InputError: Unknown name; a model that is none; an option that the objective does not have.
+      InputError: Unknown name; a model of another type; an option that the objective does not have.
     """
     loss = LOSSES.choose(name)
     expect(

@@ -1,4 +1,4 @@
-"""What an objective is: how a batch's noise is drawn, and the loss of each image."""
+"""The interface of objectives: the noise of a batch, and the loss of each image."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from diffusion_jax.losses.time_samplers import TimeSampler
 
 
 class NoiseDraw(NamedTuple):
-    """The random numbers of a batch, drawn for all of it at once: its loss does not depend on how it is split.
+    """The random numbers of a batch, drawn for the whole batch, so its loss does not depend on how it is split.
 
     Attributes:
-      u: Decides the time of each image, in [0, 1), least noisy first; rows are divided into quarters by it.
+      u: Determines the time of each image, in [0, 1), least noisy first; rows are divided into quarters by it.
       eps: Standard normal noise.
-      weight: By which the image's loss counts in the mean over the batch, 1 on average; 1 unless some times are
+      weight: Weight of the image's loss in the mean over the batch, 1 on average; 1 unless some times are
         drawn more often than others.
-      keys: A key of each image, independent of its u and eps, for what else a loss draws; None where it draws nothing.
+      keys: One key per image, independent of its u and eps, for anything else that a loss draws; None if nothing.
     """
 
     u: Float[Array, " b"]
@@ -33,14 +33,14 @@ Loss = Callable[[Any, Any, Array, Array | None, NoiseDraw, Array | None], Array]
 
 
 class Objective(NamedTuple):
-    """What is minimized, the mean of weight * loss, and how its noise is drawn.
+    """The mean of weight * loss, which is minimized, and the distribution of its noise.
 
     Attributes:
       init: params -> aux, the objective's own state (a history of losses, a target network): a pytree of arrays,
         saved with the parameters.
       draw: (aux, key, shape of the batch of images) -> NoiseDraw.
       loss: (params, aux, x0, labels, noise, dropout_keys) -> loss of each image, not weighted; x0 in [-1, 1], labels
-        and dropout_keys, one per image, may be None. No gradient is taken by aux.
+        and dropout_keys, one per image, may be None. There is no gradient for aux.
       update: (aux, params, noise, losses) -> aux after the step; params after the step, losses not weighted.
     """
 

@@ -1,4 +1,4 @@
-"""L_simple of Ho et al. (2020), Eq. 14, its like for other predictions, and both with a weight of each noise level."""
+"""L_simple of Ho et al. (2020), Eq. 14, its analogs for other predictions, and weighted forms of both."""
 
 from typing import Any
 
@@ -24,22 +24,22 @@ def simple_loss(
     *,
     weighting: Weighting | None = None,
 ) -> Float[Array, " b"]:
-    """Returns each image's squared error of the network, the mean over all dimensions but the batch.
+    """Returns the squared error of the network for each image, the mean over all dimensions but the batch.
 
     With eps prediction: mean (eps - eps_hat(x_t, t))^2, Ho et al. (2020), Eq. 14. x0, v and the posterior's mean are
     compared in their own space, unweighted (Salimans & Ho, 2022). With a weighting it is the weight times the
-    squared error of eps, whatever is predicted. The expectation over t and eps is the caller's: the mean
+    squared error of eps, for every prediction. The caller takes the expectation over t and eps: the mean
     over the batch.
 
     Args:
-      model: What is trained; what its network says of variances is not.
+      model: The model to train; the variance output of its network is ignored.
       params: Parameters of the network.
       x0: Clean images in [-1, 1].
       t: Time of each image.
       eps: Standard normal noise.
       labels: Class of each image.
-      dropout_keys: Sources of the network's dropout, one per image; None turns it off.
-      weighting: Weight of the squared error of eps, such as `min_snr()`; None: that of the prediction itself counts.
+      dropout_keys: Dropout keys, one per image; None turns dropout off.
+      weighting: Weight of the squared error of eps, such as `min_snr()`; None: the error of the prediction itself.
     """
     point = model.process.at(t)
     x_t = q_sample(point, x0, eps)

@@ -1,4 +1,4 @@
-"""Sliced score matching (Song et al., 2019): it needs no noise to compare with, only a derivative of the network.
+"""Sliced score matching (Song et al., 2019), which needs a derivative of the network instead of a noise target.
 
 For a score model s of a density p, with random v of covariance I,
 
@@ -6,7 +6,7 @@ For a score model s of a density p, with random v of covariance I,
 
 the variance-reduced objective (Eq. 8), where the second term of the right side does not depend on s. `sliced` is for a
 Gaussian process, `sliced_objective` for any SDE that can be simulated: its density given x_0 need not be known. Both
-count twice this, per dimension, so they differ from the mean squared error of s by what does not depend on s.
+are twice this, per dimension, so they differ from the mean squared error of s by a term independent of s.
 """
 
 import math
@@ -39,14 +39,14 @@ def sliced(
     """Returns sliced score matching with the weight std^2: it estimates the squared error of eps without eps.
 
     With std s = -eps_hat it is 1 + mean (std s)^2 + 2 std^2 v' (grad s) v / D for images of D dimensions. Its
-    expectation, and so its expected gradient, are those of the mean squared error of eps, whatever is predicted; it
-    varies more, and one image's may be negative.
+    expectation, and so its expected gradient, are those of the mean squared error of eps, for every prediction; its
+    variance is larger, and the loss of an image may be negative.
 
     Args:
-      model: What is trained; its network must be differentiable in forward mode.
-      num_probes: Random directions v of each image, of signs.
+      model: The model to train; its network must be forward-differentiable.
+      num_probes: Number of random directions v per image, vectors of signs.
       weighting: Weight of the squared error of eps; None: 1.
-      times: How times are drawn; None: independently of one another.
+      times: Time sampler; None: independent times.
     """
     times = times or uniform()
 
@@ -81,19 +81,19 @@ def sliced_objective(
     weighting: Callable[[Float[Array, " b"]], Float[Array, " b"]] | None = None,
     times: TimeSampler | None = None,
 ) -> Objective:
-    """Returns sliced score matching along an SDE of one's own: weight (mean s^2 + 2 v' (grad s) v / D).
+    """Returns sliced score matching along a custom SDE: weight (mean s^2 + 2 v' (grad s) v / D).
 
     x_t is simulated from x_0 to a time of each image, uniform between `start` and `end`. The expectation is the mean
-    squared error of the network less the mean square of the true score.
+    squared error of the network minus the mean square of the true score.
 
     Args:
-      sde: From the data, at `start`, on. Its drift need not be affine.
-      network: (params, x_t, t, labels, dropout_keys) -> score, for t from `start` to `end`, differentiable forwards.
-      num_steps: Steps of the Euler-Maruyama rule to each image's time.
-      num_probes: Random directions v of each image, of signs.
-      weighting: t -> weight of each image's loss; None: 1. Of data that have no density, such as images, the loss
+      sde: SDE from the data at `start`. Its drift need not be affine.
+      network: (params, x_t, t, labels, dropout_keys) -> score, for t from `start` to `end`, forward-differentiable.
+      num_steps: Euler-Maruyama steps to each image's time.
+      num_probes: Number of random directions v per image, vectors of signs.
+      weighting: t -> weight of each image's loss; None: 1. For data without a density, such as images, the loss
         has no minimum at `start`: a weight that is 0 there keeps it finite.
-      times: How times are drawn; None: independently of one another.
+      times: Time sampler; None: independent times.
     """
 
     def loss(

@@ -1,7 +1,7 @@
-"""How the times of a batch are drawn: an objective is a mean over all times, of which a batch sees few.
+"""Time samplers: the distribution of the times of a batch, and weights that correct for it.
 
-Times are drawn as u in [0, 1), which `training_time` maps to those of the process. If they are drawn unevenly, weights
-make up for it, so that only the spread of the mean of weight * loss depends on how they are drawn, not its expectation.
+Times are drawn as u in [0, 1), which `training_time` maps to those of the process. Weights correct for uneven
+distributions, so only the variance of the mean of weight * loss depends on the sampler, not its expectation.
 """
 
 from collections.abc import Callable
@@ -16,22 +16,22 @@ from diffusion_jax.options import Component, Registry
 from diffusion_jax.processes.grid import check_u_min
 from diffusion_jax.processes.process import Process, are_counted, levels_of
 
-GRID = 2**24  # u is a multiple of 1 / GRID: all that a float32 below 1 can hold.
-KEPT = 10  # Losses of each bin that count.
-EVEN_SHARE = 0.001  # Of the times are drawn evenly, so no weight exceeds 1 / EVEN_SHARE.
+GRID = 2**24  # u is a multiple of 1 / GRID: the resolution of float32 below 1.
+KEPT = 10  # Losses per bin that count.
+EVEN_SHARE = 0.001  # Share of times drawn evenly, so no weight exceeds 1 / EVEN_SHARE.
 NUM_BINS = 1000
-SMALLEST_U = 1e-5  # As Song et al. (2021) train.
-SHORTEST_CELL = 1e-6  # Of u.
+SMALLEST_U = 1e-5  # As in Song et al. (2021).
+SHORTEST_CELL = 1e-6  # In u.
 
 
 class TimeSampler(NamedTuple):
-    """How the times of a batch are drawn.
+    """The distribution of the times of a batch.
 
     Attributes:
-      init: () -> aux, its own state: a pytree of arrays.
+      init: () -> aux, the sampler's state: a pytree of arrays.
       draw: (aux, key, number of images) -> (u, weight of each image).
       update: (aux, u, losses) -> aux after a step; losses are not weighted.
-      u_min: Smallest u to train at; a discrete process has none.
+      u_min: Smallest u to train at; ignored by a discrete process.
     """
 
     init: Callable[[], Any]
@@ -40,21 +40,21 @@ class TimeSampler(NamedTuple):
     u_min: float = SMALLEST_U
 
     def time(self, process: Process, u: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Returns the process's times of these u; see `training_time`."""
+        """Returns the process's times for these u; see `training_time`."""
         return training_time(process, u, self.u_min)
 
 
 def training_time(
     process: Process, u: Float[Array, " b"], u_min: float = SMALLEST_U
 ) -> Float[Array, " b"]:
-    """Returns the times to train at: of uniform u, each level of a discrete process is as likely.
+    """Returns the training times; uniform u makes all levels of a discrete process equally likely.
 
-    In continuous time they are uniform above the time of u_min.
+    In continuous time, they are uniform above the time of u_min.
 
     Args:
-      process: The process that is trained on.
+      process: The process to train on.
       u: In [0, 1), the least noisy first.
-      u_min: Smallest part of the time from the data to the last time; a discrete process has none.
+      u_min: Smallest u, as a fraction of the time range; ignored by a discrete process.
     """
     levels = levels_of(process)
     if levels is None:
@@ -83,7 +83,7 @@ def uniform(*, u_min: float = SMALLEST_U) -> TimeSampler:
     """Returns independent times.
 
     Args:
-      u_min: Smallest u to train at, in (0, 1); a discrete process has none.
+      u_min: Smallest u to train at, in (0, 1); ignored by a discrete process.
     """
     return _evenly(lambda key, n: jax.random.uniform(key, (n,)), u_min)
 
@@ -94,12 +94,12 @@ def stratified(*, u_min: float = SMALLEST_U) -> TimeSampler:
     Each u_i is uniform, but the mean over a batch varies less (Kingma et al., 2021, Appendix I.1).
 
     Args:
-      u_min: Smallest u to train at, in (0, 1); a discrete process has none.
+      u_min: Smallest u to train at, in (0, 1); ignored by a discrete process.
     """
 
     def draw_u(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
         spread = jnp.asarray(np.arange(n) * GRID // n, jnp.uint32)
-        # Sums of integers are not rounded, by which a u could get into the next part.
+        # Sums of integers are exact; rounding could move a u into the next part.
         return ((spread + jax.random.bits(key)) % GRID) * jnp.float32(1 / GRID)
 
     return _evenly(draw_u, u_min)
@@ -109,7 +109,7 @@ class History(NamedTuple):
     """The newest losses of each bin of u.
 
     Attributes:
-      losses: A ring for each bin; (bins, KEPT).
+      losses: A ring buffer per bin; (bins, KEPT).
       seen: Number of losses, less a multiple of KEPT once the ring is full; in {0, ..., 2 KEPT - 1}. The next
         one goes to slot seen modulo KEPT.
     """
@@ -119,14 +119,14 @@ class History(NamedTuple):
 
 
 def remember(history: History, bins: Int[Array, " b"], losses: Float[Array, " b"]) -> History:
-    """Returns the history after a batch, in whose order losses of one bin follow one another."""
+    """Returns the history after a batch, with the losses of each bin in batch order."""
     num_bins = len(history.seen)
     new = jnp.zeros(num_bins, jnp.int32).at[bins].add(1)
     order = jnp.argsort(bins, stable=True)
     bins, losses = bins[order], losses[order]
     rank = jnp.arange(len(bins)) - (jnp.cumsum(new) - new)[bins]  # Within its bin.
     slot = (history.seen[bins] + rank) % KEPT
-    # More than KEPT of a bin: all but the last go to no row. Of two writes to one slot a GPU may do either last.
+    # Only the last KEPT losses of a bin are written: a GPU may do two writes to one slot in either order.
     row = jnp.where(new[bins] - rank <= KEPT, bins, num_bins)
     seen = history.seen + new
     return History(
@@ -136,9 +136,9 @@ def remember(history: History, bins: Int[Array, " b"], losses: Float[Array, " b"
 
 
 def probabilities(history: History) -> Float[Array, " bins"]:
-    """Returns how probable each bin is: p ~ sqrt(E[L^2]) and a little of 1 / bins.
+    """Returns the probability of each bin: p ~ sqrt(E[L^2]), and a little of 1 / bins.
 
-    Even until all rings are full, and while a loss in them is not finite.
+    Uniform until all rings are full, and while a loss in them is not finite.
     """
     size = jnp.sqrt(jnp.mean(jnp.square(history.losses), axis=1))
     total, num_bins = size.sum(), len(size)
@@ -148,14 +148,14 @@ def probabilities(history: History) -> Float[Array, " bins"]:
 
 
 def importance(*, num_bins: int = NUM_BINS, u_min: float = SMALLEST_U) -> TimeSampler:
-    """Returns times drawn as often as their losses are large (Nichol & Dhariwal, 2021, Section 3.3).
+    """Returns times drawn in proportion to their losses (Nichol & Dhariwal, 2021, Section 3.3).
 
     p_t ~ sqrt(E[L_t^2]) over the last ten losses of each bin gives the mean of L_t / p_t the least variance.
 
     Args:
-      num_bins: Number of equal intervals of u that have a probability each; u is the middle of one. Of a process of
-        T steps, T.
-      u_min: Smallest u to train at, in (0, 1); a discrete process has none.
+      num_bins: Number of equal intervals of u, with one probability each; u is the middle of one. Use T for a
+        process of T steps.
+      u_min: Smallest u to train at, in (0, 1); ignored by a discrete process.
     """
     check_u_min(u_min, None)
 
@@ -180,15 +180,15 @@ def importance(*, num_bins: int = NUM_BINS, u_min: float = SMALLEST_U) -> TimeSa
 def likelihood(
     process: Process, *, num_cells: int = 4096, u_min: float = SMALLEST_U
 ) -> TimeSampler:
-    """Returns times as dense in u as the likelihood weighting is large, g^2 / std^2 (Song et al., 2021b).
+    """Returns times with a density in u proportional to the likelihood weighting, g^2 / std^2 (Song et al., 2021b).
 
     That is, logsnr is uniform. The density is constant on cells that are short near the data, and an image's weight is
-    1 / density: so the expectation of weight * loss is that of even times, whatever the process.
+    1 / density: so the expectation of weight * loss is that of uniform times, for every process.
 
     Args:
-      process: The process that is trained on.
+      process: The process to train on.
       num_cells: Number of cells.
-      u_min: Smallest u to train at, in (0, 1); a discrete process has none.
+      u_min: Smallest u to train at, in (0, 1); ignored by a discrete process.
     """
     check_u_min(u_min, None)
     edges = np.append(0.0, np.geomspace(SHORTEST_CELL, 1, num_cells))
@@ -216,7 +216,7 @@ def likelihood(
 TIME_SAMPLERS: Registry[Component[TimeSampler]] = Registry(
     "time sampler",
     {
-        "uniform": Component(uniform, "one by one"),
+        "uniform": Component(uniform, "independently"),
         "stratified": Component(stratified, "evenly over a batch"),
         "importance": Component(importance, "more where their losses are large"),
         "likelihood": Component(likelihood, "more where the likelihood weighting is large"),

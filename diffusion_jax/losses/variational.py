@@ -20,7 +20,7 @@ from diffusion_jax.processes.process import Grid, Point
 
 
 class _Noised(NamedTuple):
-    """Images on their way, and what the network says of them."""
+    """Noised images, and the network's output for them."""
 
     step: Int[Array, " b"]
     point: Point
@@ -40,9 +40,9 @@ def vlb(
     images must be of 256 levels, as the discretized decoder's are.
 
     Args:
-      model: What is trained.
+      model: The model to train.
       variance: A key of `VARIANCES`.
-      times: How times are drawn; None: independently of one another.
+      times: Time sampler; None: independent times.
     """
     grid = make_grid(model.process)
 
@@ -66,24 +66,22 @@ def hybrid(
     *,
     variance: str = "learned",
     weighting: Weighting | None = None,
-    vlb_weight: Annotated[
-        float, Option(kinds.Float(0), "how much vlb counts, in bits/dim")
-    ] = 0.001,
+    vlb_weight: Annotated[float, Option(kinds.Float(0), "weight of vlb, in bits/dim")] = 0.001,
     times: TimeSampler | None = None,
 ) -> Objective:
-    """Returns L_simple + lambda L_vlb, where L_vlb trains the variance alone: no gradient goes to its mean.
+    """Returns L_simple + lambda L_vlb, where L_vlb trains the variance alone: the mean gets no gradient from it.
 
     Nichol & Dhariwal (2021), Eq. 16, with L_vlb in bits per dimension.
 
     Args:
-      model: What is trained; its network's output has twice the channels of x_t.
-      variance: "learned": there is nothing that L_vlb would train of another one.
+      model: The model to train; its network's output has twice the channels of x_t.
+      variance: "learned"; L_vlb would train nothing for the others.
       weighting: As in `simple_loss`.
       vlb_weight: lambda.
-      times: How times are drawn; None: independently of one another.
+      times: Time sampler; None: independent times.
 
     Raises:
-      InputError: Another variance.
+      InputError: A variance other than learned.
     """
     if variance != "learned":
         raise InputError(
@@ -119,7 +117,7 @@ def _noised(
     noise: NoiseDraw,
     dropout_keys: Array | None,
 ) -> _Noised:
-    # u counts from the least noise on, steps from the most.
+    # u counts from the least noise, steps from the most.
     from_data = jnp.minimum((noise.u * grid.num_steps).astype(jnp.int32), grid.num_steps - 1)
     step = grid.num_steps - 1 - from_data
     point = grid.at(step)

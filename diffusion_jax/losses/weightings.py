@@ -1,7 +1,7 @@
-"""Weightings: how much the error at each noise level counts. Each multiplies the eps-MSE, whatever is predicted.
+"""Weightings of the error at each noise level. Each multiplies the eps-MSE, for every prediction.
 
-With SNR = signal^2 / std^2, the x0-MSE is the eps-MSE divided by SNR. So the weights that papers give the
-x0-MSE are theirs here times 1 / SNR, and an objective that is defined by one prediction can be trained with any.
+With SNR = signal^2 / std^2, the x0-MSE is the eps-MSE divided by SNR. So a paper's weight of the x0-MSE appears
+here times 1 / SNR, and an objective that is defined by one prediction can be trained with any.
 """
 
 from collections.abc import Callable
@@ -58,11 +58,11 @@ def p2(
         float, Option(kinds.Float(0, 10), "gamma of 1 / (k + SNR)^gamma", field="p2_gamma")
     ] = 1.0,
 ) -> Weighting:
-    """Returns 1 / (k + SNR)^gamma, which passes over what the eye hardly sees, Choi et al. (2022).
+    """Returns 1 / (k + SNR)^gamma, which downweights imperceptible details, Choi et al. (2022).
 
     Args:
       k: Limits the weight of pure noise to k^-gamma; positive.
-      gamma: How steeply the weight falls; 0 makes it 1.
+      gamma: Decay exponent of the weight; 0 makes it 1.
     """
     return lambda point: (k + snr_of(point)) ** -gamma
 
@@ -76,7 +76,7 @@ def sigmoid(
 ) -> Weighting:
     """Returns sigmoid(bias - log SNR), Kingma & Gao (2023); 2 is their best for 64 x 64 images.
 
-    Large images, whose pixels repeat one another, want a smaller bias (Hoogeboom et al., 2024). The papers
+    Large images, whose pixels repeat one another, need a smaller bias (Hoogeboom et al., 2024). The papers
     integrate over log SNR; here the weight applies at the times that the process trains at, so how
     densely they cover log SNR counts too.
 
@@ -87,13 +87,13 @@ def sigmoid(
 
 
 def likelihood(process: Process) -> Weighting:
-    """Returns g^2 / (2 std^2) by u, with which the loss bounds the negative log-likelihood (Song et al., 2021b).
+    """Returns g^2 / (2 std^2) in u, which makes the loss a bound of the negative log-likelihood (Song et al., 2021b).
 
-    The loss is then that bound in nats per dimension, but for a constant. As g^2 / std^2 = -d logsnr / du, it is the
-    largest near the data; draw times by the same (`TIME_SAMPLERS["likelihood"]`), or few of them decide all.
+    The loss is then that bound in nats per dimension, up to a constant. As g^2 / std^2 = -d logsnr / du, it is
+    largest near the data; draw times accordingly (`TIME_SAMPLERS["likelihood"]`), or a few dominate the loss.
 
     Args:
-      process: The process that the points are of.
+      process: The process of the points.
     """
     last, *_, data = make_grid(process).time
 

@@ -1,4 +1,4 @@
-"""What is measured of a trained model on a whole data set: one file and one entry of `METRICS` each."""
+"""Metrics of a trained model on a whole data set: one file and one entry of `METRICS` each."""
 
 from typing import Any
 

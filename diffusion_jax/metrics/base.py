@@ -1,7 +1,7 @@
-"""What a metric is, and its measurement in shards that survive a kill: a batch of images each, in float64 on the host.
+"""The interface of metrics, and their evaluation in shards of one batch each, in float64 on the host.
 
-A shard that has been measured is written to a file, so that a killed job goes on where it was, and a larger one of the
-same kind starts from a smaller one.
+Each finished shard is written to a file, so that a killed job resumes, and a larger job of the same kind starts from
+a smaller one.
 """
 
 import abc
@@ -27,10 +27,10 @@ from diffusion_jax.processes.process import Grid
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What some images contribute; a metric's own dataclass has more arrays of NumPy.
+    """The contribution of some images; a metric's own dataclass adds NumPy arrays.
 
     Attributes:
-      indices: Which images.
+      indices: Indices of the images.
     """
 
     indices: Int[np.ndarray, " b"]
@@ -45,13 +45,13 @@ U_MIN = Option(
 
 
 class Metric(abc.ABC, Generic[S, R]):
-    """A quantity of the images of a split; a subclass is a dataclass, whose fields are its options.
+    """A quantity measured on the images of a split; a subclass is a dataclass, whose fields are its options.
 
     Attributes:
       axes: Which axis of each array that `compute` returns is the batch.
       shard_type: The dataclass of a shard.
-      passes: How many steps of an image `compute` reports to `progress`.
-      grid: Points whose steps are measured one by one; None: there are none.
+      passes: Number of steps per image that `compute` reports to `progress`.
+      grid: Points whose steps are measured one by one; None if there are none.
     """
 
     axes: ClassVar[tuple[int, ...]]
@@ -75,7 +75,7 @@ class Metric(abc.ABC, Generic[S, R]):
         *,
         progress: Callable[[int], object] | None = None,
     ) -> tuple[Array, ...]:
-        """Returns arrays of a batch; to be compiled.
+        """Returns arrays for a batch; called inside `jit`.
 
         Args:
           params: The network's parameters.
@@ -87,11 +87,11 @@ class Metric(abc.ABC, Generic[S, R]):
 
     @abc.abstractmethod
     def shard(self, indices: Int[np.ndarray, " b"], *arrays: Any) -> S:
-        """Returns what these images contribute, from what `compute` returned of them, on the host."""
+        """Returns the contribution of these images from the output of `compute`, on the host."""
 
     @abc.abstractmethod
     def fits(self, shard: S) -> bool:
-        """Whether a shard that was read can be this metric's, and not that of another with fewer steps, say."""
+        """Whether a shard from a file can belong to this metric, and not, say, to one with fewer steps."""
 
     @abc.abstractmethod
     def combine(self, shards: list[S]) -> R:
@@ -99,11 +99,11 @@ class Metric(abc.ABC, Generic[S, R]):
 
     @abc.abstractmethod
     def record(self, result: R) -> dict[str, Any]:
-        """Returns the figures as JSON holds them, null where one is not finite."""
+        """Returns the results as JSON holds them, null where one is not finite."""
 
     @abc.abstractmethod
     def summarize(self, record: dict[str, Any]) -> str:
-        """Returns the figures in words, from what results/evaluate.json holds of them and of what they depend on."""
+        """Returns the results in words, from their record in results/evaluate.json."""
 
     def save(self, folder: Path, result: R) -> list[Path]:
         """Writes arrays and pictures; returns the files."""
@@ -111,15 +111,15 @@ class Metric(abc.ABC, Generic[S, R]):
         return []
 
     def check(self, result: R) -> None:
-        """Refuses a result that is not to be written.
+        """Raises for a result that must not be written.
 
         Raises:
-          InputError: Options under which nothing could be measured.
+          InputError: Options with which nothing could be measured.
         """
         del result
 
     def problem(self, result: R) -> str | None:
-        """Returns what is wrong with a result that is written all the same, or None."""
+        """Returns a warning about a result that is written nevertheless, or None."""
         del result
         return None
 
@@ -154,12 +154,12 @@ def make_measure(
     and what is there already is not measured again. `done` is called with the number of images of each shard.
 
     Args:
-      metric: What is measured.
+      metric: The metric to evaluate.
       split: Images, uint8.
       mesh: Devices.
       conditional: Whether the network is given labels.
-      num_images: Number of images, at most; fewer if the split is smaller.
-      batch_size: Images at once, rounded up to a multiple of the devices.
+      num_images: Maximum number of images; fewer if the split is smaller.
+      batch_size: Images per batch, rounded up to a multiple of the number of devices.
       progress: Host function, called with the number of passes done of each batch.
 
     Raises:
@@ -197,9 +197,9 @@ def make_measure(
 
 
 def is_shard(arrays: Arrays, shard_type: type[S], fits: Callable[[S], bool]) -> bool:
-    """Whether these are the arrays of a shard of this type and of this version that fits."""
+    """Returns whether these are the arrays of a shard of this type and version that fits."""
     hints = typing.get_type_hints(shard_type)
-    with jaxtyped("context"):  # The sizes that the annotations name are the same in all arrays.
+    with jaxtyped("context"):  # Named sizes must agree between arrays.
         return arrays.keys() == hints.keys() and (
             all(isinstance(arrays[name], hint) for name, hint in hints.items())
             and fits(shard_type(**arrays))

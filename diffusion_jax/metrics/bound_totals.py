@@ -14,7 +14,7 @@ SUMS = "count", "terms", "squares", "x0_errors", "eps_errors", "not_finite", "we
 
 @dataclasses.dataclass(frozen=True)
 class BoundShard(Shard):
-    """What some images contribute; float64. Sums over the images are by step of the grid, noise first.
+    """The contribution of some images, in float64; sums over images are by step of the grid, noise first.
 
     Attributes:
       prior: L_T of each image, in bits per dimension.
@@ -25,9 +25,9 @@ class BoundShard(Shard):
       terms: Sum of these.
       squares: Sum of their squares.
       x0_errors: Sum of the squared errors of x_0 as predicted where the step begins.
-      eps_errors: The same of eps.
+      eps_errors: The same for eps.
       not_finite: Number of terms of each step that are not finite.
-      weighted: Sum of the finite terms of each step, each times how many steps it stands for.
+      weighted: Sum of the finite terms of each step, each times the number of steps that it stands for.
     """
 
     prior: Float[np.ndarray, " b"]
@@ -54,13 +54,13 @@ class BitsPerDim:
       distortion: L_0.
       rmse: Root of the mean squared error of x_0 as predicted at the last point before the data, in gray levels.
       num_images: Number of images.
-      terms: Mean of each step's L_{t-1}, from noise to data, the last L_0; NaN for a step of which a term is not
-        finite, or none was drawn.
+      terms: Mean of each step's L_{t-1}, from noise to data, the last L_0; NaN for a step with a term that is not
+        finite, or without draws.
       terms_stderr: Its standard error over the images.
-      contributions: What each step adds to the bound: its mean term, or, of a sample of the terms, an unbiased
-        estimate of that, 0 for a step that was not drawn. All but the last add up to rate - prior.
+      contributions: Contribution of each step to the bound: its mean term or, for sampled terms, an unbiased
+        estimate of it, 0 for a step without draws. All but the last add up to rate - prior.
       x0_mse: Mean squared error of x_0 as predicted where the step begins, in the model's range [-1, 1].
-      eps_mse: The same of eps.
+      eps_mse: The same for eps.
       count: Number of finite terms of each step.
       not_finite: Number of terms of each step that are not finite.
     """
@@ -81,7 +81,7 @@ class BitsPerDim:
 
 
 def shard(indices: Int[np.ndarray, " b"], bound: VLB, num_steps: int) -> BoundShard:
-    """Returns what these images contribute.
+    """Returns the contribution of these images.
 
     Args:
       indices: Indices of the images.
@@ -116,7 +116,7 @@ def shard(indices: Int[np.ndarray, " b"], bound: VLB, num_steps: int) -> BoundSh
 
 
 def can_be(shard: BoundShard) -> bool:
-    """Whether a shard of a file can be what `shard` returned: every image has its L_0."""
+    """Returns whether a shard from a file can be a result of `shard`: every image has its L_0."""
     drawn = shard.count + shard.not_finite
     sums = np.stack([shard.terms, shard.squares, shard.x0_errors, shard.eps_errors, shard.weighted])
     return bool(

@@ -34,14 +34,14 @@ class VariationalBits(Metric[BoundShard, BitsPerDim]):
     Attributes:
       process: The process that the denoiser was trained on.
       denoiser: (params, labels) -> denoiser, neither limited nor guided.
-      seed: Decides the noise and the terms that are drawn.
+      seed: Seed of the noise and of the sampled terms.
       num_steps: Steps of the chain; None: all, or as many as `spacing` lists.
       spacing: Times of these steps, as in `make_grid`.
       u_min: Smallest u, as in `make_grid`.
-      num_terms: Terms of each image; None: all.
+      num_terms: Terms per image; None: all.
       variance: A key of `VARIANCES`.
       clip: Whether each prediction of x_0 is limited to [-1, 1].
-      approximate_cdf: Whether the decoder takes the approximation of older codes.
+      approximate_cdf: Whether the decoder uses the tanh approximation of older codes.
     """
 
     process: Process
@@ -51,14 +51,14 @@ class VariationalBits(Metric[BoundShard, BitsPerDim]):
         int | None,
         Option(
             kinds.Int(1, 1_000_000),
-            "steps of the chain, of ddpm at most process.num_timesteps; unset: all, or as many as spacing lists",
+            "steps of the chain, at most process.num_timesteps for ddpm; unset: all, or as many as spacing lists",
         ),
     ] = None
     spacing: Annotated[
         str | tuple[float, ...],
         Option(
             SPACING,
-            "times of these steps: a rule, or times; without the last among them L_T is large",
+            "times of these steps: a rule, or times; L_T is large without the last time",
         ),
     ] = "uniform"
     u_min: Annotated[float | None, U_MIN] = None
@@ -66,7 +66,7 @@ class VariationalBits(Metric[BoundShard, BitsPerDim]):
         int | None,
         Option(
             kinds.Int(1, 1_000_000),
-            "terms of each image, drawn half evenly and half where they are large, L_0 among them; unset: all",
+            "terms per image, drawn half evenly and half where they are large, L_0 included; unset: all",
         ),
     ] = None
     variance: Annotated[
@@ -82,12 +82,12 @@ class VariationalBits(Metric[BoundShard, BitsPerDim]):
         bool, Option(kinds.Bool(), "the decoder's tanh approximation of older codes")
     ] = False
 
-    axes: ClassVar = (0, 1, 1, 1, 1, 1)  # Of prior, terms, steps, x0_mse, eps_mse and weights.
+    axes: ClassVar = (0, 1, 1, 1, 1, 1)  # For prior, terms, steps, x0_mse, eps_mse and weights.
     shard_type: ClassVar = BoundShard
 
     @property
     def grid(self) -> Grid:
-        """The grid whose steps the bound is the sum over."""
+        """The grid of the steps that the bound sums over."""
         return self._grid
 
     @cached_property
@@ -96,7 +96,7 @@ class VariationalBits(Metric[BoundShard, BitsPerDim]):
 
     @property
     def passes(self) -> int:
-        """Network evaluations of an image."""
+        """Network evaluations per image."""
         return self.num_terms or self.grid.num_steps
 
     def bound(
@@ -149,7 +149,7 @@ class VariationalBits(Metric[BoundShard, BitsPerDim]):
             return None
         times = [f"{t:g}" for t in self.grid.time[wrong][::-1]]
         named = ", ".join(times[:NAMED_STEPS]) + (", …" if len(times) > NAMED_STEPS else "")
-        return f"{result.not_finite.sum()} terms of the bound are not finite, at t = {named}: its mean is not either"
+        return f"{result.not_finite.sum()} terms of the bound are not finite, at t = {named}, so the mean is not either"
 
     def record(self, result: BitsPerDim) -> dict[str, Any]:
         times = zip(self.grid.time, result.not_finite, strict=False)
@@ -197,7 +197,7 @@ class VariationalBits(Metric[BoundShard, BitsPerDim]):
             rate=rate,
             rmse=rmse,
         )
-        # A step that no image drew is no gap: lines go on to the next one.
+        # A step without draws leaves no gap: lines continue to the next one.
         drawn = (result.count > 0) | (result.not_finite > 0)
         time, steps, terms, rate, rmse = (a[drawn] for a in (time, steps, result.terms, rate, rmse))
         bound_plots.save_terms(folder / "bpd_terms.png", time, terms, result.prior.value)

@@ -1,4 +1,4 @@
-"""A metric that is the mean of one number per image: what a metric of one's own is made of most easily."""
+"""A metric that is the mean of one number per image, the easiest base of a custom metric."""
 
 import abc
 import dataclasses
@@ -48,7 +48,7 @@ class MeanMetric(Metric[MeanShard, Mean]):
         labels: Int[Array, " b"] | None,
         indices: Int[Array, " b"],
     ) -> Float[Array, " b"]:
-        """Returns the number of each image; to be compiled. Arguments are those of `Metric.compute`."""
+        """Returns one number per image; called inside `jit`. Arguments are those of `Metric.compute`."""
 
     def compute(
         self,
@@ -59,7 +59,7 @@ class MeanMetric(Metric[MeanShard, Mean]):
         *,
         progress: Callable[[int], object] | None = None,
     ) -> tuple[Array, ...]:
-        del progress  # There is one pass only.
+        del progress  # There is only one pass.
         return (self.value(params, x0, labels, indices),)
 
     def shard(self, indices: Int[np.ndarray, " b"], *arrays: Any) -> MeanShard:
@@ -74,10 +74,10 @@ class MeanMetric(Metric[MeanShard, Mean]):
         return Mean(mean_stderr(values), len(values))
 
     def problem(self, result: Mean) -> str | None:
-        """Returns that the mean is not finite, or None."""
+        """Returns a warning if the mean is not finite, or None."""
         if np.isfinite(result.total.value):
             return None
-        return f"the {type(self).__name__} of some images is not finite: its mean is not either"
+        return f"the {type(self).__name__} of some images is not finite, so the mean is not either"
 
     def record(self, result: Mean) -> dict[str, Any]:
         figures = {

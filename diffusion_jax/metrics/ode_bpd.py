@@ -22,12 +22,12 @@ from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Process, levels_of
 from diffusion_jax.reporting import results
 
-SMALLEST_U = 1e-5  # Where the flow begins, in Song et al. (2021).
+SMALLEST_U = 1e-5  # Start of the flow in Song et al. (2021).
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactShard(Shard):
-    """What some images contribute, one row for each dequantization.
+    """The contribution of some images, one row per dequantization.
 
     Attributes:
       bits: Bits per dimension, float64; NaN where the ODE was not solved.
@@ -47,15 +47,15 @@ class ExactBits:
     """Bits per dimension of the images of a split.
 
     Attributes:
-      total: Mean over the images, of each the mean over its dequantizations. The standard error is that over the
-        images: it has in it what the dequantizations and probes add.
-      of_estimator: Standard error of the total if the images were the same, but dequantizations and probes others; NaN
-        for one dequantization.
+      total: Mean over the images of the mean over the dequantizations. Its standard error is over the images, and
+        includes that of dequantizations and probes.
+      of_estimator: Standard error of the total due to dequantizations and probes alone; NaN for one
+        dequantization.
       bits: Mean of each image, in the order of their indices.
       evaluations: Mean number of evaluations of the field.
       most_evaluations: The largest number.
       unfinished: Number of solutions that did not reach the prior; the total is NaN if there is one.
-      least_sigma: The smallest std / signal that such a one reached; NaN if there is none.
+      least_sigma: The smallest std / signal that such a solution reached; NaN if there is none.
     """
 
     total: MeanStdErr
@@ -74,14 +74,14 @@ class FlowBits(Metric[ExactShard, ExactBits]):
     Attributes:
       process: The process that the denoiser was trained on.
       denoiser: (params, labels) -> denoiser, neither limited nor guided.
-      seed: Decides dequantizations and probes.
-      u_min: Smallest u of the flow; None: 1e-5. Not of discrete processes.
-      num_dequantizations: How many of each image, one after the other.
+      seed: Seed of dequantizations and probes.
+      u_min: Smallest u of the flow; None: 1e-5. Must be None for discrete processes.
+      num_dequantizations: Number of dequantizations per image, evaluated in turn.
       num_probes: Probes of the divergence.
       probes: A key of `PROBES`.
       rtol: Relative tolerance of a step.
       atol: Absolute tolerance of a step.
-      max_steps: Most steps of the solver, rejected ones included.
+      max_steps: Maximum number of solver steps, rejected ones included.
     """
 
     process: Process
@@ -90,11 +90,11 @@ class FlowBits(Metric[ExactShard, ExactBits]):
     u_min: Annotated[float | None, U_MIN] = None
     num_dequantizations: Annotated[
         int,
-        Option(kinds.Int(1, 10_000), "dequantizations of each image, with probes of their own"),
+        Option(kinds.Int(1, 10_000), "dequantizations per image, each with its own probes"),
     ] = 1
     num_probes: Annotated[
         int,
-        Option(kinds.Int(1, 10_000), "probes of the divergence of each dequantization"),
+        Option(kinds.Int(1, 10_000), "probes of the divergence per dequantization"),
     ] = 1
     probes: Annotated[
         str,
@@ -110,7 +110,7 @@ class FlowBits(Metric[ExactShard, ExactBits]):
         int,
         Option(
             kinds.Int(1, 1_000_000),
-            "most steps of the ODE, those that were tried again included",
+            "maximum number of steps of the ODE, rejected ones included",
         ),
     ] = 1000
 
@@ -124,7 +124,7 @@ class FlowBits(Metric[ExactShard, ExactBits]):
         labels: Int[Array, " b"] | None,
         keys: Key[Array, " b"],
     ) -> Likelihood:
-        """Returns the likelihood of one dequantization of each image, that of its key."""
+        """Returns the likelihood of one dequantization of each image, drawn with its key."""
         u_min = None if levels_of(self.process) is not None else self.u_min or SMALLEST_U
         return dequantized_likelihood(
             self.denoiser(params, labels),
@@ -148,7 +148,7 @@ class FlowBits(Metric[ExactShard, ExactBits]):
         *,
         progress: Callable[[int], object] | None = None,
     ) -> tuple[Array, ...]:
-        del progress  # How many evaluations there will be, nobody knows.
+        del progress  # The number of evaluations is not known in advance.
         dims, key = math.prod(x0.shape[1:]), stream(self.seed, "exact likelihood")
 
         def one(k: Int[Array, ""]) -> tuple[Array, ...]:
@@ -187,7 +187,7 @@ class FlowBits(Metric[ExactShard, ExactBits]):
         )
 
     def check(self, result: ExactBits) -> None:
-        """Refuses images whose ODE was not solved within max_steps."""
+        """Raises for images whose ODE was not solved within max_steps."""
         if result.unfinished:
             count = len(result.bits) * self.num_dequantizations
             raise InputError(

@@ -41,8 +41,8 @@ class DiffusionModel:
       prediction: What the network predicts: a name in `PREDICTIONS`, such as "eps", or a `Preconditioning`, such as
         `edm(sigma_data=0.3)`.
       network: (params, x, time, labels=None, dropout_keys=None) -> output of the shape of x, or with twice its
-          channels, the second half of which sets the variances of reverse steps (Nichol & Dhariwal, 2021,
-          Section 3.1).
+        channels, the second half of which sets the variances of reverse steps (Nichol & Dhariwal, 2021,
+        Section 3.1).
 
     Raises:
       InputError: Unknown prediction.

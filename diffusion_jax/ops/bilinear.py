@@ -1,7 +1,7 @@
 """Bilinear operations with gradients written by hand, differentiable in both modes any number of times.
 
 `jax.custom_vjp` forbids forward mode, and `jax.custom_jvp` leaves the transposition of its tangents to
-JAX. So these are operations of JAX like its own: df = f(da, b) + f(a, db), and the transposes of both
+JAX. So these are JAX primitives: df = f(da, b) + f(a, db), and the transposes of both
 terms are further bilinear operations.
 """
 
@@ -32,14 +32,14 @@ def bilinear(
     """Returns `function` as an operation with these transposes.
 
     Args:
-      name: Of the operation, in printed programs.
-      function: (a, b, options) -> f, linear in a and in b, which have as many axes and the type that f
-        has; options are hashable.
+      name: Name of the operation in printed programs.
+      function: (a, b, options) -> f, linear in a and in b, which have the rank and the type of f;
+        options are hashable.
       shape: (shape of a, shape of b, options) -> shape of f.
       to_first: (df, b, options) -> da, the transpose of a -> f.
       to_second: (a, df, options) -> db, the transpose of b -> f.
       by_rows: Whether row i of f depends on a's row i alone, for any number of rows.
-      on_cpu: Computes the same where the platform is the CPU; None: `function` does.
+      on_cpu: Implementation on the CPU; None: `function`.
     """
     operation = Primitive(name)
 
@@ -58,7 +58,7 @@ def bilinear(
         return jax.vmap(lambda a, b: function(a, b, options), in_axes=axes)(a, b), 0
 
     operation.def_abstract_eval(result)
-    ad.defbilinear(  # Whose arguments are as the caller gave them, maybe NumPy's.
+    ad.defbilinear(  # Its arguments are as the caller passed them, possibly NumPy's.
         operation,
         lambda df, a, b, *, options: to_first(jnp.asarray(df), jnp.asarray(b), options),
         lambda df, a, b, *, options: to_second(jnp.asarray(a), jnp.asarray(df), options),

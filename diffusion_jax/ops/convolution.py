@@ -1,7 +1,7 @@
 """Convolutions and matrix products with gradients that are fast on every platform.
 
 On GPUs and TPUs these are the convolution of XLA and the gradients that JAX derives for it; on the CPU
-those of `ops.cpu.convolution`. The three products, of image and kernel, of gradient and kernel, and of image and
+they are in `ops.cpu.convolution`. The three products, of image and kernel, of gradient and kernel, and of image and
 gradient, are each other's transposes (`bilinear`), so that derivatives of any order and mode have them.
 """
 
@@ -32,9 +32,8 @@ def conv_of_doubled(
 ) -> Float[Array, "b 2*h 2*w d"]:
     """Returns conv(x', w) for x' = x with each pixel repeated twice along both axes.
 
-    Each output pixel sees only 2 x 2 pixels of x, which ones depends on whether its row and its column
-    are even. Four kernels of that size, whose weights are sums of w's, do it in 4/9 of the
-    multiplications.
+    Each output pixel sees only 2 x 2 pixels of x, chosen by the parity of its row and its column. Four
+    kernels of that size, with sums of w's weights, do it in 4/9 of the multiplications.
 
     Args:
       x: Images, NHWC.
@@ -51,7 +50,7 @@ def conv_of_doubled(
 
 
 def _merged(w: Array, odd: int) -> Array:
-    """Adds up the two rows of three that fall on the same pixel, of even or odd output rows."""
+    """Adds the two of three rows that fall on the same pixel, for even or odd output rows."""
     return jnp.stack([w[0] + w[1], w[2]] if odd else [w[0], w[1] + w[2]])
 
 
@@ -61,7 +60,7 @@ def matmul(x: Float[Array, "*b c"], w: Float[Array, "c d"]) -> Float[Array, "*b 
 
 
 def _matmul_to_second(x: Array, dy: Array, _: None) -> Array:
-    # Else what computes dy is fused into its transposition for dw, against the order of memory.
+    # Otherwise XLA fuses the computation of dy into its transposition for dw, against the order of memory.
     return _matmul(x.T, lax.optimization_barrier(dy), None)
 
 

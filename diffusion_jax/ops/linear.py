@@ -23,13 +23,13 @@ Map = Callable[[Arrays, Arrays, Any], Arrays]  # (v, fixed, options) -> outputs
 def linear_map(
     name: str, function: Map, transpose: Map, *, transpose_on_cpu: Map | None = None
 ) -> Map:
-    """Returns `function` as an operation with this transpose, which is one too.
+    """Returns `function` as an operation with this transpose, which is such an operation too.
 
     Args:
-      name: Of the operation, in printed programs.
+      name: Name of the operation in printed programs.
       function: (v, fixed, options) -> u, linear in the tuple v; options are hashable.
       transpose: (u, fixed, options) -> v, its transpose.
-      transpose_on_cpu: Computes the same where the platform is the CPU; None: `transpose` does.
+      transpose_on_cpu: Implementation of the transpose on the CPU; None: `transpose`.
     """
     first, second = Primitive(name), Primitive(f"{name}_transposed")
     apply = _define(first, function, None)
@@ -92,10 +92,10 @@ def _derivative(function: Map, apply: Map) -> Callable[..., tuple[Any, Any]]:
 def _transposition(apply: Map) -> Callable[..., list[Any]]:
     def rule(cotangents: Any, *arrays: Any, options: tuple[int, Any]) -> list[Any]:
         count, rest = options
-        # The arguments are as the caller gave them, maybe NumPy's.
+        # The arguments are as the caller passed them, possibly NumPy's.
         cotangents = tuple(jnp.asarray(ad.instantiate_zeros(c)) for c in cotangents)
         gradients = apply(cotangents, tuple(map(jnp.asarray, arrays[count:])), rest)
-        # A tangent that is known is one of zeros: nothing asks for its gradient.
+        # A known tangent is zero: nothing asks for its gradient.
         wanted = [ad.is_undefined_primal(a) for a in arrays[:count]]
         found = [g if want else None for g, want in zip(gradients, wanted, strict=True)]
         return [*found, *[None] * (len(arrays) - count)]

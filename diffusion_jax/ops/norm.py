@@ -1,7 +1,7 @@
 """Group normalization (Wu & He, 2018), and the swish that follows it, with a gradient that is one operation.
 
-Of what JAX derives, XLA's CPU backend computes the whole chain again in each of its consumers. Here the
-gradient is an operation of its own (`linear`), on the CPU of a few images at a time (`cpu.norm`): it reads its inputs
+XLA's CPU backend recomputes the whole chain of the gradient that JAX derives in each of its consumers. Here the
+gradient is an operation of its own (`linear`), on the CPU a few images at a time (`cpu.norm`): it reads its inputs
 and writes its output once.
 """
 
@@ -32,7 +32,7 @@ def group_norm(
 ) -> Float[Array, "b h w c"]:
     """Returns z = scale x_hat + bias, x_hat being x of mean 0 and variance 1 in each group, or swish(z).
 
-    Reduced over contiguous axes only: several times faster on the CPU than over groups of channels.
+    Reduces over contiguous axes only, which is several times faster on the CPU than over groups of channels.
 
     Args:
       x: Images, NHWC, float32.
@@ -64,7 +64,7 @@ def _value(x: Array, mean: Array, inverse: Array, scale: Array, bias: Array, for
 
 
 def _over_pixels(a: Float[Array, "*b c"]) -> Float[Array, "b 1 1 c"]:
-    """Gives one number a channel, of each image or of all, the axes of images."""
+    """Reshapes one number per channel, of each image or of all, to the axes of images."""
     return a.reshape(-1, 1, 1, a.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""Operations of JAX whose function is given, perhaps another on the CPU; `bilinear` and `linear` add derivatives."""
+"""JAX primitives from given functions, optionally with another on the CPU; `bilinear` and `linear` add derivatives."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -13,19 +13,19 @@ from jaxtyping import Array
 def implement(
     operation: Primitive, function: Callable[..., Any], on_cpu: Callable[..., Any] | None
 ) -> None:
-    """Says what an operation computes, eagerly and in a compiled program.
+    """Registers the implementation of an operation, eager and compiled.
 
     Args:
       operation: It takes arrays, and the keyword `options`, which is hashable.
       function: (*arrays, options=...) -> one array, or several if the operation has `multiple_results`.
-      on_cpu: Computes the same where the platform is the CPU; None: `function` does.
+      on_cpu: Implementation on the CPU; None: `function`.
     """
 
     def run(*arrays: Any, options: Hashable) -> Any:
         return operation.bind(*arrays, options=options)
 
     def lowering(compute: Callable[..., Any]) -> Any:
-        compiled = jax.jit(compute, static_argnames="options")  # Lowered once for all alike.
+        compiled = jax.jit(compute, static_argnames="options")  # Lowered once per shape.
         return mlir.lower_fun(
             lambda *arrays, options: compiled(*arrays, options=options),
             multiple_results=operation.multiple_results,
@@ -38,7 +38,7 @@ def implement(
 
 
 def varying_alike(*arrays: Array) -> list[Array]:
-    """Marks arrays inside `jax.shard_map` as differing between devices if one of them does."""
+    """Marks arrays inside `jax.shard_map` as varying across devices if one of them does."""
     axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
     missing = [frozenset().union(*axes) - own for own in axes]
     return [

@@ -1,4 +1,4 @@
-"""How a kernel moves over images, and the convolution of XLA under such a window."""
+"""The window of a kernel that moves over images, and XLA's convolution under it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]  # Rows above and below, colum
 
 
 class Window(NamedTuple):
-    """How a kernel moves over the images, and the height and width of both."""
+    """Motion of a kernel over the images, and the height and width of both."""
 
     stride: int
     padding: Padding
@@ -35,7 +35,7 @@ class Window(NamedTuple):
 
 
 def plain(x: Array, w: Array, window: Window) -> Array:
-    """Returns the convolution of x with w, by XLA's own."""
+    """Returns the convolution of x with w by XLA."""
     strides, order = (window.stride, window.stride), ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, w, strides, window.padding, dimension_numbers=order)
 

@@ -37,8 +37,8 @@ class SDE(NamedTuple):
     """dx = drift(x, t) dt + diffusion(t) dw.
 
     Attributes:
+      drift: (x, t of each image) -> array like x.
       diffusion: t -> one nonnegative number per image.
-      diffusion: t -> one number an image, not negative.
       start: Time of the data.
       end: Time of the prior, different from `start` and usually larger.
       prior: Distribution of x at `end`.

@@ -169,8 +169,8 @@ class Process(Protocol):
       ends: Time of the data, and the last time.
 
     Optional attributes, None and 1000 by default:
-        levels: Times of a discrete process, the only ones that it is trained at: either the integers from 0 to the last
-          time, which are also the only times of a grid; or numbers evenly spaced between both ends, which grids ignore.
+      levels: Times of a discrete process, the only ones that it is trained at: either the integers from 0 to the last
+        time, which are also the only times of a grid; or numbers evenly spaced between both ends, which grids ignore.
       num_timesteps: Number of steps of the whole grid.
     """
 

@@ -139,7 +139,7 @@ def make_schedule(
       beta_start: First beta of linear, quad, warmup10 and warmup50, in (0, 1). Default:
         1e-4 * 1000 / T. It may exceed beta_end.
       beta_end: Last beta of linear, quad, const, warmup10 and warmup50, in (0, 1). Default: 0.02 *
-          1000 / T, capped at 0.999, with a warning if T is so small that the cap applies.
+        1000 / T, capped at 0.999, with a warning if T is so small that the cap applies.
 
     Raises:
       InputError: Unknown name, T < 1, a beta outside (0, 1), or a beta for a schedule without one.

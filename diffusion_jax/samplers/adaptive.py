@@ -1,6 +1,6 @@
-"""The probability-flow ODE with steps as short as a tolerance asks for (Song et al., 2021, Section 4.3).
+"""The probability-flow ODE with step sizes set by a tolerance (Song et al., 2021, Section 4.3).
 
-Each image has step sizes of its own, so it depends on no other; see `processes/ode.py` and `models/flow.py`.
+Each image has its own step sizes, so it does not depend on others; see `processes/ode.py` and `models/flow.py`.
 """
 
 from typing import Annotated
@@ -23,7 +23,7 @@ RTOL = Option(
 ATOL = Option(kinds.Float(1e-9, 1), "absolute tolerance, likewise", traced=True)
 MAX_STEPS = Option(
     kinds.Int(1, 1_000_000),
-    "most steps of the solver between two points of the grid, rejected ones included",
+    "maximum number of solver steps between two points of the grid, rejected ones included",
 )
 
 
@@ -37,16 +37,16 @@ def ode_adaptive(
 ) -> Sampler:
     """Returns the adaptive solution of the probability-flow ODE, between one point of the grid and the next.
 
-    The last step, to the data, is x0_hat. A grid of two steps is all that a sample needs, `make_grid(process, 2)`;
-    more give more frames, and points to edit at. `SampleResult.stats` says what an image has cost. Where a solution
-    between two points takes more than max_steps, the image is NaN from there on.
+    The last step, to the data, is x0_hat. A grid of two steps suffices for samples, `make_grid(process, 2)`; more
+    give more frames, and points to edit at. `SampleResult.stats` has the cost of each image. An image whose solution
+    between two points takes more than max_steps is NaN from there on.
 
     Args:
       grid: Points from noise to data.
-      process: The process that the grid is of.
-      rtol: Relative tolerance of a solver's step, positive; float32 has none below 1e-7. It may be traced.
+      process: The process of the grid.
+      rtol: Relative tolerance of a solver's step, positive; float32 has none below 1e-7. May be traced.
       atol: Absolute tolerance likewise, of x_t over (signal^2 + std^2)^(1/2).
-      max_steps: Most steps of the solver between two points, rejected ones included, each of six evaluations.
+      max_steps: Maximum number of solver steps between two points, rejected ones included; six evaluations each.
     """
     tolerances = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
 
@@ -57,7 +57,7 @@ def ode_adaptive(
     def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Array) -> State:
         del keys
         x0_hat, before = denoise(state.x, grid.at(i)).x0, state.memory
-        # Images that are not finished cost nothing more, and get no further.
+        # Unfinished images cost nothing more and do not advance.
         reached = jnp.where(before.finished, grid.at(i + 1).time, before.reached)
         evaluations = before.evaluations + before.finished
         memory = before._replace(evaluations=evaluations, reached=reached)
@@ -92,15 +92,15 @@ def ode_encode(
     atol: Annotated[float | Float[Array, ""], ATOL] = 1e-5,
     max_steps: Annotated[int, MAX_STEPS] = 1000,
 ) -> Solution:
-    """Returns the x_T that the flow makes x0 of, which `ode_decode` takes back there. To be called inside `jit`.
+    """Returns the x_T that the flow maps to x0, as `ode_decode` does; call inside `jit`.
 
-    x0 is taken to be at the grid's last point before the data, without noise being added: so both are exact but for
-    the tolerances, and nothing is lost to a denoising step. NaN where max_steps was the limit.
+    x0 is taken to lie at the grid's last point before the data, without added noise, so both are exact up to the
+    tolerances, and no denoising step loses anything. NaN where max_steps was exhausted.
 
     Args:
       denoise: (x_t, point) -> Prediction; without clipping, whose kinks are hard to solve.
-      grid: Points from noise to data, of which the first and the last but one count.
-      process: The process that the grid is of.
+      grid: Points from noise to data; only the first and the last but one matter.
+      process: The process of the grid.
       x0: Clean images.
       rtol: See `ode_adaptive`.
       atol: See `ode_adaptive`.
@@ -120,14 +120,14 @@ def ode_decode(
     atol: Annotated[float | Float[Array, ""], ATOL] = 1e-5,
     max_steps: Annotated[int, MAX_STEPS] = 1000,
 ) -> Solution:
-    """Returns the images that the flow makes of x_T, without a denoising step: the inverse of `ode_encode`.
+    """Returns the images that the flow maps x_T to, without a denoising step: the inverse of `ode_encode`.
 
-    Scaled before, x_T gives images of another temperature.
+    A scaled x_T gives images of another temperature.
 
     Args:
       denoise: (x_t, point) -> Prediction.
-      grid: Points from noise to data, of which the first and the last but one count.
-      process: The process that the grid is of.
+      grid: Points from noise to data; only the first and the last but one matter.
+      process: The process of the grid.
       x_init: x_T.
       rtol: See `ode_adaptive`.
       atol: See `ode_adaptive`.

@@ -22,19 +22,19 @@ def ancestral(
         str,
         Option(
             Choice(tuple(VARIANCES)),
-            "of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
+            "variance of the steps: beta_t, the posterior's, or the network's; unset: process.variance",
             default=None,
         ),
     ] = "fixed_large",
 ) -> Sampler:
     """Returns the update x_s = mu(x_t, x0_hat) + variance^(1/2) z, with z = 0 in the step to the data.
 
-    mu is the mean of q(x_s | x_t, x_0) at the predicted x_0, Eq. 6-7. With far fewer steps than the chain has,
-    fixed_large adds much more noise than the posterior has: take fixed_small, or learned if the network has it.
+    mu is the mean of q(x_s | x_t, x_0) at the predicted x_0, Eq. 6-7. With far fewer steps than the chain,
+    fixed_large adds much more noise than the posterior has: use fixed_small, or learned if the network supports it.
 
     Args:
       grid: Points from noise to data, such as `make_grid(process, 50)`.
-      variance: fixed_large (beta_t), fixed_small (beta_tilde_t), or learned (as the network says, between the two).
+      variance: fixed_large (beta_t), fixed_small (beta_tilde_t), or learned (predicted, between the two).
 
     Raises:
       InputError: Unknown variance.

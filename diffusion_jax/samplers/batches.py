@@ -13,7 +13,7 @@ from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers.loop import SampleResult, frame_steps
 from diffusion_jax.samplers.shared import Shared
 
-COLUMNS = 11  # Moments of the reverse process in a picture.
+COLUMNS = 11  # Times of the reverse process in a picture.
 STRIP_IMAGES = 4
 PROGRESSIVE_IMAGES = 8
 
@@ -21,12 +21,12 @@ PROGRESSIVE_IMAGES = 8
 def class_of_images(
     indices: np.ndarray, num_classes: int, labels: Sequence[int] | None
 ) -> np.ndarray | None:
-    """Returns the class that each image gets: `labels`, or all classes, again and again.
+    """Returns the class of each image, cycling through `labels` or all classes.
 
     Args:
       indices: Indices of the images.
       num_classes: Number of classes of the model; 0 gives None.
-      labels: Classes to take in turn; None takes all.
+      labels: Classes to cycle through; None: all.
     """
     if num_classes == 0:
         return None
@@ -35,7 +35,7 @@ def class_of_images(
 
 
 class Samples(NamedTuple):
-    """Images on the host, and how they came about; see `samplers.SampleResult`.
+    """Images on the host, with frames and statistics; see `samplers.SampleResult`.
 
     Class i of the labels has the name class_names[i], if that is known.
     """
@@ -49,12 +49,12 @@ class Samples(NamedTuple):
     class_names: tuple[str, ...] = ()
 
     def grid(self) -> UInt8[np.ndarray, "gh gw c"]:
-        """Pictures all images, magnified if they are tiny; a named row a class if they have classes."""
+        """Returns a picture of all images, magnified if tiny; one named row per class if there are classes."""
         images = pictures.magnified(self.images)
         return pictures.grid_by_class(images, self.labels, self.class_names)
 
     def strip(self) -> UInt8[np.ndarray, "gh gw c"] | None:
-        """Pictures the reverse process of the first images; None without frames."""
+        """Returns a picture of the reverse process of the first images; None without frames."""
         if self.frames_x_t is None or self.frames_x0 is None:
             return None
         shown = _columns(len(self.frames_x0))
@@ -62,7 +62,7 @@ class Samples(NamedTuple):
         return pictures.strip(x_t, x0_hat)
 
     def progressive(self) -> UInt8[np.ndarray, "gh gw c"] | None:
-        """Pictures x0_hat over the reverse process of the first images; None without frames."""
+        """Returns a picture of x0_hat over the reverse process of the first images; None without frames."""
         if self.frames_x0 is None:
             return None
         return pictures.progressive(
@@ -89,10 +89,10 @@ def make_batch_sampler(
     Image i depends only on i, the settings and its label.
 
     Args:
-      draw: (params, settings, indices, labels) -> uint8 images, to be compiled. Settings are a tree of numbers, the
-        seed among them, that all devices get: other numbers need no other program.
+      draw: (params, settings, indices, labels) -> uint8 images; called inside `jit`. Settings are a tree of numbers,
+        the seed among them, replicated over the devices; new numbers need no recompilation.
       mesh: Devices.
-      batch_size: Images at once.
+      batch_size: Images per batch.
       num_classes: Number of classes of the model; 0 if it is unconditional.
       class_names: Their names, for pictures.
       with_frames: Whether `draw` keeps frames.

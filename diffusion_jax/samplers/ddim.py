@@ -35,7 +35,7 @@ def ddim(
 
     Args:
       grid: Points from noise to data, such as `make_grid(process, 50)`.
-      eta: How much of each step is fresh noise, in [0, 1]; 1 is `ancestral` with fixed_small. An array may be
+      eta: Share of fresh noise in each step, in [0, 1]; 1 is `ancestral` with fixed_small. An array may be
         an argument of the compiled program, and is not checked.
 
     Raises:

@@ -4,7 +4,7 @@ A step extrapolates the last predictions of x_0, see `multistep.py`. The SDE's i
 x0_hat is constant, it makes the step of ancestral sampling with fixed_small.
 
 The order grows from 1 as predictions are remembered, and falls to 1 again at the step to the data, where h is infinite
-and x_s = signal_s x0_hat. So any number of steps will do.
+and x_s = signal_s x0_hat. So any number of steps works.
 """
 
 import numpy as np
@@ -49,7 +49,7 @@ def dpmpp_2m_sde(grid: Grid) -> Sampler:
 def dpmpp_3m(grid: Grid) -> Sampler:
     """Returns DPM-Solver++(3M): deterministic, of order 3, the integral of the parabola through three predictions.
 
-    Much used code takes half of the parabola's curvature, which leaves order 2.
+    Widely used code takes half of the parabola's curvature, which reduces the order to 2.
 
     Args:
       grid: Points from noise to data.

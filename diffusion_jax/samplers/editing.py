@@ -1,8 +1,8 @@
-"""Images made of given images: inpainting, coloring, enlarging, image-to-image, and what lies between two images.
+"""Image editing: inpainting, coloring, enlarging, and image-to-image.
 
 An orthogonal projection P of x_t = signal x_0 + std eps is signal P x_0 + std P eps, and P eps is normal noise in its
-subspace: so what is known of x_0, be it some pixels, the gray values or the means of blocks, is known of every x_t
-(Song et al., 2021, Appendix I). A `Constraint` puts it there.
+subspace: so the known part of x_0, be it some pixels, the gray values or the means of blocks, is known of every x_t
+(Song et al., 2021, Appendix I). A `Constraint` sets it.
 """
 
 import dataclasses
@@ -58,7 +58,8 @@ def project_gray() -> Constraint:
 
 def project_blocks(
     factor: Annotated[
-        int, Option(kinds.Int(2, 16_384), "side of the blocks, by which it enlarges", default=4)
+        int,
+        Option(kinds.Int(2, 16_384), "side of the blocks, the factor of enlargement", default=4),
     ],
 ) -> Constraint:
     """Returns the constraint that keeps the mean of each block of factor x factor pixels, for enlarging.
@@ -77,7 +78,7 @@ def project_blocks(
 
 
 def project_nothing() -> Constraint:
-    """Returns the constraint that keeps nothing, for image-to-image: there all that is given is x_t at the start."""
+    """Returns the constraint that keeps nothing, for image-to-image: only the start x_t is given."""
     return lambda images, given: images
 
 
@@ -129,14 +130,14 @@ CONSTRAINTS: Registry[ConstraintKind] = Registry(
 
 
 def replaced(sampler: Sampler, constraint: Constraint, x0: Float[Array, "b h w c"]) -> Sampler:
-    """Returns the sampler that has the known part of x0, noised, after each step; in the last, x0's itself.
+    """Returns the sampler that sets the known part of x0, noised, after each step; after the last, x0's own.
 
     The noise is fresh in each step (Lugmayr et al., 2022, Eq. 8).
 
     Args:
       sampler: Any update rule.
-      constraint: What is known.
-      x0: Images whose known part counts, in [-1, 1].
+      constraint: The known part.
+      x0: Images with the known part, in [-1, 1].
     """
 
     def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
@@ -159,22 +160,22 @@ def inpaint(
     resamplings: int = 1,
     jump: int = 10,
 ) -> SampleResult:
-    """Draws images that have the known part of x0. To be called inside the caller's `jit`.
+    """Draws images with the known part of x0; call inside `jit`.
 
-    By replacement alone (resamplings = 1), the rest is drawn without regard to how it fits the known part at the same
-    time. RePaint (Lugmayr et al., 2022, Algorithm 1) lets them agree: after every `jump` steps the images get the
-    noise of these steps again, and the steps are done anew; here the stretches at both ends too.
+    Replacement alone (resamplings = 1) draws the rest without matching it to the known part. RePaint (Lugmayr et al.,
+    2022, Algorithm 1) harmonizes both: after every `jump` steps the images are noised back by these steps, which are
+    then repeated; here the segments at both ends too.
 
     Args:
       denoise: (x_t, point) -> Prediction.
-      sampler: Update rule. One with memory begins each stretch of `jump` steps without it.
-      keys: One key an image.
-      x0: Images whose known part counts, in [-1, 1]; the other part counts only where start > 0.
+      sampler: Update rule. One with memory starts each segment of `jump` steps without it.
+      keys: One key per image.
+      x0: Images with the known part, in [-1, 1]; the other part matters only if start > 0.
       constraint: What is known, such as `project_pixels(mask)`.
-      start: Index of the point to start at. 0: noise alone; else x0 with the noise of that point (SDEdit: Meng et
-        al., 2022), so the later, the more of x0 remains.
-      resamplings: How often each stretch is done, 1 or more; see `inpaint_nfe` for what it costs.
-      jump: Steps in a stretch.
+      start: Index of the start point. 0: pure noise; else x0 with the noise of that point (SDEdit: Meng et al.,
+        2022), so the later, the more of x0 remains.
+      resamplings: Number of passes over each segment, 1 or more; see `inpaint_nfe` for the cost.
+      jump: Steps per segment.
 
     Raises:
       InputError: start outside {0, ..., num_steps - 1}, or resamplings or jump below 1.
@@ -207,7 +208,7 @@ def inpaint(
 
 
 def _together(before: SolverStats, after: SolverStats) -> SolverStats:
-    """Returns the statistics of two runs, the second from where the first has ended."""
+    """Returns the statistics of two consecutive runs together."""
     return SolverStats(
         evaluations=before.evaluations + after.evaluations,
         finished=before.finished & after.finished,
@@ -218,7 +219,7 @@ def _together(before: SolverStats, after: SolverStats) -> SolverStats:
 def inpaint_nfe(
     sampler: Sampler, *, start: int = 0, resamplings: int = 1, jump: int = 10
 ) -> int | None:
-    """Returns the network evaluations an image of `inpaint` with these numbers; None of an adaptive sampler."""
+    """Returns the network evaluations per image of `inpaint` with these numbers; None for an adaptive sampler."""
     num_steps = sampler.grid.num_steps
     if resamplings == 1:
         return sampler.cost(start, num_steps)
@@ -236,8 +237,8 @@ def renoise(
 ) -> Float[Array, " b *dims"]:
     """Returns x_t ~ q(x_t | x_s), where t is point `first` of the grid and s, with less noise, point `last`.
 
-    Its variance, std_t^2 - (signal_t / signal_s)^2 std_s^2, is std_t^2 (1 - SNR_t / SNR_s): no cancellation, and right
-    too where the signals are smaller than a `Point` says.
+    Its variance, std_t^2 - (signal_t / signal_s)^2 std_s^2, is std_t^2 (1 - SNR_t / SNR_s): no cancellation, and
+    correct even for signals below the lower bound of a `Point`.
     """
     i, j = (jnp.full(keys.shape, k) for k in (first, last))
     signal = jnp.exp(take(grid.log_signal, i) - take(grid.log_signal, j))
@@ -248,7 +249,7 @@ def renoise(
 
 
 def check_edit(num_steps: int, start: int, resamplings: int, jump: int) -> None:
-    """Raises an InputError for numbers that `inpaint` does not take."""
+    """Raises an InputError for invalid arguments of `inpaint`."""
     if not 0 <= start < num_steps:
         raise InputError(f"start is {start}; it must be from 0 to {num_steps - 1}")
     for name, value in (("resamplings", resamplings), ("jump", jump)):

@@ -1,7 +1,7 @@
 """Heun's method with churn (Karras et al., 2022, Algorithm 2), in the noise level sigma = std / signal.
 
-With xbar = x / signal = x_0 + sigma eps the probability-flow ODE is d xbar / d sigma = eps_hat(x, t) (Eq. 1, whose
-(xbar - x0_hat) / sigma is eps_hat): so a network that was trained on any process is solved as the paper's are. A step
+With xbar = x / signal = x_0 + sigma eps the probability-flow ODE is d xbar / d sigma = eps_hat(x, t) (Eq. 1, with
+(xbar - x0_hat) / sigma = eps_hat), so the method applies to a network trained on any process. A step
 from sigma_t to sigma_s first raises the noise to sigma_hat = (1 + gamma) sigma_t, and there takes
 
     Euler  xbar_s = xbar_hat + (sigma_s - sigma_hat) eps_hat             x_s = signal_s x0_hat + std_s eps_hat
@@ -23,10 +23,10 @@ from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.process import Grid, Points, Process, take
 from diffusion_jax.samplers.loop import Sampler, State, refined_cost
 
-LONG_STEP = 30  # Factor of sigma in a step; digits drawn with longer ones are poor, or noise.
-MOST_CHURN = np.sqrt(2) - 1  # Of gamma: a step at most doubles the noise's variance.
+LONG_STEP = 30  # Factor of sigma in a step; longer steps draw poor digits, or noise.
+MOST_CHURN = np.sqrt(2) - 1  # Largest gamma: a step at most doubles the variance of the noise.
 
-CHURN = Option(kinds.Float(0), "fresh noise of all steps together; 0: none", off=0.0)
+CHURN = Option(kinds.Float(0), "total fresh noise of all steps; 0: none", off=0.0)
 CHURN_MIN = Option(
     kinds.Float(0), "smallest std / signal at which noise is added", needs=("churn",)
 )
@@ -51,16 +51,16 @@ def heun(
 
     gamma = min(churn / N, sqrt(2) - 1) where sigma_t lies in [churn_min, churn_max], else 0. The network is given the
     time at which the process has sigma_hat; the largest sigma_hat is the process's at its last time, so a step that
-    begins there gets no fresh noise. Steps are long in sigma where it falls by a large factor: of the spacings take
-    karras, as the paper does.
+    begins there gets no fresh noise. Steps are long where sigma falls by a large factor: use the spacing karras, as
+    the paper does.
 
     Args:
       grid: Points from noise to data, such as `make_grid(process, 18, "karras")`.
-      process: The process that the grid is of.
-      churn: S_churn, the fresh noise of all steps, 0 or more; 0: none is drawn.
+      process: The process of the grid.
+      churn: S_churn, the total fresh noise of all steps, 0 or more; 0: none is drawn.
       churn_min: S_min, the smallest sigma that gets fresh noise, 0 or more.
       churn_max: S_max, the largest, at least churn_min; None: no limit.
-      churn_noise: S_noise, standard deviation of the fresh noise relative to what sigma_hat asks for, 0 or more.
+      churn_noise: S_noise, standard deviation of the fresh noise relative to the exact one, 0 or more.
 
     Raises:
       InputError: An option out of its range.
@@ -96,7 +96,7 @@ def heun(
 def _churned(
     grid: Grid, process: Process, gamma: float, smallest: float, largest: float
 ) -> tuple[Points, Float[np.ndarray, " n"]]:
-    """Returns the points that the steps take off from, and the standard deviation of the noise that leads there."""
+    """Returns the points with raised noise where the steps begin, and the standard deviation of the added noise."""
     log_sigma = -grid.logsnr[:-1] / 2
     low, high = np.log(np.maximum([smallest, largest], np.finfo(float).tiny))
     churns = (low <= log_sigma) & (log_sigma <= high) & (gamma > 0)
@@ -116,10 +116,10 @@ def _check(churn: float, smallest: float, largest: float, noise: float) -> None:
 
 
 def long_steps(grid: Grid) -> str | None:
-    """Returns what to say of a grid whose sigma falls by too large a factor in a step, or None."""
+    """Returns a warning if sigma falls by too large a factor in a step of the grid, or None."""
     if grid.num_steps < 2:
         return None
     most = np.exp(np.diff(grid.logsnr[:-1]) / 2).max()
     if most <= LONG_STEP:
         return None
-    return f"heun: std / signal falls by a factor of {most:,.0f} in a step; take more, and sampler.spacing=karras"
+    return f"heun: std / signal falls by a factor of {most:,.0f} in a step; use more steps, and sampler.spacing=karras"

@@ -1,4 +1,4 @@
-"""What lies between two images: between their x_t (Ho et al., 2020, Figure 8), or their latents (Song et al., 2021)."""
+"""Interpolation of two images: of their x_t (Ho et al., 2020, Figure 8), or their latents (Song et al., 2021)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -19,7 +19,7 @@ def interpolate(
     fraction: Float[Array, " b"],
     point: int | Int[Array, ""],
 ) -> SampleResult:
-    """Draws images between two: x_t = (1 - fraction) x_t + fraction x_t', then the reverse process. Inside `jit`.
+    """Interpolates two images: x_t = (1 - fraction) x_t + fraction x_t', then the reverse process; call inside `jit`.
 
     Both have the same noise, so that the mixture has the noise of the point as well. Images with one key and several
     fractions share it too, and the noise of the steps.
@@ -27,12 +27,12 @@ def interpolate(
     Args:
       denoise: (x_t, point) -> Prediction.
       sampler: Update rule.
-      keys: One key an image.
+      keys: One key per image.
       x0: Images at fraction 0, in [-1, 1].
       other: Images at fraction 1.
-      fraction: How far each image is on its way.
-      point: Index of the point of the grid to mix at, in {0, ..., num_steps - 1}; if it is an argument of the program,
-        one program does all. At 0, the noisiest, little of the images is left.
+      fraction: Position of each image between both.
+      point: Index of the point of the grid to mix at, in {0, ..., num_steps - 1}; may be traced, so that one program
+        serves all. At 0, the noisiest, little of the images is left.
     """
     at = sampler.grid.at(jnp.full(keys.shape, point))
     eps = first_noise(keys, x0.shape[1:])

@@ -16,7 +16,7 @@ from diffusion_jax.samplers.loop import at_one_point, equal_stats
 
 
 def encoding_nfe(grid: Grid, iterations: int = 0) -> int:
-    """Returns the network evaluations an image of `encode`: iterations + 1 a step."""
+    """Returns the network evaluations per image of `encode`: iterations + 1 per step."""
     return grid.num_steps * (iterations + 1)
 
 
@@ -34,22 +34,22 @@ def encode(
         ),
     ] = 0,
 ) -> Solution:
-    """Returns the x_T that `ddim(grid)`, given it as `x_init`, decodes to about x0. To be called inside `jit`.
+    """Returns the x_T that `ddim(grid)`, given it as `x_init`, decodes to about x0; call inside `jit`.
 
     A step of the sampler from point t to s is, solved for x_t,
 
         x_t = signal_{t|s} x_s + (std_t - signal_{t|s} std_s) eps_hat(x_t, t),
 
-    an equation that holds for a clipped prediction too. Plain inversion puts the present eps_hat(x_s, s) on the
+    an equation that holds for a clipped prediction too. Plain inversion puts the current eps_hat(x_s, s) on the
     right, whose error falls with the number of steps. Each iteration then inserts the left side on the right (a fixed
-    point; it contracts where eps_hat changes little along a step). The data is a point that no network is trained at:
+    point; it contracts where eps_hat changes little along a step). No network is trained at the data:
     the first step takes eps_hat(signal_t x_0, t).
 
     Args:
-      denoise: (x_t, point) -> Prediction, that the sampler will have.
+      denoise: (x_t, point) -> Prediction, the same as the sampler's.
       grid: The sampler's grid, from noise to data.
       x0: Clean images.
-      iterations: Fixed-point iterations a step, 0 or more, each an evaluation of the network; see `encoding_nfe`.
+      iterations: Fixed-point iterations per step, 0 or more, one network evaluation each; see `encoding_nfe`.
 
     Raises:
       InputError: iterations below 0.

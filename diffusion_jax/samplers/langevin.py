@@ -29,7 +29,7 @@ NUM_MOVES = Option(
 )
 STEP_SIZE = Option(
     kinds.Float(0, 2, open=True),
-    "size of a move over the noise's variance; unset: the best for the number of moves, level by level",
+    "size of a move relative to the noise's variance; unset: the best for the number of moves, per level",
     field="langevin_step_size",
 )
 
@@ -42,7 +42,7 @@ def langevin(
 ) -> Sampler:
     """Returns annealed Langevin dynamics: step i goes on to the noise level of point i + 1, and moves T times there.
 
-    So x at every point has the noise of that point; at point 0 there is none to wait for, since x comes from the
+    So x at every point has the noise of that point; point 0 needs no moves, since x comes from the
     process's prior. The step to the data is the denoising one of Jolicoeur-Martineau et al. (2021): it ends at
     x0_hat. There are T (N - 1) + 1 evaluations.
 
@@ -53,7 +53,7 @@ def langevin(
         of `step_sizes` for each step.
 
     Raises:
-      InputError: A grid whose signal changes, or an option out of its range.
+      InputError: The grid's signal changes, or an option is out of range.
     """
     if num_moves < 1:
         raise InputError(f"num_moves is {num_moves!r}; it must be 1 or more")
@@ -70,7 +70,7 @@ def langevin(
     size = np.append(eta * np.square(levels[1:]), 0.0)
 
     def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
-        level = grid.at(jnp.minimum(i + 1, grid.num_steps - 1))  # At the data there is no score.
+        level = grid.at(jnp.minimum(i + 1, grid.num_steps - 1))  # There is no score at the data.
         return moves(denoise, state, level, take(size, i), keys, range(1))
 
     def refine(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
@@ -93,10 +93,10 @@ def moves(
     Args:
       denoise: (x_t, point) -> Prediction.
       state: Images at that point.
-      point: Where they are, and stay.
+      point: Their point, before and after.
       size: alpha; 0: the images stay.
-      keys: Keys of the images' present step; the noise of each move has a stream of its own.
-      numbers: Which moves of the step they are: consecutive numbers.
+      keys: Keys of the images' current step; the noise of each move has its own stream.
+      numbers: Indices of the moves within the step, consecutive.
     """
     own = fold_in(keys, StepStream.MOVES)
 
@@ -111,16 +111,16 @@ def moves(
 def step_sizes(ratio: Float[np.ndarray, " n"], moves: int) -> Float[np.ndarray, " n"]:
     """Returns the eta with which the variance follows sigma best, Technique 4 of Song & Ermon (2020), in float64.
 
-    Images that come with s^2 = ratio^2, the variance of the level before, leave after T moves with
+    Images that arrive with s^2 = ratio^2, the variance of the level before, have after T moves
 
         s^2 = (1 - eta)^(2 T) (ratio^2 - c) + c,       c = 2 eta / (1 - (1 - eta)^2) = 2 / (2 - eta),
 
-    which is above 1 for every eta, by too little waiting or by too long moves. Its least value is where its derivative
-    changes sign, once in (0, 1); found by halving. The paper has one eta for its geometric sigmas; here each step has
-    the one of its own ratio, the same there, so that any grid may be taken.
+    which exceeds 1 for every eta, from too little mixing or too long moves. Its minimum is where its derivative
+    changes sign, once in (0, 1); found by bisection. The paper has one eta for its geometric sigmas; here each step has
+    the one of its own ratio, which is the same there, so that any grid works.
 
     Args:
-      ratio: Noise level before over the present one, above 1, of each step.
+      ratio: Previous noise level over the current one, above 1, of each step.
       moves: T, moves at each level, 1 or more.
     """
     low, high = np.zeros_like(ratio), np.ones_like(ratio)

@@ -1,4 +1,4 @@
-"""The loop that all samplers share: one loop along a grid, from noise to images.
+"""The loop that all samplers share, along a grid from noise to images.
 
 Every random number of image i comes from the key of image i, so that an image depends neither on its batch nor
 on the number of devices. Its first noise x_T has a stream of its own, and the noise of a step is keyed by the
@@ -34,12 +34,12 @@ Index = int | Int[Array, ""]
 
 
 class State(NamedTuple):
-    """What a sampler carries from step to step.
+    """The state that a sampler carries from step to step.
 
     Attributes:
-      x: Images at the present point of the grid.
+      x: Images at the current point of the grid.
       x0_hat: Clean images as last predicted.
-      memory: What the update rule remembers, a pytree; () if nothing.
+      memory: Memory of the update rule, a pytree; () if it has none.
     """
 
     x: Float[Array, " b *dims"]
@@ -52,17 +52,17 @@ Update = Callable[[Denoise, State, Array, Array], State]
 
 
 def no_memory(x: Float[Array, " b *dims"]) -> State:
-    """Returns the first state of an update rule that remembers nothing."""
+    """Returns the first state of an update rule without memory."""
     return State(x, x)
 
 
 def one_a_step(start: Index, stop: Index) -> Index:
-    """Returns the network evaluations of an update rule that needs one a step."""
+    """Returns the network evaluations of an update rule that needs one per step."""
     return stop - start
 
 
 def refined_cost(grid: Grid, refinements: int) -> Callable[[Index, Index], Index]:
-    """Returns the cost of an update rule whose `refine` evaluates the network that often."""
+    """Returns the cost of an update rule whose `refine` evaluates the network this many times."""
 
     def cost(start: Index, stop: Index) -> Index:
         to_data = (stop == grid.num_steps) & (start < stop)
@@ -72,7 +72,7 @@ def refined_cost(grid: Grid, refinements: int) -> Callable[[Index, Index], Index
 
 
 def planned_stats(sampler: "Sampler", state: State, start: Index, stop: Index) -> SolverStats:
-    """Returns the statistics of a run whose cost is known beforehand: the same of all images."""
+    """Returns the statistics of a run of known cost, the same for all images."""
     reached = take(sampler.grid.time, jnp.asarray(stop))
     return equal_stats(state.x, sampler.cost(start, stop), reached)
 
@@ -83,7 +83,7 @@ def equal_stats(
     """Returns the statistics of images that are all finished, at the same time and cost."""
     first = x.reshape(len(x), -1)[
         :, 0
-    ]  # Inside `jax.shard_map` it differs between devices, as in a solver's.
+    ]  # Inside `jax.shard_map` it varies across devices, as in a solver's.
     return SolverStats(
         evaluations=jnp.full_like(first, evaluations, jnp.int32),
         finished=jnp.full_like(first, True, bool),
@@ -97,14 +97,14 @@ class Sampler(NamedTuple):
     Attributes:
       grid: The points from noise to data; step i goes from point i to point i + 1.
       step: (denoise, state, i, keys) -> state after step i, a scalar; there is one key per image, fresh at each step.
-        In the step to the data only its x0_hat counts, which is where the images end.
+        In the step to the data only its x0_hat matters: the images end there.
       init: x -> the state before the first step.
       refine: (denoise, state, i, keys) -> state, for rules that evaluate the network again after `step`, at point
         i + 1; not called in the step to the data. None: there is nothing to refine.
-      cost: (start, stop) -> network evaluations per image of a run from one point to another; None where only the
+      cost: (start, stop) -> network evaluations per image of a run from one point to another; None if only the
         run can tell.
-      stats: (sampler, last state, start, stop) -> what each image of a run cost, and how far it came.
-      temperature: Standard deviation of x_T over that of the grid's prior, 0 or more. It may be traced.
+      stats: (sampler, last state, start, stop) -> cost of each image of a run, and the time reached.
+      temperature: Standard deviation of x_T over that of the grid's prior, 0 or more. May be traced.
     """
 
     grid: Grid
@@ -117,7 +117,7 @@ class Sampler(NamedTuple):
 
     @property
     def prior_std(self) -> float | Float[Array, ""]:
-        """Standard deviation that x_T is drawn with."""
+        """Standard deviation of x_T."""
         return self.temperature * self.grid.prior_std
 
     def advance(
@@ -143,12 +143,12 @@ class Sampler(NamedTuple):
 
     @property
     def nfe(self) -> int | None:
-        """Network evaluations an image of the whole run; None where only the run can tell."""
+        """Network evaluations per image of the whole run; None if only the run can tell."""
         return self.cost(0, self.grid.num_steps)
 
 
 def at_one_point(denoise: Denoise) -> Denoise:
-    """Returns the denoiser that takes a single point, where all images are."""
+    """Returns the denoiser that takes a single point, shared by all images."""
 
     def denoise_all(x: Float[Array, " b *dims"], point: Point) -> Prediction:
         return denoise(x, Point(*(jnp.broadcast_to(values, x.shape[:1]) for values in point)))
@@ -157,16 +157,16 @@ def at_one_point(denoise: Denoise) -> Denoise:
 
 
 class SampleResult(NamedTuple):
-    """Samples and, where asked for, how they came about.
+    """Samples and, if requested, their frames.
 
     Attributes:
       images: The samples; pixels are in [-1, 1] as far as the denoiser clips. If the run stops before the data,
         x_t there.
-      frames_x_t: x_t at num_frames moments, the first x_T and the last the images; None if
+      frames_x_t: x_t at num_frames steps, the first x_T and the last the images; None if
         num_frames is 0.
       frames_x0: The clean image predicted from each of those; the last is the images.
-      stats: What each image cost, and how far it came.
-      finite: Whether all of an image's numbers are finite; None if nobody has looked.
+      stats: Cost of each image, and the time reached.
+      finite: Whether all of an image's numbers are finite; None if unchecked.
     """
 
     images: Float[Array, " b *dims"]
@@ -182,18 +182,18 @@ def image_keys(seed: int | Array, indices: Int[Array | np.ndarray, " b"]) -> Key
 
 
 def first_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, " b ..."]:
-    """Returns the standard normal noise that x_T of each image is made of, whatever the sampler."""
+    """Returns the standard normal noise of x_T of each image, the same for all samplers."""
     return image_normal(fold_in(keys, SampleStream.FIRST_NOISE), shape)
 
 
 def step_keys(keys: Key[Array, " b"], time: Float[Array, ""]) -> Key[Array, " b"]:
-    """Returns each image's key for the step that begins at a time, as the network is given it."""
+    """Returns each image's key for the step that begins at a time, as given to the network."""
     keys = fold_in(keys, SampleStream.STEPS)
     return at_time(keys, jnp.full(keys.shape, time, jnp.float32))
 
 
 def continuation_keys(keys: Key[Array, " b"], k: int | Int[Array, ""]) -> Key[Array, " b"]:
-    """Returns, in place of each image's key, that of its k-th continuation: other noise in every step."""
+    """Returns the keys of each image's k-th continuation: other noise in every step."""
     return fold_in(fold_in(keys, SampleStream.CONTINUATIONS), k)
 
 
@@ -215,23 +215,23 @@ def sample_loop(
     progress: Callable[[int], object] | None = None,
     progress_every: int | None = None,
 ) -> SampleResult:
-    """Draws one image for each key. To be called inside the caller's `jit`.
+    """Draws one image per key; call inside `jit`.
 
-    A run to point i, and one from its images at point i on with the same keys, are together the whole run. If
-    `start` and `stop` are arguments of the program, one program does all three, and they agree bit for bit. (But for
-    a rule with memory, which a run begins without.)
+    A run to point i, continued from its images at point i with the same keys, is the whole run. If `start` and
+    `stop` are arguments of the program, one program does all three, and they agree bit for bit. (Except for
+    a rule with memory, which every run starts without.)
 
     Args:
       denoise: (x_t, point) -> Prediction.
       sampler: Update rule, such as `ancestral(make_grid(process))`.
-      keys: One key an image, as from `image_keys`.
+      keys: One key per image, as from `image_keys`.
       shape: Shape of one image, (H, W, C).
       x_init: Images at point `start` of the grid; by default noise of `sampler.prior_std`.
-      start: Index of the first step, in {0, ..., num_steps}: the tail of a full run, whose memory is fresh. A
-        traced integer is not checked; neither is one of `stop`.
+      start: Index of the first step, in {0, ..., num_steps}: the tail of a full run, with fresh memory. A
+        traced start or stop is not checked.
       stop: Index of the point to stop at, in {start, ..., num_steps}; None: num_steps, the data.
-      num_frames: Number of moments to keep of each image, evenly spaced in steps, the first and the
-        last included (1: only the last). Memory is for these frames alone. Such a run goes to the data, from
+      num_frames: Number of frames to keep per image, evenly spaced in steps, the first and the
+        last included (1: only the last). Memory is used for these frames alone. Such a run goes to the data, from
         a start that is not traced.
       progress: Host function, called with the number of steps done (inside `jax.shard_map`, by each
         device). A program that calls the host is not kept in JAX's persistent compilation cache.
@@ -239,7 +239,7 @@ def sample_loop(
         always reported.
 
     Raises:
-      InputError: start, stop or num_frames out of range, frames of a run that has none, or start > 0 without
+      InputError: start, stop or num_frames out of range, frames of a run that keeps none, or start > 0 without
         x_init.
     """
     keys = _checked(denoise, sampler, keys)
@@ -272,7 +272,7 @@ def sample_loop(
 
 
 def _slots(num_steps: int, num_frames: int) -> Int[Array, " n"]:
-    """Returns the frame that each step writes to until the frame's moment has come: the last write stays."""
+    """Returns the frame that each step writes to; later steps overwrite it until the frame's step is done."""
     moments = frame_steps(num_steps, num_frames)
     return jnp.asarray(np.searchsorted(moments, np.arange(num_steps + 1)))
 
@@ -284,7 +284,7 @@ def _checked(denoise: Denoise, sampler: Sampler, keys: Key[Array, " b"]) -> Key[
     keys = threefry(keys)
     if keys.ndim != 1:
         raise InputError(
-            f"keys have shape {keys.shape}; there must be one an image, as of image_keys(seed, indices)"
+            f"keys have shape {keys.shape}; there must be one per image, as from image_keys(seed, indices)"
         )
     return keys
 
@@ -312,5 +312,5 @@ def _check(
     most = grid_steps - start + 1
     if not 0 <= num_frames <= most:
         raise InputError(
-            f"num_frames is {num_frames}; it must be from 0 to {most}, the steps and one"
+            f"num_frames is {num_frames}; it must be from 0 to {most}, the number of steps plus one"
         )

@@ -1,11 +1,11 @@
-"""What multistep solvers share: steps whose result is a sum over x_t and the last predictions of x_0.
+"""The basis of multistep solvers: steps that combine x_t and the last predictions of x_0 linearly.
 
 With lambda = log(signal / std), a step of h = lambda_s - lambda_t of the probability-flow ODE from point t to s is (Lu
 et al., 2022b, Eq. 8)
 
     x_s = std_s / std_t x_t + signal_s int_0^h exp(u - h) x0_hat(lambda_t + u) du.
 
-A solver puts the curve through some predictions in place of x0_hat: so what it is, is the table of their weights.
+A solver replaces x0_hat by the polynomial through some predictions, so the table of their weights defines it.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def ode(grid: Grid) -> tuple[PerStep, PerStep]:
 
 
 def sizes(grid: Grid, back: int) -> PerStep:
-    """Returns h of the step this far before each step; 1 where it is infinite, or there is none."""
+    """Returns h of the step this many steps earlier; 1 where it is infinite, or there is none."""
     h = np.diff(grid.logsnr[:-1]) / 2
     return np.concatenate([np.ones(back), h, np.ones(1)])[: grid.num_steps]
 
@@ -42,7 +42,7 @@ def first(coef_x0: PerStep) -> Weights:
 
 
 def second(grid: Grid, coef_x0: PerStep) -> Weights:
-    """Returns the weights of x0_hat where it is linear in lambda, at the middle of the step."""
+    """Returns the weights of x0_hat if it is linear in lambda, at the middle of the step."""
     ahead = sizes(grid, 0) / (2 * sizes(grid, 1))
     return np.stack([coef_x0 * (1 + ahead), -coef_x0 * ahead], -1)
 
@@ -53,7 +53,7 @@ def interpolated(grid: Grid, coef_x0: PerStep, nodes: Sequence[PerStep]) -> Weig
     Args:
       grid: Points from noise to data.
       coef_x0: The integral of 1, as from `ode`.
-      nodes: Where the predictions are in each step: u in units of its h, from 0 at its beginning.
+      nodes: Positions of the predictions in each step: u in units of its h, from 0 at its start.
     """
     h = sizes(grid, 0)
     # int_0^h exp(u - h) (u / h)^n du for n = 0, 1, ..., by parts.
@@ -83,8 +83,7 @@ def multistep(
 ) -> Sampler:
     """Returns x_s = coef_xt x_t + sum of weights and last predictions + noise z.
 
-    Its memory is the earlier predictions, newest first, and their number: a run that starts at any point begins with
-    none.
+    Its memory is the earlier predictions, newest first, and their number; every run starts with none.
 
     Args:
       grid: Points from noise to data.

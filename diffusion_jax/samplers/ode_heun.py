@@ -5,8 +5,9 @@ ODE dx = (drift x - diffusion^2 score / 2) dt of every process is
 
     dz / dphi = v_hat(x_t, t)
 
-(Salimans & Ho, 2022, Appendix D): neither rates nor a scale that grows without bound, as std / signal does where the
-signal vanishes. The angle runs from pi / 2 in noise to 0 at the data. A step from phi_t to phi_s is the trapezoid's,
+(Salimans & Ho, 2022, Appendix D): it needs neither rates nor a scale that grows without bound, as std / signal does
+where the signal vanishes. The angle runs from pi / 2 in noise to 0 at the data. A step from phi_t
+to phi_s is the trapezoidal rule,
 
     z' = z + (phi_s - phi_t) v_hat(z)           z_s = z + (phi_s - phi_t) (v_hat(z) + v_hat(z')) / 2.
 """
@@ -36,7 +37,7 @@ def ode_heun(grid: Grid) -> Sampler:
     turn, ratio = r[1:] * np.arctan2(across, along), r[1:] / r[:-1]
 
     def init(x: Float[Array, " b *dims"]) -> State:
-        return State(x, x, memory=jnp.zeros_like(x))  # v_hat where the step began.
+        return State(x, x, memory=jnp.zeros_like(x))  # v_hat at the start of the step.
 
     def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
         del keys

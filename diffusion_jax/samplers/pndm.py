@@ -1,14 +1,14 @@
 """PNDM (Liu et al., 2022): a classical solver of order 4 for eps along the chain, with DDIM's step in place of Euler's.
 
 With phi(x_t, eps, t, s) = signal_s / signal_t x_t + (std_s - signal_s / signal_t std_t) eps, DDIM's step, a
-step from t to s is phi with an eps made of several evaluations. The first three steps are pseudo Runge-Kutta ones, with
-m halfway in time between t and s,
+step from t to s is phi with an eps combined from several evaluations. The first three steps are pseudo Runge-Kutta,
+with m halfway in time between t and s,
 
     e_1 = eps_hat(x_t, t)                           e_2 = eps_hat(phi(x_t, e_1, t, m), m)
     e_3 = eps_hat(phi(x_t, e_2, t, m), m)           e_4 = eps_hat(phi(x_t, e_3, t, s), s)
     eps = (e_1 + 2 e_2 + 2 e_3 + e_4) / 6,
 
-the others pseudo linear multistep ones, where e, e', ... are those at x_t and at the steps before:
+the others pseudo linear multistep, where e, e', ... are those at x_t and at the steps before:
 
     eps = (55 e - 59 e' + 37 e'' - 9 e''') / 24.
 """
@@ -27,26 +27,26 @@ Coefs = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
 UNEVEN = 2  # The longest step over the shortest: rounding to timesteps alone makes it no more.
 TINY_SIGNAL = 1e-3
 WARM_UP = 3  # Runge-Kutta steps.
-# Adams and Bashforth's weights of the last predictions, the newest first: row k for a step that remembers k earlier.
+# Adams-Bashforth weights of the last predictions, the newest first: row k for a step that remembers k earlier.
 WEIGHTS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
 
 
 def pndm(grid: Grid, process: Process) -> Sampler:
     """Returns F-PNDM, Algorithm 2 of Liu et al. (2022): deterministic, 4 evaluations in each of the first three steps.
 
-    As the paper proves, the order is 2, with small errors. In N >= 4 steps there are N + 9 evaluations, in fewer
-    4 N - 3: the network has no eps at the data, so the step to it is none of Runge-Kutta's, but the multistep one of
-    the order that what is remembered allows (one step: x0_hat). With uniform and leading it is shorter than the steps
-    whose weights it takes; the paper's code does the same, and leaves an error of about 1e-3 there. A run that
-    starts at any point begins with no memory, so with Runge-Kutta steps.
+    As the paper proves, the order is 2, with small errors. N >= 4 steps take N + 9 evaluations, fewer take 4 N - 3:
+    the network has no eps at the data, so the step to it is not Runge-Kutta, but multistep, of the order that the
+    memory allows (one step: x0_hat). With uniform and leading spacing it is shorter than the steps that its weights are
+    for; the paper's code does the same, which leaves an error of about 1e-3 there. Every run starts without memory, so
+    with Runge-Kutta steps.
 
-    The multistep weights are those of evenly spaced times: take uniform, leading or trailing. phi divides by the
-    signal, and an eps that is no single prediction is not clipped: where the last timestep has next to no signal
-    (cosine, jsd), take leading, as the paper does.
+    The multistep weights are for evenly spaced times: use uniform, leading or trailing. phi divides by the
+    signal, and a combined eps is not clipped: if the last timestep has next to no signal (cosine, jsd), use leading,
+    as the paper does.
 
     Args:
       grid: Points from noise to data, such as `make_grid(process, 20, "leading")`.
-      process: The process that the grid is of.
+      process: The process of the grid.
     """
     halfway = process.at((grid.time[:-1] + grid.time[1:]) / 2)
     begin, end = (
@@ -79,7 +79,7 @@ def pndm(grid: Grid, process: Process) -> Sampler:
         )
         memory = (first.eps, *past[:-1]), jnp.minimum(known + 1, WARM_UP)
         x = phi(eps, to_end)
-        # What a step to the data ends at: here x0 of the multistep eps.
+        # Result of a step to the data: x0 of the multistep eps.
         return State(x, jnp.where(to_data, x, first.x0), memory)
 
     def cost(start: Index, stop: Index) -> Index:
@@ -92,7 +92,7 @@ def pndm(grid: Grid, process: Process) -> Sampler:
 def _multistep(
     eps: tuple[Float[Array, " b *dims"], ...], known: Int[Array, ""]
 ) -> Float[Array, " b *dims"]:
-    """Returns the weighted sum of predictions, the newest first, of which the first and `known` others count."""
+    """Returns the weighted sum of the newest 1 + `known` predictions, the newest first."""
     weights = jnp.asarray(WEIGHTS, jnp.float32)[known]
     terms = [w * e for w, e in zip(weights, eps, strict=True)]
     return sum(terms, start=jnp.zeros_like(eps[0]))
@@ -105,7 +105,7 @@ def _transfer(t: Points, s: Points) -> Coefs:
 
 
 def uneven_steps(grid: Grid) -> str | None:
-    """Returns what to say of a grid that the multistep weights are not for, or that begins with next to no signal."""
+    """Returns a warning if a grid does not suit the multistep weights, or begins with next to no signal, or None."""
     steps = -np.diff(grid.time[:-1])
     if len(steps) > 1 and steps.max() > UNEVEN * steps.min():
         return "pndm is for even steps; set sampler.spacing to leading, uniform or trailing"

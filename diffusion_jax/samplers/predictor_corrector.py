@@ -5,7 +5,7 @@ The corrector moves images at s within q(x_s), by x <- x + epsilon score + (2 ep
     epsilon = 2 alpha (r |z| / |score|)^2
 
 where alpha is the square of the step's signal_{t|s} (1 for a process that keeps the signal), and r the signal-to-noise
-ratio that a move aims at. The paper takes the norms' means over a batch. Here they are their sizes in closed form,
+ratio that a move targets. The paper takes the norms' means over a batch. Here they are their sizes in closed form,
 D^(1/2) and D^(1/2) / std, so that an image does not depend on its batch: epsilon = 2 alpha (r std)^2.
 """
 
@@ -28,9 +28,9 @@ def predictor_corrector(
     grid: Grid,
     process: Process,
     *,
-    predictor: Annotated[str, Option(kinds.Choice(tuple(PREDICTORS)), "rule of a step")] = (
-        "reverse_diffusion"
-    ),
+    predictor: Annotated[
+        str, Option(kinds.Choice(tuple(PREDICTORS)), "update rule of each step")
+    ] = ("reverse_diffusion"),
     corrector_steps: Annotated[
         int,
         Option(
@@ -54,7 +54,7 @@ def predictor_corrector(
 
     Args:
       grid: Points from noise to data, such as `make_grid(process, 1000)`.
-      process: The process that the grid is of.
+      process: The process of the grid.
       predictor: A key of `PREDICTORS`.
       corrector_steps: M, 0 or more; 0: the predictor alone.
       snr: r, in (0, 1): at 1 the variance of moved images grows without bound. 0.16 is the paper's.

@@ -1,15 +1,15 @@
 """One-step rules for the reverse-time SDE of any process (Song et al., 2021, Appendix D and E).
 
-A process that goes forward by dx = drift x dt + diffusion dw goes back, over Dt > 0 in its own time, by
+The reverse of dx = drift x dt + diffusion dw over Dt > 0 in the process's own time is
 
     x_s = x_t - (drift x_t - diffusion^2 score) Dt + diffusion Dt^(1/2) z                (Euler and Maruyama)
 
-and one that goes from s to t by x_t = signal_{t|s} x_s + var_{t|s}^(1/2) z by
+and that of x_t = signal_{t|s} x_s + var_{t|s}^(1/2) z, from s to t, is
 
     x_s = (2 - signal_{t|s}) x_t + var_{t|s} score + var_{t|s}^(1/2) z                   (reverse diffusion)
 
-which takes the whole step's signal and variance in place of rates at its start, to first order the same. `ancestral`
-is the third of the paper's rules.
+which uses signal and variance of the whole step instead of the rates at its start; both agree to first order.
+`ancestral` is the third of the paper's rules.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ from diffusion_jax.samplers.loop import Sampler, State
 
 
 def euler_maruyama(grid: Grid, process: Process) -> Sampler:
-    """Returns Euler and Maruyama's rule for the reverse-time SDE, with the rates at the start of each step.
+    """Returns the Euler-Maruyama rule for the reverse-time SDE, with the rates at the start of each step.
 
     Its order is 1, strong and weak: the noise is additive. The step to the data ends at x0_hat, without noise.
 
     Args:
       grid: Points from noise to data, such as `make_grid(process, 1000)`.
-      process: The process that the grid is of.
+      process: The process of the grid.
     """
     drift, diffusion2 = map(np.asarray, process.rates(grid.time[:-1]))
     length = -np.diff(grid.time)
@@ -66,7 +66,7 @@ def _reverse(
     return Sampler(grid, step)
 
 
-# (grid, process) -> a sampler of one evaluation a step
+# (grid, process) -> a sampler with one evaluation per step
 PREDICTORS: dict[str, Callable[[Grid, Process], Sampler]] = {
     "ancestral": lambda grid, process: ancestral(grid, variance="fixed_small"),
     "euler_maruyama": euler_maruyama,

@@ -1,4 +1,4 @@
-"""All samplers by name, and what else is known of each: its processes, its inverse, its default steps."""
+"""All samplers by name, with their processes, inverses and default numbers of steps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,17 +23,17 @@ from diffusion_jax.samplers.unipc import unipc
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UpdateRule(Component[Sampler]):
-    """A sampler: `make` is (grid, process if it asks for it, its options) -> Sampler.
+    """A sampler; `make` maps a grid, the process if it asks for it, and its options to a `Sampler`.
 
     Attributes:
-      processes: Names of the processes that it is for; empty: all.
-      inverse: (denoise, grid, process if it asks for it, x0, its options) -> x_T, which the sampler takes back to x0;
+      processes: Names of the processes that it supports; empty: all.
+      inverse: (denoise, grid, process if it asks for it, x0, its options) -> x_T, which the sampler maps back to x0;
         None: the sampler is not invertible.
-      decode: (denoise, grid, process if it asks for it, x_init, its options) -> the images that x_T of `inverse` stands
-        for; None: those that the sampler makes of it.
-      num_steps: Steps where none are set; None: those of the process's whole grid.
-      keeps_eps: Whether `clip_denoised(keep_eps=True)` is what another code does before this rule.
-      unsuited: Grid -> what is wrong with it for this rule, whose images would be noise; None: nothing.
+      decode: (denoise, grid, process if it asks for it, x_init, its options) -> the images of an x_T from `inverse`;
+        None: the sampler itself decodes.
+      num_steps: Default number of steps; None: that of the process's whole grid.
+      keeps_eps: Whether other codes use `clip_denoised(keep_eps=True)` with this rule.
+      unsuited: grid -> why this rule draws noise on it; None if it does not.
     """
 
     processes: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ SAMPLERS: Registry[UpdateRule] = Registry(
         "dpmpp_2m": UpdateRule(dpmpp_2m, "DPM-Solver++ of order 2, for 10 to 20 steps"),
         "dpmpp_2m_sde": UpdateRule(dpmpp_2m_sde, "the same for the SDE"),
         "dpmpp_3m": UpdateRule(dpmpp_3m, "DPM-Solver++ of order 3"),
-        "euler_maruyama": UpdateRule(euler_maruyama, "Euler's rule for the reverse SDE"),
+        "euler_maruyama": UpdateRule(euler_maruyama, "the Euler-Maruyama rule for the reverse SDE"),
         "heun": UpdateRule(
             heun, "Heun's method in sigma, two evaluations per step", unsuited=long_steps
         ),
@@ -65,7 +65,7 @@ SAMPLERS: Registry[UpdateRule] = Registry(
         "ode_adaptive": UpdateRule(
             ode_adaptive,
             "the probability-flow ODE to a tolerance",
-            inverse=Component(ode_encode, "the flow backwards"),
+            inverse=Component(ode_encode, "the flow, backward"),
             decode=Component(ode_decode, "the flow, without the sampler's denoising step"),
             num_steps=2,
         ),

@@ -13,12 +13,12 @@ from diffusion_jax.samplers.loop import Sampler, continuation_keys, sample_loop
 
 
 class Shared(NamedTuple):
-    """What images have in common, and what is drawn from it.
+    """The shared structure of images, and samples drawn from it.
 
     Attributes:
-      x_t: Each image on its way from noise to data.
+      x_t: Each image, partly denoised.
       x0_hat: The clean image predicted from it.
-      samples: Samples of p(x_0 | x_t), k of each x_t.
+      samples: Samples of p(x_0 | x_t), k per x_t.
     """
 
     x_t: Float[Array, " b *dims"]
@@ -34,19 +34,19 @@ def shared_structure(
     point: int | Int[Array, ""],
     num_samples: int,
 ) -> Shared:
-    """Draws x_t once for each key, and from it several samples. To be called inside the caller's `jit`.
+    """Draws x_t once per key, and several samples from it; call inside `jit`.
 
-    The x_t are those of `sample_loop` with these keys; continuation k has a key of its own, made of the image's.
-    From the sampler's last point on no noise is added: there all samples of an image are the same.
+    The x_t are those of `sample_loop` with these keys; continuation k has its own key, derived from the image's.
+    No noise is added from the sampler's last point on: all samples of an image are the same there.
 
     Args:
       denoise: (x_t, point) -> Prediction, for a batch of as many images as there are keys.
       sampler: Update rule, such as `ancestral(make_grid(process))`; a rule that adds no noise draws equal samples.
-      keys: One key an image, as from `image_keys`.
+      keys: One key per image, as from `image_keys`.
       shape: Shape of one image, (H, W, C).
-      point: Index of the point of the grid that x_t is at, in {0, ..., num_steps - 1}, see `nearest_point`; if it
-        is an argument of the program, one program does all.
-      num_samples: Number of samples from each x_t.
+      point: Index of the point of the grid that x_t is at, in {0, ..., num_steps - 1}, see `nearest_point`; may be
+        traced, so that one program serves all.
+      num_samples: Number of samples per x_t.
 
     Raises:
       InputError: point out of range.
@@ -62,5 +62,5 @@ def shared_structure(
 
 
 def nearest_point(grid: Grid, time: float | int) -> int:
-    """Returns the index of the point nearest to a time, of those that a step begins at; of two, the noisier."""
+    """Returns the index of the point nearest to a time, among those where a step begins; of two, the noisier."""
     return int(np.argmin(np.abs(grid.time[:-1] - time)))

@@ -8,8 +8,8 @@ paper's form for predictions of x_0, with m = x0_hat at s and m_0, m_1, ... befo
     x_s = std_s / std_t x_t - signal_s (expm1(-h) m_0 + B(h) sum_k rho_k (m_k - m_0) / r_k),
 
 where r_k h is how far m_k lies from m_0, the sum has k = 1, ..., p - 1 in UniP-p and m too in UniC-p (r = 1), and
-rho integrates polynomials exactly. So B(h) cancels, but where the sum has one term: there the paper sets rho = 1/2, and
-B decides. Here it is B_2(h), expm1(-h). UniP-1, 2 and 3 are then DPM-Solver++ of these orders.
+rho integrates polynomials exactly. So B(h) cancels, unless the sum has one term: there the paper sets rho = 1/2, and
+B matters. Here it is B_2(h), expm1(-h). UniP-1, 2 and 3 are then DPM-Solver++ of these orders.
 
 Both results have the same factor of x_t. So a correction adds a sum of predictions to x_s, which the next step scales
 by its own factor: together they are one multistep step, with other weights.
@@ -45,10 +45,10 @@ def unipc(
         int, Option(Int(1, 3), "order of its predictor; 3, or 2 where guidance is strong")
     ] = 3,
 ) -> Sampler:
-    """Returns UniPC-p: deterministic, UniP-p with UniC-p, of order p + 1 in one evaluation a step.
+    """Returns UniPC-p: deterministic, UniP-p with UniC-p, of order p + 1 with one evaluation per step.
 
     p grows from 1 as predictions are remembered, and falls to 1 again at the step to the data, which ends at x0_hat.
-    A run that stops on its way ends at what the predictor says, and one that starts there begins with no memory.
+    A run that stops early ends at the predictor's result, and one that starts there has no memory.
 
     Args:
       grid: Points from noise to data, such as `make_grid(process, 10, "logsnr")`.
@@ -68,7 +68,7 @@ def unipc(
     )
     table = np.zeros((order + 1, grid.num_steps, order + 1))
     table[:, :, :order] = np.concatenate([predict, predict[-1:]])
-    # What the step before did is corrected as this one begins: row k remembers its k predictions.
+    # The previous step is corrected at the start of this one: row k remembers its k predictions.
     table[1:, 1:] += coef_xt[1:, None] * correct[:, :-1]
     return multistep(grid, coef_xt, table)
 

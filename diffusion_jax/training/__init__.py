@@ -1,4 +1,4 @@
-"""Training: state, step, and what a run does and says besides its steps."""
+"""Training: state, step, loop, hooks and logs."""
 
 import lazy_loader
 

@@ -27,7 +27,7 @@ def held_out_draws(
     makes losses of few images incomparable: u_i = i times the golden ratio + one random offset, modulo 1.
     The first n are spread evenly for any n.
 
-    Args:
+    key: Key of noise and offset.
       key: Decides noise and offset.
       indices: Indices of the images in their split.
       image_shape: Shape of one image.
@@ -35,7 +35,7 @@ def held_out_draws(
     u_key, eps_key, own_key = jax.random.split(key, 3)
     # Integers of 32 bits take the sum modulo 1 without rounding, however large the index.
     spread = indices.astype(jnp.uint32) * jnp.uint32(GOLDEN_RATIO) + jax.random.bits(u_key)
-    u = (spread >> 8) * jnp.float32(2**-24)  # 24 bits: all that a float32 below 1 can hold.
+    u = (spread >> 8) * jnp.float32(2**-24)  # 24 bits, the resolution of float32 below 1.
     eps = image_normal(indexed(eps_key, indices), image_shape)
     return NoiseDraw(u, eps, jnp.ones_like(u), indexed(own_key, indices))
 
@@ -55,13 +55,13 @@ def make_held_out_loss(
     Neither the devices nor `batch_size` change it beyond float rounding.
 
     Args:
-      objective: What is measured.
+      objective: The objective to measure.
       split: Held-out images.
       mesh: Devices.
-      key: Decides noise and times.
+      key: Key of noise and times.
       conditional: Whether the objective is given labels.
-      num_images: Number of images, at most; fewer if the split is smaller.
-      batch_size: Images at once, rounded up to a multiple of the devices.
+      num_images: Maximum number of images; fewer if the split is smaller.
+      batch_size: Images per batch, rounded up to a multiple of the number of devices.
     """
     total = min(num_images, split.num_images)
 

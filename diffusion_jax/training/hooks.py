@@ -1,4 +1,4 @@
-"""What a run does every n steps besides its steps: figures of held-out images, pictures, checkpoints."""
+"""Hooks that a run calls every n steps: metrics of held-out images, pictures, checkpoints."""
 
 import warnings
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from diffusion_jax.training.state import TrainState, to_parts
 
 
 class Measure(NamedTuple):
-    """Figures of a model on held-out images.
+    """Metrics of a model on held-out images.
 
     Attributes:
-      name: One of the figures: a step with it in the log has been measured.
-      figures: (params, the objective's aux) -> figures by name, None where one is not finite; on every process.
+      name: One of the metrics; a logged step that has it is not measured again.
+      figures: (params, the objective's aux) -> metrics by name, None where one is not finite; on every process.
       every: Steps between two measurements.
     """
 
@@ -32,12 +32,12 @@ class Measure(NamedTuple):
 
 
 def held_out_hook(measure: Measure, average: str, log: RunLog) -> Hook:
-    """Logs figures of an average of the parameters, also after the last step.
+    """Logs metrics of an average of the parameters, also after the last step.
 
     Args:
-      measure: What is measured, and how often.
+      measure: The metrics, and how often they are measured.
       average: Name of the average.
-      log: Where the row goes; a step that has one is not measured again.
+      log: Destination of the row; a step that has one is not measured again.
     """
 
     def run(state: TrainState, step: int) -> None:
@@ -51,14 +51,14 @@ def held_out_hook(measure: Measure, average: str, log: RunLog) -> Hook:
 
 
 def picture_path(workdir: Path, name: str, step: int) -> Path:
-    """Returns where a picture of a training run lies."""
+    """Returns the path of a picture of a training run."""
     return workdir / "samples" / f"{name}-{step:08}.png"
 
 
 def draw_pictures(
     draw: Callable[[Any], Samples], params: Any, workdir: Path, log: RunLog, step: int
 ) -> None:
-    """Draws a grid of samples, and how the first of them came about; every process calls this."""
+    """Draws a grid of samples, and the reverse process of the first of them; every process calls this."""
     result = draw(params)
     if jax.process_index() != 0:
         return
@@ -87,7 +87,7 @@ def pictures_hook(
       draw: params -> samples with frames.
       average: Name of the average to draw from.
       workdir: Folder of the run.
-      log: Shows the pictures too.
+      log: Log that shows the pictures too.
       every: Steps between two drawings; 0 for none.
     """
 
@@ -104,16 +104,16 @@ def pictures_hook(
 def checkpoint_hook(
     store: CheckpointStore, meta: Callable[[int], dict[str, Any]], *, every: int
 ) -> Hook:
-    """Begins a checkpoint, also after the last step and where a signal stops the run.
+    """Starts a checkpoint, also after the last step and when a signal stops the run.
 
     Args:
-      store: Where it goes.
-      meta: step -> the JSON that is saved with it.
+      store: Destination of the checkpoint.
+      meta: step -> the JSON saved with it.
       every: Steps between two checkpoints.
     """
 
     def run(state: TrainState, step: int) -> None:
-        ownership.check()  # Else the save would make a deleted folder anew.
+        ownership.check()  # Otherwise the save would recreate a deleted folder.
         store.save(step, to_parts(state), meta(step))
 
     return Hook(run, every, last=True, stopped=True)

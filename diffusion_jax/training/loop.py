@@ -23,16 +23,16 @@ LAG = 2
 
 
 class Hook(NamedTuple):
-    """Something that a run does besides its steps.
+    """An action of a run between steps.
 
     It runs only when all losses up to the step are known to be finite. Hooks of one step run in their order.
 
     Attributes:
-      run: What it does, (state, step) -> None; on every process.
-      every: Steps between two runs; 0: only where the other attributes ask for it.
+      run: (state, step) -> None, the action; on every process.
+      every: Steps between two runs; 0: only when the other attributes ask for it.
       last: Whether it runs after the last step; if not, also not where that is a multiple of `every`.
-      resumed: Whether it runs again at the step that a run goes on from: a kill may have come in between.
-      stopped: Whether it runs where a signal stops the run; the others do not.
+      resumed: Whether it runs again at the step that a run resumes from: a kill may have come in between.
+      stopped: Whether it runs when a signal stops the run.
     """
 
     run: Callable[[TrainState, int], None]
@@ -48,12 +48,12 @@ class Hook(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which steps a run does, and how many at a time.
+    """The steps of a run, and how many of them go into one dispatch.
 
     Attributes:
       start: Steps done already.
       num_steps: Step to end at.
-      per_dispatch: Steps of one dispatch, in one `lax.scan`.
+      per_dispatch: Steps per dispatch, in one `lax.scan`.
       log_every: Steps between two rows of the log; a dispatch does not cross one.
     """
 
@@ -68,8 +68,8 @@ def dispatch_sizes(
 ) -> Iterator[int]:
     """Yields the number of steps of each dispatch: `per_dispatch`, or 1 where an event is nearer.
 
-    A dispatch never crosses a multiple of `per_dispatch` or of one of `everys`, nor the end. Where the
-    dispatches lie depends on the step alone, so a resumed run repeats the very same programs.
+    A dispatch never crosses a multiple of `per_dispatch` or of one of `everys`, nor the end. The positions of the
+    dispatches depend on the step alone, so a resumed run repeats exactly the same programs.
     """
     step = start
     while step < num_steps:
@@ -87,9 +87,9 @@ def compile_steps(
 
     Args:
       train_step: The step.
-      per_dispatch: Number of steps of a dispatch.
+      per_dispatch: Number of steps per dispatch.
       mesh: Devices.
-      state_shardings: Where the state lies: tree of shardings, or one for all arrays.
+      state_shardings: Shardings of the state: a tree, or one for all arrays.
     """
 
     def compiled(size: int) -> Any:
@@ -116,18 +116,18 @@ def run_loop(
     ask_stop: AskStop,
     watchdog: Watchdog,
 ) -> tuple[TrainState, int, bool]:
-    """Trains to the end, or to a stop.
+    """Trains to the end, or until a signal.
 
     Args:
       state: State after `plan.start` steps; it is donated.
       steps: Compiled steps by size, as from `compile_steps`.
       batches: This process's rows of each batch.
-      plan: Which steps.
+      plan: The steps to do.
       mesh: Devices.
       meter: Reads and logs the metrics.
-      hooks: What else happens.
-      ask_stop: Whether to stop after this dispatch; asked once a dispatch and at the end, alike on every process.
-      watchdog: Told of each dispatch that is known to have ended.
+      hooks: Actions between steps.
+      ask_stop: Whether to stop after this dispatch; called once per dispatch and at the end, alike on every process.
+      watchdog: Notified of each dispatch that is known to have ended.
 
     Returns:
       The state, its step, and whether a signal stopped the run.
@@ -172,7 +172,7 @@ def _run_hooks(
     plan: Plan,
     chosen: Callable[[Hook], bool],
 ) -> bool:
-    """Runs the hooks that are due; returns whether a signal stopped one of them on its way."""
+    """Runs the hooks that are due; returns whether a signal stopped one of them midway."""
     try:
         for hook in hooks:
             if chosen(hook) and hook.due(step, plan.num_steps):

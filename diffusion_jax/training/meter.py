@@ -20,7 +20,7 @@ class NotFinite(RunError):
 class Sums:
     """Sums over the steps since the last multiple of `log_every`, in float64 on the host.
 
-    They go with a checkpoint as JSON, which keeps every bit: a resumed run logs the same rows.
+    A checkpoint keeps them as JSON, which preserves every bit: a resumed run logs the same rows.
     """
 
     steps: int = 0
@@ -43,17 +43,17 @@ class Meter:
     """Reads the metrics of finished steps, times them, and logs a row when one is due.
 
     Args:
-      log: Where rows go.
-      start: Step that the run goes on from.
+      log: Destination of the rows.
+      start: Step that the run resumes from.
       num_steps: Step that it ends at; it gets a row whatever its number.
       log_every: Steps between two rows.
-      batch_size: Images a step.
+      batch_size: Images per step.
       started: `time.monotonic()` at the start of the command.
-      sums: The sums that the checkpoint of step `start` came with, as `dataclasses.asdict` gives them.
+      sums: The sums in the checkpoint of step `start`, as `dataclasses.asdict` gives them.
 
     Attributes:
       step: Number of steps read.
-      sums: What the next row is made of.
+      sums: Sums for the next row.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class Meter:
         return _Stopwatch(self, "_waited")
 
     def paused(self) -> "_Stopwatch":
-        """Takes what happens between steps (checkpoints, pictures) out of the speed."""
+        """Excludes what happens between steps (checkpoints, pictures) from the speed."""
         return _Stopwatch(self, "_paused")
 
     def read(self, metrics: StepMetrics) -> None:
         """Waits for the next dispatch; adds up its steps, and logs them if a row is due.
 
         Args:
-          metrics: Of one step, or stacked of several, none but the last of which has a row due.
+          metrics: Metrics of one step, or of several, stacked; only the last of them may have a row due.
 
         Raises:
           NotFinite: Loss, gradients or new parameters of a step were not finite.
@@ -108,7 +108,7 @@ class Meter:
             self._log.say(
                 f"first step done {time.monotonic() - self._started:.1f} s after the start"
             )
-            # Compilation is not the speed of training.
+            # The speed of training does not include compilation.
             self._row_step = self.step
             self._restart_clock()
         whole = self.step % self._log_every == 0

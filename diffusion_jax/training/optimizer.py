@@ -1,4 +1,4 @@
-"""The optimizer, and how fast averages of the parameters follow them."""
+"""The optimizer, its learning rate, and the decay of parameter averages."""
 
 import functools
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def learning_rate_schedule(
       peak: Rate at the end of the warm-up.
       warmup_steps: Length of the warm-up; 0 for none.
       decay: A name of DECAYS.
-      num_steps: Step of which the rate would be 0: the first that is not trained any more.
+      num_steps: Step at which the rate would be 0: the first after training.
     """
     share = DECAYS[decay](max(num_steps - warmup_steps, 1))
 
@@ -54,15 +54,15 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns Adam with a linear learning-rate warm-up and clipping of the gradients' global norm.
 
-    Rate, warm-up, clipping at 1 and the constant rate are those of Ho et al. (2020)'s CIFAR-10 runs. That they
-    clip is in their released code, not in the paper: each TPU core clips its own gradients there, before the mean
+    Rate, warm-up, clipping at 1 and the constant rate are those of Ho et al. (2020)'s CIFAR-10 runs. The
+    clipping is in their released code, not in the paper: each TPU core clips its own gradients there, before the mean
     over the cores.
 
     Args:
       learning_rate: Rate after the warm-up.
       warmup_steps: Step k (from 0) has rate learning_rate (k + 1) / warmup_steps until it is full.
       grad_clip: Largest global norm of the gradients; 0 for no limit.
-      decay: What the rate does after the warm-up, a name of DECAYS; see `learning_rate_schedule`.
+      decay: Decay of the rate after the warm-up, a name of DECAYS; see `learning_rate_schedule`.
       num_steps: Length of the training, at which the rate has decayed to 0.
     """
     rate = learning_rate_schedule(learning_rate, warmup_steps, decay, num_steps)
@@ -78,7 +78,7 @@ def ema_decay(decay: float, *, warmup: bool = True) -> Decay:
 
     Args:
       decay: Decay of the average after the warm-up, in [0, 1].
-      warmup: Whether there is one.
+      warmup: Whether there is a warm-up.
     """
 
     def at(step: Int[Array, ""]) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""What a run says of itself: progress bar, metrics.jsonl, TensorBoard."""
+"""Logs of a training run: progress bar, metrics.jsonl, TensorBoard."""
 
 import contextlib
 import os
@@ -15,14 +15,14 @@ from diffusion_jax.reading import metrics_rows
 
 
 class RunLog:
-    """Writes the metrics of a training run. Only process 0 of a run makes one that writes.
+    """Writes the metrics of a training run, on process 0 only.
 
-    metrics.jsonl holds one JSON object a logged step, with its checksum. After a resume, rows past the checkpoint are
-    dropped: the run writes them again. Damaged ones are moved to metrics.damaged.jsonl. Both are said.
+    metrics.jsonl holds one JSON object per logged step, with its checksum. After a resume, rows past the checkpoint are
+    dropped, since the run writes them again. Damaged ones are moved to metrics.damaged.jsonl. Both are reported.
 
     Args:
       workdir: Folder of the run.
-      start: Step that the run goes on from.
+      start: Step that the run resumes from.
       num_steps: Step that it ends at.
       writes: False on all processes but the first.
     """
@@ -55,7 +55,7 @@ class RunLog:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """All rows so far, those before a resume included; without those where `writes` is false."""
+        """All rows so far, those before a resume included; empty where `writes` is false."""
         return self._rows
 
     def advance(self, step: int) -> None:
@@ -112,7 +112,7 @@ class RunLog:
 class _Board:
     """Writes TensorBoard's events.
 
-    Not by tensorboardX's SummaryWriter: its thread dies on a full disk, and the run would never end.
+    It replaces tensorboardX's SummaryWriter, whose thread dies on a full disk, so that the run would never end.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
@@ -121,9 +121,9 @@ class _Board:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._summary, self._event = summary, getattr(event_pb2, "Event")  # noqa: B009
-        # The process in the name, since a restart may fall into the same second.
+        # The name includes the process, since a restart may fall into the same second.
         self._writer = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        # TensorBoard forgets what an earlier start has written beyond this step.
+        # TensorBoard discards what an earlier start has written beyond this step.
         log = getattr(event_pb2, "SessionLog")  # noqa: B009
         self._write(start + 1, session_log=log(status=log.START))
 

@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""The state that training carries from step to step."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -48,11 +48,11 @@ def create_state(
     """Returns the state at step 0, with freshly initialized parameters.
 
     Args:
-      key: Source of the parameters.
-      network: Makes the parameters.
+      key: Key that initializes the parameters.
+      network: Network whose parameters are initialized.
       optimizer: Optax transformation.
       averages: Names of the parameters' averages.
-      objective: What is minimized, if it has a state of its own.
+      objective: The objective, if it has a state of its own.
     """
     params = network.init(threefry(key))
     return TrainState(
@@ -85,10 +85,10 @@ def from_parts(parts: dict[str, Any]) -> TrainState:
 
 
 def state_shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
-    """Returns where a state's arrays lie: of the large ones, each device along `fsdp` has and updates a part.
+    """Returns the shardings of a state: each device along `fsdp` holds and updates one part of the large arrays.
 
-    So are parameters, moments and averages divided (Rajbhandari et al., 2020: ZeRO, third stage); along `data`
-    they are repeated. The rule knows shapes and mesh alone, so a checkpoint is read on any mesh.
+    Parameters, moments and averages are split this way (Rajbhandari et al., 2020: ZeRO, third stage); along `data`
+    they are replicated. The rule depends on shapes and mesh alone, so a checkpoint is read on any mesh.
 
     Args:
       mesh: Devices.

@@ -19,15 +19,15 @@ from diffusion_jax.training.state import TrainState
 
 QUARTILES = 4
 
-# image: uint8 (b, h, w, c), or float32 for data that are no pixels; label: int32 (b,)
+# image: uint8 (b, h, w, c), or float32 for data that are not pixels; label: int32 (b,)
 DeviceBatch = dict[str, Any]
 
 
 class StepMetrics(NamedTuple):
-    """What a step says of itself; not part of the state. Arrays, on the device or on the host.
+    """Metrics of a step, not part of the state; arrays on the device or on the host.
 
     Attributes:
-      loss: Mean of weight * loss over the batch: an estimate of the objective, however times are drawn.
+      loss: Mean of weight * loss over the batch: an estimate of the objective for every time sampler.
       quartile_loss: Sum of the images' weight * loss, by quarter of the times, least noisy first; (4,).
       quartile_images: Sum of the images' weights in each quarter, their number if all are 1; (4,).
       grad_norm: Global norm of the gradients, before clipping.
@@ -73,28 +73,28 @@ def make_train_step(
 ) -> TrainStep:
     """Returns (state, batch) -> (state, metrics), to be compiled by the caller.
 
-    Images become floats by `to_model_range`, which in a compiled program sees their type alone: values of one's own
-    loader are checked by calling it on a NumPy batch once.
+    Images become floats by `to_model_range`, which in a compiled program sees their type alone: to check the values
+    of a custom loader, call it on one NumPy batch.
 
     All randomness of step k comes from fold_in(key, k) and is drawn for the global batch, so the result does
     not depend on the number of devices beyond float rounding.
 
     Args:
-      objective: What is minimized, such as `loss_function("simple", model)` of a `DiffusionModel`.
+      objective: The objective to minimize, such as `loss_function("simple", model)` of a `DiffusionModel`.
       optimizer: Optax transformation.
       key: Base key of the run.
       averages: Decay of each average of the parameters, by its name in `state.ema`.
       flip: Whether to mirror images at random.
       conditional: Whether the objective is given labels.
-      label_dropout: Share of the labels that are replaced by `no_label`, so that the network learns to do without too
-        (Ho & Salimans, 2022).
+      label_dropout: Share of the labels replaced by `no_label`, so that the network also learns the unconditional
+        model (Ho & Salimans, 2022).
       no_label: The label that stands for no class, the number of classes; needed for label_dropout.
-      accumulate: Number of equal micro-batches, one after the other, whose gradients are averaged.
+      accumulate: Number of equal micro-batches, processed in turn, whose gradients are averaged.
       mesh: Devices, each of which computes loss and gradients of its own rows of every micro-batch, and along `fsdp`
-        updates its part of the state (`state_shardings`); None: one.
+        updates its part of the state (`state_shardings`); None: one device.
 
     Raises:
-      InputError: A key that is none, a decay that is no function of the step, or label_dropout without labels or
+      InputError: A key of another type, a decay that is not a function of the step, or label_dropout without labels or
         without no_label.
     """
     key, decays = threefry(key), dict(averages or {})
@@ -169,9 +169,9 @@ def _gradients(
     whole: dict[str, Any],
     inputs: tuple[Array, Array | None, NoiseDraw, Key[Array, " b"]],
 ) -> tuple[tuple[Float[Array, " b"], Float[Array, " b"]], Any]:
-    """Returns each image's loss, these weighted, and the gradients of the latters' mean, over all micro-batches.
+    """Returns each image's loss and weighted loss, and the gradients of the mean weighted loss, over all micro-batches.
 
-    Parameters and aux may be this device's parts of them (`shardings`), and then so are the gradients.
+    Parameters and aux may be this device's shards (`shardings`); the gradients are then too.
     """
     aux = whole["aux"] if shardings is None else gather_parts(whole["aux"], shardings["aux"])
 

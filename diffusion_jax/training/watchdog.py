@@ -1,4 +1,4 @@
-"""Notices a step that does not end, says where every thread is, and ends the process."""
+"""A watchdog that ends the process when a step hangs, and prints the stacks of all threads."""
 
 import contextlib
 import faulthandler
@@ -14,7 +14,7 @@ STATUS = 1
 class Watchdog:
     """Ends the process if no step ends for too long: a launcher can start it again.
 
-    A hung collective or a dead file system would otherwise hold a pod for ever. What it prints are the stacks of
+    A hung collective or a dead file system would otherwise hold a pod forever. The watchdog prints the stacks of
     Python's threads.
     """
 
@@ -22,7 +22,7 @@ class Watchdog:
         """Starts to watch.
 
         Args:
-          seconds: Longest time from one sign to the next; 0: it never acts.
+          seconds: Longest time between two steps; 0: the watchdog never acts.
         """
         self._seconds = seconds
         self._sign = time.monotonic()
@@ -34,12 +34,12 @@ class Watchdog:
             self._thread.start()
 
     def done(self, step: int) -> None:
-        """Says that this step has ended."""
+        """Records that this step has ended."""
         self._sign, self._step = time.monotonic(), step
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Within, it does not act: what happens between steps may take any time."""
+        """Suspends the watchdog inside a `with` block, as work between steps may take any time."""
         self._paused = True
         try:
             yield
@@ -58,7 +58,7 @@ class Watchdog:
     def _act(self) -> None:
         print(
             f"error: no step has ended for {self._seconds:g} s (train.step_timeout), the last was step {self._step}; "
-            "what every thread does:",
+            "stacks of all threads:",
             file=sys.stderr,
         )
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)

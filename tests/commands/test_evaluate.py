@@ -244,7 +244,7 @@ def test_terms_that_are_not_finite_are_filed_and_named_and_end_with_status_1(
     monkeypatch.setattr(VariationalBits, "bound", broken)
     outcome = run("--mode=evaluate", f"--workdir={copied}", *FEW, "--config.eval.seed=5")
     assert outcome.status == 1
-    assert "error: 80 terms of the bound are not finite, at t = 3, 7:" in outcome.err
+    assert "error: 80 terms of the bound are not finite, at t = 3, 7, so" in outcome.err
     filed = results(copied, "evaluate")["bpd"]
     assert filed["not_finite"] == {"7": 40, "3": 40}
     assert filed["total"] == {"value": None, "stderr": None}

@@ -138,7 +138,10 @@ def test_a_sampler_draws_what_it_draws_of_the_closed_form():
     [
         ({"first_std": -1.0}, "first_std is -1.0"),
         ({"drift": lambda u: -1.0}, r"drift returns an array of shape \(\) for 4097 values of u"),
-        ({"diffusion": lambda u: np.full_like(u, np.nan)}, "diffusion returns .* one finite number"),
+        (
+            {"diffusion": lambda u: np.full_like(u, np.nan)},
+            "diffusion returns .* one finite number",
+        ),
         ({"diffusion": lambda u: np.maximum(u - 0.5, 0)}, "is 0 for some u"),
         ({"first_std": 1e30}, "is not strictly decreasing"),
     ],

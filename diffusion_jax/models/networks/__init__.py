@@ -98,9 +98,7 @@ def as_functions(module: nn.Module | Model, image_shape: tuple[int, int, int]) -
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w d"]:
         _check(x, labels, image_shape, num_classes)
-        params = jax.tree.map(
-            jnp.asarray, params
-        )  # They may be NumPy arrays, as read by other tools.
+        params = jax.tree.map(jnp.asarray, params)  # They may be NumPy's, as other tools read them.
         out = module.apply({"params": params}, x, t, labels, dropout_keys)
         assert isinstance(out, jax.Array)
         return out

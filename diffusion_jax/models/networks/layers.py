@@ -62,7 +62,7 @@ def group_count(channels: int, groups: int | None = None) -> int:
     Args:
       channels: Number of channels.
       groups: The number wanted; None: the largest divisor of `channels` that is at most 32 and leaves
-          at least four channels per group.
+        at least four channels per group.
 
     Raises:
       InputError: `groups` does not divide `channels`.

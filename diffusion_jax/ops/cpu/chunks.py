@@ -12,7 +12,7 @@ from diffusion_jax.ops.operation import varying_alike
 
 
 def images_at_once(batch: int, pixels_of_one: int, pixels: int) -> int:
-    """Returns the largest divisor of the batch whose images have at most so many pixels; at least 1."""
+    """Returns the largest divisor of the batch whose images have at most this many pixels; at least 1."""
     most = max(1, min(batch, pixels // max(1, pixels_of_one)))
     return next(n for n in range(most, 0, -1) if batch % n == 0)
 

@@ -1,8 +1,8 @@
 """The three products of a convolution, written for XLA's CPU backend.
 
 The gradients that JAX derives for a convolution have dimension orders that this backend computes slowly,
-and in a loop body hands to a naive implementation (17 and more times slower). Here all are convolutions
-of stride 1 in the order that it is fast at, and matrix products of a few images at a time:
+and, inside a loop, with a naive implementation (17 or more times slower). Here all are convolutions
+of stride 1 in the order that it computes fast, and matrix products of a few images at a time:
 
   dx = conv(dy, rot180(w)^T)          dw[i, j] = sum_{b,h,w} x[b, h + i, w] dy[b, h, w - j]
 
@@ -26,7 +26,7 @@ PIXELS_AT_ONCE = 2048  # Rows of the matrix products: 500 to 4000 were alike, 80
 PRODUCTS_THAT_PAY = 100_000_000
 WIDTH_THAT_PAYS = 7
 CHANNELS_THAT_PAY = 32
-PIXELS_OF_A_CHANNEL = 16  # Up to so many, a kernel of so many channels is not worth turning around.
+PIXELS_OF_A_CHANNEL = 16  # Per channel; up to this many, turning the kernel around does not pay.
 
 
 def convolve(x: Array, w: Array, window: Window) -> Array:

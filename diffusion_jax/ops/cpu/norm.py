@@ -1,4 +1,4 @@
-"""The gradient of group normalization on the CPU: of a few images at a time."""
+"""The gradient of group normalization on the CPU, a few images at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from diffusion_jax.ops.cpu.chunks import map_images
 from diffusion_jax.ops.linear import Arrays, Map
 
-ELEMENTS_AT_ONCE = 2**17  # Of a float32 array: 512 KiB.
+ELEMENTS_AT_ONCE = 2**17  # 512 KiB in float32.
 
 
 def by_chunks(vjp_of_each: Callable[..., Arrays]) -> Map:

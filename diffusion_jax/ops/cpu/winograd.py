@@ -1,12 +1,12 @@
-"""Convolution with fewer multiplications: F(4, r) of Winograd (1980) along rows, as Lavin & Gray (2016) have it.
+"""Convolution with fewer multiplications: F(4, r) of Winograd (1980) along rows, as in Lavin & Gray (2016).
 
 Four neighboring outputs y of a row and the r + 3 inputs x that they see are related by the r taps w of
 the kernel. With V_k the Vandermonde matrix of r + 3 points, one of them infinite, and k columns,
 
   y = V_4^T [(V_r w) * (V_{r+3}^{-T} x)]
 
-which is r + 3 products in place of 4 r: half as many for r = 3. Rows of the kernel, channels and images
-stay what they were, so that each point is a convolution with a kernel one pixel wide. The transpose of
+which is r + 3 products instead of 4 r: half as many for r = 3. Rows of the kernel, channels and images
+are unchanged, so each point is a convolution with a kernel one pixel wide. The transpose of
 these steps is the gradient of the kernel.
 
 The transforms add to the rounding: with 3 x 3 taps of 128 channels the error is 0.8e-6 of the outputs' size
@@ -27,13 +27,13 @@ from diffusion_jax.ops.cpu.chunks import map_images, sum_over_images
 
 TILE = 4  # Outputs of a row that are computed together.
 POINTS = (0, 0.75, -0.75, 1.5, -1.5)  # Finite ones, for three taps; exact in binary.
-PIXELS_AT_ONCE = 4096  # What is computed of so many stays in the cache. 2000 to 8000 were alike.
+PIXELS_AT_ONCE = 4096  # Fits in the cache; 2000 to 8000 were alike.
 
 Edges = tuple[int, int]  # Zeros before and after.
 
 
 class Transforms(NamedTuple):
-    """Matrices whose rows are the points, but for `output`, whose columns are."""
+    """Matrices whose rows are the points, except `output`, whose columns are."""
 
     kernel: np.ndarray
     image: np.ndarray
@@ -105,7 +105,7 @@ def convolve_turned(
 def _by_points(
     convolution: Callable[[Array, int], Array], x: Array, taps: int, columns: Edges
 ) -> Array:
-    """Returns the images made of what `convolution` makes of the transform at each point."""
+    """Returns the images from the results of `convolution` on the transform at each point."""
     matrices, width = transforms(taps), x.shape[2] + sum(columns) - taps + 1
 
     def of_some(x: Array) -> Array:
@@ -128,7 +128,7 @@ def kernel_gradient(
 
     Args:
       x: Images, NHWC.
-      dy: What `convolve` made of them, or its gradient.
+      dy: The output of `convolve`, or its gradient.
       taps: Width of the kernel, 2 or 3.
       rows: Zeros above and below x.
       columns: Zeros to its left and right.
@@ -156,7 +156,7 @@ def kernel_gradient(
 
 
 def _seen(x: Array, matrices: Transforms, columns: Edges, width: int) -> list[Array]:
-    """Returns the transform of what each tile of four outputs sees; (b, h, tiles, c) for each point."""
+    """Returns the transform of the inputs of each tile of four outputs; (b, h, tiles, c) for each point."""
     size, end = len(matrices.image), -(-width // TILE) * TILE
     right = end + size - TILE - columns[0] - x.shape[2]
     x = jnp.pad(x, ((0, 0), (0, 0), (columns[0], right), (0, 0)))
