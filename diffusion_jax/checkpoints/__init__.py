@@ -1,4 +1,4 @@
-"""Checkpoints: written, committed and deleted by Orbax, verified by a manifest of our own."""
+"""Checkpoints: written, committed and deleted by Orbax, verified by our own manifest."""
 
 import lazy_loader
 

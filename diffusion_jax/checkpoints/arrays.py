@@ -1,4 +1,4 @@
-"""The arrays of a checkpoint: named pytrees written and read by Orbax, and whether they fit a template.
+"""Arrays of a checkpoint: named pytrees written and read by Orbax, and their comparison with a template.
 
 Each part has a folder of its own, so that one can be verified and read without the others.
 
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
-# Bounded data files let several threads hash a large checkpoint.
+# With a bounded file size, several threads can hash a large checkpoint.
 DATA_FILE_BYTES = 64 << 20
 
 # Pytrees by name.
@@ -21,7 +21,7 @@ Parts = Mapping[str, Any]
 
 
 def save_args(parts: Parts) -> Any:
-    """Returns what tells Orbax to save the parts."""
+    """Returns Orbax's arguments for saving the parts."""
     import orbax.checkpoint as ocp
 
     trees = {
@@ -32,9 +32,9 @@ def save_args(parts: Parts) -> Any:
 
 
 def read(directory: epath.Path, template: Parts) -> dict[str, Any]:
-    """Returns the parts as the template says: structure, shapes, dtypes and shardings.
+    """Returns the parts with the structure, shapes, dtypes and shardings of the template.
 
-    A template leaf without a sharding goes to the first local device.
+    A leaf without a sharding is put on the first local device.
     """
     import orbax.checkpoint as ocp
 
@@ -54,7 +54,7 @@ def read(directory: epath.Path, template: Parts) -> dict[str, Any]:
 
 
 def describe(parts: Parts) -> dict[str, dict[str, str]]:
-    """Returns "dtype[shape]" of every leaf of each part, by its path, such as "dense/bias"."""
+    """Returns "dtype[shape]" of every leaf of each part by its path, such as "dense/bias"."""
     return {
         name: {
             jax.tree_util.keystr(path, simple=True, separator="/"): (
@@ -67,7 +67,7 @@ def describe(parts: Parts) -> dict[str, dict[str, str]]:
 
 
 def is_description(saved: object) -> bool:
-    """Whether a value that was read from a file has the form that `describe` returns."""
+    """Whether a value from a file has the form of `describe`'s result."""
     return isinstance(saved, dict) and all(
         isinstance(part, dict)
         and all(isinstance(leaf, str) and leaf.isprintable() for leaf in part.values())
@@ -76,7 +76,7 @@ def is_description(saved: object) -> bool:
 
 
 def misfit(saved: dict[str, dict[str, str]], template: Parts) -> str:
-    """Returns how a template's leaves differ from the saved ones of the same parts, or "" if they do not."""
+    """Returns how a template's leaves differ from the saved ones, or "" if they agree."""
 
     def flat(parts: dict[str, dict[str, str]]) -> dict[str, str]:
         return {
@@ -98,11 +98,11 @@ def misfit(saved: dict[str, dict[str, str]], template: Parts) -> str:
 
 @functools.cache
 def handler() -> Any:
-    """Returns what writes and reads one part."""
+    """Returns the Orbax handler of one part."""
     import orbax.checkpoint as ocp
 
     class Handler(ocp.PyTreeCheckpointHandler):
-        """If it cannot begin, its writes fail instead: there the other processes are told."""
+        """Defers an error at the start of a save to its writes, where it is reported to the other processes."""
 
         async def async_save(self, *arguments: Any, **named: Any) -> list[Any]:
             try:
@@ -112,11 +112,11 @@ def handler() -> Any:
                 failed.set_exception(error)
                 return [failed]
 
-    # Slicing replicated arrays so that every replica writes a part compiles a program per shape:
+    # Slicing replicated arrays so that every replica writes a part compiles one program per shape:
     # on 8 devices the first save of 36 M parameters blocked for 35 s instead of 0.3 s.
     array_handler = ocp.type_handlers.ArrayHandler(
         use_replica_parallel=False, enable_write_sharding_file=False
     )
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, array_handler))
-    # Trained weights hardly compress, and zstd takes the processor from the training.
+    # Trained weights hardly compress, and zstd takes CPU time from the training.
     return Handler(use_compression=False, use_zarr3=True, type_handler_registry=registry)

@@ -1,9 +1,9 @@
-"""The integrity manifest of a checkpoint: size and SHA-256 of every file, checked before use.
+"""Integrity manifest of a checkpoint: size and SHA-256 of every file, checked before use.
 
 Orbax returns wrong arrays without an error after a flipped bit in a data file, so each checkpoint
-directory, on a file system or in a bucket, holds a `manifest.json` of our own. Its text is canonical:
-the one `json.dumps` form of its content. A checkpoint is sound if what its files are equals what the
-manifest says, and its text is canonical, which covers damage to the manifest itself as well.
+directory, on a file system or in a bucket, holds our own `manifest.json`. Its text is canonical: the
+`json.dumps` form of its content. A checkpoint is sound if its files match the manifest and the text
+is canonical, which covers damage to the manifest itself.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ Entry = dict[str, int | str]
 
 
 def write_manifest(directory: epath.Path) -> None:
-    """Writes the manifest of all files under `directory`, and syncs everything to the disk.
+    """Writes the manifest of all files under `directory` and syncs everything to disk.
 
-    Orbax's record of the step's times, which it changes when it commits the step, is not in it.
+    Orbax's record of the step's times is excluded, since Orbax changes it when it commits the step.
 
     Raises:
-      OSError: A file cannot be read or written, for example because the disk is full.
+      OSError: A file cannot be read or written, for instance because the disk is full.
     """
     files, folders = _walk(directory)
     named = [file for file in files if file != directory / TIMES]
@@ -45,11 +45,11 @@ def write_manifest(directory: epath.Path) -> None:
 
 
 def find_damage(directory: epath.Path, only: Sequence[str] | None = None) -> str | None:
-    """Returns what is wrong with a checkpoint directory in a few words, or None if it is sound.
+    """Returns a short description of the damage to a checkpoint directory, or None if it is sound.
 
     Args:
-      directory: Directory that `write_manifest` has sealed. Files added later are ignored.
-      only: Files and folders to check; the others may be damaged or missing.
+      directory: Directory with a manifest by `write_manifest`. Files added later are ignored.
+      only: Files and folders to check; others may be damaged or missing. None: all.
     """
     try:
         stored = read(directory / MANIFEST)
@@ -70,7 +70,7 @@ def find_damage(directory: epath.Path, only: Sequence[str] | None = None) -> str
 
 
 def read(path: epath.Path) -> bytes:
-    """Returns the contents of a file of a checkpoint, or raises an OSError."""
+    """Returns the contents of a checkpoint's file, or raises an OSError."""
     with _open(path) as file:
         return file.read()
 
@@ -80,7 +80,7 @@ def _open(path: epath.Path) -> IO[bytes]:
 
 
 def _walk(folder: epath.Path) -> tuple[list[epath.Path], list[epath.Path]]:
-    """Returns all files under a folder, and all folders; `epath`'s own walk names a bucket's wrongly."""
+    """Returns all files and all folders under a folder; `epath`'s own walk returns wrong names for buckets."""
     files, folders = [], [folder]
     for path in folder.iterdir():
         more = _walk(path) if path.is_dir() else ([path], [])
@@ -94,7 +94,7 @@ def _is_in(name: str, places: Sequence[str]) -> bool:
 
 
 def sync(path: epath.Path) -> None:
-    """Makes a file, or the names in a folder, so also a rename into it, survive a power cut."""
+    """Syncs a file, or a folder's entries (including renames into it), to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,7 +107,7 @@ def _render(files: dict[str, Entry]) -> bytes:
 
 
 def _pool() -> ThreadPoolExecutor:
-    """`hashlib` releases the GIL, and so does a bucket's answer that is waited for."""
+    """Returns a thread pool; `hashlib` and waits for a bucket release the GIL."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 

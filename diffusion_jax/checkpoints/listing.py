@@ -1,4 +1,4 @@
-"""What lies in a folder of checkpoints: ours, and what is something else and to be left alone."""
+"""Contents of a folder of checkpoints: our checkpoints, and other entries, which are left alone."""
 
 import contextlib
 import logging
@@ -10,18 +10,18 @@ from diffusion_jax.checkpoints import manager
 
 logger = logging.getLogger(__name__)
 
-# What lies in a checkpoint, in itself and in the folder of a part.
+# Entries of a checkpoint, at its top level and in the folder of a part.
 _OF_CHECKPOINTS = {"manifest.json", "meta.json", "_CHECKPOINT_METADATA", "commit_success.txt"}
 _OF_PARTS = {"_METADATA", "_sharding", "array_metadatas", "manifest.ocdbt"}
 
 
 def is_step(path: epath.Path) -> bool:
-    """Whether a folder has a step's name."""
+    """Whether the folder's name is a step number."""
     return path.name.isdecimal() and path.name == str(int(path.name))
 
 
 def is_checkpoint(path: epath.Path) -> bool:
-    """Whether a folder is a checkpoint, perhaps a damaged or unfinished one, and not a folder of something else."""
+    """Whether a folder is a checkpoint, possibly damaged or unfinished, rather than something else."""
     try:
         inside = list(path.iterdir())
         return any(entry.name in _OF_CHECKPOINTS for entry in inside) or any(
@@ -35,7 +35,7 @@ def is_checkpoint(path: epath.Path) -> bool:
 
 
 class Listing:
-    """Looks into a folder of checkpoints, anew each time; it need not be there.
+    """Entries of a folder of checkpoints, which need not exist; nothing is cached.
 
     Args:
       directory: The folder.
@@ -43,16 +43,16 @@ class Listing:
 
     def __init__(self, directory: epath.Path) -> None:
         self._directory = directory
-        self._told: set[int] = set()  # Folders named like steps that are no checkpoints.
+        self._told: set[int] = set()  # Folders named like steps that are not checkpoints.
 
     def entries(self, *below: str) -> list[epath.Path]:
-        """Returns what lies in the folder, or in one below it."""
+        """Returns the entries of the folder, or of one below it."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return list(self._directory.joinpath(*below).iterdir())
         return []
 
     def is_committed(self, path: epath.Path) -> bool:
-        """Whether a folder that is named by a step is complete."""
+        """Whether a step's folder is complete."""
         return path.is_dir() and (is_local(path) or manager.is_committed(path))
 
     def steps(self) -> list[int]:
@@ -65,12 +65,12 @@ class Listing:
         return sorted(int(path.name) for path in named if self._is_ours(path))
 
     def others(self) -> list[int]:
-        """Returns the steps that folders are named by which are no checkpoints."""
+        """Returns the step numbers that name folders which are not checkpoints."""
         self.steps()
         return sorted(self._told)
 
     def _is_ours(self, path: epath.Path) -> bool:
-        """Whether a folder with a step's name is a checkpoint; says once which are not."""
+        """Whether a folder named like a step is a checkpoint; warns once for each that is not."""
         if is_checkpoint(path):
             return True
         if int(path.name) not in self._told and path.exists():

@@ -1,4 +1,4 @@
-"""What a folder of checkpoints needs where it lies, on a file system or in a bucket."""
+"""Storage of checkpoints: folders and free space, on a file system or in a bucket."""
 
 import shutil
 import sys
@@ -9,12 +9,12 @@ from diffusion_jax.addresses import is_local
 
 
 def make_folder(path: epath.Path) -> None:
-    """Makes a folder; in a bucket, where they are but the names of objects, an object that gives it one."""
+    """Creates a folder; in a bucket, where folders are only name prefixes, by an object under that name."""
     path.mkdir(exist_ok=True)
     if not is_local(path):
         (path / ".folder").write_text("")
 
 
 def free_bytes(path: epath.Path) -> int:
-    """Returns the free space where a folder is; a bucket is never full."""
+    """Returns the free space in bytes at a folder; a bucket is never full."""
     return shutil.disk_usage(path).free if is_local(path) else sys.maxsize

@@ -5,11 +5,10 @@ A checkpoint is a directory named by its step:
     <directory>/<step>/<part>/        the arrays of a part (Orbax, OCDBT and Zarr 3)
     <directory>/<step>/meta.json      step, the caller's JSON, shape and dtype of every leaf
     <directory>/<step>/manifest.json  size and SHA-256 of every file
-    <directory>/damaged/<step>-<n>/   what failed the check, moved aside
+    <directory>/damaged/<step>-<n>/   checkpoints that failed the check, moved aside
 
-A process that is killed at any moment leaves a whole checkpoint or none. A folder that is named like a step, and
-has nothing of a checkpoint, is left alone, as is whatever else lies there. A checkpoint under another step's name
-counts as damaged.
+A process that is killed at any moment leaves a whole checkpoint or none. A folder that is named like a step but is
+not a checkpoint is left alone, as are all other entries. A checkpoint under another step's name counts as damaged.
 """
 
 import contextlib
@@ -38,7 +37,7 @@ from diffusion_jax.reading import json_text
 META = "meta.json"
 DAMAGED = "damaged"
 SPARE_BYTES = 16 << 20
-_OLD_UNFINISHED = re.compile(r"\.tmp-\d+-\d+")  # Before Orbax's manager wrote them.
+_OLD_UNFINISHED = re.compile(r"\.tmp-\d+-\d+")  # Written before Orbax's manager was used.
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +48,9 @@ class Checkpoint:
 
     Attributes:
       step: Its step.
-      parts: The parts that were asked for.
+      parts: The requested parts.
       meta: The JSON saved with them.
-      digest: SHA-256 of its manifest, which names the contents of all parts.
+      digest: SHA-256 of its manifest, which identifies the contents of all parts.
     """
 
     step: int
@@ -61,7 +60,7 @@ class Checkpoint:
 
 
 class _Chosen(TypedDict):
-    """What process 0 tells of the checkpoint that it has chosen: the others do not look for themselves."""
+    """The checkpoint chosen by process 0, as sent to the others."""
 
     step: int
     content: dict[str, Any]
@@ -71,9 +70,9 @@ class _Chosen(TypedDict):
 class CheckpointStore:
     """The checkpoints of one run.
 
-    With several processes each of them calls every method alike, on a file system they share;
-    process 0 decides, commits and deletes. One run at a time may save into a directory; others
-    may read it meanwhile.
+    Several processes must all call every method in the same order, on a shared file system; process
+    0 decides, commits and deletes. One run at a time may save into a directory; others may read it
+    meanwhile.
     """
 
     def __init__(
@@ -83,12 +82,12 @@ class CheckpointStore:
         keep_last: int = 3,
         keep_every: int | None = None,
     ):
-        """Names a directory; it is made by the first save.
+        """Sets the directory, which the first save creates.
 
         Args:
-          directory: Where the checkpoints are: a folder, or the address of one in a bucket.
+          directory: Folder of the checkpoints, or its address in a bucket.
           keep_last: Number of newest checkpoints to keep, at least 1.
-          keep_every: Checkpoints whose step is a multiple of it are never deleted; None: no such ones.
+          keep_every: Checkpoints at multiples of this step are never deleted; None: only the newest are kept.
 
         Raises:
           InputError: `keep_last` or `keep_every` is below 1.
@@ -101,29 +100,29 @@ class CheckpointStore:
         self._keep_last = keep_last
         self._keep_every = keep_every
         self._manager: Any = None
-        self._pending: int | None = None  # The step whose save is not known to have ended.
-        self._meta = ""  # Of that step.
-        self._damaged: set[int] = set()  # Those that could not be moved aside.
+        self._pending: int | None = None  # Step of the save in progress.
+        self._meta = ""  # Metadata of that step.
+        self._damaged: set[int] = set()  # Damaged steps that could not be moved aside.
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, ascending."""
         return self._listing.steps()
 
     def save(self, step: int, parts: Parts, meta: dict[str, Any]) -> None:
-        """Starts to save; waits only for an earlier save and for the copy to host memory.
+        """Starts a save; waits only for an earlier save and for the copy to host memory.
 
-        The arrays may be donated at once: later steps cannot alter what is written. A step that is
-        already there is left as it is, since a resumed run computes the same state again; one that
-        is damaged and could not be moved aside is an error.
+        The arrays may be donated at once: later steps cannot alter what is written. An existing
+        checkpoint of the step is kept, since a resumed run computes the same state again; if it is
+        damaged and could not be moved aside, that is an error.
 
         Args:
           step: Number of finished training steps, at least 0.
           parts: Pytrees of `jax.Array`s by name, such as {"params": ..., "ema/slow": ...}; typed PRNG keys
-            are fine. Each can be restored without the others.
-          meta: JSON-serializable; read back with tuples turned into lists.
+            are allowed. Each can be restored without the others.
+          meta: JSON-serializable dict; tuples are read back as lists.
 
         Raises:
-          RunError: This save could not begin or an earlier one failed (disk full, ...).
+          RunError: This save cannot start or an earlier one failed (disk full, ...).
         """
         self.wait()
         leaves = arrays.describe(parts)
@@ -150,21 +149,21 @@ class CheckpointStore:
         """Waits until the last save is committed.
 
         Raises:
-          RunError: It failed. Earlier checkpoints are intact; the next save may be tried.
+          RunError: The save failed. Earlier checkpoints are intact; another save may be tried.
         """
         if self._pending is not None:
             step = self._pending
             with self._failure_named(step):
                 run_on_all("finish a checkpoint", lambda: self._finish(step))
-                # A new one waits for all processes when it is opened.
+                # Opening a new manager waits for all processes.
                 if not broadcast_from_first("keep the manager", lambda: self._manager is not None):
                     self._manager = None
             self._pending = None
 
     def close(self) -> None:
-        """Waits for this process's part of the last save, and ends the background threads.
+        """Waits for this process's part of the last save and ends the background threads.
 
-        Unlike `wait` it may be called by one process alone, whose error the others do not know of yet.
+        Unlike `wait`, a process may call it alone, after an error that the others do not know of yet.
 
         Raises:
           RunError: The save failed here.
@@ -179,20 +178,19 @@ class CheckpointStore:
             self._manager = None
 
     def restore(self, template: Parts, step: int | None = None) -> Checkpoint | None:
-        """Returns the newest sound checkpoint, bit for bit as saved, or None if there is none.
+        """Returns the newest sound checkpoint, bit for bit, or None if there are no checkpoints.
 
-        Only the parts of the template are verified and read: the others may be damaged or not there at all.
-        Damaged checkpoints are named in a warning and moved to `damaged/`.
+        Only the parts in the template are verified and read; others may be damaged or missing. Damaged
+        checkpoints are moved to `damaged/` with a warning.
 
         Args:
-          template: Of each part that is wanted, a pytree of `jax.ShapeDtypeStruct` (or arrays) that says
-            the structure and, by its shardings, where each array goes: not necessarily where it was when
-            saved.
-          step: Takes this very checkpoint instead of the newest.
+          template: For each requested part, a pytree of `jax.ShapeDtypeStruct`s (or arrays) with the
+            structure and the shardings to restore to, which may differ from those at the save.
+          step: Step of the checkpoint; None: the newest.
 
         Raises:
-          InputError: No such step, or the template does not fit the saved state.
-          RunError: There are checkpoints, but none (or not the one asked for) is sound.
+          InputError: There is no such step, or the template does not fit the saved state.
+          RunError: There are checkpoints, but none of them (or not the requested one) is sound.
         """
         chosen = self._choose(step, [META, *template])
         if chosen is None:
@@ -208,9 +206,9 @@ class CheckpointStore:
         return Checkpoint(chosen["step"], parts, chosen["content"]["meta"], chosen["digest"])
 
     def meta(self, step: int | None = None) -> dict[str, Any] | None:
-        """Returns the JSON of the newest checkpoint, or of `step`, without reading the arrays.
+        """Returns the JSON of the newest checkpoint, or of `step`, without reading arrays.
 
-        Like `restore`, except that only the JSON itself is verified.
+        Like `restore`, but only the JSON itself is verified.
         """
         chosen = self._choose(step, [META])
         return None if chosen is None else chosen["content"]["meta"]
@@ -219,26 +217,26 @@ class CheckpointStore:
         return self.directory / str(step)
 
     def _prepare(self, step: int, num_bytes: int) -> bool:
-        """Removes what stands in the way of a save; False if its checkpoint exists already.
+        """Clears the way for a save; returns False if its checkpoint exists already.
 
         Raises:
-          OSError: The folder cannot be made, or the disk has not clearly more than `num_bytes` free.
+          OSError: The folder cannot be created, or the disk has too little room for `num_bytes`.
         """
         self._sweep()
         if self._path(step).exists():
             if step not in self.steps():
-                raise RunError("what is there is not a checkpoint; move it away")
+                raise RunError("the existing folder is not a checkpoint; move it away")
             if step in self._damaged:
-                raise RunError("a damaged one is there that cannot be moved aside")
+                raise RunError("a damaged one exists that cannot be moved aside")
             return False
         self.directory.mkdir(parents=True, exist_ok=True)
-        # A disk that fills up later is an error too, but TensorStore's threads then print tracebacks.
+        # A disk that fills up later is an error too, but then TensorStore's threads print tracebacks.
         if storage.free_bytes(self.directory) < num_bytes + num_bytes // 8 + SPARE_BYTES:
             raise OSError(DISK_FULL[0], os.strerror(DISK_FULL[0]))
         return True
 
     def _seal(self) -> None:
-        """Completes a step before Orbax commits it; a thread of Orbax's calls this in process 0."""
+        """Completes a step before Orbax commits it; called by an Orbax thread in process 0."""
         assert self._pending is not None
         folder = manager.unfinished(self.directory, self._pending)
         (folder / META).write_text(self._meta)
@@ -261,7 +259,7 @@ class CheckpointStore:
                 sync(self.directory)
 
     def _sweep(self, only: str = "") -> None:
-        """Removes what was deleted and what was never committed."""
+        """Removes deleted and uncommitted folders."""
         for path in self._listing.entries():
             unfinished = manager.UNFINISHED in path.name
             unfinished |= _OLD_UNFINISHED.fullmatch(path.name) is not None
@@ -274,11 +272,11 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _failure_named(self, step: int) -> Iterator[None]:
-        """Says which save it was that failed, and removes what it wrote."""
+        """Adds the checkpoint to the error of a failed save, and removes its files."""
         try:
             yield
         except Exception as error:
-            self._pending = self._manager = None  # Orbax's manager would raise it again.
+            self._pending = self._manager = None  # Orbax's manager would raise the error again.
             if jax.process_index() == 0:
                 self._sweep()
             raise RunError(
@@ -287,19 +285,19 @@ class CheckpointStore:
             ) from error
 
     def _choose(self, step: int | None, only: list[str]) -> _Chosen | None:
-        """Returns the newest sound checkpoint, the same in every process."""
+        """Returns the newest sound checkpoint, the same one on every process."""
         self.wait()
         try:
             return broadcast_from_first("choose one", lambda: self._newest_sound(step, only))
         except (InputError, RunError):
             raise
-        except Exception as error:  # Each kind of bucket has its own.
+        except Exception as error:  # Every kind of bucket raises its own errors.
             said = f"cannot read checkpoints in {self.directory}: {reason(error)}"
             raise RunError(said) from error
 
     def _newest_sound(self, step: int | None, only: list[str]) -> _Chosen | None:
         while True:
-            # Anew each time: a run that is training may just have deleted one.
+            # List again each time: a training run may just have deleted one.
             steps = self.steps()
             if step is not None and step not in steps:
                 listed = ", ".join(map(str, steps)) or "none"
@@ -316,20 +314,20 @@ class CheckpointStore:
                     inside = content.get("step", candidates[-1])
                     formed = arrays.is_description(content.get("leaves"))
                     if not formed or not isinstance(content.get("meta"), dict):
-                        damage = f"{META}: it is of another form"
+                        damage = f"{META}: it has another format"
                     elif inside == candidates[-1]:
                         return {"step": inside, "content": content, "digest": digest}
                     else:
                         damage = f"{META}: it is the checkpoint of step {inside}"
             if self._listing.is_committed(path):
-                self._move_aside(candidates[-1], damage or f"{META}: not there")
+                self._move_aside(candidates[-1], damage or f"{META}: missing")
                 if step is not None:
                     break
         if step is not None:
             raise RunError(f"checkpoint {self._path(step)} is damaged")
         if steps or any(map(is_checkpoint, self._listing.entries(DAMAGED))):
             raise RunError(
-                f"every checkpoint in {self.directory} is damaged; to start anew, "
+                f"every checkpoint in {self.directory} is damaged; to start over, "
                 "use another directory or remove this one"
             )
         return None

@@ -1,6 +1,6 @@
-"""The configuration: one table of fields, and what is read from it.
+"""The configuration: one table of fields, and functions that load, check and compare configs.
 
-A config is a locked `ConfigDict`; it stops at the commands, and library functions take plain arguments.
+A config is a locked `ConfigDict`. Only the commands see one; library functions take plain arguments.
 """
 
 from diffusion_jax.config.checks import validate

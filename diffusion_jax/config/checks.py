@@ -1,4 +1,4 @@
-"""Is a config right? All that can be said without data, devices or what the process is made of."""
+"""Checks of a config that need no data, devices or process."""
 
 from ml_collections import ConfigDict
 
@@ -9,10 +9,10 @@ from diffusion_jax.errors import InputError
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks every field by the table, then the fields that must fit one another.
+    """Checks every field against the table, then the fields that must agree with each other.
 
     Raises:
-      InputError: The first wrong field: its name, its value and what is allowed.
+      InputError: A field is wrong; the message has its name, its value and the allowed values.
     """
     values = dict(fields(config))
     for name, field in FIELDS.items():
@@ -33,6 +33,6 @@ def validate(config: ConfigDict) -> None:
     numbers = [label for label in labels or () if not isinstance(label, str)]
     if classes != AUTO and numbers and max(numbers) >= classes:
         raise InputError(
-            f"sample.labels is {labels}; numbers of classes go from 0 to {classes - 1}, in the order that the training "
-            "listed them in, whatever the classes' names are; a name that is no number can be given instead"
+            f"sample.labels is {labels}; class numbers go from 0 to {classes - 1}, in the order in which the training "
+            "listed the classes, whatever their names are; a name that is not a number can be given instead"
         )

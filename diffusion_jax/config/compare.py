@@ -1,4 +1,4 @@
-"""Which fields may change after the training began, and the hash that names a trained result."""
+"""Fields that may change after training has begun, and the hash of the fields that decide its result."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from diffusion_jax.config.table import FIELDS, group_of
 from diffusion_jax.config.usage import missing_owner
 from diffusion_jax.losses import LOSSES
 
-# Options that hashes hold whichever components are chosen, since they did before components declared their options.
+# Options that every hash includes, whichever components are chosen: they did before components declared options.
 ALWAYS_HASHED = frozenset(
     "data.sha256 data.image_size data.test_fraction model.channel_mult model.attention_resolutions model.norm_groups "
     "model.norm_eps process.schedule process.beta_start process.beta_end process.beta_min process.beta_max "
@@ -20,15 +20,15 @@ ALWAYS_HASHED = frozenset(
 
 
 def is_free(name: str) -> bool:
-    """Whether a resume may change this field, if `deciding` names no reason in the config against it."""
+    """Whether a resumed run may change this field, unless `deciding` lists it for the given config."""
     return FIELDS[name].changeable != "no"
 
 
 def deciding(config: ConfigDict) -> list[str]:
-    """Returns the fields that decide the trained parameters: those that a resume may not change.
+    """Returns the fields that decide the trained parameters, which a resumed run may not change.
 
-    The length of the training is one of them only if the learning rate decays: else a longer run is a run
-    that went on. The variance is one only if it is learned, or if the loss depends on it.
+    The number of steps is one of them only if the learning rate decays; otherwise a longer run just continues a
+    shorter one. The variance is one only if it is learned, or if the loss depends on it.
     """
     reasons = {
         "train.num_steps": config.optimizer.decay != "constant",
@@ -39,12 +39,12 @@ def deciding(config: ConfigDict) -> list[str]:
 
 
 def is_settable(name: str) -> bool:
-    """Whether every mode may set this field; other modes than train take the rest from the run."""
+    """Whether every mode may set this field; modes other than train take the other fields from the run."""
     return FIELDS[name].changeable == "yes"
 
 
 def settable_groups() -> list[str]:
-    """Returns the groups that every mode may set: these as a whole, and no field of another."""
+    """Returns the groups that every mode may set, each as a whole; fields of other groups are never settable."""
     return list(dict.fromkeys(group_of(name) for name in FIELDS if is_settable(name)))
 
 
@@ -57,7 +57,7 @@ def differing(one: ConfigDict, other: ConfigDict) -> list[str]:
 def changes(saved: ConfigDict, current: ConfigDict) -> list[str]:
     """Returns "field: old -> new" for each changed field that a resume may not change.
 
-    For train.num_steps also why: by itself it is a field that may be changed.
+    The entry of train.num_steps includes the reason, since that field can usually be changed.
     """
     old, new = dict(fields(saved)), dict(fields(current))
     decisive = {*deciding(saved), *deciding(current)}
@@ -70,10 +70,9 @@ def changes(saved: ConfigDict, current: ConfigDict) -> list[str]:
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Returns 12 hexadecimal digits that name all fields which decide the trained result.
+    """Returns a hash of 12 hexadecimal digits of all fields that decide the trained result.
 
-    An option of a component that is not chosen is not among them, so that another component does not change the hash of
-    a run.
+    Options of components that are not chosen are excluded, so that adding a component does not change a run's hash.
     """
     values = dict(fields(config))
     decisive = {

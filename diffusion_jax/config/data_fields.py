@@ -1,4 +1,4 @@
-"""What a config leaves to the data: the number of classes, and which numbers the classes have that it names."""
+"""Config fields that depend on the data: the number of classes, and the numbers of classes given by name."""
 
 import copy
 import warnings
@@ -10,38 +10,38 @@ from diffusion_jax.errors import InputError, nearest
 from diffusion_jax.options.kinds import Int
 from diffusion_jax.reporting.classes import label, listed, shortened
 
-AUTO = "auto"  # As many classes as the data have.
-TOLD = 3  # Numbers that are told apart from names in one line.
+AUTO = "auto"  # As many classes as the data has.
+TOLD = 3  # Ambiguous numbers listed in one warning.
 
 
 def left_open(config: ConfigDict) -> set[str]:
-    """Returns the names of the fields that only the data can say."""
+    """Returns the names of the fields that only the data can determine."""
     by_name = any(isinstance(value, str) for value in config.sample.labels or ())
     number = {"model.num_classes"} if config.model.num_classes == AUTO else set()
     return number | ({"sample.labels"} if by_name else set())
 
 
 def with_num_classes(config: ConfigDict, num_classes: int) -> ConfigDict:
-    """Returns the config with the number of classes in place of "auto"; itself if that is not there."""
+    """Returns the config with "auto" replaced by the number of classes; the same object if there is no "auto"."""
     if config.model.num_classes != AUTO:
         return config
-    config = copy.deepcopy(config)  # A `ConfigDict` of it would share its values.
+    config = copy.deepcopy(config)  # ConfigDict(config) would share its values.
     config.model.num_classes = num_classes
     return config
 
 
 def with_numbers(config: ConfigDict, class_names: Sequence[str]) -> ConfigDict:
-    """Returns the config with the numbers of classes in place of their names; itself if there are none.
+    """Returns the config with class names replaced by numbers; the same object if there are no names.
 
-    A number is that of a class, whatever the names are. If it could be read as the name of another class, a warning
-    says which is meant.
+    A number always means the class of that number. If another class has it as its name, a warning says which class is
+    meant.
 
     Args:
       config: The config, with the number of classes.
-      class_names: The name of each class; empty if they are not known.
+      class_names: Name of each class; empty if the names are unknown.
 
     Raises:
-      InputError: A name that no class has.
+      InputError: No class has a given name.
     """
     labels = config.sample.labels
     if not labels or not config.model.num_classes:
@@ -67,7 +67,7 @@ def with_numbers(config: ConfigDict, class_names: Sequence[str]) -> ConfigDict:
 
 
 def _tell_apart(numbers: Sequence[int], class_names: Sequence[str]) -> None:
-    """Warns of numbers of classes that are the names of others, as where folders are numbered from 1 on."""
+    """Warns about class numbers that are names of other classes, as when folders are numbered from 1."""
     named: dict[int, int] = {}
     for i, name in enumerate(class_names):
         if name.isdecimal() and len(name) < 20:
@@ -80,6 +80,6 @@ def _tell_apart(numbers: Sequence[int], class_names: Sequence[str]) -> None:
     if told:
         more = ", …" if len(told) > TOLD else ""
         warnings.warn(
-            f"sample.labels holds numbers of classes, not names: {', '.join(told[:TOLD])}{more}",
+            f"sample.labels holds class numbers, not names: {', '.join(told[:TOLD])}{more}",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""One field of the config: default, values, meaning, who may change it, and when it has an effect."""
+"""A field of the config: default, allowed values, meaning, when it may change, and when it has an effect."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,25 +7,25 @@ from typing import Any, Literal
 from diffusion_jax.options import Option, Registry
 from diffusion_jax.options.kinds import Choice, Int, Kind
 
-# no: it decides the trained parameters, so a resume may not change it.
+# no: it decides the trained parameters, so a resumed run may not change it.
 # on_resume: it alters them by no more than float rounding; other modes take it from the run.
-# yes: it decides nothing of the training; every mode may set it.
+# yes: it does not affect training; every mode may set it.
 Changeable = Literal["no", "on_resume", "yes"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field.
+    """A field of the config.
 
     Attributes:
-      default: Its value in `default_config()`; None: unset, and then it may be unset by a user too.
-      kind: The values that it may have.
-      meaning: One line for the reader; it says what 0 or an unset value means.
-      changeable: Whether it may differ from what a run was started with.
-      chooses: What its value is the name of, in messages: "sampler"; "" if it chooses no component.
-      owners: Of an option: the field that chooses a component -> the components that have the option.
-      needs: Fields without which it has no effect: one of them must be on.
-      off: The value at which fields that need this one have no effect; None and False are such values of any field.
+      default: Value in `default_config()`; None: unset, in which case a user may unset it too.
+      kind: Allowed values.
+      meaning: One-line description, which says what 0 or an unset value means.
+      changeable: Whether it may differ from the value that the run was started with.
+      chooses: Kind of component that its value names, for messages, such as "sampler"; "" if it names none.
+      owners: For an option: field that chooses a component -> names of the components that have the option.
+      needs: Fields, at least one of which must be on for this one to have an effect.
+      off: The value at which fields that need this one have no effect; None and False always count as such.
       traced: Whether a compiled program takes it as an argument.
     """
 
@@ -49,28 +49,28 @@ class Field:
         return self.default is None
 
     def problem(self, value: object) -> str | None:
-        """Returns what is wrong with a value, as in "is 3; it must be …", or None."""
+        """Returns a description of what is wrong with a value, as in "is 3; it must be …", or None."""
         if value is None:
             return None if self.optional else "is None; it must be set"
         return None if self.kind.accepts(value) else self.refusal(value)
 
     def refusal(self, value: object) -> str:
-        """Returns "is VALUE; it must be …", with the nearest name if a name is misspelled."""
+        """Returns "is VALUE; it must be …", with a suggestion if a name is misspelled."""
         hint = self.kind.hint(value)
         return f"is {_shown(value)}; it must be {self.allowed}{hint and '.'}{hint}"
 
     @property
     def allowed(self) -> str:
-        """The allowed values in words."""
+        """Description of the allowed values."""
         return self.kind.allowed + (", or none" if self.optional else "")
 
 
 def _shown(value: object) -> str:
-    """Returns a value in one line that is not endless, whatever its own `repr` does."""
+    """Returns the value in one line of bounded length, whatever its `repr` does."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # An integer of too many digits, an array in a tuple, a class of the user's.
-        return f"a {type(value).__name__} that cannot be shown"
+    except Exception:  # E.g. an integer with too many digits, or a user's class.
+        return f"a {type(value).__name__} that cannot be printed"
     return text if len(text) <= 200 else f"{text[:150]} ... ({len(text)} characters)"
 
 
@@ -81,12 +81,12 @@ VARIANCE = Choice(("fixed_large", "fixed_small", "learned"))
 def option_field(
     group: str, option: Option, owner: str = "", owners: Mapping[str, tuple[str, ...]] | None = None
 ) -> Field:
-    """Returns the field of a component's option.
+    """Returns the config field of a component's option.
 
     Args:
-      group: The field's group, in which the options that it needs are too.
+      group: The field's group, which also holds the options that it needs.
       option: The declaration.
-      owner: What the field's meaning begins with; "" where all components of the kind have the option.
+      owner: Prefix of the field's meaning; "" if all components of the kind have the option.
       owners: As in `Field`.
     """
     return Field(
@@ -102,7 +102,7 @@ def option_field(
 
 
 def option_fields(group: str, registry: Registry[Any], chooser: str) -> dict[str, Field]:
-    """Returns the fields of the options of all components of a kind.
+    """Returns the config fields of the options of all components of a kind.
 
     Args:
       group: The fields' group.

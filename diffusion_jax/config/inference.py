@@ -1,4 +1,4 @@
-"""Fields of what is done with a trained network: every mode may set them."""
+"""Fields for the use of a trained network, which every mode may set."""
 
 import dataclasses
 
@@ -9,47 +9,48 @@ from diffusion_jax.processes.grid import SPACING
 from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.samplers import CONSTRAINTS, SAMPLERS
 
-# Those that depend on no registry.
+# Fields that do not depend on a registry.
 _FIELDS = {
     # ---- sampler
     "sampler.num_steps": Field(
         None,
         Int(1, 1_000_000),
-        "steps, of ddpm at most process.num_timesteps; unset: all (ode_adaptive: 2), or as many as spacing lists",
+        "number of steps, for ddpm at most process.num_timesteps; unset: all (ode_adaptive: 2), or as many as "
+        "spacing lists",
     ),
     "sampler.spacing": Field(
         "uniform",
         SPACING,
-        "times to visit: a rule (logsnr, karras: also between timesteps), or times, with the last among them",
+        "times to visit: a rule (logsnr, karras: also between timesteps), or a list that includes the last time",
     ),
     "sampler.temperature": Field(
         1.0,
         Float(0, 10),
-        "standard deviation of x_T over the prior's, of edit.latents x_T over what was found; 1: as trained",
+        "factor on the standard deviation of x_T (with edit.latents: on the encoded x_T); 1: as trained",
         traced=True,
     ),
-    "sampler.clip": Field(True, Bool(), "limit each prediction of x_0 to [-1, 1]"),
+    "sampler.clip": Field(True, Bool(), "clip each prediction of x_0 to [-1, 1]"),
     "sampler.dynamic_threshold": Field(
         None,
         Float(0, 1, open=True),
-        "in place of clip: this quantile of the sizes in x_0 (such as 0.995) becomes 1, if larger; unset: none",
+        "dynamic thresholding: quantile of absolute values of x_0, such as 0.995, scaled to 1 if larger; unset: none",
     ),
     "sampler.guidance_scale": Field(
         None,
         Float(0),
-        "classifier-free guidance; 1: the class alone, 0: without it; doubles the evaluations; unset: none",
+        "scale of classifier-free guidance; 1: conditional, 0: unconditional; doubles the evaluations; unset: none",
         traced=True,
     ),
     "sampler.guidance_interval": Field(
         None,
         Tuple(Float(0), empty=False),
-        "lowest and highest std / signal at which to guide, such as 0.2,5; unset: everywhere",
+        "lowest and highest std / signal at which guidance applies, such as 0.2,5; unset: everywhere",
         needs=("sampler.guidance_scale",),
     ),
     "sampler.guidance_rescale": Field(
         0.0,
         Float(0, 1),
-        "how far guided images get back the contrast of unguided ones; 0: not at all, 1: fully",
+        "how much of the unguided contrast is restored in guided images; 0: none, 1: all of it",
         needs=("sampler.guidance_scale",),
         off=0.0,
         traced=True,
@@ -57,7 +58,7 @@ _FIELDS = {
     "sampler.guidance_rescale_of": Field(
         None,
         Choice(("x0", "eps", "v")),
-        "what guidance_rescale is of; diffusers' is of what the network predicts; unset: x0",
+        "quantity that guidance_rescale rescales; in diffusers it is the network's prediction; unset: x0",
         needs=("sampler.guidance_rescale",),
     ),
     # ---- sample
@@ -68,7 +69,7 @@ _FIELDS = {
     "sample.formats": Field(
         ("png", "npz"),
         Tuple(Choice(("png", "npz", "array_record")), empty=False),
-        "what to write: png/, images.npz, array_record/ (a TFDS data set, which data.name=tfds:images reads)",
+        "output formats: png/, images.npz, array_record/ (a TFDS data set, which data.name=tfds:images reads)",
     ),
     "sample.seed": Field(0, SEEDS, "image i depends on this seed and i alone"),
     "sample.labels": Field(
@@ -81,7 +82,7 @@ _FIELDS = {
     "sample.progressive": Field(
         False,
         Bool(),
-        "sample: also show how the first images came about: progressive.png, .npz and strip.png",
+        "sample: also show the reverse process of the first images: progressive.png, .npz and strip.png",
     ),
     "sample.shared_t": Field(
         None,
@@ -102,49 +103,51 @@ _FIELDS = {
     "edit.resamplings": Field(
         1,
         Int(1, 10_000),
-        "inpaint: how often each stretch of steps is done (RePaint); 1: once",
+        "inpaint: number of times that each stretch of steps is run (RePaint); 1: once",
         off=1,
     ),
     "edit.jump": Field(
-        10, Int(1, 1_000_000), "inpaint: steps in a stretch", needs=("edit.resamplings",)
+        10, Int(1, 1_000_000), "inpaint: steps per stretch", needs=("edit.resamplings",)
     ),
     "edit.times": Field(
         None,
         Tuple(Float(), empty=False),
-        "interpolate: times to mix images at; unset: an eighth, two, ... eight eighths of all",
+        "interpolate: times at which images are mixed; unset: 1/8, 2/8, ..., 8/8 of all",
     ),
     "edit.num_between": Field(7, Int(1, 10_000), "interpolate: images between two"),
     "edit.latents": Field(
         False,
         Bool(),
-        "interpolate: also along the arc between the x_T that ddim or ode_adaptive makes the images of",
+        "interpolate: also along the arc between the x_T that ddim or ode_adaptive maps to the images",
     ),
     # ---- eval
-    "eval.num_images": Field(1000, Int(1, 1_000_000_000), "images to measure, at most"),
+    "eval.num_images": Field(1000, Int(1, 1_000_000_000), "largest number of images to measure"),
     "eval.batch_size": Field(
         250, Int(1, 1_000_000), "images measured together; no result depends on it"
     ),
     "eval.split": Field("test", Choice(("test", "train")), "images that --mode=evaluate measures"),
-    "eval.seed": Field(0, SEEDS, "of the noise; that of image i depends on this seed and i alone"),
+    "eval.seed": Field(
+        0, SEEDS, "seed of the noise, which depends on it and the image's index alone"
+    ),
     "eval.ema": Field(True, Bool(), "measure the averaged weights"),
     "eval.step": Field(None, Int(0, 2**31 - 1), "step of the checkpoint; unset: the newest"),
     # ---- mesh
     "mesh.data": Field(
         -1,
         Int(-1, 1_000_000),
-        "devices along the batch alone; -1: all that are left; of a CPU's cores the most that share the batch, "
+        "devices along the batch alone; -1: all remaining ones; on the CPU, as many cores as divide the batch with "
         "32 images or more each",
     ),
     "mesh.fsdp": Field(
         1,
         Int(1, 1_000_000),
-        "devices along the batch over which parameters, averages and the optimizer's state are divided too",
+        "devices along the batch that also divide the parameters, averages and the optimizer's state",
     ),
 }
 
 
-def _of_inverses() -> dict[str, Field]:
-    """Returns the fields of the options that the inverses of samplers have and the samplers have not."""
+def _inverse_fields() -> dict[str, Field]:
+    """Returns the fields of options that only the inverses of samplers have."""
     inverses = {name: rule.inverse for name, rule in SAMPLERS.items() if rule.inverse}
     return {
         f"edit.{field}": option_field("edit", option, f"interpolate, latents of {name}")
@@ -154,9 +157,9 @@ def _of_inverses() -> dict[str, Field]:
     }
 
 
-def _of_metrics() -> dict[str, Field]:
-    """Returns the fields of the options of metrics; a config may set those of one that is not measured now."""
-    owners = {"eval.u_min": _continuous()}
+def _metric_fields() -> dict[str, Field]:
+    """Returns the fields of the metrics' options; a config may set those of a metric that is not measured."""
+    owners = {"eval.u_min": _continuous_owners()}
     fields = option_fields("eval", METRICS, "eval.metrics")
     return {
         name: dataclasses.replace(field, owners=owners.get(name, {}))
@@ -164,52 +167,52 @@ def _of_metrics() -> dict[str, Field]:
     }
 
 
-def _continuous() -> dict[str, tuple[str, ...]]:
-    """Returns the owners of a field that is for processes in continuous time."""
+def _continuous_owners() -> dict[str, tuple[str, ...]]:
+    """Returns the owners of a field that only continuous-time processes have."""
     return {"process.name": tuple(name for name, kind in PROCESSES.items() if kind.continuous)}
 
 
 def inference_fields() -> dict[str, Field]:
-    """Returns these fields, with the options of the components that are registered now."""
+    """Returns these fields and the options of the currently registered components."""
     return {
         name: dataclasses.replace(field, changeable="yes")
         for name, field in {
-            **_of_registries(),
+            **_registry_fields(),
             **_FIELDS,
             **option_fields("sampler", SAMPLERS, "sampler.name"),
             **option_fields("edit", CONSTRAINTS, "edit.keep"),
-            **_of_inverses(),
-            **_of_metrics(),
+            **_inverse_fields(),
+            **_metric_fields(),
         }.items()
     }
 
 
-def _of_registries() -> dict[str, Field]:
-    """Returns the fields that choose a component, or that only some components have."""
+def _registry_fields() -> dict[str, Field]:
+    """Returns the fields that choose a component or that only some components have."""
     return {
         "sampler.name": Field("ancestral", SAMPLERS.choice, SAMPLERS.help(), chooses="sampler"),
         "sampler.u_min": Field(
             None,
             Float(0, 1, open=True),
-            "vp, subvp, ve: u where the step to the data begins; unset: 1e-3, ve: 1e-5",
-            owners=_continuous(),
+            "vp, subvp, ve: u at which the last step, to the data, begins; unset: 1e-3, for ve 1e-5",
+            owners=_continuous_owners(),
         ),
         "sampler.clip_keeps": Field(
             None,
             Choice(("eps",)),
-            "ddim, where x_0 is limited: eps stays the network's, as in diffusers; unset: x_t stays, and eps follows",
+            "ddim with clipped x_0: keep the network's eps, as in diffusers; unset: keep x_t and recompute eps",
             owners={"sampler.name": tuple(n for n, rule in SAMPLERS.items() if rule.keeps_eps)},
             needs=("sampler.clip", "sampler.dynamic_threshold"),
         ),
         "edit.keep": Field(
             "mask",
             CONSTRAINTS.choice,
-            "inpaint: what is kept of an image: pixels, its gray values, the means of blocks, or nothing but a start",
+            "inpaint: part of an image to keep: pixels, gray values, block means, or nothing but a start",
         ),
         "edit.mask": Field(
             None,
             Text("a path"),
-            "inpaint, keep=mask: gray PNG of the images' size; black is kept, white drawn anew; unset: none",
+            "inpaint, keep=mask: gray PNG of the images' size; black is kept, white is redrawn; unset: none",
             owners={"edit.keep": CONSTRAINTS.takers("mask")},
         ),
         "eval.metrics": Field(

@@ -1,4 +1,4 @@
-"""The config as a locked `ConfigDict`: its defaults, a file's, the command line's, and JSON."""
+"""The config as a locked `ConfigDict`: defaults, config files, command-line overrides and JSON."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ from diffusion_jax.config.table import FIELDS, GROUPS, full_name
 from diffusion_jax.errors import InputError, nearest
 from diffusion_jax.lifecycle.stopping import Stopped
 
-CLASSES = "classes"  # Beside the config's groups in its JSON.
+CLASSES = "classes"  # Key beside the config's groups in its JSON.
 
 
 def default_config() -> ConfigDict:
@@ -32,7 +32,7 @@ def load_file(path: str) -> ConfigDict:
     """Runs get_config() of a Python file.
 
     Raises:
-      InputError: No such file, no get_config, or it sets a field that does not exist or has another type.
+      InputError: There is no such file or no get_config, or it sets an unknown field or a value of the wrong type.
     """
     from diffusion_jax.addresses import expand  # Not needed to show the fields.
 
@@ -48,7 +48,9 @@ def load_file(path: str) -> ConfigDict:
         config = module.get_config()
     except (InputError, Stopped):
         raise
-    except BaseException as error:  # Also sys.exit, which would end the command as if it were done.
+    except (
+        BaseException
+    ) as error:  # Including sys.exit, which would end the command as if it were done.
         if isinstance(error, KeyboardInterrupt) and _interrupts():
             raise
         raise InputError(f"--config: {path}: {_one_line(error)}") from error
@@ -73,7 +75,7 @@ def load_file(path: str) -> ConfigDict:
 
 
 def select(config: ConfigDict, name: str, value: Any) -> None:
-    """Sets in place a field that chooses a component, and the options of others to their defaults.
+    """Sets a field that chooses a component, in place, and resets the options of other components.
 
     select(config, "process.name", "vp")
     """
@@ -89,10 +91,10 @@ def select(config: ConfigDict, name: str, value: Any) -> None:
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
     """Sets fields in place from ("train.num_steps", "200") pairs, as given on the command line.
 
-    Where one of them chooses a component, the options that the config has of the one before do not count.
+    Choosing another component resets the options of the former one to their defaults.
 
     Raises:
-      InputError: Unknown field (with the nearest name), or a value of another type.
+      InputError: The field is unknown (the message suggests the nearest), or the value has the wrong type.
     """
     chosen = [pair for pair in assignments if pair[0] in FIELDS and FIELDS[pair[0]].chooses]
     for name, text in chosen:
@@ -107,7 +109,7 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
 
 
 def _hint(name: str) -> str:
-    """Returns the fields of that name in all groups, or else the nearest one."""
+    """Suggests the fields of that name in all groups, or else the nearest field."""
     same = [repr(field) for field in FIELDS if field.rpartition(".")[2] == name]
     return f" Did you mean {' or '.join(same)}?" if same else nearest(name, FIELDS)
 
@@ -144,17 +146,17 @@ def to_json(config: ConfigDict, classes: Sequence[dict[str, Any]] = ()) -> str:
 
     Args:
       config: The config.
-      classes: What the reader is to know of the data's classes beside it; no part of the config, and not read back.
+      classes: Description of the data's classes for readers of the file; not part of the config and not read back.
     """
     more = {CLASSES: list(classes)} if classes else {}
     return json.dumps({**config.to_dict(), **more}, indent=2) + "\n"
 
 
 def from_dict(saved: dict[str, Any]) -> ConfigDict:
-    """Returns a config from `json.loads(to_json(config, …))`; fields that it lacks get their default.
+    """Returns a config from `json.loads(to_json(config, …))`; missing fields get their default.
 
     Raises:
-      InputError: A field that does not exist, or has another type.
+      InputError: A field is unknown or its value has the wrong type.
     """
     config = default_config()
     for name, value in _flat({k: v for k, v in saved.items() if k != CLASSES}):
@@ -172,7 +174,7 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
 
 
 def _flat(saved: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields ("group.field", value) of plain dicts; a `ConfigDict` would take `__class__` for an attribute."""
+    """Yields ("group.field", value) of nested dicts; a `ConfigDict` would take `__class__` for an attribute."""
     for name, value in saved.items():
         if name in GROUPS and name and isinstance(value, dict):
             yield from ((f"{name}.{leaf}", inner) for leaf, inner in value.items())
@@ -180,7 +182,7 @@ def _flat(saved: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield (name if "." not in name else f"{name} "), value
 
 
-# What older versions saved: (field, value) -> what it is called now.
+# Values saved by older versions: (field, value) -> its present name.
 _FORMERLY: dict[tuple[str, bool], str] = {
     ("model.remat", False): "none",
     ("model.remat", True): "blocks",
@@ -192,10 +194,10 @@ def _one_line(error: BaseException) -> str:
         return "it calls sys.exit; get_config() must return a ConfigDict"
     try:
         return " ".join(str(error).split()) or type(error).__name__
-    except Exception:  # A class of the user's.
+    except Exception:  # A user's class.
         return type(error).__name__
 
 
 def _interrupts() -> bool:
-    """Whether a KeyboardInterrupt can be the user's; a command's own handler raises none."""
+    """Whether a KeyboardInterrupt can come from the user; the commands' signal handlers raise none."""
     return signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,4 +1,4 @@
-"""The table of fields for readers: `--help=FIELDS` and docs/config.md.
+"""Text of the field reference: `--help=FIELDS` and docs/config.md.
 
 `python -m diffusion_jax.config.reference > docs/config.md` writes the page.
 """
@@ -9,8 +9,8 @@ from typing import Any
 from diffusion_jax.config.table import FIELDS, GROUPS, group_of
 from diffusion_jax.errors import InputError, nearest
 
-WIDTH = 100  # Columns of the help.
-_COLUMN = 36  # Where the meanings begin; names and defaults stand before.
+WIDTH = 100  # Columns of the help text.
+_COLUMN = 36  # Column of the meanings, after names and defaults.
 _CHANGES = {"no": "no", "on_resume": "at a resume", "yes": "at any time"}
 _PAGE = """# Config fields
 
@@ -21,21 +21,21 @@ A config file starts from `default_config()` and sets fields (`config.train.num_
 overrides them (`--config.train.num_steps=200`). Several values are written `1,2,2` or `(1, 2, 2)`, and `none` unsets a
 field that may be unset.
 
-The last column says whether a field may differ from what the run was started with. No: it decides the trained
-parameters, and `--allow_config_change` is needed. At a resume: training may go on with another value, and other modes
-take the run's. At any time: every mode may set it.
+The last column says whether a field may differ from its value when the run was started. No: it decides the trained
+parameters, and a change needs `--allow_config_change`. At a resume: training may continue with another value, and
+other modes use the run's. At any time: every mode may set it.
 """
 
 
 def show(value: Any) -> str:
-    """Returns a value as the command line takes it: none, true, or 1,2,2."""
+    """Formats a value as on the command line: none, true, or 1,2,2."""
     if isinstance(value, tuple):
         return ",".join(map(show, value)) or "()"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def help_text(name: str) -> str:
-    """Returns lines of at most WIDTH columns about all fields, one group or one field.
+    """Returns the help, in lines of at most WIDTH columns, for all fields, one group or one field.
 
     Args:
       name: "FIELDS", a group such as "train", or a field such as "train.num_steps".

@@ -1,7 +1,7 @@
 """The table of all fields of the config, by "group.field".
 
-Defaults, checks, the rules of a resume, `--help=FIELDS` and docs/config.md all come from here. The fields of samplers,
-losses and other components are the options that these declare.
+Defaults, checks, the rules for resuming, `--help=FIELDS` and docs/config.md are all derived from it. The fields of
+samplers, losses and other components are the options that they declare.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,17 +15,17 @@ from diffusion_jax.options.registry import num_changes
 
 GROUPS = {
     "": "fields without a group",
-    "data": "the images, and how they are prepared",
+    "data": "the images and their preparation",
     "model": "the network",
-    "process": "how images become noise, and what the network predicts",
-    "loss": "what training minimizes",
-    "optimizer": "Adam, its learning rate, and the average of the weights (EMA)",
-    "train": "length of the training, its batches, and what happens besides",
-    "sampler": "how noise becomes images",
-    "sample": "what --mode=sample draws",
-    "edit": "what --mode=inpaint and --mode=interpolate do with images",
-    "eval": "the held-out loss, and what --mode=evaluate measures",
-    "mesh": "how the work is spread over devices",
+    "process": "the noising process and the network's prediction",
+    "loss": "the training objective",
+    "optimizer": "Adam, its learning rate and the average of the weights (EMA)",
+    "train": "length of the training, batches, logging, checkpoints and periodic evaluation",
+    "sampler": "the reverse process, from noise to images",
+    "sample": "images drawn by --mode=sample",
+    "edit": "edits of images by --mode=inpaint and --mode=interpolate",
+    "eval": "the held-out loss and the metrics of --mode=evaluate",
+    "mesh": "distribution of the work over devices",
 }
 
 
@@ -35,7 +35,7 @@ def group_of(name: str) -> str:
 
 
 class FieldTable(Mapping[str, Field]):
-    """The fields by name. It follows the registries: the options of a component that is added later are here too."""
+    """Fields by name, kept up to date with the registries: it includes options of components registered later."""
 
     def __init__(self) -> None:
         self._fields: dict[str, Field] = {}
@@ -63,6 +63,6 @@ FIELDS = FieldTable()
 
 
 def full_name(chooser: str, value: Any) -> Any:
-    """Returns the name of the component that a field's value stands for, where that is an alias or has a prefix."""
+    """Returns the component's name for a field's value, which may be an alias or have a prefix."""
     kind = FIELDS[chooser].kind
     return kind.full_name(value) if isinstance(kind, Choice) and isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Fields that decide what is trained, and how: the run's own, in every other mode."""
+"""Fields that define the training; all other modes take them from the run."""
 
 from diffusion_jax.config.data_fields import AUTO
 from diffusion_jax.config.field import SEEDS, VARIANCE, Field, option_fields
@@ -9,7 +9,7 @@ from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text
 from diffusion_jax.processes.registry import PROCESSES
 
-# Those that depend on no registry.
+# Fields that do not depend on a registry.
 _FIELDS = {
     "seed": Field(0, SEEDS, "seed of initialization, order of the images, noise and dropout"),
     # ---- data
@@ -24,13 +24,13 @@ _FIELDS = {
     "model.num_classes": Field(
         0,
         Either(Int(0, 1_000_000), Choice((AUTO,))),
-        "classes to condition on, those of the data; auto: as many as they have; 0: unconditional",
+        "number of classes to condition on; auto: that of the data; 0: unconditional",
     ),
     # ---- process
     "process.variance": Field(
         "fixed_large",
         VARIANCE,
-        "of the reverse steps: beta_t, the posterior's, or predicted by the network, between the two",
+        "variance of the reverse steps: beta_t, the posterior's, or predicted by the network between the two",
         "on_resume",  # If fixed, L_simple does not depend on it; see `compare.deciding`.
     ),
     # ---- optimizer
@@ -41,7 +41,7 @@ _FIELDS = {
     "optimizer.decay": Field(
         "constant",
         Choice(("constant", "linear", "cosine")),
-        "of the rate after the warm-up, to 0 at train.num_steps; constant: none",
+        "decay of the rate after the warm-up, to 0 at train.num_steps; constant: none",
     ),
     "optimizer.grad_clip": Field(
         1.0, Float(0), "largest global norm of the gradients; 0: no limit"
@@ -50,34 +50,34 @@ _FIELDS = {
     "optimizer.ema_warmup": Field(
         True,
         Bool(),
-        "let that decay rise from 0.1, so that the average forgets the random start",
+        "raise the decay from 0.1 at the start, so that the average forgets the random initialization",
     ),
     # ---- train
     "train.num_steps": Field(
         800_000,
         Int(1, 2**31 - 1),
-        "steps in all; where optimizer.decay has the rate end there, a resume may not change it",
+        "total number of steps; a resume may not change it if the learning rate decays (optimizer.decay)",
         "on_resume",
     ),
-    "train.batch_size": Field(128, Int(1, 1_000_000), "images a step, over all devices"),
+    "train.batch_size": Field(128, Int(1, 1_000_000), "images per step, over all devices"),
     "train.label_dropout": Field(
         0.0,
         Float(0, 1),
-        "share of labels that a conditional model does not see, for guidance; 0: none",
+        "probability of dropping a label, for classifier-free guidance; 0: never",
     ),
     "train.accumulate": Field(
-        1, Int(1, 1_000_000), "parts of a batch that are computed one after the other"
+        1, Int(1, 1_000_000), "micro-batches per step (gradient accumulation)"
     ),
     "train.steps_per_dispatch": Field(
         None,
         Int(1, 1_000_000),
-        "steps in one compiled program; unset: 1 on the CPU, 10 elsewhere",
+        "steps per call of the compiled program; unset: 1 on the CPU, 10 elsewhere",
         "on_resume",
     ),
     "train.step_timeout": Field(
         3600.0,
         Float(0, 1e9),
-        "seconds without a finished step after which a run says where it hangs, and ends; 0: never",
+        "seconds without a finished step after which a run reports where it hangs and exits; 0: never",
         "on_resume",
     ),
     "train.log_every": Field(
@@ -89,7 +89,7 @@ _FIELDS = {
     "train.checkpoint_dir": Field(
         None,
         Text("a folder's full path, or an address such as gs://BUCKET/PATH"),
-        "where this run's checkpoints are, and no other's; unset: WORKDIR/checkpoints",
+        "folder of the checkpoints of this run alone; unset: WORKDIR/checkpoints",
         "on_resume",
     ),
     "train.keep_last": Field(3, Int(1, 1_000_000), "newest checkpoints to keep", "on_resume"),
@@ -109,16 +109,16 @@ _FIELDS = {
     "train.bpd_every": Field(
         0,
         Int(0, 2**31 - 1),
-        "steps between bits/dim of test images (EMA), measured as the eval group says; 0: never",
+        "steps between measurements of test bits/dim (EMA), by the fields of the eval group; 0: never",
         "on_resume",
     ),
 }
 
 
 def training_fields() -> dict[str, Field]:
-    """Returns these fields, with the options of the components that are registered now."""
+    """Returns these fields and the options of the currently registered components."""
     return {
-        **_of_registries(),
+        **_registry_fields(),
         **_FIELDS,
         **option_fields("data", SOURCES, "data.name"),
         **option_fields("model", NETWORKS, "model.name"),
@@ -130,8 +130,8 @@ def training_fields() -> dict[str, Field]:
     }
 
 
-def _of_registries() -> dict[str, Field]:
-    """Returns the fields that choose a component, or that only some components have."""
+def _registry_fields() -> dict[str, Field]:
+    """Returns the fields that choose a component or that only some components have."""
     return {
         "data.name": Field("digits", SOURCES.choice, SOURCES.help(), chooses="data set"),
         "model.name": Field("unet", NETWORKS.choice, NETWORKS.help(), chooses="model"),
@@ -139,24 +139,24 @@ def _of_registries() -> dict[str, Field]:
         "process.prediction": Field(
             "eps",
             PREDICTIONS.choice,
-            f"what the network predicts of x_t; {PREDICTIONS.help()}",
+            f"the network's prediction; {PREDICTIONS.help()}",
             chooses="prediction",
         ),
         "loss.name": Field("simple", LOSSES.choice, LOSSES.help(), chooses="loss"),
         "loss.times": Field(
-            "uniform", TIME_SAMPLERS.choice, f"how times are drawn; {TIME_SAMPLERS.help()}"
+            "uniform", TIME_SAMPLERS.choice, f"distribution of times; {TIME_SAMPLERS.help()}"
         ),
         "loss.weighting": Field(
             None,
             WEIGHTINGS.choice,
-            "weight of each noise level's eps error; unset: all errors of what is predicted weigh the same",
+            "weight of the eps error at each noise level; unset: equal weights for errors of the prediction",
             chooses="weighting",
             owners={"loss.name": LOSSES.takers("weighting")},
         ),
         "loss.u_min": Field(
             None,
             Float(0, 1, open=True),
-            "vp, subvp, ve: the smallest u in (0, 1) to train at (not of vlb, hybrid); unset: 1e-5",
+            "vp, subvp, ve: smallest u in (0, 1) to train at (not for vlb, hybrid); unset: 1e-5",
             owners={
                 "process.name": tuple(n for n, kind in PROCESSES.items() if kind.continuous),
                 "loss.name": tuple(n for n, loss in LOSSES.items() if not loss.on_grid),

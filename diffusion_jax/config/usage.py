@@ -1,4 +1,4 @@
-"""Which fields have an effect: options of the components that a config chooses, and of what it switches on."""
+"""Fields that have an effect: options of the components that a config chooses and of features that are on."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from diffusion_jax.errors import InputError
 
 
 def options_of(config: ConfigDict, group: str) -> dict[str, Any]:
-    """Returns the fields of a group by their names in it, without the options of components that are not chosen."""
+    """Returns the fields of a group by their names in it, excluding options of components that are not chosen."""
     values = dict(fields(config))
     return {
         name.rpartition(".")[2]: values[name]
@@ -20,14 +20,14 @@ def options_of(config: ConfigDict, group: str) -> dict[str, Any]:
 
 
 def check_used(config: ConfigDict, *, trained: bool = False) -> None:
-    """Refuses a field that is set, but has no effect.
+    """Raises if a field is set but has no effect.
 
     Args:
-      config: A config whose values are all allowed.
-      trained: Whether it is a trained run's: what decided the training is then taken as it is.
+      config: A config with allowed values.
+      trained: Whether it belongs to a trained run: fields that decided the training are then not checked.
 
     Raises:
-      InputError: The first such field: its name and value, why it has no effect, and which components have it.
+      InputError: Such a field exists; the message has its name and value, the reason, and the components that use it.
     """
     values = dict(fields(config))
     for name, field in FIELDS.items():
@@ -46,11 +46,11 @@ def check_used(config: ConfigDict, *, trained: bool = False) -> None:
 
 
 def missing_owner(name: str, values: dict[str, Any]) -> str | None:
-    """Returns the field that chooses none of the components that have this option, or None.
+    """Returns the choosing field that selects none of the components that have this option, or None.
 
     Args:
       name: A field.
-      values: The values of all.
+      values: Values of all fields.
     """
     for chooser, owners in FIELDS[name].owners.items():
         value = values[chooser]
@@ -61,7 +61,7 @@ def missing_owner(name: str, values: dict[str, Any]) -> str | None:
 
 
 def _chosen(chooser: str, values: dict[str, Any]) -> str:
-    """Returns what a field has chosen, as in "the sampler 'ddim'"."""
+    """Returns a description of a field's choice, as in "the sampler 'ddim'"."""
     value, kind = values[chooser], FIELDS[chooser].chooses
     if value is None:
         return f"an unset {chooser}"
@@ -69,7 +69,7 @@ def _chosen(chooser: str, values: dict[str, Any]) -> str:
 
 
 def _off(name: str, values: dict[str, Any]) -> str | None:
-    """Returns what is off that this field needs, or None."""
+    """Returns a description of the needed field that is off, or None."""
     needs = FIELDS[name].needs
     if not needs or any(FIELDS[need].is_on(values[need]) for need in needs):
         return None

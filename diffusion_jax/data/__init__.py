@@ -1,4 +1,4 @@
-"""Images: named sources, prepared once as TFDS data, and batches that depend on (seed, k) alone."""
+"""Image data: named sources, prepared once as TFDS data, and batches that depend on (seed, k) alone."""
 
 from diffusion_jax.data.loading import SOURCES, default_cache_dir, load
 from diffusion_jax.data.pipeline import batch_indices, batches

@@ -1,4 +1,4 @@
-"""A copy of what lies in a bucket on this machine's own disk, from which alone data are read."""
+"""Local copies of data in buckets; data is only ever read from the local disk."""
 
 import hashlib
 import shutil
@@ -18,24 +18,24 @@ THREADS = 8
 
 
 def local_copy(address: str, root: Path, only: str = "") -> Path:
-    """Returns a folder with the files below an address, copied the first time and whenever the listing has changed.
+    """Returns a local copy of the files below an address, made at first use and whenever the listing has changed.
 
-    The folder appears under its name only when all files are there with the sizes of the listing. Of several
-    processes on one machine, one copies, and the others wait for it.
+    The folder appears under its name only when all files have the sizes in the listing. If several processes of one
+    machine call this, one of them copies and the others wait.
 
     Args:
-      address: Such as gs://bucket/data.
-      root: Folder for such copies.
-      only: Copies this folder of it alone.
+      address: Address of a folder, such as gs://bucket/data.
+      root: Folder that holds the copies.
+      only: Sub-folder to copy; "": all of it.
 
     Raises:
-      InputError: The address cannot be read, or nothing is there.
+      InputError: The address cannot be read or holds no files.
       RunError: The disk is full.
     """
     source = addresses.resolve(address)
     try:
         sizes = {path.relative_to(source).as_posix(): size for path, size in _files(source / only)}
-    except Exception as error:  # Each kind of bucket has its own.
+    except Exception as error:  # Every kind of bucket raises its own errors.
         raise InputError(f"cannot read {source / only}: {reason(error)}") from error
     if not sizes:
         raise InputError(f"there are no files at {source / only}")
@@ -64,7 +64,7 @@ def _copy(source: epath.Path, copy: Path, sizes: dict[str, int]) -> None:
             shutil.copyfileobj(read, write, 2**24)
         if target.stat().st_size != sizes[name]:
             raise RunError(
-                f"{source / name}: {target.stat().st_size} bytes were read of {sizes[name]}; try again"
+                f"{source / name}: read {target.stat().st_size} of {sizes[name]} bytes; try again"
             )
 
     try:
@@ -73,7 +73,7 @@ def _copy(source: epath.Path, copy: Path, sizes: dict[str, int]) -> None:
                 for _ in pool.map(one, sizes):
                     stopping.check()
             except BaseException:
-                pool.shutdown(cancel_futures=True)  # Those that have not begun are not waited for.
+                pool.shutdown(cancel_futures=True)  # Do not wait for copies that have not begun.
                 raise
     except OSError as error:
         if disk_full(error):

@@ -1,4 +1,4 @@
-"""The one listing of a folder of pictures: their names in a fixed order, and what is passed over and why."""
+"""Listings of picture folders: names of the pictures in a fixed order, and the files that are skipped."""
 
 import collections
 import dataclasses
@@ -15,18 +15,18 @@ from diffusion_jax.errors import InputError, reason
 from diffusion_jax.lifecycle import stopping
 
 NAMED = 3
-PassedOver = dict[str, list[str]]  # Names by what they are.
+PassedOver = dict[str, list[str]]  # Names by kind of file.
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The pictures of a folder, by their suffixes: none has been opened.
+    """The pictures in a folder, recognized by their suffixes; no file is opened.
 
     Attributes:
       folder: The folder.
-      names: Their names within the folder, sorted part by part.
-      digest: Of their paths, sizes and times; it changes when they do.
-      passed_over: Names of all other entries by what they are, such as ".txt files".
+      names: Names of the pictures within the folder, sorted part by part.
+      digest: Digest of their paths, sizes and modification times.
+      passed_over: Names of all other entries by kind, such as ".txt files".
     """
 
     folder: Path
@@ -35,33 +35,33 @@ class Listing:
     passed_over: PassedOver
 
     def note(self) -> str | None:
-        """Returns a line that counts and names what is passed over; None if nothing is."""
+        """Returns a line that counts and names the skipped entries; None if there are none."""
         if not self.passed_over:
             return None
         return f"{len(self.names)} images are found in {shown(str(self.folder))}; {self.passed_over_in_words()}"
 
     def passed_over_in_words(self) -> str:
-        """Returns what is passed over, counted and named by kind."""
+        """Returns the skipped entries, counted and named by kind."""
         kinds = sorted(self.passed_over.items(), key=lambda item: -len(item[1]))
         counts = ", ".join(f"{kind}: {len(names)} ({some(names)})" for kind, names in kinds)
         return f"passed over: {counts}"
 
 
 def pictures_in(folder: Path, field: str, *, deep: bool = True) -> Listing:
-    """Lists the files in a folder that have the suffix of a picture.
+    """Lists the files in a folder that have a picture's suffix.
 
     Args:
       folder: The folder.
-      field: What the user set it by, for errors.
-      deep: Whether folders in it, and linked ones, are listed too; else they are passed over.
+      field: Name of the setting that names the folder, for errors.
+      deep: Whether to list sub-folders, including linked ones, rather than skip them.
 
     Raises:
-      InputError: A folder that cannot be listed: its pictures would be missed, and classes numbered without it.
+      InputError: A folder cannot be listed: its pictures would be missing, and classes would be numbered without it.
     """
-    found: list[tuple[str, int, int]] = []  # Name, size and time.
+    found: list[tuple[str, int, int]] = []  # (name, size, time)
     path = str(folder)
     passed_over: PassedOver = collections.defaultdict(list)
-    empty: set[str] = set()  # Folders that might have been classes.
+    empty: set[str] = set()  # Top-level folders, which would have been classes.
     for name, entry in _walk(folder, field, deep, passed_over):
         if entry is None:
             empty.update([name] if os.sep not in name else [])
@@ -81,7 +81,7 @@ def pictures_in(folder: Path, field: str, *, deep: bool = True) -> Listing:
 def _walk(
     folder: Path, field: str, deep: bool, passed_over: PassedOver
 ) -> Iterator[tuple[str, os.DirEntry[str] | None]]:
-    """Yields the name and entry of each file, and the name of each folder with None."""
+    """Yields (name, entry) for each file and (name, None) for each folder."""
     seen: set[str] = set()
     todo = [""]
     while todo:
@@ -120,12 +120,12 @@ def _entries(path: str, field: str) -> list[os.DirEntry[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # Links that lead to one another.
+    except OSError:  # A cycle of links.
         return False
 
 
 def _kind(entry: os.DirEntry[str], field: str) -> os.stat_result | str:
-    """Returns the size and time of a picture, or what else an entry is."""
+    """Returns the status of a picture, or the kind of any other entry."""
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix not in picture.SUFFIXES:
         if entry.is_symlink() and not os.path.exists(entry.path):
@@ -145,17 +145,17 @@ def _kind(entry: os.DirEntry[str], field: str) -> os.stat_result | str:
 
 
 def shown(name: str) -> str:
-    """Returns a name as it can be printed: bytes that are not UTF-8, and control characters, are escaped."""
+    """Returns a printable name: bytes that are not UTF-8 and control characters are escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def some(names: Sequence[str], limit: int = NAMED) -> str:
-    """Returns the first names, to be printed."""
+    """Returns the first names as a printable list."""
     return ", ".join(map(shown, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """Returns a key that sorts numbers in names by their value: 2 before 10."""
+    """Returns a sort key that orders numbers in names by value: 2 before 10."""
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name

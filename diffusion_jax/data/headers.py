@@ -1,4 +1,4 @@
-"""What the headers of many picture files say, looked at once and kept in a file with a checksum."""
+"""Headers of many picture files, read once and cached in a file with a checksum."""
 
 import hashlib
 import json
@@ -23,20 +23,19 @@ GRAY, COLOR, UNREADABLE = "gcx"
 
 
 class Headers(NamedTuple):
-    """GRAY, COLOR or UNREADABLE of each file, a letter a file; and why the unreadable are so, by name."""
+    """Kinds of files, one letter per file (GRAY, COLOR, UNREADABLE), and reasons for unreadable files by name."""
 
     kinds: str
     left_out: dict[str, str]
 
 
 def headers(folder: Path, names: list[str], index: Path) -> Headers:
-    """Returns what the files say of themselves; looks into them the first time only.
+    """Returns the headers of the files, read at the first call only.
 
-    With millions of files that takes minutes, so the answer is kept in the file `index`. If that is damaged, it is
-    made anew.
+    Reading millions of headers takes minutes, so they are cached in the file `index`, which is rewritten if damaged.
 
     Raises:
-      InputError: A file that the system does not open.
+      InputError: The system cannot open a file.
     """
     kept = _kept(index)
     if kept is not None and len(kept.kinds) == len(names):
@@ -55,11 +54,11 @@ def headers(folder: Path, names: list[str], index: Path) -> Headers:
 
 
 def look(path: Path) -> str:
-    """Returns GRAY or COLOR, or why a picture is not taken."""
+    """Returns GRAY or COLOR, or the reason why a picture cannot be used."""
     try:
         with picture.header(path) as image:
             gray, deep = image_file.is_gray(image), picture.is_deep(image)
-        if deep:  # Whether 16 bits hold fewer, only the pixels say.
+        if deep:  # Only the pixels show whether the 16 bits hold fewer.
             picture.load(path)
     except picture.Unreadable as error:
         return error.kind
@@ -69,14 +68,14 @@ def look(path: Path) -> str:
 
 
 def cannot_read(path: Path, error: OSError) -> InputError:
-    """Returns why all stops: what is left out stays so, which must not depend on a file's permissions today."""
+    """Returns the error for an unreadable file: files once left out stay so, so missing permissions must raise."""
     return InputError(
         f"cannot read {shown(str(path))}: {reason(error)}; make it readable, or move it away"
     )
 
 
 def in_threads(function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
-    """Yields the function of each item in order, computed by threads a few at a time."""
+    """Yields function(item) for each item in order, computed by threads a few at a time."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(items), CHUNK):
             stopping.check()
@@ -86,7 +85,7 @@ def in_threads(function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
 def _kept(index: Path) -> Headers | None:
     try:
         checksum, _, contents = read_regular(index).partition(b"\n")
-    except OSError:  # It is not there, or a pipe is.
+    except OSError:  # It does not exist, or is a pipe.
         return None
     if checksum != hashlib.sha256(contents).hexdigest().encode():
         return None

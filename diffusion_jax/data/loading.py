@@ -1,4 +1,4 @@
-"""Opens a data set by name: finds its source, prepares it once, and reads it."""
+"""Data sets by name: finding the source, preparing it once, and reading it."""
 
 import os
 import warnings
@@ -31,13 +31,13 @@ def prepared_by_tfds(
     source_dir: Annotated[Path | None, SOURCE_DIR] = None,
     image_size: Annotated[int | None, IMAGE_SIZE] = None,
 ) -> Split:
-    """Opens data that the user has prepared with TFDS, whose data_dir is source_dir; see `reader.open_user`."""
+    """Opens data that the user has prepared with TFDS in the data_dir source_dir; see `reader.open_user`."""
     from diffusion_jax.data import reader  # TFDS is slow to import.
 
     return reader.open_user(name, source_dir, split, image_size)
 
 
-# A `Source` is prepared once, a `Split` taken as it is; "tfds:NAME" is of the component `tfds`.
+# A `Source` is prepared once, a `Split` is used as is; "tfds:NAME" names the component `tfds`.
 SOURCES: Registry[Component[Any]] = Registry(
     "data set",
     {
@@ -71,25 +71,24 @@ def load(
     memory_limit: int = MEMORY_LIMIT,
     **options: Any,
 ) -> Split:
-    """Opens a split of a data set; the first time, it prepares the set and keeps it in cache_dir.
+    """Opens a split of a data set, which is prepared in cache_dir at the first call.
 
     Args:
       name: A key of SOURCES, or "tfds:<name>" for TFDS data that the user has prepared.
       split: "train" or "test".
       source_dir: Folder (for cifar10 also the file) that holds the images; for "tfds:<name>",
-        TFDS's data_dir. At a gs:// address, it is copied into cache_dir once. Unset, a source looks where it can
-        by itself.
-      sha256: Checksum that replaces the published one of cifar10, to use a repacked file.
+        TFDS's data_dir. A gs:// address is copied into cache_dir once. None: the source's own search or download.
+      sha256: Checksum in place of cifar10's published one, to use a repacked file.
       image_size: Size to crop and resize to; needed by image_folder.
-      test_fraction: Share of digits and image_folder that is held out, in [0, 1); None: 0.2.
-      cache_dir: Where prepared data and downloads are kept; default_cache_dir() if unset.
-      memory_limit: A split of more bytes than this is streamed from its files. A whole image_folder of more bytes
-        is not even copied, but decoded from the user's own files as they are read.
-      **options: Those that a registered source of one's own declares.
+      test_fraction: Held-out fraction of digits and image_folder, in [0, 1); None: 0.2.
+      cache_dir: Folder for prepared data and downloads; None: default_cache_dir().
+      memory_limit: Largest split, in bytes, that is held in memory; a larger one is streamed from its files. An
+        image_folder that is larger is not copied either, but decoded from the user's own files when read.
+      **options: Options declared by a user's own registered source.
 
     Raises:
-      InputError: Something in these arguments or the files they name is wrong.
-      RunError: The disk is full, or prepared data has been damaged.
+      InputError: An argument, or a file that it names, is wrong.
+      RunError: The disk is full, or prepared data is damaged.
     """
     choose("split", split, dict.fromkeys(("train", "test")))
     cache = default_cache_dir() if cache_dir is None else Path(expand(cache_dir))
@@ -146,7 +145,7 @@ def _open(name: str, source: Source, split: str, root: Path, memory_limit: int) 
 
 
 def _notes(left_out: Mapping[str, str]) -> Iterator[str]:
-    """Yields a line for each kind of reason why files are left out."""
+    """Yields one line for each kind of reason why files are left out."""
     kinds: dict[str, list[str]] = {}
     for file in sorted(left_out):
         kinds.setdefault(left_out[file].partition(":")[0], []).append(file)

@@ -1,7 +1,7 @@
-"""A lock file of the system, for processes that wait until one of them has prepared something.
+"""System file locks, for processes that wait until one of them has prepared something.
 
-A folder's owner (`lifecycle.ownership`) is another thing: those who are refused are told of it, also on other hosts.
-Here nobody is refused, however long it takes, and the system gives the lock back the moment that its owner dies.
+These differ from the ownership of a folder (`lifecycle.ownership`), which other commands are refused, also from other
+hosts. Here every process waits, however long it takes, and the system releases the lock as soon as its owner dies.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from diffusion_jax.reading.regular import descriptor_of
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the system takes back from a process that dies; waits for it.
+    """Waits for a lock and holds it; the system releases it if the process dies.
 
     Raises:
-      OSError: The file cannot be made, or something else has its name, such as a pipe.
-      Stopped: A signal came while it waited, which the system's own wait would not notice.
+      OSError: The file cannot be created, or the name belongs to something else, such as a pipe.
+      Stopped: A signal arrived during the wait; the system's own wait would not notice it.
     """
     with os.fdopen(descriptor_of(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
         while True:

@@ -1,4 +1,4 @@
-"""The one reader of picture files: which formats are opened, how large ones may be, and which are damaged."""
+"""Reading of picture files: allowed formats, size limits and detection of damage."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 MODES |= {"I;16", "I;16B", "I;16L", "I;16N"}
 KINDS = "PNG, JPEG, WebP, TIFF, BMP or GIF"
-MAX_PIXELS = 178_956_970  # 512 MiB in RGB; where Pillow gives up, too.
+MAX_PIXELS = 178_956_970  # 512 MiB in RGB; Pillow's own limit too.
 MAX_BYTES = 2**31
 DAMAGED = "damaged"
 BOTH_ORDERS = {
@@ -28,10 +28,10 @@ BOTH_ORDERS = {
     "RGBA",
     "RGBX",
     "RGBa",
-}  # 16 bits of these Pillow reads in either order of bytes.
-DIM = 2**14  # 16 bits of which the brightest is below hold fewer bits: 10, 12 or 14.
+}  # Formats whose 16-bit pixels Pillow can read in either byte order.
+DIM = 2**14  # 16-bit pixels with all values below this hold fewer bits: 10, 12 or 14.
 
-# What else is found under the name of a picture, by its first bytes.
+# Other formats found under a picture's name, by their first bytes.
 _OTHERS = {
     b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"DDS ": "DDS", b"8BPS": "PSD",
     b"\0\0\0\x0cjP": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\xff\x0a": "JPEG XL",
@@ -41,36 +41,36 @@ _BRANDS = {b"ftypavi": "AVIF", b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif
 
 
 class Unreadable(ValueError):
-    """A picture that is not taken, though it need not be damaged; says why, what it is before any colon."""
+    """A picture that cannot be used, damaged or not; the message gives the kind of reason before any colon."""
 
     @property
     def kind(self) -> str:
-        """Why it is not taken: for the damaged only that, since decoders word it in many ways."""
+        """Kind of reason; for damaged pictures just that, since decoders word it in many ways."""
         return DAMAGED if isinstance(self, Damaged) else str(self)
 
 
 class Damaged(Unreadable):
-    """A picture that is cut short or changed, or a file that is none; says why."""
+    """A truncated or altered picture, or a file that is not a picture; the message says why."""
 
 
 @contextlib.contextmanager
 def header(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
-    """Opens a picture of which only the header is read: its format, mode and size are known.
+    """Opens a picture and reads only its header: format, mode and size.
 
     Raises:
-      Unreadable: Another kind of file, or more pixels than `MAX_PIXELS`; `Damaged` if it is no picture.
-      OSError: The system does not open it.
+      Unreadable: Another kind of file, or more pixels than `MAX_PIXELS`; `Damaged` if it is not a picture.
+      OSError: The system cannot open it.
     """
     with _regular(path) as file, understood():
         yield _opened(file)
 
 
 def load(path: str | os.PathLike[str]) -> Image.Image:
-    """Returns a picture as it is stored, decoded; of several in a file, the first.
+    """Returns the decoded picture as stored; the first one if the file has several.
 
     Raises:
-      Unreadable: See `header`; also 16 bits that hold fewer. `Damaged` if pixels are missing or changed.
-      OSError: The system does not open it.
+      Unreadable: See `header`; also for 16-bit pixels that hold fewer bits. `Damaged` if pixels are missing or altered.
+      OSError: The system cannot open it.
     """
     with _regular(path) as file:
         data = file.read()
@@ -78,7 +78,7 @@ def load(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def decoded(data: bytes) -> Image.Image:
-    """Returns a picture from the bytes of its file; raises what `load` does, but for the system's errors."""
+    """Decodes a picture from the bytes of its file; raises `Unreadable` as `load` does."""
     with understood():
         image = _opened(io.BytesIO(data))
         deep = is_deep(image)
@@ -88,7 +88,7 @@ def decoded(data: bytes) -> Image.Image:
         if image.format == "PNG" and (png.is_interlaced(data) or _ends_black(image)):
             png.check_rows(
                 data
-            )  # It takes half as long as decoding, so only where rows may be missing.
+            )  # This takes half as long as decoding, so only do it if rows may be missing.
         if deep:
             _check_range(image, data)
     return image
@@ -96,7 +96,7 @@ def decoded(data: bytes) -> Image.Image:
 
 @contextlib.contextmanager
 def understood() -> Iterator[None]:
-    """Raises `Damaged` for whatever a decoder raises, which is nearly anything."""
+    """Converts decoder errors, which can be nearly anything, to `Damaged`."""
     try:
         yield
     except Unreadable:
@@ -108,45 +108,45 @@ def understood() -> Iterator[None]:
 
 
 def is_deep(image: ImageFile.ImageFile) -> bool:
-    """Says whether a picture that is not decoded yet is stored with 16 bits a channel."""
+    """Whether a picture that is not decoded yet is stored with 16 bits per channel."""
     return image.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in image.tile)
 
 
 def _ends_black(image: Image.Image) -> bool:
-    """Says whether the last row is zeros, which is what Pillow makes of one that is missing."""
+    """Whether the last row is all zeros, as Pillow fills in a missing one."""
     corner = image.getpixel((image.width - 1, image.height - 1))
     if any(
         corner if isinstance(corner, tuple) else (corner,)
-    ):  # Nearly always; the rest takes longer.
+    ):  # The usual case; the rest is slower.
         return False
     last = image.crop((0, image.height - 1, *image.size))
     return last.getbbox(alpha_only=False) is None
 
 
 def _check_range(image: Image.Image, data: bytes) -> None:
-    """Refuses 16 bits that would become nearly black."""
+    """Raises if 16-bit pixels would become nearly black."""
     most = ""
     if image.mode.startswith("I;16"):
         brightest = int(np.asarray(image).max())
     elif (upper := _largest(image)) or image.mode not in BOTH_ORDERS:
-        most, brightest = "at most ", 256 * upper + 255  # Pillow keeps the upper byte of each.
+        most, brightest = "at most ", 256 * upper + 255  # Pillow keeps the upper byte.
     else:
         brightest = _largest(_lower_bytes(data))
     if 0 < brightest < DIM:
         raise Unreadable(
             f"nearly black: its brightest value is {most}{brightest} of 65535, so its 16 bits seem to hold "
-            f"{brightest.bit_length()}; scale it to all of 0...65535, or save it with 8 bits"
+            f"{brightest.bit_length()}; scale it to the full range 0...65535, or save it with 8 bits"
         )
 
 
 def _largest(image: Image.Image) -> int:
-    """Returns the largest byte of the colors."""
+    """Returns the largest byte of the color channels."""
     colors = [image.getchannel(band) for band in image.getbands() if band != "A"]
     return int(max(np.asarray(color).max() for color in colors))
 
 
 def _lower_bytes(data: bytes) -> Image.Image:
-    """Returns the lower bytes of a picture of 16 bits a channel, by reading it in the other order of bytes."""
+    """Returns the lower bytes of a picture with 16 bits per channel, by reading it in the other byte order."""
     other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
     def swapped(raw: Any) -> Any:
@@ -156,7 +156,7 @@ def _lower_bytes(data: bytes) -> Image.Image:
 
     image = _opened(io.BytesIO(data))
     for i, tile in enumerate(image.tile):
-        # Of earlier Pillows they are plain tuples.
+        # Earlier versions of Pillow have plain tuples.
         make: Any = getattr(type(tile), "_make", tuple)
         image.tile[i] = make((*tile[:3], swapped(tile[3])))
     image.load()
@@ -165,7 +165,7 @@ def _lower_bytes(data: bytes) -> Image.Image:
 
 @contextlib.contextmanager
 def _regular(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
-    """Opens a regular file: a pipe would be waited for without an end, a device acts when it is opened."""
+    """Opens a regular file only: a read from a pipe might never return, and opening a device can have effects."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise Unreadable("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
@@ -177,7 +177,7 @@ def _regular(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
 
 @functools.cache
 def _readers() -> list[tuple[Callable[..., Any], Callable[[bytes], Any]]]:
-    """Returns Pillow's readers of `FORMATS` alone: `Image.open` tries all of its readers, and some start programs."""
+    """Returns Pillow's readers of `FORMATS` alone: `Image.open` tries all its readers, and some start programs."""
     for name in ("Bmp", "Gif", "Jpeg", "Png", "Tiff", "WebP"):
         importlib.import_module(f"PIL.{name}ImagePlugin")
     readers = [Image.OPEN[name] for name in FORMATS]
@@ -195,7 +195,7 @@ def _opened(file: io.BufferedIOBase) -> ImageFile.ImageFile:
         raise Unreadable(f"too large: {pixels} pixels, limit {MAX_PIXELS}")
     if image.mode in ("I", "F"):
         raise Unreadable(
-            "32 bits a pixel, whose black and white are unknown; save it with 8 or 16 bits"
+            "32 bits per pixel, with unknown black and white levels; save it with 8 or 16 bits"
         )
     if image.mode not in MODES:
         raise Unreadable(f"colors of mode {image.mode}; save it as RGB or gray")
@@ -203,7 +203,7 @@ def _opened(file: io.BufferedIOBase) -> ImageFile.ImageFile:
 
 
 def _other(start: bytes) -> Unreadable:
-    """Returns why a file that is none of `FORMATS` is not read."""
+    """Returns the error for a file that is in none of the `FORMATS`."""
     if not start:
         return Damaged("the file is empty")
     other = next((name for first, name in _OTHERS.items() if start.startswith(first)), None)

@@ -17,10 +17,10 @@ Rows = slice | Int64[np.ndarray, " rows"]
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, num_images: int) -> Int64[np.ndarray, " n"]:
-    """Returns the permutation of the images that is epoch `epoch` under `seed`.
+    """Returns the permutation of the images in one epoch.
 
-    It sorts the raw output of a Philox generator keyed on (seed, epoch). NumPy promises that raw
-    output to stay the same in all versions, which it does not promise of `permutation`.
+    It sorts the raw output of a Philox generator keyed on (seed, epoch). NumPy guarantees that this
+    raw output stays the same in all versions, but gives no such guarantee for `permutation`.
     """
     key = np.array([seed % 2**64, epoch], dtype=np.uint64)
     order = np.argsort(np.random.Philox(key=key).random_raw(num_images), kind="stable")
@@ -31,17 +31,17 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> Int64[np.ndarray, " n
 def batch_indices(
     seed: int, k: int, batch_size: int, num_images: int
 ) -> Int64[np.ndarray, " batch_size"]:
-    """Returns the images of global batch k.
+    """Returns the image indices of global batch k.
 
-    All epochs' permutations, one after the other, are cut into batches: no image repeats within
-    an epoch, none is dropped at its end, and a batch may hold the end of one and the start of the
-    next.
+    The concatenated permutations of all epochs are cut into batches: no image repeats within an
+    epoch, none is dropped at its end, and a batch may span the end of one epoch and the start of
+    the next.
 
     Args:
       seed: Any integer, taken modulo 2**64.
-      k: Number of the batch, >= 0. Any batch costs the same, whatever came before it.
-      batch_size: Number of images of the global batch.
-      num_images: Number of images of the split.
+      k: Number of the batch, >= 0. The cost does not depend on k.
+      batch_size: Number of images in the global batch.
+      num_images: Number of images in the split.
     """
     parts = []
     position, end = k * batch_size, (k + 1) * batch_size
@@ -77,23 +77,23 @@ def batches(
     rows: Rows = slice(None),
     prefetch: int = 8,
 ) -> Generator[Batch, None, None]:
-    """Iterates over batches start, start + 1, ..., read ahead of use by threads.
+    """Iterates over batches start, start + 1, ..., prefetched by threads.
 
     Args:
-      split: What to read.
-      seed: Seed of the order of the images.
+      split: Images to read.
+      seed: Seed of the images' order.
       batch_size: Size of the global batch; it may exceed the number of images.
       start: First batch. Resuming there costs nothing.
-      stop: Batch before which to end; None: none, it does not end.
+      stop: Batch before which to end; None: the iteration is infinite.
       rows: This process's rows of the global batch: a slice, or their indices.
-      prefetch: How many batches to read ahead.
+      prefetch: Number of batches to read ahead.
 
     Returns:
-      A generator. Its threads start with the first batch asked for, and end when it is exhausted,
-      closed or dropped.
+      A generator. Its threads start with the first request, and end when it is exhausted, closed or
+      deleted.
 
     Raises:
-      InputError: A size that is not positive, or a start or stop out of order.
+      InputError: A size is not positive, or start and stop are out of order.
     """
     for name, value in {"batch_size": batch_size, "prefetch": prefetch}.items():
         if value < 1:

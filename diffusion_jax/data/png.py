@@ -1,6 +1,6 @@
-"""Whether a PNG file is whole: its chunks, their checksums, and as much compressed data as it has rows.
+"""Integrity checks of PNG files: chunks, their checksums, and the amount of compressed data.
 
-Pillow does not compare the checksums of all chunks, and takes rows that are missing for black.
+Pillow does not verify the checksums of all chunks, and reads missing rows as black.
 """
 
 import struct
@@ -9,25 +9,25 @@ from collections.abc import Iterator
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD, _CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # By the type of color.
-# Of Adam7's passes: the first column and row, and the steps between columns and rows.
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # Channels by color type.
+# Passes of Adam7: first column and row, and steps between columns and rows.
 _PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
 _PASSES += [(0, 1, 1, 2)]
 
 
 def check(data: bytes) -> None:
-    """Raises a ValueError if the file ends early, or a chunk does not have its checksum."""
+    """Raises a ValueError if the file ends early or a chunk has a wrong checksum."""
     for _ in _chunks(data):
         pass
 
 
 def is_interlaced(data: bytes) -> bool:
-    """Says whether the rows come in several passes."""
+    """Whether the rows are stored in several passes."""
     return data[28] > 0
 
 
 def check_rows(data: bytes) -> None:
-    """Raises a ValueError if the compressed data are not those of all rows."""
+    """Raises a ValueError if the compressed data do not cover all rows."""
     size = _size(data[16:29])
     stream, left = zlib.decompressobj(), size
     for name, contents in _chunks(data):
@@ -54,7 +54,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _size(header: bytes) -> int:
-    """Returns the bytes of all rows, with a byte a row that names its filter."""
+    """Returns the number of bytes of all rows, including one byte per row for its filter."""
     width, height = (int.from_bytes(header[i : i + 4], "big") for i in (0, 4))
     depth, color, interlaced = header[8], header[9], header[12]
     passes = _PASSES if interlaced else [(0, 0, 1, 1)]

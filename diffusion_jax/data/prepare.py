@@ -1,4 +1,4 @@
-"""Writes a source's images once as a TFDS data set of array_record files, without TensorFlow."""
+"""Preparation of a source as a TFDS data set of array_record files, without TensorFlow."""
 
 import contextlib
 import hashlib
@@ -29,31 +29,31 @@ NAME, VERSION = "images", tfds.core.Version("1.0.0")
 SEAL = "checksums.json"
 NAMED_FILES = 10
 CHUNK_BYTES, SHARD_BYTES = 2**24, 2**29  # In memory at once; in one file.
-# Measured: up to 130 bytes an image and 140 kB a split, besides the pixels.
+# Measured overhead: up to 130 bytes per image and 140 kB per split.
 BYTES_PER_IMAGE = 144
 BYTES_PER_SET = 2**20
 
 
 def directory_in(folder: Path) -> Path:
-    """Returns where the data set lies in the folder that `write_images` was given."""
+    """Returns the folder of the data set within the folder that was passed to `write_images`."""
     return folder / NAME / str(VERSION)
 
 
 def directory_of(name: str, source: Source, root: Path) -> Path:
-    """Returns where the prepared source is, or would be, below root."""
+    """Returns the folder of the prepared source below root, whether or not it exists."""
     folder = root / f"{name}-{hashlib.sha256(source.key.encode()).hexdigest()[:16]}"
     return directory_in(folder)
 
 
 def prepared(name: str, source: Source, root: Path) -> Path:
-    """Returns the folder that holds the prepared source, and prepares it if it is not there.
+    """Returns the folder of the prepared source, and prepares it first if necessary.
 
-    The folder appears under its name only when it is complete. Of several processes one prepares,
-    and the others wait for it.
+    The folder appears under its name only when it is complete. If several processes call this, one
+    prepares the source and the others wait.
 
     Raises:
-      InputError: A source that cannot be read, or a root that cannot be written.
-      RunError: The disk is full, or has no room for as much as would be written.
+      InputError: The source cannot be read, or the root cannot be written.
+      RunError: The disk is full, or too small for the prepared data.
     """
     directory = directory_of(name, source, root)
     if directory.exists():
@@ -69,7 +69,7 @@ def prepared(name: str, source: Source, root: Path) -> Path:
 
 @contextlib.contextmanager
 def explained(name: str, root: Path) -> Iterator[None]:
-    """Says in one line what an OSError in preparing a source below root means; see `prepared`."""
+    """Converts an OSError while a source is prepared below root to an error of one line; see `prepared`."""
     try:
         yield
     except OSError as error:
@@ -95,10 +95,10 @@ def _check_space(name: str, contents: Contents, folder: Path) -> None:
 
 
 def write_images(folder: Path, contents: Contents) -> None:
-    """Writes images as a TFDS data set, images, of array_record files: tfds:images with this folder as source_dir.
+    """Writes array_record files of a TFDS data set named "images": tfds:images with this folder as source_dir.
 
     Raises:
-      RunError: The disk has no room for them.
+      RunError: The disk is full.
       OSError: They cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,13 +110,13 @@ def _write(name: str, read: Callable[[], Contents], folder: Path) -> None:
         contents = read()
         _check_space(name, contents, folder)
         unfinished.mkdir()
-        # TFDS prints sizes that it does not know.
+        # TFDS would print sizes that it does not know.
         with contextlib.redirect_stdout(io.StringIO()), _system_errors():
             _write_splits(name, contents, unfinished)
 
 
 def _write_splits(name: str, contents: Contents, directory: Path) -> None:
-    """Writes image by image: TFDS's builders would hold all in memory, and need TensorFlow beyond 1 GB."""
+    """Writes image by image: TFDS's builders would hold everything in memory, and need TensorFlow above 1 GB."""
     size = math.prod(contents.image_shape) + BYTES_PER_IMAGE
     counts: dict[str, list[int]] = {}
     writer = tfds.core.SequentialWriter(
@@ -146,17 +146,17 @@ def _write_splits(name: str, contents: Contents, directory: Path) -> None:
 
 
 def check_seal(directory: Path) -> None:
-    """Compares the text files of a prepared set, which say what its bytes mean, with their checksums.
+    """Verifies the checksums of a prepared set's text files, which describe the format of its bytes.
 
-    The bytes need none: array_record has its own.
+    The data files need none: array_record has its own.
 
     Raises:
-      OSError: A file is not there or cannot be read.
-      ValueError: One has been changed.
+      OSError: A file does not exist or cannot be read.
+      ValueError: A file has been changed.
     """
     try:
         sealed = json_text.parse_object(read_regular(directory / SEAL))
-    except FileNotFoundError:  # Of an earlier version, or prepared by TFDS.
+    except FileNotFoundError:  # Prepared by an earlier version, or by TFDS.
         return
     found = _checksums(directory)
     for name in sorted({*sealed, *found}):
@@ -172,12 +172,12 @@ def _checksums(directory: Path) -> dict[str, str]:
 def _info(
     contents: Contents, counts: dict[str, list[int]], directory: Path
 ) -> tfds.core.DatasetInfo:
-    """Returns what TFDS is to know: the image as raw bytes, the label as an integer.
+    """Returns TFDS's description of the data: the image as raw bytes, the label as an integer.
 
     Args:
-      contents: What is written.
-      counts: Number of images of each class of each split, complete once all are written.
-      directory: Where they are written.
+      contents: Contents to write.
+      counts: Number of images per class in each split, complete once all are written.
+      directory: Folder to write to.
     """
     image = tfds.features.Tensor(
         shape=contents.image_shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
@@ -202,7 +202,7 @@ def _info(
 
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
-    """Raises an OSError where array_record says in a RuntimeError that the disk is full."""
+    """Raises an OSError if array_record reports a full disk by a RuntimeError."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Reads prepared TFDS data through tfds.data_source, many images a call, without TensorFlow."""
+"""Reading of prepared TFDS data through tfds.data_source, many images per call, without TensorFlow."""
 
 import contextlib
 import re
@@ -20,18 +20,18 @@ from diffusion_jax.data.split import Batch, Split
 from diffusion_jax.errors import InputError, RunError, reason
 from diffusion_jax.reading.regular import only_regular
 
-# Its module makes the class as it is imported, where no type checker sees it.
+# The module creates the class at import, out of sight of type checkers.
 _Example: Any = vars(tf_example_pb2)["Example"]
 
 
 def open_prepared(directory: Path, name: str, split: str) -> tuple[Split, dict[str, str]]:
-    """Opens what `prepare` has written, streamed from its files.
+    """Opens a split written by `prepare`, streamed from its files.
 
     Returns:
-      The split, and why each file that was left out when it was prepared was so.
+      The split, and the reason for each file that was left out when it was prepared.
 
     Raises:
-      InputError: The source has no images of that split.
+      InputError: The source has no images in that split.
       RunError: The prepared files are damaged.
     """
     try:
@@ -59,7 +59,7 @@ def open_prepared(directory: Path, name: str, split: str) -> tuple[Split, dict[s
 
 
 def read_images(folder: Path) -> Split:
-    """Opens what `write_images` has written, streamed from its files.
+    """Opens a data set written by `write_images`, streamed from its files.
 
     Raises:
       RunError: The files are damaged.
@@ -70,14 +70,14 @@ def read_images(folder: Path) -> Split:
 def _damaged(directory: Path, error: Exception) -> RunError:
     return RunError(
         f"the prepared data in {str(directory)!r} cannot be read ({reason(error)}); "
-        "delete that folder to have it prepared again"
+        "delete that folder to prepare it again"
     )
 
 
 def _reader(
     source: Any, directory: Path, parse: Callable[[Sequence[Any]], Batch]
 ) -> Callable[[Int64[np.ndarray, " b"]], Batch]:
-    """Returns the `read` of a split from a TFDS data source and a parser of its items."""
+    """Returns the function `Split.read` for a TFDS data source and a parser of its items."""
 
     def read(indices: Int64[np.ndarray, " b"]) -> Batch:
         try:
@@ -89,9 +89,9 @@ def _reader(
 
 
 def _parse(records: Sequence[bytes], shape: tuple[int, int, int]) -> Batch:
-    """Parses serialized examples whose images are raw bytes.
+    """Parses serialized examples that hold images as raw bytes.
 
-    TFDS's own parser does the same one example at a time, at a third of the speed.
+    TFDS's own parser does the same for one example at a time, at a third of the speed.
     """
     images, labels = bytearray(), []
     for record in records:
@@ -107,12 +107,12 @@ def open_user(name: str, data_dir: Path | None, split: str, image_size: int | No
 
     Args:
       name: The data set's name, with config and version if there are several (name/config:1.0.0).
-      data_dir: TFDS's data_dir; None is TFDS's own default.
+      data_dir: TFDS's data_dir; None: TFDS's own default.
       split: Name of the split.
-      image_size: Size to crop and resize to; None takes the images as they are.
+      image_size: Size to crop and resize to; None: the images are used as they are.
 
     Raises:
-      InputError: There is no such data or split, or it does not hold uint8 images.
+      InputError: There is no such data set or split, or it does not hold uint8 images.
     """
     builder = _user_builder(name, data_dir)
     info = builder.info
@@ -126,7 +126,7 @@ def open_user(name: str, data_dir: Path | None, split: str, image_size: int | No
     shape = _image_shape(name, info, image_size)
     class_names = _class_names(name, info)
 
-    # Encoded images are not left to TFDS, whose Pillow opens any format, some by starting programs.
+    # TFDS must not decode the images: it lets Pillow open any format, some by starting programs.
     encoded = isinstance(info.features["image"], tfds.features.Image)
 
     def parse(items: Sequence[Any]) -> Batch:
@@ -149,7 +149,7 @@ def open_user(name: str, data_dir: Path | None, split: str, image_size: int | No
 
 
 def _user_builder(name: str, data_dir: Path | None) -> Any:
-    """Returns what TFDS knows of a user's data; raises an InputError if that is not there or cannot be read."""
+    """Returns TFDS's builder of a user's data; raises an InputError if the data do not exist or cannot be read."""
     folder = str(data_dir or Path(constants.DATA_DIR).expanduser())
     with _understood(name, folder):
         first = re.match(r"\w*", name)
@@ -160,7 +160,7 @@ def _user_builder(name: str, data_dir: Path | None) -> Any:
 
 @contextlib.contextmanager
 def _understood(name: str, folder: str) -> Iterator[None]:
-    """Raises an InputError for whatever damaged metadata of a user's data make TFDS raise, which is nearly anything."""
+    """Converts TFDS's errors for damaged metadata, which can be nearly anything, to an InputError."""
     try:
         yield
     except tfds.core.DatasetNotFoundError as error:
@@ -170,25 +170,25 @@ def _understood(name: str, folder: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         raise InputError(
-            f"TFDS data {name!r} in {folder!r} cannot be read: {reason(error)[:200]}; prepare it anew"
+            f"TFDS data {name!r} in {folder!r} cannot be read: {reason(error)[:200]}; prepare it again"
         ) from error
 
 
 def _class_names(name: str, info: Any) -> tuple[str, ...]:
-    """Returns the name of each class of a user's data; none if there are no labels."""
+    """Returns the class names of a user's data; empty if there are no labels."""
     label = info.features["label"] if "label" in info.features else None
     if not isinstance(label, tfds.features.ClassLabel):
         return ()
     names = tuple(label.names or ()) if label.num_classes else ()
     if len(names) != (label.num_classes or 0):
         raise InputError(
-            f"tfds:{name} names {len(names)} classes, but has {label.num_classes}; prepare it anew"
+            f"tfds:{name} names {len(names)} classes, but has {label.num_classes}; prepare it again"
         )
     return names
 
 
 def _image_shape(name: str, info: Any, image_size: int | None) -> tuple[int, int, int]:
-    """Returns the shape of the images as they will be read, checked."""
+    """Returns the shape of the images as they will be read, or raises an InputError."""
     features = info.features
     named = isinstance(features, tfds.features.FeaturesDict)
     image: Any = features["image"] if named and "image" in features else None

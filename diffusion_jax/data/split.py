@@ -1,4 +1,4 @@
-"""A split of a data set: uint8 images and labels, read many at a time by index."""
+"""Splits of data sets: uint8 images and labels, read many at a time by index."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ FINGERPRINT_IMAGES = 1024
 
 
 class Batch(TypedDict):
-    """Images and their labels; the label is 0 where the set has none."""
+    """Images and their labels; labels are 0 if the data set has none."""
 
     image: UInt8[np.ndarray, "b h w c"]
     label: Int32[np.ndarray, " b"]
@@ -29,9 +29,9 @@ class Split:
       num_images: Number of images.
       image_shape: (H, W, C) of each image.
       class_names: Name of each class; empty if the images are not labeled.
-      read: Takes the indices of any number of images (repeats allowed), returns those images.
-      class_counts: Number of images of each class; None where they have not been counted.
-      sizes: Number of images of each split of the data set, if it has several.
+      read: Function from the indices of any number of images (repeats allowed) to those images.
+      class_counts: Number of images in each class; None: not counted.
+      sizes: Number of images in each split of the data set, if it has several.
     """
 
     num_images: int
@@ -53,7 +53,7 @@ class Split:
 
 
 def fingerprint(split: Split) -> str:
-    """Returns 16 hexadecimal digits that name a split's contents: its size, and a sample of it.
+    """Returns a hash of 16 hexadecimal digits of a split's size and a sample of its contents.
 
     The sample is at most FINGERPRINT_IMAGES images with their labels, evenly spaced.
     """
@@ -70,15 +70,15 @@ def from_arrays(
     labels: Shaped[np.ndarray, "*label_dims"] | None = None,
     class_names: Sequence[str] = (),
 ) -> Split:
-    """Returns a split of images and labels that are in host memory.
+    """Returns a split of images and labels in host memory.
 
     Args:
-      images: Pixels in {0, ..., 255}, N x H x W x C, of an integer type; uint8 is not copied.
-      labels: Class of each image, an integer from 0; None: the images have no classes.
-      class_names: Name of each class; none given: the classes are named by their numbers.
+      images: Integer pixels in {0, ..., 255}, N x H x W x C; uint8 arrays are not copied.
+      labels: Class of each image, an integer >= 0; None: the images have no classes.
+      class_names: Name of each class; empty: the classes are named by their numbers.
 
     Raises:
-      InputError: Another type, shape or range; names without labels.
+      InputError: The type, shape or range is wrong, or there are names without labels.
     """
     pixels = _pixels(np.asarray(images))
     if labels is None:
@@ -102,7 +102,7 @@ def _pixels(images: np.ndarray) -> UInt8[np.ndarray, "n h w c"]:
     """Returns the images as uint8, or raises an InputError."""
     if images.ndim != 4:
         raise InputError(
-            f"images have shape {images.shape}; it must be N x H x W x C, where C is 1 for gray ones"
+            f"images have shape {images.shape}; it must be N x H x W x C, with C = 1 for gray images"
         )
     if images.dtype == np.uint8:
         return images
@@ -117,7 +117,7 @@ def _pixels(images: np.ndarray) -> UInt8[np.ndarray, "n h w c"]:
 
 
 def _ends(values: np.ndarray) -> tuple[int, int]:
-    """Returns the smallest and the largest value; 0 and -1 of none."""
+    """Returns the smallest and the largest value; (0, -1) if there are none."""
     return (int(values.min()), int(values.max())) if values.size else (0, -1)
 
 
@@ -135,13 +135,13 @@ def _of_arrays(
 
 
 def count(labels: Int[np.ndarray, " n"], num_classes: int) -> tuple[int, ...]:
-    """Returns the number of images of each class."""
+    """Returns the number of images in each class."""
     valid = labels[(labels >= 0) & (labels < num_classes)]
     return tuple(np.bincount(valid, minlength=num_classes).tolist()) if num_classes else ()
 
 
 def in_memory(split: Split) -> Split:
-    """Reads a whole split once and returns one that holds it in host memory."""
+    """Reads a whole split and returns a copy of it in host memory."""
     images = np.empty((split.num_images, *split.image_shape), np.uint8)
     labels = np.empty(split.num_images, np.int32)
     for start in range(0, split.num_images, READ_CHUNK):

@@ -1,4 +1,4 @@
-"""What happens to images on the device: pixel range and random flips, pure and jittable."""
+"""Transforms of images on the device: pixel range and random flips, pure and jittable."""
 
 import warnings
 
@@ -9,21 +9,21 @@ from jaxtyping import Array, Float, Float32, Int, Key, Shaped, UInt8
 
 from diffusion_jax.errors import InputError
 
-FAR = 1.5  # About [-1, 1]: what is drawn without clipping may lie beyond.
-BRIGHT = 0.9  # The brightest of pixels that go from 0 on.
+FAR = 1.5  # Samples drawn without clipping may exceed [-1, 1], but hardly this.
+BRIGHT = 0.9  # Images with all values >= 0 and a maximum above this are taken to be in [0, 1].
 
 
 def to_model_range(images: Shaped[Array | np.ndarray, "*dims"]) -> Float32[Array, "*dims"]:
-    """Returns images in the model's range, [-1, 1]: pixels by x / 127.5 - 1; floats stay as they are.
+    """Returns images in the model's range, [-1, 1]: x / 127.5 - 1 for pixels; floats are unchanged.
 
-    Values of NumPy's arrays are checked; of JAX's, which may be traced, the type alone.
+    The values of NumPy arrays are checked; for JAX arrays, which may be traced, only the dtype is.
 
     Args:
-      images: Pixels in {0, ..., 255} of any integer type but uint16, whose are in {0, ..., 65535}; booleans, which
-        become -1 and 1; or floats, which are in [-1, 1] already.
+      images: Integer pixels in {0, ..., 255}, or {0, ..., 65535} for uint16; booleans, which become -1 and 1; or
+        floats in [-1, 1].
 
     Raises:
-      InputError: Another type, or integers beyond their range.
+      InputError: The dtype is none of these, or integers are out of range.
     """
     dtype = images.dtype
     known = isinstance(images, np.ndarray)
@@ -44,24 +44,24 @@ def to_model_range(images: Shaped[Array | np.ndarray, "*dims"]) -> Float32[Array
 
 
 def _warn_of_range(images: Float32[np.ndarray, "*dims"]) -> None:
-    """Warns of floats that are hardly meant to be in [-1, 1]: taken as they are, they would be noise to a network."""
+    """Warns about floats that are probably not in [-1, 1], on which a network would see mere noise."""
     if images.size == 0:
         return
     low, high = float(images.min()), float(images.max())
-    if not -FAR <= low <= high <= FAR:  # A NaN, too, is outside.
+    if not -FAR <= low <= high <= FAR:  # Also true for NaN.
         seen = f"from {low:g} to {high:g}"
     elif 0 <= low and BRIGHT < high <= 1:
         seen = "all in [0, 1]"
     else:
         return
     warnings.warn(
-        f"images are floats {seen}; a network is given them as they are, and learns from [-1, 1]",
+        f"images are floats {seen}; they are passed to the network unchanged, which expects [-1, 1]",
         stacklevel=3,
     )
 
 
 def to_uint8(images: Float[Array, "*dims"]) -> UInt8[Array, "*dims"]:
-    """Returns the nearest pixel values of images in [-1, 1]; what lies outside is clipped."""
+    """Returns the nearest pixel values of images in [-1, 1], clipped to {0, ..., 255}."""
     pixels = jnp.round((images.astype(jnp.float32) + 1) * 127.5)
     return jnp.clip(pixels, 0, 255).astype(jnp.uint8)
 
@@ -75,6 +75,6 @@ def random_flip(key: Key[Array, ""], images: Shaped[Array, "b h w c"]) -> Shaped
 def drop_labels(
     key: Key[Array, ""], labels: Int[Array, " b"], rate: float, no_label: int
 ) -> Int[Array, " b"]:
-    """Replaces each label by `no_label` with probability `rate`, independently."""
+    """Replaces each label with `no_label` with probability `rate`, independently."""
     drop = jax.random.bernoulli(key, rate, labels.shape)
     return jnp.where(drop, no_label, labels)

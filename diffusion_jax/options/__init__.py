@@ -1,7 +1,7 @@
-"""Options: what a component can be told, declared once, where the component is defined.
+"""Options of components, each declared once, in the signature of the component that has it.
 
-A component is a function or a dataclass. An option is one of its keyword parameters, annotated with what the rest of
-the package reads: the config's fields and their help, checks, refusals, names of jobs, arguments of compiled programs.
+A component is a function or a dataclass. An option is one of its keyword parameters, annotated with an `Option`, from
+which the config's fields, their help and checks, names of jobs and arguments of compiled programs are derived.
 """
 
 from diffusion_jax.options.component import Component, Option

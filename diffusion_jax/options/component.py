@@ -1,4 +1,4 @@
-"""One component, such as a sampler or a loss, and the options that its signature declares."""
+"""A component, such as a sampler or a loss, and the options that its signature declares."""
 
 import dataclasses
 import inspect
@@ -9,26 +9,26 @@ from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 from diffusion_jax.options.kinds import Kind
 
 T = TypeVar("T")
-_SIGNATURE: Any = object()  # In place of a default: that of the signature.
+_SIGNATURE: Any = object()  # Sentinel: use the default of the signature.
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What a parameter may be set to; it stands in the parameter's annotation.
+    """Allowed values and help of a parameter, given in the parameter's annotation.
 
       def heun(grid, *, churn: Annotated[float, Option(Float(0), "fresh noise of all steps; 0: none", off=0.0)] = 0.0)
 
     Attributes:
-      kind: The values that it may have.
-      help: One line without a period; it says what an unset value means.
-      field: Name of the config's field in its group where it is not the parameter's: "min_snr_gamma" of `gamma`.
-      default: Default of the config's field where it is not the parameter's; None: unset.
-      traced: Whether a compiled program takes it as an argument, so that another value needs no other program.
-      on_resume: Of an option that takes part in training: whether a resume may change it, since it alters the trained
-        parameters by no more than float rounding.
-      needs: Names of options of the group without which it has no effect: one of them must be on.
+      kind: Allowed values.
+      help: One line without a period, which says what an unset value means.
+      field: Name of the config field if it differs from the parameter's, such as "min_snr_gamma" for `gamma`.
+      default: Default of the config field if it differs from the parameter's; None: unset.
+      traced: Whether a compiled program takes it as an argument, so that a new value needs no recompilation.
+      on_resume: Whether a resumed run may change it, since it alters the trained parameters by no more than float
+        rounding. Only used for options that take part in training.
+      needs: Names of options in the same group, at least one of which must be on for this one to have an effect.
       off: The value at which options that need this one have no effect.
-      parameter: The parameter's name, which `declared_options` fills in.
+      parameter: Name of the parameter, filled in by `declared_options`.
     """
 
     kind: Kind
@@ -43,7 +43,7 @@ class Option:
 
 
 def declared_options(make: Callable[..., Any]) -> dict[str, Option]:
-    """Returns the options among the parameters of a function or a class, by field, each with its default.
+    """Returns the options declared by a function or a class, with their defaults, by field name.
 
     Raises:
       TypeError: A parameter is annotated with an option but has no default.
@@ -68,8 +68,8 @@ class Component(Generic[T]):
     """An entry of a `Registry`.
 
     Attributes:
-      make: What the entry stands for; calling the component calls it.
-      help: One line about it, without a period.
+      make: The function or class; calling the component calls it.
+      help: One-line description without a period.
     """
 
     make: Callable[..., T]
@@ -81,23 +81,22 @@ class Component(Generic[T]):
 
     @cached_property
     def options(self) -> Mapping[str, Option]:
-        """Its options by the names of their fields, in the order of its signature."""
+        """Options by field name, in the order of the signature."""
         return declared_options(self.make)
 
     @cached_property
     def parameters(self) -> frozenset[str]:
-        """Names of all its parameters."""
+        """Names of all parameters."""
         return frozenset(inspect.signature(self.make).parameters)
 
     def takes(self, parameter: str) -> bool:
-        """Whether it has a parameter of that name, an option or not."""
+        """Whether there is a parameter of that name, an option or not."""
         return parameter in self.parameters
 
     def given(self, **values: Any) -> T:
-        """Calls `make` with those of the values that are not None and that it takes.
+        """Calls `make` with the values that it takes and that are not None.
 
-        A caller offers what components of a kind may ask for, such as the process, and the config's fields; which of
-        these a component takes is the component's own.
+        The caller offers everything that components of the kind may take, such as the process and the config's fields.
         """
         known = {option.parameter: field for field, option in self.options.items()}
         offered = {name: values.get(known.get(name, name)) for name in self.parameters}

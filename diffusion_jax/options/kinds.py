@@ -1,4 +1,4 @@
-"""What an option may hold: how its text is read, which values it accepts, and how to say so."""
+"""Kinds of option values: parsing, validation and description."""
 
 import abc
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from diffusion_jax.errors import nearest
 
-_LARGEST = 3.4028234663852886e38  # Of float32, in which all is computed.
+_LARGEST = 3.4028234663852886e38  # Largest float32; everything is computed in float32.
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -25,15 +25,15 @@ class Kind(abc.ABC):
     @property
     @abc.abstractmethod
     def allowed(self) -> str:
-        """The values in words: "it must be …"."""
+        """Description of the values that completes "it must be …"."""
 
     @abc.abstractmethod
     def parse(self, text: str) -> Any:
-        """Reads a value, which may still be out of range; ValueError if it is of another type."""
+        """Parses a value, which may still be out of range; raises ValueError if it has another type."""
 
     @abc.abstractmethod
     def accepts(self, value: object) -> bool:
-        """Whether this is one of the values."""
+        """Whether the value is in the set."""
 
     def hint(self, value: object) -> str:
         """Returns " Did you mean 'x'?" for a misspelled name, else ""."""
@@ -59,7 +59,7 @@ class Int(Kind):
         try:
             return int(text)
         except ValueError:
-            value = float(text)  # Such as 1e5.
+            value = float(text)  # E.g. 1e5.
         if not value.is_integer():
             raise ValueError(text)
         return int(value)
@@ -70,7 +70,7 @@ class Int(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Float(Kind):
-    """Finite numbers from `low` to `high` that float32 can hold, without these two if the range is `open`."""
+    """Finite float32 numbers from `low` to `high`, excluding both ends if the range is `open`."""
 
     low: int | float = -math.inf
     high: int | float = math.inf
@@ -121,7 +121,7 @@ class Bool(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Text(Kind):
-    """Any text that could be a path, so not the empty one; `what` says what it stands for, as in "a folder"."""
+    """Non-empty text that could be a path; `what` describes it, as in "a folder"."""
 
     what: str
     python_type = str
@@ -136,7 +136,7 @@ class Text(Kind):
     def accepts(self, value: object) -> bool:
         if not isinstance(value, str):
             return False
-        try:  # No path has a zero byte, or half of a surrogate pair.
+        try:  # A path cannot hold a zero byte or half of a surrogate pair.
             return value != "" and b"\0" not in os.fsencode(value)
         except UnicodeEncodeError:
             return False
@@ -144,7 +144,7 @@ class Text(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Kind):
-    """One of these names; or of `aliases`, which are not listed; or "PREFIX:NAME" with any name."""
+    """One of `names`, one of `aliases` (which are not listed), or "PREFIX:NAME" with any name."""
 
     names: tuple[str, ...]
     prefixes: tuple[str, ...] = ()
@@ -157,7 +157,7 @@ class Choice(Kind):
         return ("one of " if len(names) > 1 else "") + ", ".join(names)
 
     def full_name(self, value: str) -> str:
-        """Returns the name that an alias or a prefixed name stands for; any other value is returned as it is."""
+        """Resolves an alias or a prefixed name; returns any other value unchanged."""
         prefix, colon, name = value.partition(":")
         return (
             prefix if colon and name and prefix in self.prefixes else self.aliases.get(value, value)
@@ -172,14 +172,14 @@ class Choice(Kind):
         return self.full_name(value) in (*self.names, *self.prefixes) and value not in self.prefixes
 
     def hint(self, value: object) -> str:
-        if not isinstance(value, str) or len(value) > 100:  # Where a search would take long.
+        if not isinstance(value, str) or len(value) > 100:  # The search is slow for long strings.
             return ""
         return nearest(value, list(self.names))
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuple(Kind):
-    """Several values of a kind, at most `longest`; on the command line 1,2,2 or (1, 2, 2) or [1, 2, 2]."""
+    """Up to `longest` values of one kind, written 1,2,2 or (1, 2, 2) or [1, 2, 2] on the command line."""
 
     item: Kind
     empty: bool = True
@@ -215,7 +215,7 @@ class Tuple(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Either(Kind):
-    """The values of two kinds, such as a name or a list of integers."""
+    """Union of two kinds, such as a name or a list of integers."""
 
     first: Kind
     second: Kind

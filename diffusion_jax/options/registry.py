@@ -1,4 +1,4 @@
-"""The components of one kind, by name."""
+"""Registry of the components of one kind, by name."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Generic, TypeVar
@@ -8,16 +8,16 @@ from diffusion_jax.options.component import Component, Option
 from diffusion_jax.options.kinds import Choice
 
 C = TypeVar("C", bound=Component)
-_changes = 0  # Of all registries.
+_changes = 0  # Changes to all registries.
 
 
 def num_changes() -> int:
-    """Returns how often any registry has changed: what is derived from registries is out of date if it has grown."""
+    """Returns the number of changes to all registries; values derived from registries are stale once it has grown."""
     return _changes
 
 
 class Registry(MutableMapping[str, C], Generic[C]):
-    """Components by name, such as `SAMPLERS`; the config's fields of the kind are made of it.
+    """Components by name, such as `SAMPLERS`; the config's fields are derived from it.
 
     SAMPLERS.register("mine", Sampling(mine, "my own rule"))
     """
@@ -34,11 +34,11 @@ class Registry(MutableMapping[str, C], Generic[C]):
         """Makes a registry.
 
         Args:
-          kind: What an entry is called in messages: "sampler".
+          kind: Word for an entry in messages, such as "sampler".
           entries: Components by name.
-          given: Names of the parameters that are not options, but what the caller has: "grid", "process".
-          aliases: Other names of components, which are found by them but not listed.
-          prefixed: Names of components that are found by "name:ANYTHING".
+          given: Names of parameters that the caller passes and that are not options, such as "grid", "process".
+          aliases: Other names of components, which can be looked up but are not listed.
+          prefixed: Names of components that are looked up by "name:ANYTHING".
 
         Raises:
           TypeError: See `__setitem__`.
@@ -52,8 +52,8 @@ class Registry(MutableMapping[str, C], Generic[C]):
         """Adds a component, or replaces the one of that name.
 
         Raises:
-          TypeError: A parameter is neither an option nor given by the caller, so that nothing would ever set it; or
-            another component of the kind has an option of the same name with other values or another default.
+          TypeError: A parameter is neither an option nor given by the caller, so nothing would ever set it; or another
+            component of the kind has an option of the same name with other values or another default.
         """
         declared = {option.parameter for option in component.options.values()}
         unknown = component.parameters - declared - self._given
@@ -72,7 +72,7 @@ class Registry(MutableMapping[str, C], Generic[C]):
         _count_change()
 
     def __getitem__(self, name: str) -> C:
-        if name in self._prefixed:  # By itself it names nothing.
+        if name in self._prefixed:  # A prefix alone is not a name.
             raise KeyError(name)
         return self._entries[self.choice.full_name(name)]
 
@@ -90,27 +90,27 @@ class Registry(MutableMapping[str, C], Generic[C]):
         """Returns the component of that name.
 
         Raises:
-          InputError: Unknown name; the message lists the known ones and the nearest.
+          InputError: The name is unknown; the message lists the known names and suggests the nearest.
         """
         return choose(self.kind, name, self)
 
     def owners(self, field: str) -> tuple[str, ...]:
-        """Returns the names of the components that have an option of that field."""
+        """Returns the names of the components that have this option."""
         return tuple(name for name, entry in self._entries.items() if field in entry.options)
 
     def takers(self, parameter: str) -> tuple[str, ...]:
-        """Returns the names of the components that have a parameter of that name, an option or not."""
+        """Returns the names of the components that have this parameter, an option or not."""
         return tuple(name for name, entry in self._entries.items() if entry.takes(parameter))
 
     @property
     def choice(self) -> Choice:
-        """The names, as the values of a config field."""
+        """The names as the allowed values of a config field."""
         names = tuple(name for name in self._entries if name not in self._prefixed)
         return Choice(names, self._prefixed, self._aliases)
 
     @property
     def options(self) -> dict[str, Option]:
-        """The options of all components by field; an option of several components stands once."""
+        """The options of all components by field; an option shared by several components is listed once."""
         return {
             name: option
             for entry in self._entries.values()
@@ -118,7 +118,7 @@ class Registry(MutableMapping[str, C], Generic[C]):
         }
 
     def help(self) -> str:
-        """Returns one line about all components: "heun: two evaluations per step; ..."."""
+        """Returns one line that describes all components: "heun: two evaluations per step; ..."."""
         return "; ".join(f"{name}: {entry.help}" for name, entry in self._entries.items())
 
 

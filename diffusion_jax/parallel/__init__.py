@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, where arrays lie, joining hosts."""
+"""Devices and processes: the mesh, array shardings, multi-process runs."""

@@ -1,4 +1,4 @@
-"""What the processes of one run agree on: they exchange texts, do things alike, and let the first decide."""
+"""Coordination of the processes of a run: exchange of texts, actions on all, decisions by the first."""
 
 import collections
 import itertools
@@ -20,14 +20,14 @@ _exchanges: dict[str, Any] = collections.defaultdict(itertools.count)
 
 
 def exchange(name: str, text: str) -> list[str]:
-    """Returns the text of every process, in their order; waits for all of them.
+    """Returns the text of every process, in order of their indices; waits for all of them.
 
-    The coordination service carries the texts, not the devices: a device computation of a background
-    thread could cross those of the training.
+    The texts go through the coordination service rather than the devices: a device computation on a
+    background thread could interleave with those of the training.
 
     Args:
-      name: Names the occasion; every process calls this equally often for each name.
-      text: What this process has to say.
+      name: Name of the exchange; every process calls this equally often for each name.
+      text: Text of this process.
     """
     if jax.process_count() == 1:
         return [text]
@@ -40,7 +40,7 @@ def exchange(name: str, text: str) -> list[str]:
 
 
 def _get(key: str, deadline: float) -> str:
-    """Waits for a text, a second at a time: Python sees a signal only between two questions."""
+    """Waits for a text in calls of one second, since Python handles signals only between calls."""
     while True:
         try:
             return client().blocking_key_value_get(key, 1000)
@@ -51,15 +51,15 @@ def _get(key: str, deadline: float) -> str:
 
 
 def run_on_all(name: str, action: Callable[[], T]) -> T:
-    """Does the action on every process; if it fails on one, every process raises.
+    """Runs an action on every process; if it fails on one, every process raises.
 
     Args:
       name: See `exchange`.
-      action: What to do; each process gets the value of its own.
+      action: Function to call; each process gets its own value.
 
     Raises:
-      Exception: What this process's own action raised.
-      RunError: What another one's did. An InputError there is one here.
+      Exception: The error of this process's own action.
+      RunError: The action failed on another process; an InputError there is raised as one here.
     """
     error, value = None, None
     try:
@@ -78,29 +78,29 @@ def run_on_all(name: str, action: Callable[[], T]) -> T:
 
 
 def broadcast_from_first(name: str, decide: Callable[[], T]) -> T:
-    """Returns what process 0 decides, on every process; the others do not look for themselves.
+    """Returns the decision of process 0 on every process.
 
-    What they would look at, a folder that all share, may have changed by then, or not show there yet.
+    The others do not decide by themselves: a shared folder may have changed meanwhile, or not show changes there yet.
 
     Args:
       name: See `exchange`.
-      decide: Called on process 0 alone; its value must be JSON-serializable.
+      decide: Function called on process 0 alone; its value must be JSON-serializable.
 
     Raises:
-      Exception: What `decide` raised; on the other processes as in `run_on_all`.
+      Exception: The error of `decide`; on the other processes as in `run_on_all`.
     """
     decided: Any = run_on_all(name, decide if jax.process_index() == 0 else lambda: None)
     return json.loads(exchange(name, json.dumps(decided))[0])
 
 
 def is_another_than_first() -> bool:
-    """Whether this is one of several processes and not the first; starts no device."""
+    """Whether this is one of several processes and not the first; initializes no devices."""
     return jax.distributed.is_initialized() and jax.process_index() > 0
 
 
 def client() -> Any:
-    """Returns JAX's client of the coordination service, of which there must be one."""
-    from jax._src import distributed  # There is no public way to the key-value store.
+    """Returns JAX's client of the coordination service, which must be running."""
+    from jax._src import distributed  # The key-value store has no public API.
 
     return distributed.global_state.client
 
@@ -113,14 +113,14 @@ def coordinator() -> str:
 
 
 def assert_same_command(what: str, mine: Mapping[str, object]) -> None:
-    """Refuses processes that were started with different values; every process calls this.
+    """Raises if the processes were started with different values; every process calls this.
 
     Args:
-      what: Names the occasion, see `exchange`.
-      mine: This process's values by name, JSON-serializable.
+      what: Name of the exchange, see `exchange`.
+      mine: JSON-serializable values of this process by name.
 
     Raises:
-      InputError: On every process; it names the first values that differ from process 0's.
+      InputError: Values differ from process 0's; raised on every process, with the first differences.
     """
     texts = exchange(what, json.dumps(mine, sort_keys=True))
     first = json.loads(texts[0])

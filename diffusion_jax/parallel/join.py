@@ -1,7 +1,7 @@
-"""Joins the processes of a TPU pod, a cluster, or one machine to one run; and the CPU devices of one process.
+"""Start of the processes of a run on a TPU pod, a cluster or one machine, and of a process's CPU devices.
 
-Each process runs the same command. Under Slurm's `srun`, Open MPI's `mpirun`, and on TPUs of GKE, JAX reads from the
-environment how many there are; elsewhere three variables or flags say so (`ProcessId`).
+Each process runs the same command. Under Slurm's `srun`, Open MPI's `mpirun`, and on TPUs of GKE, JAX reads the number
+of processes from the environment; elsewhere three variables or flags give it (`ProcessId`).
 """
 
 import contextlib
@@ -16,21 +16,24 @@ from diffusion_jax.lifecycle import stopping
 from diffusion_jax.parallel import distributed, peers
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-# 1: the environment is one that JAX knows, which is not found out by itself on a TPU pod; 0: this process is alone.
+# 1: join as JAX's cluster detection says (needed on a TPU pod, which is not recognized here); 0: run alone.
 SWITCH = "DIFFUSION_JAX_DISTRIBUTED"
 JOIN_TIMEOUT = 300
-# Longer than our own watch (`peers.SILENCE`), which can name the process that is gone; JAX's aborts this one.
+# Longer than our own watch (`peers.SILENCE`), which names the lost process; JAX's just aborts.
 HEARTBEAT_TIMEOUT = 100
-_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # Each says how many it has started.
+_LAUNCHERS = (
+    "SLURM_STEP_NUM_TASKS",
+    "OMPI_COMM_WORLD_SIZE",
+)  # Number of processes started, by launcher.
 
 
 class ProcessId(NamedTuple):
-    """One of several processes.
+    """Identity of one of several processes.
 
     Attributes:
-      address: host:port where process 0 is reached.
-      processes: How many there are.
-      number: Number of this one, from 0.
+      address: host:port of the coordinator, process 0.
+      processes: Number of processes.
+      number: Index of this process, from 0.
     """
 
     address: str
@@ -41,16 +44,16 @@ class ProcessId(NamedTuple):
 def initialize(process: ProcessId | None = None) -> None:
     """Joins the other processes, if there are any. Call it before any other use of JAX.
 
-    A process by itself gets a CPU device a core, unless the user has said how many it gets.
+    A single process gets one CPU device per core, unless the user has set their number.
 
     Args:
-      process: This process's process; None: as the environment says.
+      process: Identity of this process; None: from the environment.
 
     Raises:
       InputError: The variables contradict each other, or the coordinator cannot be reached.
-      RunError: No pod or cluster is found where there should be one.
+      RunError: A pod or cluster was expected, but none is found.
     """
-    # JAX's own would take SIGTERM away from our handler from now on; `preemption` asks for it while training.
+    # JAX's own service would take SIGTERM away from our handler from now on; `preemption` enables it while training.
     jax.config.update("jax_enable_preemption_service", False)
     process = process or _process_of_environment()
     if process is not None:
@@ -73,7 +76,7 @@ def _process_of_environment() -> ProcessId | None:
 
 
 def _is_started_by_a_launcher() -> bool:
-    """Whether JAX will find this process's process in the environment."""
+    """Whether JAX can read this process's identity from the environment."""
     switch = os.environ.get(SWITCH, "")
     if switch in ("0", "1"):
         return switch == "1"
@@ -101,12 +104,12 @@ def _check(process: ProcessId) -> None:
 
 
 def _join(process: ProcessId | None) -> None:
-    """Joins at a process, or at the one that JAX finds for a pod or a cluster.
+    """Joins with the given identity, or with the one that JAX detects on a pod or a cluster.
 
-    The time-out at the end stays JAX's 5 minutes: the first process may finish its pictures while the
-    others wait for it there, and JAX would abort them all.
+    The shutdown timeout stays at JAX's 5 minutes: the others wait there while the first process finishes
+    its pictures, and a shorter timeout would abort them all.
     """
-    # The CPU backend's own collectives work within one process only. Other backends ignore this.
+    # The CPU backend's default collectives work within one process only. Other backends ignore this.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -124,65 +127,63 @@ def _join(process: ProcessId | None) -> None:
 
 
 def _connect() -> None:
-    """Computes something on all devices: gloo connects at the first such computation, within 30 s.
+    """Runs a computation on all devices: gloo connects at the first one, within 30 s.
 
-    Here all processes are at the same point. Later one may be long in compiling, say, while the others wait.
+    All processes are at the same point here. Later, one may still be compiling while the others wait.
     """
     import numpy as np
     from jax.experimental import multihost_utils
 
     distributed.exchange("connect", "")
-    multihost_utils.process_allgather(np.zeros(1))  # One device a process.
+    multihost_utils.process_allgather(np.zeros(1))  # One device per process.
     multihost_utils.sync_global_devices("connect")  # All devices.
 
 
 def _wait_for(address: str) -> None:
-    """Probes the coordinator: JAX itself would abort the process without a Python error.
+    """Waits until the coordinator can be reached: JAX itself would abort the process without a Python error.
 
     Raises:
-      InputError: It cannot be reached.
-      Stopped: A signal came meanwhile.
+      InputError: The coordinator cannot be reached.
+      Stopped: A signal arrived during the wait.
     """
     started = time.monotonic()
     while problem := peers.unreachable(address):
         if time.monotonic() - started > JOIN_TIMEOUT:
             raise InputError(
-                f"no coordinator at {address}, where process 0 should be: tried for {JOIN_TIMEOUT} s, {problem}"
+                f"no coordinator (process 0) at {address}: tried for {JOIN_TIMEOUT} s, {problem}"
             )
         stopping.check()
         time.sleep(0.5)
 
 
 def _use_cores() -> None:
-    """Makes a CPU device of each core that this process may use. It is not used where JAX finds an accelerator.
+    """Configures one CPU device per available core; it has no effect if JAX finds an accelerator.
 
     Raises:
-      InputError: JAX_NUM_CPU_DEVICES is no number of devices.
+      InputError: JAX_NUM_CPU_DEVICES is not a valid number of devices.
     """
     chosen = jax.config.values["jax_num_cpu_devices"]  # JAX_NUM_CPU_DEVICES sets this too.
     if chosen != -1 and chosen < 1:
         raise InputError(f"JAX_NUM_CPU_DEVICES is {chosen}; it must be at least 1")
     if chosen != -1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    with contextlib.suppress(
-        RuntimeError
-    ):  # In a program that has used JAX, devices are as they are.
+    with contextlib.suppress(RuntimeError):  # The devices cannot change once JAX has been used.
         jax.config.update("jax_num_cpu_devices", cores())
 
 
 def _check_platforms() -> None:
-    """Has JAX look for its devices; says in one line what is wrong if it finds none.
+    """Initializes JAX's devices, with an error of one line if there are none.
 
     Raises:
-      InputError: JAX_PLATFORMS names what is not here.
-      RunError: Devices that cannot be used, such as those that another process holds.
+      InputError: JAX_PLATFORMS names a platform that is not available.
+      RunError: The devices cannot be used, for instance because another process holds them.
     """
     try:
         jax.local_devices()
     except (
         RuntimeError,
         AssertionError,
-    ) as error:  # The latter for a plug-in that is not installed.
+    ) as error:  # AssertionError: a plug-in is not installed.
         line = str(error).partition("\n")[0] or "it finds no device of that kind"
         named = jax.config.values.get("jax_platforms")
         if named:

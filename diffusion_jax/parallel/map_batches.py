@@ -1,4 +1,4 @@
-"""Functions of many rows, compiled for one number of rows and computed batch by batch over the mesh."""
+"""Batched map: functions of many rows, compiled for one batch size and run batch by batch over the mesh."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from diffusion_jax.parallel import sharding
 
 
 def padded_size(batch_size: int, mesh: jax.sharding.Mesh) -> int:
-    """Returns the batch size, rounded up to a multiple of the devices."""
+    """Returns the batch size rounded up to a multiple of the number of devices."""
     return -(-batch_size // mesh.size) * mesh.size
 
 
@@ -23,17 +23,17 @@ def map_batches(
     out_axes: tuple[int | None, ...] = (0,),
     load: Callable[..., tuple] | None = None,
 ) -> Callable[[tuple, tuple], tuple[Any, ...]]:
-    """Returns (whole, rows) -> outputs, NumPy arrays with as many rows as they were given.
+    """Returns the function (whole, rows) -> outputs, NumPy arrays with as many rows as the inputs.
 
-    The rows of each batch are padded to one compiled shape, a multiple of the devices.
+    Each batch is padded to one compiled shape, a multiple of the number of devices.
 
     Args:
-      function: (*whole, *rows) -> outputs, to be compiled.
-      mesh: Devices; each gets all of `whole`, and its part of `rows`, trees of arrays whose first axis is the batch.
-      batch_size: Rows at once, rounded up to a multiple of the devices.
-      out_axes: Which axis of each output, a tree of arrays, is the batch; None: there is no such output.
-      load: (*rows) -> the rows that `function` takes, such as images of indices; each process loads its own. None:
-        the rows are those.
+      function: (*whole, *rows) -> outputs, which is compiled.
+      mesh: Devices; each gets all of `whole` and its part of `rows`, pytrees of arrays with the batch as first axis.
+      batch_size: Rows per batch, rounded up to a multiple of the number of devices.
+      out_axes: Batch axis of each output, a pytree of arrays; None: the output is None.
+      load: (*rows) -> inputs of `function`, such as images for indices; each process loads its own rows. None: the
+        identity.
     """
     size = padded_size(batch_size, mesh)
     axes = tuple(axis or 0 for axis in out_axes)

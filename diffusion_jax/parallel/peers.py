@@ -1,7 +1,7 @@
-"""Whether the other processes of a run still live: each tells of itself, and names the one that does not any more.
+"""Heartbeats between the processes of a run: if one dies, the others exit and name it.
 
-A collective operation waits for ever for a process that is gone, and JAX's own watch aborts without its name. So each
-process writes a counter to the coordination service every few seconds, and reads those of the others.
+A collective operation waits forever for a dead process, and JAX's own heartbeat aborts without naming it. So each
+process writes a counter to the coordination service every few seconds and reads those of the others.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ import jax
 from diffusion_jax.parallel import distributed
 
 INTERVAL = 2.0
-SILENCE = 20.0  # After as long without a sign, a process is taken to be gone.
-# A process that has failed leaves time to the others: they may have failed alike, and say it themselves.
+SILENCE = 20.0  # Seconds without a heartbeat after which a process is considered dead.
+# A failed process leaves the others time to report: they may have failed for the same reason.
 LEAVE_TIMEOUT = 10.0
 _FOLDER = "diffusion_jax/alive"
 
@@ -30,7 +30,7 @@ _watch: "_Watch | None" = None
 
 
 def watch() -> None:
-    """Begins to tell the others of this process and to look after them; every process calls this once."""
+    """Starts sending and watching heartbeats; every process calls this once."""
     global _watch
     mine = f"{socket.gethostname()}, pid {os.getpid()}"
     names = [
@@ -41,28 +41,28 @@ def watch() -> None:
 
 
 def name_the_missing(timeout: float = SILENCE + 3 * INTERVAL) -> None:
-    """Call it when something that all processes do has failed: ends this one if another is gone.
+    """Exits if another process is dead; called when something that all processes do has failed.
 
-    Returns only if all others live, or if this process is alone.
+    Returns only if all other processes are alive, or there are none.
 
     Args:
-      timeout: Seconds to look for one.
+      timeout: Seconds to watch for a dead process.
     """
     if _watch is not None:
-        _watch.join(timeout)  # It ends the process if it finds one.
+        _watch.join(timeout)  # The thread ends the process if it finds one.
 
 
 def finish() -> None:
-    """Call it when this process has done its part: the others do not wait for signs of it any more."""
+    """Ends the heartbeats of a process that is done, so that the others no longer expect them."""
     if _watch is not None:
         _watch.end("")
 
 
 def fail(status: int, why: str) -> None:
-    """Call it before an exit after an error: ends this process at once unless all end alike.
+    """Ends a failed process at once, unless all processes fail; called before the exit.
 
-    An ordinary exit would wait for the other processes, which wait for this one. So they are told, and end
-    too. Processes that all fail soon exit in the ordinary way.
+    An ordinary exit would wait for the other processes, which wait for this one. So they are told to exit
+    too. If all processes fail within a short time, they exit in the ordinary way.
 
     Args:
       status: Exit status.
@@ -73,7 +73,7 @@ def fail(status: int, why: str) -> None:
     _watch.end(why or f"status {status}", status)
     try:
         distributed.client().wait_at_barrier("fail", int(LEAVE_TIMEOUT * 1000))
-    except Exception:  # Whatever it is: the others are not there.
+    except Exception:  # Whatever the error, the others are gone.
         if gone := _watch.silent():
             print(f"note: no sign of {', '.join(gone)} since: it died or hangs", file=sys.stderr)
         _exit(status)
@@ -86,22 +86,24 @@ def _exit(status: int) -> NoReturn:
 
 
 class _Watch(threading.Thread):
-    """The thread that does it."""
+    """Thread that sends and watches heartbeats."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(name="peers", daemon=True)
-        self._ended: str | None = None  # Why, or "" if all is well; None: not yet.
-        self._status: int | None = None  # Of this process, if it has failed.
+        self._ended: str | None = None  # Reason, or "" for success; None: still running.
+        self._status: int | None = None  # Exit status of this process if it has failed.
         self._names = names
         self._me = jax.process_index()
         self._count = 0
-        self._telling = threading.Lock()  # Else a sign of life could come after that of the end.
+        self._telling = (
+            threading.Lock()
+        )  # Otherwise a heartbeat could follow the message of the end.
         self._seen = {i: ("", time.monotonic()) for i in range(len(names)) if i != self._me}
         self._abort = _on_abort(self._explain_abort)
 
     def run(self) -> None:
         while self._ended is None:
-            with contextlib.suppress(Exception):  # Then no sign of anybody is seen.
+            with contextlib.suppress(Exception):  # Then no heartbeats are seen.
                 self._tell()
                 self._look()
             for process, (said, when) in self._seen.items():
@@ -109,13 +111,13 @@ class _Watch(threading.Thread):
             time.sleep(INTERVAL)
 
     def end(self, why: str, status: int | None = None) -> None:
-        """Ends the watch and tells the others, with an error's reason."""
+        """Ends the watch and tells the others why."""
         self._ended, self._status = why, status
         with contextlib.suppress(Exception):  # Process 0 may be gone.
             self._tell()
 
     def silent(self) -> list[str]:
-        """Returns the names of those that have given no sign of life lately, nor said that they have ended."""
+        """Returns the names of processes without a recent heartbeat that have not reported their end."""
         with contextlib.suppress(Exception):  # Process 0 may be gone.
             self._look()
         now = time.monotonic()
@@ -138,7 +140,7 @@ class _Watch(threading.Thread):
                 self._seen[process] = said, time.monotonic()
 
     def _judge(self, process: int, said: str, silent: float) -> None:
-        """Ends this process if another has failed or is gone."""
+        """Ends this process if another one has failed or is dead."""
         ended = _reason(said)
         if ended is None and silent > SILENCE:
             self._give_up(f"no sign of {self._names[process]} for {silent:.0f} s: it died or hangs")
@@ -146,14 +148,14 @@ class _Watch(threading.Thread):
             self._give_up(f"{self._names[process]} has stopped: {ended}")
 
     def _give_up(self, what: str) -> None:
-        if self._ended is None:  # Else this process is about to end by itself.
-            line = f"error: {what}; run the same command again to go on from the last checkpoint"
+        if self._ended is None:  # Otherwise this process is about to exit by itself.
+            line = f"error: {what}; run the same command again to continue from the last checkpoint"
             print(line, file=sys.stderr)
             _exit(1)
 
     def _explain_abort(self) -> None:
-        """JAX aborts this process as soon as the one with the coordination service, process 0, is gone."""
-        if self._status is not None:  # Its own error counts, not that the others end because of it.
+        """Reports why JAX aborts this process, as it does as soon as the coordinator, process 0, is gone."""
+        if self._status is not None:  # This process's own error made the others exit.
             _exit(self._status)
         problem = unreachable(distributed.coordinator())
         if self._me != 0 and problem:
@@ -163,12 +165,12 @@ class _Watch(threading.Thread):
 
 
 def _reason(said: str) -> str | None:
-    """Returns why a process that said this has ended, "" if all was well; None: it lives."""
+    """Returns why the process with this message has ended, "" for success; None: it is alive."""
     return json.loads(said)["ended"] if said else None
 
 
 def unreachable(address: str) -> str:
-    """Returns why nobody answers at host:port, or "" if somebody does."""
+    """Returns why there is no answer at host:port, or "" if there is one."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
@@ -178,9 +180,9 @@ def unreachable(address: str) -> str:
 
 
 def _on_abort(explain: Callable[[], None]) -> Any:
-    """Has a function called when C++ code aborts this process, on the thread that does; returns what must be kept.
+    """Registers a function to be called when C++ code aborts this process, on that thread.
 
-    Python's own handlers would never run then: they wait for the interpreter's main loop.
+    Returns an object that must be kept alive. Python's own handlers would never run: they wait for the interpreter.
     """
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: explain())
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)

@@ -1,4 +1,4 @@
-"""When the processes of a training stop: all at the same step, after SIGTERM, a preemption's notice, to any of them."""
+"""Preemption: all processes stop training at the same step after any of them receives SIGTERM."""
 
 import contextlib
 import os
@@ -7,26 +7,26 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-# Whether to stop now. Every process asks equally often, and all get the same answer.
+# Returns whether to stop now. Every process calls it equally often, and all get the same answer.
 AskStop = Callable[[], bool]
 
 
 @contextlib.contextmanager
 def stop_point(requested: Callable[[], bool]) -> Iterator[AskStop]:
-    """Within, a notice to one process stops all, by JAX's preemption sync point.
+    """Context in which a preemption notice to one process stops all, by JAX's preemption sync point.
 
-    JAX takes SIGTERM for itself meanwhile, so that a second one does not end the process at once; SIGINT does. JAX's
-    threads tell the others, and choose a step that none has begun, so that no step waits for a decision.
+    JAX handles SIGTERM meanwhile, so a second SIGTERM does not end the process at once, but a second SIGINT does. JAX's
+    threads notify the others and choose a step that none has begun, so that no step waits for a decision.
 
     Args:
-      requested: Whether a signal has come to this process's own handler, such as SIGINT, and, of one process by
-        itself, SIGTERM.
+      requested: Whether this process's own handler has received a signal: SIGINT, or SIGTERM if there is only one
+        process.
     """
     if jax.process_count() == 1:
         yield requested
         return
     from jax._src import (
-        distributed,  # The public way would take SIGTERM from the start of the program on.
+        distributed,  # The public API would take SIGTERM from the start of the program.
     )
     from jax.experimental import multihost_utils
 
@@ -34,7 +34,7 @@ def stop_point(requested: Callable[[], bool]) -> Iterator[AskStop]:
     distributed.global_state.initialize_preemption_sync_manager()
     manager = distributed.global_state.preemption_sync_manager
     assert manager is not None
-    handler = signal.getsignal(signal.SIGTERM)  # Python does not know of JAX's.
+    handler = signal.getsignal(signal.SIGTERM)  # Python does not know JAX's handler.
     asked = 0
     passed_on = False
 

@@ -1,4 +1,4 @@
-"""Batches of a job on disk: a killed command, run again, computes those that are missing."""
+"""Batches of a job on disk: a killed command that is run again computes only the missing ones."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,26 +14,24 @@ from diffusion_jax.parallel.distributed import broadcast_from_first
 from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.writing.atomic import remove, remove_unfinished
 
-Arrays = dict[
-    str, np.ndarray
-]  # Of a batch. `indices` says which items these are, one after the other.
-Compute = Callable[[Int64[np.ndarray, " b"]], Arrays]  # The indices of a batch -> its arrays.
+Arrays = dict[str, np.ndarray]  # Arrays of a batch; `indices` holds the items, in order.
+Compute = Callable[[Int64[np.ndarray, " b"]], Arrays]  # Item indices -> arrays of the batch.
 
 
 class Batches:
-    """The finished batches of a job, one file each.
+    """Finished batches of a job, one file per batch.
 
     Args:
-      folder: Of these batches alone; it need not be there. None: nothing is kept.
-      total: Number of items of the job.
-      is_sound: Whether arrays that were read, with these `indices`, can be a batch of this job.
+      folder: Folder for these batches alone, which need not exist. None: batches are not kept.
+      total: Number of items in the job.
+      is_sound: Whether arrays that were read from a file can be a batch of this job.
     """
 
     def __init__(self, folder: Path | None, total: int, is_sound: Callable[[Arrays], bool]) -> None:
         self._folder, self._total, self._is_sound = folder, total, is_sound
 
     def read(self) -> Iterator[Arrays]:
-        """Yields the sound batches in the order of their items, of which none is in two."""
+        """Yields the sound batches in the order of their items, without overlaps."""
         seen = np.zeros(self._total, bool)
         for path in [] if self._folder is None else sorted(self._folder.glob("*.npz")):
             arrays = self._read(path)
@@ -42,10 +40,10 @@ class Batches:
                 yield arrays
 
     def read_all(self) -> Iterator[Arrays]:
-        """Yields the batches of all items, in their order.
+        """Yields the batches of all items, in order.
 
         Raises:
-          RunError: One is gone or damaged.
+          RunError: A batch is missing or damaged.
         """
         count = 0
         for arrays in self.read():
@@ -55,11 +53,11 @@ class Batches:
             yield arrays
         if count < self._total:
             raise RunError(
-                f"a batch in {self._folder} is gone or damaged; run the same command again to compute it anew"
+                f"a batch in {self._folder} is missing or damaged; run the same command again to recompute it"
             )
 
     def finished(self) -> Int64[np.ndarray, " n"]:
-        """Returns the items of the sound batches, on every process those that process 0 sees."""
+        """Returns the items of the sound batches, as process 0 sees them, on every process."""
         ranges = broadcast_from_first(
             "finished batches",
             lambda: [(int(b["indices"][0]), int(b["indices"][-1]) + 1) for b in self.read()],
@@ -69,11 +67,11 @@ class Batches:
     def compute(
         self, function: Compute, batch_size: int, finished: Int64[np.ndarray, " n"]
     ) -> Iterator[Arrays]:
-        """Yields the batches of the items that are not finished, each as soon as it is kept.
+        """Yields the batches of the unfinished items, each as soon as it is on disk.
 
         Raises:
-          RunError: A batch cannot be written, or the folder that this command owns is gone.
-          Stopped: A signal came.
+          RunError: A batch cannot be written, or this command's folder is gone.
+          Stopped: A signal arrived.
         """
         if self._folder is not None and jax.process_index() == 0:
             remove_unfinished(self._folder)
@@ -90,14 +88,14 @@ class Batches:
     def complete(
         self, function: Compute, batch_size: int, done: Callable[[int], object] | None = None
     ) -> list[Arrays]:
-        """Returns the batches of all items in their order, on every process; what is there is not computed again.
+        """Returns the batches of all items in order, on every process; batches on disk are not recomputed.
 
-        Of several processes none reads what another wrote, which may not show there yet: they compute all.
+        Several processes compute all batches: one may not see yet what another has written.
 
         Args:
-          function: Computes a batch.
-          batch_size: Items at once.
-          done: Called with the number of items of each batch.
+          function: Function that computes a batch.
+          batch_size: Items per batch.
+          done: Called with the number of items in each batch.
         """
         tell = done or (lambda count: None)
         batches = list(self.read()) if jax.process_count() == 1 else []
@@ -111,10 +109,10 @@ class Batches:
         return sorted(batches, key=lambda batch: batch["indices"][0])
 
     def write(self, arrays: Arrays) -> None:
-        """Keeps a batch: a kill leaves either its whole file or none.
+        """Writes a batch; a kill leaves either its whole file or none.
 
         Raises:
-          RunError: It cannot be written.
+          RunError: The batch cannot be written.
         """
         if self._folder is None:
             return
@@ -129,7 +127,7 @@ class Batches:
             remove(self._folder)
 
     def _read(self, path: Path) -> Arrays | None:
-        """Returns what `write` wrote, or None if the file is damaged, another's, or of another version."""
+        """Returns a batch from `write`, or None if the file is damaged, foreign, or of another version."""
         with contextlib.suppress(OSError, ValueError):
             arrays = read_npz(path)
             indices = arrays.get("indices", np.zeros(0))
@@ -151,7 +149,7 @@ def _name(arrays: Arrays) -> str:
 
 
 def rows_of(**kinds: tuple[type[np.generic], Iterable[int]]) -> Callable[[Arrays], bool]:
-    """Returns whether a batch has, for each item, a row of this type and shape in the arrays of these names."""
+    """Returns a check that a batch has arrays of these names, with one row of this dtype and shape per item."""
 
     def is_sound(arrays: Arrays) -> bool:
         count = len(arrays["indices"])
@@ -165,11 +163,11 @@ def rows_of(**kinds: tuple[type[np.generic], Iterable[int]]) -> Callable[[Arrays
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Says in one line why a file or folder of a job cannot be written, and that nothing computed is lost."""
+    """Converts a failed write to an error of one line, which says that finished batches are kept."""
     try:
         yield
     except OSError as error:
         raise RunError(
             f"cannot write {path} ({reason(error)}); finished batches are kept: "
-            "run the same command again to go on"
+            "run the same command again to continue"
         ) from error

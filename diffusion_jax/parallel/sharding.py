@@ -1,4 +1,4 @@
-"""The device mesh and how arrays lie on it: batches along both of its axes, the state's large arrays along `fsdp`."""
+"""The device mesh and array shardings: batches over both of its axes, large arrays of the state over `fsdp`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,12 +14,12 @@ from diffusion_jax.errors import InputError
 
 DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 BATCH_AXES = (DATA_AXIS, FSDP_AXIS)
-# A CPU device with fewer images spends its time on starting operations and on the sums over devices: on two cores a
-# step on two devices took 1.1 times as long as on one with 4 images of CIFAR-10 each, 1.3 times with 16 digits, and
-# 0.77 times with 32 images of 28x28.
+# With fewer images per CPU device, overhead and sums over devices dominate: on two cores a step on two devices took 1.1
+# times as long as on one with 4 images of CIFAR-10 each, 1.3 times with 16 digits, and 0.77 times with 32 images of
+# 28x28.
 WORTH_A_DEVICE = 32
-# Arrays of fewer numbers stay whole: gathering one costs a message, however small. Of the CIFAR-10 U-Net these are
-# 0.6% of the parameters.
+# Smaller arrays are replicated: gathering one costs a message, however small. They are 0.6% of the parameters of the
+# CIFAR-10 U-Net.
 WORTH_DIVIDING = 2**14
 
 
@@ -30,18 +30,18 @@ def make_mesh(
     batch_size: int | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """Returns a mesh of data x fsdp devices; neighbors along `fsdp` are close to each other.
+    """Returns a mesh of data x fsdp devices; neighbors along `fsdp` are physically close.
 
     Args:
-      data: Devices along `data`. -1: all that are left; of one process's CPU devices, the most that divide
-        `batch_size` and get `WORTH_A_DEVICE` rows each.
-      fsdp: Devices along `fsdp`, over which parameters, optimizer and averages are divided too.
-      batch_size: Size of the batches that will be divided; None: any.
-      devices: What there is; None: this run's devices.
+      data: Devices along `data`. -1: all remaining ones; with the CPU devices of a single process, as many as divide
+        `batch_size` and get at least `WORTH_A_DEVICE` rows each.
+      fsdp: Devices along `fsdp`, over which parameters, optimizer state and averages are sharded too.
+      batch_size: Size of the batches to be sharded; None: any.
+      devices: Available devices; None: all devices of this run.
 
     Raises:
-      InputError: Not the devices that there are: more, a number that `fsdp` does not divide, or, with several
-        processes, not all of them.
+      InputError: The mesh does not match the devices: it needs more, `fsdp` does not divide their number, or it does
+        not use all devices of several processes.
     """
     devices = jax.devices() if devices is None else devices
     if data == -1:
@@ -54,7 +54,9 @@ def make_mesh(
             most = min(data, max(1, batch_size // WORTH_A_DEVICE))
             data = next(n for n in range(most, 0, -1) if batch_size % n == 0)
     if data < 1:
-        raise InputError(f"mesh.data is {data}; it must be -1 (all that are left) or at least 1")
+        raise InputError(
+            f"mesh.data is {data}; it must be -1 (all remaining devices) or at least 1"
+        )
     size = data * fsdp
     if size > len(devices):
         raise InputError(
@@ -69,12 +71,12 @@ def make_mesh(
 
 
 def _share_cores(devices: Sequence[Any]) -> bool:
-    """Whether these are the cores of one process, of which few may be faster than all."""
+    """Whether the devices are the CPU cores of one process, so that fewer may be faster."""
     return devices[0].platform == "cpu" and jax.process_count() == 1
 
 
 def _placed(devices: Sequence[Any], data: int, fsdp: int) -> np.ndarray:
-    """Lays the devices out; a TPU's by how they are wired, if all of one slice take part."""
+    """Arranges the devices; a full slice of TPUs according to its interconnect."""
     if devices[0].platform == "tpu" and data * fsdp == len(devices):
         if len({getattr(device, "slice_index", 0) for device in devices}) == 1:
             return mesh_utils.create_device_mesh((data, fsdp), devices)
@@ -82,12 +84,12 @@ def _placed(devices: Sequence[Any], data: int, fsdp: int) -> np.ndarray:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The given axis is split over all devices."""
+    """Returns the sharding that splits the given axis over all devices."""
     return NamedSharding(mesh, _rows(axis))
 
 
@@ -96,9 +98,9 @@ def _rows(axis: int) -> PartitionSpec:
 
 
 def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Returns a sharding for each array: its largest axis that `fsdp` divides is split over it.
+    """Returns a tree of shardings that split, over `fsdp`, the largest axis of each array that it divides.
 
-    Small arrays, and those without such an axis, are on each device.
+    Small arrays, and those without such an axis, are replicated.
     """
     parts = mesh.shape[FSDP_AXIS]
 
@@ -113,14 +115,14 @@ def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def _divided_axis(sharding: NamedSharding) -> int | None:
-    """The axis that `fsdp` divides, or None."""
+    """Returns the axis that is split over `fsdp`, or None."""
     return sharding.spec.index(FSDP_AXIS) if FSDP_AXIS in sharding.spec else None
 
 
 def gather_parts(tree: Any, shardings: Any) -> Any:
-    """Returns the whole arrays of which this device has its parts, inside `over_batch`.
+    """Gathers whole arrays from the devices' parts, inside `over_batch`.
 
-    Differentiated, it sums the gradients over `fsdp` and leaves each device those of its part (a reduce-scatter).
+    Its derivative is a reduce-scatter: gradients are summed over `fsdp`, and each device gets those of its part.
 
     Args:
       tree: This device's parts.
@@ -137,20 +139,20 @@ def gather_parts(tree: Any, shardings: Any) -> Any:
 def over_batch(
     function: Callable[..., Any], mesh: Mesh | None, out_axes: Any = 0, shardings: Any = None
 ) -> Callable[..., Any]:
-    """Returns the function, of which each device computes its own rows of the batch (`jax.shard_map`).
+    """Maps a function over the batch such that each device computes its own rows (`jax.shard_map`).
 
-    So a loop over chunks of the batch stays on the device: divided by XLA's propagation of shardings, all
-    devices would do all of it.
+    A loop over chunks of the batch thus stays on its device; with XLA's sharding propagation, every
+    device would run all of it.
 
     Args:
-      function: (whole, *rows) -> outputs: every device gets all of `whole`, and its own part of `rows`, trees
-        of arrays whose first axis is the batch.
-      mesh: Devices, of which the batch is a multiple. One, or None: the function itself is returned.
-      out_axes: Which axis of each output is the batch, a tree as in `jax.vmap`. None: it has none, and its
-        mean over the devices is returned. A string: a tree like that entry of `whole`, such as its gradients, whose
-        mean is returned, each device's part on that device.
-      shardings: Where the arrays of `whole` lie, a tree of shardings as from `fsdp_shardings`: the function gets this
-        device's parts, and may put them together by `gather_parts`. None: it gets all of `whole`.
+      function: (whole, *rows) -> outputs: every device gets all of `whole` and its own part of `rows`, pytrees
+        of arrays with the batch as first axis.
+      mesh: Devices; the batch must be a multiple of their number. One device, or None: the function is returned as is.
+      out_axes: Batch axis of each output, a pytree as in `jax.vmap`. None: there is no batch axis, and the mean over
+        the devices is returned. A string: the output is a pytree like that entry of `whole`, such as its gradients; the
+        mean is returned, with each device's part on that device.
+      shardings: Tree of shardings of `whole`, as from `fsdp_shardings`: the function gets this device's parts, and may
+        combine them by `gather_parts`. None: it gets all of `whole`.
     """
     if mesh is None or mesh.size == 1:
         return function
@@ -170,7 +172,7 @@ def over_batch(
             return _rows(axis) if isinstance(axis, int) else PartitionSpec()
 
         def local(whole: Any, *rows: Any) -> Any:
-            # Else gradients of `whole` would be summed over the devices at its every use, not once at the end.
+            # Otherwise gradients of `whole` would be summed over the devices at every use, not once at the end.
             whole = jax.tree.map(_varying, where, whole)
             return jax.tree.map(finish, out_axes, function(whole, *rows), is_leaf=_is_none)
 
@@ -182,13 +184,13 @@ def over_batch(
 
 
 def _varying(sharding: NamedSharding, part: Any) -> Any:
-    """Says that an array may differ between all devices: along `fsdp` a part of one does already."""
+    """Marks an array as varying over all devices; parts already vary along `fsdp`."""
     axes = BATCH_AXES if _divided_axis(sharding) is None else DATA_AXIS
     return lax.pcast(part, axes, to="varying")
 
 
 def _mean(sharding: NamedSharding, gradient: Any) -> Any:
-    """Returns a gradient's mean over the devices; that of a part was summed along `fsdp` by `gather_parts`."""
+    """Returns the mean of a gradient over the devices; gradients of parts are summed over `fsdp` by `gather_parts`."""
     if _divided_axis(sharding) is None:
         return lax.pmean(gradient, BATCH_AXES)
     return lax.pmean(gradient, DATA_AXIS) / sharding.mesh.shape[FSDP_AXIS]
@@ -199,25 +201,25 @@ def _is_none(leaf: Any) -> bool:
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> Int64[np.ndarray, " rows"]:
-    """Returns the rows of a global batch that this process feeds to its devices, ascending.
+    """Returns the rows of a global batch that belong to this process's devices, ascending.
 
-    They need not lie together: a mesh may take the devices of several processes in turn.
+    They need not be contiguous: a mesh may interleave the devices of several processes.
 
     Args:
-      sharding: That of an array whose first axis is the batch.
-      batch_size: Size of the global batch, a multiple of the devices.
+      sharding: Sharding of an array with the batch as first axis.
+      batch_size: Size of the global batch, a multiple of the number of devices.
     """
     held = sharding.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in held]))
 
 
 def put(sharding: NamedSharding, local: Any) -> Any:
-    """Makes global arrays of every process's rows (its `local_rows`, in their order)."""
+    """Assembles global arrays from every process's rows (its `local_rows`, in order)."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
 
 
 def fetch(tree: Any) -> Any:
-    """Returns global arrays as NumPy arrays, whole and in the global order, on every process."""
+    """Returns global arrays as whole NumPy arrays on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils

@@ -441,7 +441,9 @@ def test_a_folder_of_something_else_is_left_alone_whatever_its_name(
     for folder in photos:
         assert (folder / "a.png").exists() and (folder / "rome" / "b.png").exists(), folder
     assert f"{photos[1]} is not a checkpoint, and is left alone" in caplog.text
-    with pytest.raises(RunError, match="2023: what is there is not a checkpoint; move it away"):
+    with pytest.raises(
+        RunError, match="2023: the existing folder is not a checkpoint; move it away"
+    ):
         saved(open_store(), 2023)
 
 
@@ -757,6 +759,6 @@ def test_a_damaged_one_that_cannot_be_moved_is_skipped_but_not_taken_for_a_new_o
     assert "cannot be moved aside: permission denied" in caplog.text
     restored = store.restore(template(make_state()))
     assert restored is not None and restored.step == 1
-    with pytest.raises(RunError, match="checkpoint .*/2: a damaged one is there that cannot be"):
+    with pytest.raises(RunError, match="checkpoint .*/2: a damaged one exists that cannot be"):
         store.save(2, make_state(2), {})
     assert store.steps() == [1, 2]

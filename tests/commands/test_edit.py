@@ -321,7 +321,7 @@ def test_the_ends_of_an_arc_between_latents_of_the_flow_are_the_given_images(
             "temperature is 0.5, but edit.start_t=9 has none",
         ),
         ("interpolate", ["edit.iterations=2"], "edit.latents=false has none"),
-        ("interpolate", ["sample.labels=10"], "numbers of classes go from 0 to 9"),
+        ("interpolate", ["sample.labels=10"], "class numbers go from 0 to 9"),
     ],
 )
 def test_wrong_edits_are_refused_in_one_line(

@@ -95,9 +95,7 @@ def test_an_experiment_has_the_number_of_classes_and_is_checked_with_it() -> Non
     with pytest.raises(InputError, match="num_classes is .auto., but digits has no classes"):
         build.build(config, (8, 8, 1), 0)
     config.sample.labels = (5,)
-    with pytest.raises(
-        InputError, match=r"sample.labels is \(5,\); numbers of classes go from 0 to 2"
-    ):
+    with pytest.raises(InputError, match=r"sample.labels is \(5,\); class numbers go from 0 to 2"):
         build.build(config, (8, 8, 1), 3, ANIMALS)
     config.sample.labels, config.train.label_dropout = None, 0.1
     config.model.num_classes = 0

@@ -56,7 +56,7 @@ def test_a_copy_that_is_cut_off_leaves_nothing_that_is_used(
     copies = tmp_path / "copies"
     with monkeypatch.context() as patch:
         patch.setattr(bucket.shutil, "copyfileobj", cut_off)
-        with pytest.raises(RunError, match="2 bytes were read of"):
+        with pytest.raises(RunError, match="read 2 of"):
             bucket.local_copy(ADDRESS, copies, "one")
     assert contents(copies).keys() == {path.name for path in copies.glob("*.lock")}
     assert contents(bucket.local_copy(ADDRESS, copies, "one"))["one/a"] == "first"

@@ -239,5 +239,5 @@ def test_16_bits_of_tiff_are_read_in_either_byte_order(file: Path, order: str) -
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_32_bits_are_refused_with_advice(file: Path, dtype: type) -> None:
     file.write_bytes(encoded(Image.fromarray(np.eye(8, dtype=dtype)), "TIFF"))
-    with pytest.raises(Unreadable, match="32 bits a pixel.*save it with 8 or 16"):
+    with pytest.raises(Unreadable, match="32 bits per pixel.*save it with 8 or 16"):
         image_file.read(file)

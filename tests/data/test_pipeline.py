@@ -225,7 +225,9 @@ def test_pixels_of_no_range_are_refused(pixels, message):
     ],
 )
 def test_floats_that_are_hardly_meant_for_the_models_range_are_warned_of(floats, seen):
-    with pytest.warns(UserWarning, match=f"images are floats {seen}; a network is given them"):
+    with pytest.warns(
+        UserWarning, match=f"images are floats {seen}; they are passed to the network"
+    ):
         np.testing.assert_allclose(to_model_range(floats), floats, rtol=1e-6)
 
 

@@ -57,7 +57,7 @@ def test_what_is_missing_in_the_middle_is_computed_in_batches_of_neighbors(tmp_p
     list(batches.compute(squares, 2, NONE))
     for name in ("00000002-00000003", "00000008-00000009"):
         (tmp_path / f"{name}.npz").unlink()
-    with pytest.raises(RunError, match="is gone or damaged; run the same command again"):
+    with pytest.raises(RunError, match="is missing or damaged; run the same command again"):
         all_squares(batches)
     list(batches.compute(computing(seen), 5, batches.finished()))
     assert seen == [[2, 3], [8, 9]]

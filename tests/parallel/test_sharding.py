@@ -32,7 +32,7 @@ def test_a_mesh_has_the_devices_asked_for(data, size):
 @pytest.mark.parametrize(
     ("data", "fsdp", "problem"),
     [
-        (0, 1, r"mesh.data is 0; it must be -1 \(all that are left\) or at least 1"),
+        (0, 1, r"mesh.data is 0; it must be -1 \(all remaining devices\) or at least 1"),
         (-2, 1, "mesh.data is -2; it must be -1"),
         (9, 1, "mesh.data is 9 and mesh.fsdp 1: 9 device.s.; there are 8"),
         (3, 4, "mesh.data is 3 and mesh.fsdp 4: 12 device.s.; there are 8"),

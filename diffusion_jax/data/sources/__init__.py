@@ -1,1 +1,1 @@
-"""Where images come from: one module a source, each with `find(request) -> Source`."""
+"""Sources of images, one module per source, each with a function that returns a `Source`."""

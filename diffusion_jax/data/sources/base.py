@@ -1,4 +1,4 @@
-"""What a source of images is: where it looks, what it finds, and helpers that sources share."""
+"""Sources of images: their contents, common options and shared helpers."""
 
 import dataclasses
 import hashlib
@@ -20,20 +20,18 @@ LabeledImage = tuple[UInt8[np.ndarray, "h w c"], int]
 
 SOURCE_DIR = Option(
     Text("a path"),
-    "where the images or the archive lie; unset: where the source finds or puts them",
+    "folder or archive of the images; unset: the source's own search or download",
     on_resume=True,
 )
 IMAGE_SIZE = Option(
     kinds.Int(1, 16_384),
-    "side to crop and resize to; image_folder needs it; unset: as the images are",
+    "side to crop and resize to, required by image_folder; unset: the images' own size",
 )
-TEST_FRACTION = Option(
-    kinds.Float(0, 0.9), "share that is held out, where the set has no test split of its own"
-)
+TEST_FRACTION = Option(kinds.Float(0, 0.9), "held-out fraction, for data sets without a test split")
 
 
 class Storage(NamedTuple):
-    """Folders of the cache in which a source keeps what it downloads, and what it finds out slowly."""
+    """Cache folders of a source, for downloads and for results that are slow to compute."""
 
     downloads: Path
     indexes: Path
@@ -41,14 +39,14 @@ class Storage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """The images themselves, handed over once, to be written in TFDS's form.
+    """The images of a source, iterated over once to be written as TFDS data.
 
     Attributes:
       image_shape: (H, W, C) of every image.
       class_names: Name of each class; empty if there are no labels.
-      num_images: Number of images of all splits; some may turn out to be damaged, and are left out.
-      splits: For each split that is not empty, its images and labels in order.
-      left_out: Why each file that could not be read was not; complete once all splits have been read.
+      num_images: Number of images in all splits, including damaged ones that will be left out.
+      splits: Images and labels, in order, of each non-empty split.
+      left_out: Reason for each unreadable file; complete once all splits have been read.
     """
 
     image_shape: tuple[int, int, int]
@@ -60,11 +58,11 @@ class Contents:
 
 @dataclasses.dataclass(frozen=True)
 class InPlace:
-    """The images as they lie in the source's own files, decoded as they are read.
+    """The images in the source's own files, decoded when read.
 
     Attributes:
-      splits: Each split that is not empty.
-      left_out: Why each file that is known to be unreadable is so.
+      splits: The non-empty splits.
+      left_out: Reason for each file that is known to be unreadable.
     """
 
     splits: dict[str, Split]
@@ -73,14 +71,14 @@ class InPlace:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A source as found on this machine.
+    """A source found on this machine.
 
     Attributes:
-      key: All that decides the contents; a prepared copy of equal key is used as it is.
+      key: Everything that decides the contents; a prepared copy with an equal key is reused.
       read: Reads the contents; slow, and not called if there is a prepared copy.
-      in_place: Opens the source's own files, for sets too large to copy; None where that cannot be.
-      note: What the user should know of the files that were found; None if nothing.
-      no_classes: What to say if the images turn out to have no classes; None if that is as it should be.
+      in_place: Opens the source's own files, for data sets too large to copy; None: not supported.
+      note: Message to the user about the files that were found; None: no message.
+      no_classes: Message if the images turn out to have no classes; None: no message.
     """
 
     key: str
@@ -91,7 +89,7 @@ class Source:
 
 
 def check_size(image_size: int | None, name: str, size: int) -> None:
-    """Raises an InputError for another size than that of all images of the source of this name."""
+    """Raises an InputError if image_size is set to another size than that of the source's images."""
     if image_size not in (None, size):
         raise InputError(
             f"image_size is {image_size}, but {name} holds {size}x{size} images; "
@@ -100,22 +98,22 @@ def check_size(image_size: int | None, name: str, size: int) -> None:
 
 
 def existing_source(source_dir: Path | None, name: str) -> Path:
-    """Returns the folder or file that a source is to read, or raises an InputError if it is unset or missing."""
+    """Returns the folder or file of a source, or raises an InputError if it is unset or missing."""
     if source_dir is None:
         raise InputError(f"data.source_dir is unset; {name} needs the folder that holds the images")
-    if not os.path.exists(source_dir):  # Path.exists raises for a name that is too long.
+    if not os.path.exists(source_dir):  # Path.exists raises if the name is too long.
         raise InputError(f"source_dir {str(source_dir)!r} does not exist")
     return source_dir
 
 
 def listing(files: Sequence[str | Path]) -> str:
-    """Returns a digest of files' paths, sizes and times: it changes when they do."""
+    """Returns a digest of files' paths, sizes and modification times."""
     found = ((file, os.stat(file)) for file in files)
     return digest_of((str(file), status.st_size, status.st_mtime_ns) for file, status in found)
 
 
 def digest_of(files: Iterable[tuple[str, int, int]]) -> str:
-    """Returns a digest of paths, sizes and times; a path need not be UTF-8."""
+    """Returns a digest of (path, size, modification time) triples; paths need not be UTF-8."""
     digest = hashlib.sha256()
     for file, size, time in files:
         digest.update(os.fsencode(f"{file}\0{size}\0{time}\n"))
@@ -123,11 +121,11 @@ def digest_of(files: Iterable[tuple[str, int, int]]) -> str:
 
 
 def held_out(labels: Int[np.ndarray, " n"], test_fraction: float) -> Bool[np.ndarray, " n"]:
-    """Marks the test images of a fixed split, in which each class has its share within one image.
+    """Returns the mask of test images of a fixed split, stratified by class to within one image.
 
-    The images are put in a fixed random order, then sorted by class; every (1/test_fraction)-th of
-    that order is a test image, so that round(n * test_fraction) are. Of a class of which no image
-    would be left to train on, the first is no test image.
+    The images are put in a fixed random order, then sorted by class; every (1/test_fraction)-th in
+    that order is a test image, round(n * test_fraction) in all. If no image of a class would be left
+    to train on, its first one is not a test image.
     """
     if not 0 <= test_fraction < 1:
         raise InputError(f"test_fraction is {test_fraction}; it must be at least 0 and below 1")
@@ -144,5 +142,5 @@ def held_out(labels: Int[np.ndarray, " n"], test_fraction: float) -> Bool[np.nda
 def split_arrays(
     images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
 ) -> Iterable[LabeledImage]:
-    """Yields the images of arrays one by one."""
+    """Yields pairs of image and label one by one."""
     return zip(images, labels.tolist(), strict=True)

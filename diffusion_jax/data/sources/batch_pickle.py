@@ -1,11 +1,11 @@
-"""Reads the pickles of CIFAR-10's batches without running anything that a pickle may name.
+"""Safe reader of CIFAR-10's pickled batches, which runs nothing that a pickle may name.
 
 A batch is a dict of byte strings, integers, lists and one array of bytes. Pickle builds an array
-by calls into NumPy and the codecs module. Here each of those names stands for a few lines of our
-own, which can make an array of bytes and nothing else; every other name is refused.
+by calls into NumPy and the codecs module. Here each of those names is replaced by a few lines that
+can make an array of bytes and nothing else; every other name is refused.
 
-The interpreter is Python's own in Python: that in C crashes the process where tuples are nested deeply, and takes
-whatever memory a number in the pickle names.
+The unpickler is the standard library's pure-Python one: the C version crashes the process on deeply nested tuples, and
+allocates whatever memory a number in the pickle asks for.
 """
 
 import io
@@ -18,7 +18,7 @@ from diffusion_jax.errors import InputError, reason
 
 
 class _ByteArray:
-    """Stands for an ndarray while it is unpickled."""
+    """Replacement for an ndarray during unpickling."""
 
     array: np.ndarray
 
@@ -32,14 +32,14 @@ class _ByteArray:
 
 
 class _ByteType:
-    """Stands for the dtype uint8."""
+    """Replacement for the dtype uint8."""
 
     def __init__(self, code: str | bytes, *_: object):
         if code not in ("u1", b"u1"):
             raise pickle.UnpicklingError(f"an array is of dtype {code!r}, not of uint8")
 
     def __setstate__(self, state: object) -> None:
-        """Takes the byte order and the like, which uint8 has no use for."""
+        """Ignores the byte order and the like, which are irrelevant for uint8."""
 
 
 def _reconstruct(*_: object) -> _ByteArray:
@@ -64,7 +64,7 @@ _OPERATIONS = {
         *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
         *(pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.PUT, pickle.BINPUT),
         *(pickle.LONG_BINPUT, pickle.GLOBAL, pickle.REDUCE, pickle.BUILD),
-        # Of protocol 4.
+        # Protocol 4.
         *(pickle.FRAME, pickle.MEMOIZE, pickle.STACK_GLOBAL, pickle.SHORT_BINUNICODE),
         *(pickle.BINUNICODE8, pickle.BINBYTES8),
     )
@@ -80,11 +80,11 @@ ALLOWED = {
 
 
 def _refuse(_: object) -> None:
-    raise pickle.UnpicklingError("it holds what no batch does, such as a number with a point")
+    raise pickle.UnpicklingError("it holds objects that no batch does, such as a float")
 
 
 class _BatchUnpickler(getattr(pickle, "_Unpickler")):  # noqa: B009
-    """Knows the operations of protocols 0 to 4 that make what a batch is of."""
+    """Unpickler with the operations of protocols 0 to 4 that a batch needs."""
 
     dispatch: ClassVar[dict[int, Any]] = {
         code: operation if code in _OPERATIONS else _refuse
@@ -92,7 +92,7 @@ class _BatchUnpickler(getattr(pickle, "_Unpickler")):  # noqa: B009
     }
 
     def load_tuple(self, size: int | None = None) -> None:
-        """Puts a tuple on the stack; none of NumPy's holds one that holds another."""
+        """Pushes a tuple on the stack; NumPy's are never nested more than two deep."""
         items = self.pop_mark() if size is None else [self.stack.pop() for _ in range(size)][::-1]
         if any(isinstance(x, tuple) for item in items if isinstance(item, tuple) for x in item):
             raise pickle.UnpicklingError("its tuples are nested deeply")
@@ -104,10 +104,10 @@ class _BatchUnpickler(getattr(pickle, "_Unpickler")):  # noqa: B009
     dispatch[pickle.TUPLE3[0]] = lambda self: self.load_tuple(3)
 
     def load_build(self) -> None:
-        """Gives an array or a type its state; nothing else of a batch has one."""
+        """Sets the state of an array or a dtype; nothing else in a batch has one."""
         state = self.stack.pop()
         if not isinstance(self.stack[-1], (_ByteArray, _ByteType)):
-            raise pickle.UnpicklingError("it sets the state of something else than an array")
+            raise pickle.UnpicklingError("it sets the state of something other than an array")
         self.stack[-1].__setstate__(state)
 
     dispatch[pickle.BUILD[0]] = load_build
@@ -119,17 +119,17 @@ class _BatchUnpickler(getattr(pickle, "_Unpickler")):  # noqa: B009
 
 
 def load_batch(blob: bytes, what: str) -> dict[str, Any]:
-    """Reads one batch: those of Python 2, and those that today's NumPy pickles by protocol 2.
+    """Reads a batch as pickled by Python 2, or by a present NumPy with protocol 2.
 
     Args:
       blob: The pickle.
-      what: What to call it in an error.
+      what: Description of the batch for errors.
 
     Returns:
-      The batch, its keys as str, its strings as bytes, its arrays as uint8 arrays.
+      The batch, with keys as str, strings as bytes and arrays as uint8.
 
     Raises:
-      InputError: The pickle is damaged, or holds anything that a batch does not.
+      InputError: The pickle is damaged, or holds anything that does not belong in a batch.
     """
     try:
         batch = _BatchUnpickler(io.BytesIO(blob), encoding="bytes").load()

@@ -39,11 +39,11 @@ SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 
 
 class _Bounded(gzip.GzipFile):
-    """Unpacks a file; tarfile asks at once for whatever length a header names, which may be more than the memory."""
+    """A gzip file that refuses huge reads: tarfile requests whatever length a header names, at once."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= _LARGEST_MEMBER:
-            raise tarfile.ReadError(f"a header of it says that {size} bytes follow")
+            raise tarfile.ReadError(f"one of its headers says that {size} bytes follow")
         return super().read(size)
 
 
@@ -59,9 +59,9 @@ def cifar10(
     ] = None,
     image_size: Annotated[int | None, IMAGE_SIZE] = None,
 ) -> Source:
-    """Returns the set in source_dir (the file, or the folder that holds it), else a download.
+    """Returns the data set in source_dir (the archive or its folder), or else downloads it.
 
-    The file must have the published size and SHA-256, or the given SHA-256.
+    The archive must have the published size and SHA-256, or the given SHA-256.
     """
     check_size(image_size, "cifar10", 32)
     sha256 = (sha256 or SHA256).lower()
@@ -98,7 +98,7 @@ def check_file(path: Path, sha256: str) -> None:
 
 
 def _unpacked(path: Path) -> dict[str, dict[str, Any]]:
-    """Returns the batches in an archive, by name."""
+    """Returns the batches in an archive by name."""
     batches: dict[str, dict[str, Any]] = {}
     try:
         with (
@@ -115,7 +115,9 @@ def _unpacked(path: Path) -> dict[str, dict[str, Any]]:
                     if member.size > _LARGEST_MEMBER:
                         raise InputError(f"{name} in {str(path)!r} has {member.size} bytes")
                     batches[name] = load_batch(file.read(), f"{name} in {str(path)!r}")
-            while whole.read(_BLOCK):  # The checksum is at the end, which tarfile does not read.
+            while whole.read(
+                _BLOCK
+            ):  # Verify the checksum at the end, which tarfile does not read.
                 pass
     except InputError:
         raise
@@ -154,7 +156,7 @@ def _arrays(
         type(label) is int and 0 <= label < num_classes for label in labels
     ):
         raise ValueError(f"labels must be a list of numbers in 0 to {num_classes - 1}")
-    # `load_batch` makes arrays of uint8 alone; a list may hold any numbers.
+    # `load_batch` returns uint8 arrays only, but a list may hold any numbers.
     if not isinstance(data, np.ndarray) or data.shape != (len(labels), 3072) or not labels:
         raise ValueError(f"data must be an array of {len(labels)} rows of 3072 bytes")
     # Rows are channel-first.
@@ -163,7 +165,7 @@ def _arrays(
 
 
 def _check_number(batch: dict[str, Any], number: int, count: int) -> None:
-    """Compares a training batch's own "training batch 1 of 5", if it has that, with its name and the others."""
+    """Checks a training batch's label, such as "training batch 1 of 5", if any, against its name."""
     label = batch.get("batch_label", b"")
     said = _NUMBERED.search(label) if isinstance(label, bytes) else None
     if said and (int(said[1]), int(said[2])) != (number, count):

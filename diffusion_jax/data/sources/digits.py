@@ -29,7 +29,7 @@ def _read(test_fraction: float) -> Contents:
     from sklearn.datasets import load_digits  # Slow to import.
 
     values, labels = load_digits(return_X_y=True)
-    # Values are the integers 0 to 16, spread here over the range of uint8.
+    # Values are the integers 0 to 16, scaled here to the range of uint8.
     images = np.round(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     test = held_out(labels, test_fraction)
     splits = {

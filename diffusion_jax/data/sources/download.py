@@ -1,4 +1,4 @@
-"""One quick attempt at downloading a file, with an answer that helps where there is no network."""
+"""Download of a file, tried once, with a helpful error if there is no network."""
 
 import http.client
 import urllib.request
@@ -14,15 +14,15 @@ BLOCK = 2**18
 
 
 def download(url: str, path: Path, check: Callable[[Path], object]) -> Path:
-    """Returns `path`, downloaded from `url` unless it is there already.
+    """Returns `path`, downloaded from `url` unless it exists.
 
     Args:
-      url: Where the file is.
-      path: Where it goes; it appears under this name only when it is complete and checked.
-      check: Raises an InputError if a file is not the right one.
+      url: Address of the file.
+      path: Destination; it appears under this name only when it is complete and checked.
+      check: Function that raises an InputError if a file is not the right one.
 
     Raises:
-      InputError: No network, or no place to write; it says which file to put where by hand.
+      InputError: The download or write fails; the message says which file to put where by hand.
     """
     if path.exists():
         return path

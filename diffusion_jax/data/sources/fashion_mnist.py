@@ -50,10 +50,10 @@ def fashion_mnist(
     source_dir: Annotated[Path | None, SOURCE_DIR] = None,
     image_size: Annotated[int | None, IMAGE_SIZE] = None,
 ) -> Source:
-    """Returns the set in source_dir, else Debian's copy, else a download.
+    """Returns the data set in source_dir, else Debian's copy, else a download.
 
-    Files in source_dir are checked for their structure alone, so that other sets in this form work;
-    the other two are checked to be the published images.
+    Only the structure of files in source_dir is checked, so that other data sets in this format work;
+    the other two must be the published images.
     """
     check_size(image_size, "fashion_mnist", 28)
     if source_dir is None:
@@ -103,10 +103,10 @@ def read_idx(path: Path, sha256: str | None = None) -> UInt8[np.ndarray, "*dims"
 
     Args:
       path: The file.
-      sha256: Checksum that the unpacked file must have, if given.
+      sha256: Checksum of the unpacked file; None: not checked.
 
     Raises:
-      InputError: The file is not one of those, is cut short or too long, or has another checksum.
+      InputError: The file has another format, is truncated or too long, or has another checksum.
     """
     try:
         with open_regular(path) as packed, gzip.GzipFile(fileobj=packed) as file:
@@ -118,12 +118,12 @@ def read_idx(path: Path, sha256: str | None = None) -> UInt8[np.ndarray, "*dims"
     if len(blob) < 4 or blob[:3] != b"\0\0\x08" or len(blob) < 4 + 4 * blob[3]:
         raise InputError(f"{str(path)!r} is not an IDX file of bytes: it starts {blob[:4].hex()}")
     if len(blob) > _LARGEST or blob[3] > 8:
-        raise InputError(f"{str(path)!r} holds more than any file of images that is read here")
+        raise InputError(f"{str(path)!r} is larger than any file of images that is read here")
     shape = struct.unpack(f">{blob[3]}I", blob[4 : 4 + 4 * blob[3]])
     values = np.frombuffer(blob, np.uint8, offset=4 + 4 * blob[3])
-    if values.size != math.prod(shape):  # Of Python's integers, which do not overflow.
+    if values.size != math.prod(shape):  # Python integers, which do not overflow.
         raise InputError(f"{str(path)!r} holds {values.size} values; its header says {shape}")
     try:
         return values.reshape(shape)
-    except ValueError as error:  # No values, and sizes that no array has.
+    except ValueError as error:  # No values, and sizes that no array can have.
         raise InputError(f"{str(path)!r} has sizes {shape} in its header: {error}") from error

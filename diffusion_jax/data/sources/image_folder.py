@@ -35,7 +35,7 @@ from diffusion_jax.data.sources.base import (
 from diffusion_jax.data.split import Batch, Split, count
 from diffusion_jax.errors import InputError, RunError, reason
 
-VERSION = 2  # Of what is made of the same files: a copy made by another is not used.
+VERSION = 2  # Version of the preparation; copies made by another version are not used.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,9 @@ class _Images:
       folder: The folder.
       size: Height and width to decode to.
       mode: Pillow's "L" or "RGB".
-      class_names: Name of each class; empty if there are none.
-      splits: For each split that is not empty, the names of its files within the folder and their labels.
-      left_out: Why each file whose header is damaged, or that is not taken, is left out.
+      class_names: Name of each class; empty if there are no classes.
+      splits: File names within the folder and labels of each non-empty split.
+      left_out: Reason for each file that is left out, by its header.
     """
 
     folder: Path
@@ -70,10 +70,10 @@ def image_folder(
     image_size: Annotated[int | None, IMAGE_SIZE] = None,
     test_fraction: Annotated[float, TEST_FRACTION] = 0.2,
 ) -> Source:
-    """Returns the images below source_dir, at image_size; a class is a sub-folder of source_dir.
+    """Returns the images below source_dir, resized to image_size; each sub-folder of source_dir is a class.
 
-    There are classes if no image lies directly in source_dir. Of each, `test_fraction` is held
-    out.
+    There are classes only if no image lies directly in source_dir. `test_fraction` of each class is
+    held out.
     """
     folder, size = existing_source(source_dir, "image_folder"), image_size
     if size is None or size < 1:
@@ -97,7 +97,7 @@ def image_folder(
 
 
 def _beside_folders(names: list[str]) -> str | None:
-    """Returns why folders of images are not classes: what lies beside them."""
+    """Returns a message if images beside the folders keep these from being classes, or None."""
     beside = [name for name in names if os.sep not in name]
     folders = {name.split(os.sep)[0] for name in names if os.sep in name}
     if not beside or not folders:
@@ -111,7 +111,7 @@ def _beside_folders(names: list[str]) -> str | None:
 def _sort_out(
     folder: Path, names: list[str], said: Headers, size: int, test_fraction: float
 ) -> _Images:
-    """Decides on classes, channels and splits."""
+    """Determines classes, channels and splits."""
     readable = [name for name, kind in zip(names, said.kinds, strict=True) if kind != UNREADABLE]
     if not readable:
         first, why = next(iter(said.left_out.items()))
@@ -120,7 +120,7 @@ def _sort_out(
         )
     classes, labels = (), np.zeros(len(readable), np.int64)
     if all(os.sep in name for name in readable):
-        # A class keeps its number if none of its images can be read.
+        # A class keeps its number even if none of its images can be read.
         folders = sorted({name.split(os.sep)[0] for name in names if os.sep in name}, key=natural)
         classes, number = _distinct(folders), {name: i for i, name in enumerate(folders)}
         labels = np.array([number[name.split(os.sep)[0]] for name in readable], np.int64)
@@ -135,7 +135,7 @@ def _sort_out(
 
 
 def _distinct(folders: list[str]) -> tuple[str, ...]:
-    """Returns the names of classes as they are written down."""
+    """Returns the printable names of classes, which must be distinct."""
     names = tuple(shown(name).strip() for name in folders)
     for i, name in enumerate(names):
         if name in names[:i]:
@@ -155,7 +155,7 @@ def _contents(images: _Images) -> Contents:
 def _decode_all(
     images: _Images, names: Sequence[str], labels: Int[np.ndarray, " n"], left_out: dict[str, str]
 ) -> Iterator[LabeledImage]:
-    """Yields the images in order, and adds the bad ones to left_out."""
+    """Yields the images in order, and adds unreadable ones to left_out."""
 
     def decode(name: str) -> UInt8[np.ndarray, "size size c"] | str:
         try:
@@ -180,7 +180,7 @@ def _in_place(images: _Images) -> InPlace:
 
 
 def _split(images: _Images, names: list[str], labels: Int[np.ndarray, " n"]) -> Split:
-    """Returns a split whose images are decoded as they are read, by threads."""
+    """Returns a split of images that are decoded by threads when read."""
 
     def decode(name: str) -> UInt8[np.ndarray, "size size c"]:
         try:
