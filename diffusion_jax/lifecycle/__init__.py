@@ -1,1 +1,1 @@
-"""The life of a command beside others: which folders are its own, and whether it was asked to stop."""
+"""Lifecycle of a command: ownership of folders, and requests to stop."""

@@ -1,4 +1,4 @@
-"""Who an owner of a folder is: a process of a system, as its lock says, and whether it still lives."""
+"""Owner of a folder: the process named by its lock, and whether it is still alive."""
 
 import contextlib
 import datetime
@@ -14,17 +14,17 @@ from diffusion_jax.reading.regular import read_regular
 
 
 class Owner(NamedTuple):
-    """Who holds a lock.
+    """Process that holds a lock.
 
     Attributes:
-      what: What the process does.
-      host: Its host's name.
-      pid: Its number there.
-      since: When it took the lock.
-      place: Names the running system and the processes in which its number counts.
-      start_ticks: When the process started, in the system's ticks; None where the system does not say.
-      folder: Where the lock was made.
-      token: Names the contents of the file.
+      what: Description of the command.
+      host: Name of its host.
+      pid: Its process id.
+      since: Time at which it took the lock.
+      place: Identity of the running system and of its pid namespace.
+      start_ticks: Start time of the process in clock ticks; None: unknown.
+      folder: Folder in which the lock was created.
+      token: Identity of the file's contents.
     """
 
     what: str
@@ -41,7 +41,7 @@ class Owner(NamedTuple):
 
 
 def claim_of(what: str, folder: Path) -> str:
-    """Returns what a lock says of this process as the owner of a folder."""
+    """Returns the text of a lock that names this process as the owner of a folder."""
     since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     pid = os.getpid()
     host, real = socket.gethostname(), os.path.realpath(folder)
@@ -50,14 +50,14 @@ def claim_of(what: str, folder: Path) -> str:
 
 
 def read_owner(path: Path) -> Owner | None:
-    """Returns who holds a lock, None if nobody does; of a damaged file an owner of whom nothing is known."""
+    """Returns the owner of a lock, or None if there is no lock; for a damaged file, an unknown owner."""
     try:
         text = read_regular(path)
     except FileNotFoundError:
         if not path.is_symlink():
             return None
-        text = b""  # A link to nothing is there all the same.
-    except OSError:  # A pipe, say.
+        text = b""  # A dangling link exists all the same.
+    except OSError:  # E.g. a pipe.
         text = b""
     token = hashlib.sha256(text).hexdigest()[:16]
     try:
@@ -77,14 +77,14 @@ def read_owner(path: Path) -> Owner | None:
 
 
 def is_copy(owner: Owner, path: Path) -> bool:
-    """Whether the lock was copied along with its folder from another one, which its owner still has."""
+    """Whether the lock was copied along with its folder, so that its owner owns another folder."""
     with contextlib.suppress(OSError, ValueError):
         return bool(owner.folder) and not os.path.samefile(owner.folder, path.parent)
     return False
 
 
 def lives(pid: int, start_ticks: int | None) -> bool:
-    """Whether a process of this system runs, and is the one that started then."""
+    """Whether the process of this id runs on this system and has that start time."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -92,12 +92,12 @@ def lives(pid: int, start_ticks: int | None) -> bool:
     except PermissionError:
         pass
     now = start_ticks_of(pid)
-    # Without a word from the system it may be another one of that number.
+    # If the start time is unknown, this may be another process with the same id.
     return now != -1 and (start_ticks is None or now is None or now == start_ticks)
 
 
 def start_ticks_of(pid: int) -> int | None:
-    """Returns when a process started, in ticks; None where the system does not say, -1 of one that has ended."""
+    """Returns the start time of a process in clock ticks; None: unknown, -1: the process has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         state, *fields = stat.rpartition(")")[2].split()
@@ -107,7 +107,7 @@ def start_ticks_of(pid: int) -> int | None:
 
 
 def this_system() -> str:
-    """Names this start of the system and its name space of processes; just the host where that is not known."""
+    """Returns an identity of this boot of the system and of its pid namespace; just the host name if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"

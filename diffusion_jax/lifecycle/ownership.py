@@ -1,8 +1,8 @@
-"""Who owns a folder: a lock file that a kill of its owner leaves, and that is taken over once the owner is gone.
+"""Ownership of folders by lock files, which survive a killed owner and are taken over once it is gone.
 
-A claim is a file of its own, written whole and then linked to the name of the lock, which succeeds once: that is
-atomic on NFS too. Who takes over a lock first claims a lock named by the contents of the old one, so of several that
-found the same owner gone one replaces the file; that second lock is taken over likewise if its owner dies.
+A claim is a separate file, written whole and then linked to the name of the lock, which succeeds only once and is
+atomic on NFS too. To take over a lock, a process first claims a lock named by the contents of the old one, so only one
+of several processes that found the same owner gone replaces the file; if it dies, that lock is taken over likewise.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from diffusion_jax.lifecycle.owner import (
 from diffusion_jax.writing.atomic import atomic_write
 
 NAME = "lock.json"
-HEARTBEAT_SECONDS = 5.0  # Seconds between two signs of life.
+HEARTBEAT_SECONDS = 5.0  # Interval of heartbeats.
 STALE_AFTER_SECONDS = (
-    60.0  # An owner that cannot be looked for is taken to be gone after as long without one.
+    60.0  # Time without a heartbeat after which an owner on another system is considered gone.
 )
-WRITE_WAIT_SECONDS = 120.0  # Seconds to wait for one that only writes a file.
+WRITE_WAIT_SECONDS = 120.0  # Time to wait for an owner that only writes a file.
 POLL_SECONDS = 0.05
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -54,17 +54,17 @@ def own(folder: Path, what: str) -> None:
 
 
 def check() -> None:
-    """Looks whether the folders that this process owns are still there and its own, before it writes to them.
+    """Checks that this process still owns its folders and that they exist, before it writes to them.
 
     Raises:
-      RunError: One is not.
+      RunError: A folder is gone or was taken over.
     """
     for lock in _held:
         lock.check()
 
 
 def release() -> None:
-    """Gives back all folders that this process owns."""
+    """Releases all folders that this process owns."""
     while _held:
         _held.pop().release()
 
@@ -73,8 +73,8 @@ class Lock:
     """A lock file, held by one process at a time.
 
     Args:
-      path: The file; its folder is there.
-      what: What this process does, for the others.
+      path: The file, in an existing folder.
+      what: Description of this process, for messages.
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -84,12 +84,12 @@ class Lock:
         self._heart = threading.Thread(target=self._beat, name="owner", daemon=True)
 
     def acquire(self, wait: float = 0.0) -> None:
-        """Takes the lock; one whose owner is gone is taken over, with a line on standard error.
+        """Takes the lock; if its owner is gone, takes it over, with a line on standard error.
 
-        An owner on another host, which cannot be looked for, is given `STALE_AFTER_SECONDS` seconds for a sign of life.
+        An owner on another host, which cannot be inspected, is given `STALE_AFTER_SECONDS` for a heartbeat.
 
         Args:
-          wait: Seconds to wait for an owner that lives.
+          wait: Seconds to wait for a living owner.
 
         Raises:
           InputError: Another process holds it.
@@ -115,10 +115,10 @@ class Lock:
             _clean(self.path)
 
     def check(self) -> None:
-        """Looks whether the file is still there and this process's.
+        """Checks that the file still exists and is this process's.
 
         Raises:
-          RunError: It is not: the folder was deleted or moved, or another process took it over.
+          RunError: The folder was deleted or moved, or another process took it over.
         """
         if not self._is_mine():
             folder, other = self.path.parent, read_owner(self.path)
@@ -129,7 +129,7 @@ class Lock:
             )
 
     def release(self) -> None:
-        """Gives the lock back; does nothing if it is not held."""
+        """Releases the lock; does nothing if it is not held."""
         if self._file is None:
             return
         self._released.set()
@@ -148,7 +148,7 @@ class Lock:
 
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
-            # The next one may succeed; `check` says if it is lost.
+            # The next one may succeed; `check` raises if the lock is lost.
             with contextlib.suppress(OSError):
                 assert self._file is not None
                 os.utime(self._file)
@@ -156,7 +156,7 @@ class Lock:
 
 @contextlib.contextmanager
 def briefly(path: Path) -> Iterator[None]:
-    """Within, no other process reads and rewrites a file: it waits until this one is done."""
+    """Context with a short lock on a file: other processes that want to rewrite it wait."""
     lock = Lock(path.with_name(f"{path.name}.lock"), f"a command that writes {path.name}")
     lock.acquire(wait=WRITE_WAIT_SECONDS)
     try:
@@ -167,7 +167,7 @@ def briefly(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def owned_write(path: Path) -> Iterator[Path]:
-    """As `atomic_write`, in a folder of this command: it must still be there, and is not made anew.
+    """Like `atomic_write`, but in a folder of this command, which must still exist and is not created again.
 
     Raises:
       RunError: The folder that this command owns was deleted or taken over.
@@ -181,10 +181,10 @@ def owned_write(path: Path) -> Iterator[Path]:
 
 
 def _take(path: Path, claim: Path, deadline: float) -> Owner | None:
-    """Makes the claim the lock; returns the owner that it was taken over from, None if there was none.
+    """Turns the claim into the lock; returns the owner that it was taken over from, or None.
 
     Raises:
-      InputError: Its owner lives, also after the deadline.
+      InputError: The owner is still alive at the deadline.
     """
     while not _link(claim, path):
         stopping.check()
@@ -204,7 +204,7 @@ def _take(path: Path, claim: Path, deadline: float) -> Owner | None:
                     return owner
             finally:
                 turn.unlink(missing_ok=True)
-        except InputError:  # It lives, or another one that is taking over from it.
+        except InputError:  # The owner is alive, or another process is taking over from it.
             if time.monotonic() > deadline:
                 raise
         time.sleep(POLL_SECONDS)
@@ -212,13 +212,13 @@ def _take(path: Path, claim: Path, deadline: float) -> Owner | None:
 
 
 def _link(claim: Path, path: Path) -> bool:
-    """Gives the claim this name too, if there is no such file; a file system without links gets a copy."""
+    """Links the claim to this name if there is no such file; copies it on a file system without links."""
     try:
         os.link(claim, path)
         return True
     except FileExistsError:
-        # On NFS the answer to a link that was made may be lost, and the next says that it is there.
-        with contextlib.suppress(OSError):  # Gone by now, or a link to nothing.
+        # On NFS the reply to a successful link may be lost, so that the retry reports that the file exists.
+        with contextlib.suppress(OSError):  # Gone by now, or a dangling link.
             return path.samefile(claim)
         return False
     except OSError as error:
@@ -243,26 +243,26 @@ def _in_use(owner: Owner, path: Path) -> str:
 
 
 def _is_gone(owner: Owner, path: Path, claim: Path) -> bool:
-    """Whether the owner has ended; one that cannot be looked for, by its signs of life."""
+    """Whether the owner has ended; judged by heartbeats if it is on another system."""
     if owner.place == this_system():
         return is_copy(owner, path) or not lives(owner.pid, owner.start_ticks)
     first = None
     while True:
         try:
             now, beat = read_owner(path), path.stat().st_mtime
-            # By the clock of the file system, which may be another than this host's.
+            # Use the file system's clock, which may differ from this host's.
             os.utime(claim)
             age = claim.stat().st_mtime - beat
-        except OSError:  # It was released just now, or is a link to nothing.
+        except OSError:  # It was released just now, or is a dangling link.
             return False
-        if path.is_dir():  # Which no file can replace.
+        if path.is_dir():  # A file cannot replace it.
             return False
         if now is None or now.token != owner.token or first not in (None, beat):
-            return False  # It lived until now.
+            return False  # It was alive until now.
         if age > STALE_AFTER_SECONDS:
             return True
         if first is None:
-            line = f"{path.parent} is in use by {owner}; looking for a sign of it, {STALE_AFTER_SECONDS:.0f} s at most"
+            line = f"{path.parent} is in use by {owner}; waiting up to {STALE_AFTER_SECONDS:.0f} s for its heartbeat"
             print(f"note: {line}", file=sys.stderr)
         first = beat
         stopping.check()
@@ -270,7 +270,7 @@ def _is_gone(owner: Owner, path: Path, claim: Path) -> bool:
 
 
 def _clean(path: Path) -> None:
-    """Removes what killed claimants of a lock have left beside it."""
+    """Removes files that killed claimants of a lock have left beside it."""
     for left in path.parent.glob(f"{path.name}.*"):
         owner = read_owner(left)
         if (

@@ -1,7 +1,7 @@
-"""Whether this process was asked to stop. Loops look between two rounds.
+"""Requests to stop this process, which loops check between iterations.
 
-An exception that a signal's handler raised would be swallowed wherever Python happens to call back: in a callback of a
-compiled program, a destructor, a hook of the garbage collector. So a handler only calls `request`.
+An exception raised by a signal handler would be swallowed if Python happens to run it in a callback of a compiled
+program, a destructor or a hook of the garbage collector. So a handler only calls `request`.
 """
 
 import contextlib
@@ -13,31 +13,31 @@ _held = 0
 
 
 class Stopped(BaseException):
-    """The user or the system asked this process to stop; what is finished is kept."""
+    """The user or the system asked this process to stop; finished work is kept."""
 
 
 def request(name: str) -> None:
-    """Asks this process to stop at the next look.
+    """Asks this process to stop at the next check.
 
     Args:
-      name: Who asks, such as "SIGTERM"; the first one counts.
+      name: Source of the request, such as "SIGTERM"; the first one counts.
     """
     global _requested
     _requested = _requested or name
 
 
 def requested() -> str | None:
-    """Returns who has asked this process to stop, or None."""
+    """Returns the source of a request to stop, or None."""
     return _requested
 
 
 def check() -> None:
-    """Raises `Stopped` if this process was asked to stop; to be called where a loop has kept what it has finished.
+    """Raises `Stopped` if this process was asked to stop; called where a loop has saved its finished work.
 
-    It does nothing on other threads than the main one, and inside `held`.
+    It does nothing on threads other than the main one, and inside `held`.
 
     Raises:
-      Stopped: It was.
+      Stopped: There is a request.
     """
     if _requested and not _held and threading.current_thread() is threading.main_thread():
         raise Stopped(_requested)
@@ -45,7 +45,7 @@ def check() -> None:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Within, `check` does not raise: the caller looks at `requested` itself."""
+    """Context in which `check` does not raise: the caller calls `requested` itself."""
     global _held
     _held += 1
     try:
@@ -55,6 +55,6 @@ def held() -> Iterator[None]:
 
 
 def forget() -> None:
-    """Takes a request as dealt with."""
+    """Clears a request that has been handled."""
     global _requested
     _requested = None

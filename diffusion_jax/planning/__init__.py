@@ -1,1 +1,1 @@
-"""What a training will need and reach on some devices, as the compiler tells it before anything runs."""
+"""Memory and speed of a training on given devices, estimated by the compiler before anything runs."""

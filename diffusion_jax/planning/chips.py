@@ -1,7 +1,7 @@
-"""What a chip can do at most, from its maker's published figures, and the slices of TPUs that the compiler knows.
+"""Peak performance of chips, as published by their makers, and the known slices of TPUs.
 
-Peaks are those of dense matrix products of bfloat16, and of float32 as JAX multiplies it by default: on TPUs in one
-pass of bfloat16, on NVIDIA's GPUs as TF32. `interconnect` is what one chip sends in one direction over all its links.
+Peaks are for dense matrix products in bfloat16, and in float32 as JAX multiplies it by default: on TPUs in one pass of
+bfloat16, on NVIDIA's GPUs in TF32. `interconnect` is the bandwidth of all links of one chip in one direction.
 """
 
 import dataclasses
@@ -11,15 +11,15 @@ TERA, GIGA, GIB = 1e12, 1e9, 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peak figures of one device of JAX.
+    """Peak performance of one JAX device.
 
     Attributes:
-      name: As people call it.
-      flops: Type of the computation -> FLOP/s.
-      memory: Bytes of its memory; on GPUs the allocator has less (`memory_stats`).
-      bandwidth: Bytes/s of its memory.
-      interconnect: Bytes/s that it sends to its neighbors.
-      clock: Cycles/s of a TPU's core; None: not known.
+      name: Common name.
+      flops: FLOP/s by dtype of the computation.
+      memory: Memory in bytes; on GPUs the allocator has less (`memory_stats`).
+      bandwidth: Memory bandwidth in bytes/s.
+      interconnect: Bytes/s sent to its neighbors.
+      clock: Clock of a TPU's core in cycles/s; None: unknown.
     """
 
     name: str
@@ -34,7 +34,7 @@ def _tpu(
     name: str, peak: float, memory: float, bandwidth: float, gigabits: float, units: int | None
 ) -> Chip:
     flops = {"bfloat16": peak * TERA, "float32": peak * TERA}
-    # Each of a matrix unit's 128 x 128 cells multiplies and adds once a cycle.
+    # Each of a matrix unit's 128 x 128 cells does one multiply-add per cycle.
     clock = peak * TERA / (2 * 128**2 * units) if units else None
     return Chip(name, flops, memory * GIB, bandwidth * GIGA, gigabits * GIGA / 8, clock)
 
@@ -46,12 +46,12 @@ def _gpu(
     return Chip(name, flops, memory * GIGA, bandwidth * GIGA, link * GIGA)
 
 
-# Inter-chip interconnect in Gbit/s, of all links of a chip in one direction; then matrix units of 128 x 128 a chip.
+# Inter-chip interconnect in Gbit/s, of all links of a chip in one direction; then 128 x 128 matrix units per chip.
 _V4 = _tpu("TPU v4", 275.0, 32.0, 1200.0, 2400.0, 8)  # cloud.google.com/tpu/docs/v4
 _V5E = _tpu("TPU v5e", 197.0, 16.0, 819.0, 1600.0, 4)  # cloud.google.com/tpu/docs/v5e
 _V5P = _tpu("TPU v5p", 459.0, 95.0, 2765.0, 4800.0, 8)  # cloud.google.com/tpu/docs/v5p
 _V6E = _tpu("TPU v6e", 918.0, 32.0, 1640.0, 3584.0, None)  # cloud.google.com/tpu/docs/v6e
-# NVLink in GB/s in one direction: half of what the data sheets give for both.
+# NVLink in GB/s in one direction: half of the bidirectional figure of the data sheets.
 # "NVIDIA H100 Tensor Core GPU" data sheet, SXM5, without sparsity.
 _H100 = _gpu("H100 SXM", (989.4, 494.7), 80.0, 3350.0, 450.0)
 # "NVIDIA H200 Tensor Core GPU" data sheet, SXM, without sparsity.
@@ -60,7 +60,7 @@ _H200 = _gpu("H200 SXM", (989.4, 494.7), 141.0, 4800.0, 450.0)
 _A100_40 = _gpu("A100 40GB SXM", (312.0, 156.0), 40.0, 1555.0, 300.0)
 _A100_80 = _gpu("A100 80GB SXM", (312.0, 156.0), 80.0, 2039.0, 300.0)
 
-# JAX's `device_kind` -> chip. Variants with other clocks or links, such as those for PCIe, are not here.
+# Chips by JAX's `device_kind`. Variants with other clocks or links, such as those for PCIe, are not included.
 CHIPS = {
     "TPU v4": _V4,
     "TPU v5 lite": _V5E,
@@ -82,5 +82,5 @@ TOPOLOGIES = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """Returns the figures of a kind of device; None if they are not known, as for CPUs."""
+    """Returns the chip of a device kind; None if it is unknown, as for CPUs."""
     return CHIPS.get(device_kind)

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: its collective operations, their number and bytes."""
+"""Traffic of a compiled program between devices: number and bytes of its collective operations."""
 
 import math
 import re
@@ -7,18 +7,18 @@ from typing import NamedTuple
 from diffusion_jax.planning.hlo import Instruction, Module, arrays, num_bytes, repeats
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# On TPUs a collective may be done piece by piece within several fusions, each of which names all of it.
+# On TPUs a collective may be split over several fusions, each of which names all of it.
 _CHAIN = re.compile(r"channel_id=\d+(?=.*chain_id=)")
 
 
 class Traffic(NamedTuple):
-    """All collectives of one kind, of one run of the program on one device.
+    """All collectives of one kind in one run of the program on one device.
 
     Attributes:
-      operations: Their number, in loops as often as they run.
+      operations: Number of executed operations, including repetitions in loops.
       result_bytes: Bytes of their results.
-      sent_bytes: Bytes that a device sends if they run around a ring: of an all-reduce over n devices 2 (n - 1) / n of
-        the result, of an all-gather or all-to-all (n - 1) / n, of a reduce-scatter n - 1 times its part.
+      sent_bytes: Bytes that a device sends with ring algorithms over n devices: 2 (n - 1) / n of the result for an
+        all-reduce, (n - 1) / n for an all-gather or all-to-all, n - 1 times its part for a reduce-scatter.
     """
 
     operations: int
@@ -27,7 +27,7 @@ class Traffic(NamedTuple):
 
 
 def traffic(module: Module) -> dict[str, Traffic]:
-    """Returns kind -> its traffic; groups of one device move nothing and are left out.
+    """Returns the traffic by kind; groups of one device send nothing and are left out.
 
     Args:
       module: A compiled program.
@@ -38,7 +38,7 @@ def traffic(module: Module) -> dict[str, Traffic]:
     for name, instructions in module.computations.items():
         for instruction in instructions if times[name] else ():
             kind = instruction.opcode.removesuffix("-start")
-            if kind not in KINDS:  # The wait for an operation that was started, -done, is none.
+            if kind not in KINDS:  # A "-done" only waits: not counted.
                 continue
             size = _group_size(instruction, module.num_devices)
             chain = _CHAIN.search(instruction.attributes)
@@ -68,7 +68,7 @@ def _ring(kind: str, size: int) -> float:
 
 
 def _result_bytes(instruction: Instruction) -> int:
-    """Returns the bytes of the result; a start's tuple holds operands, results, and maybe counters."""
+    """Returns the bytes of the result; the tuple of a "-start" holds operands, results and possibly counters."""
     if instruction.opcode not in ("all-gather-start", "collective-permute-start"):
         return num_bytes(instruction.shape)
     parts = [array for array in arrays(instruction.shape) if array[1] or array[0] != "u32"]
@@ -77,7 +77,7 @@ def _result_bytes(instruction: Instruction) -> int:
 
 
 def _group_size(instruction: Instruction, num_devices: int) -> int:
-    """Returns how many devices take part together; 1: nothing is sent."""
+    """Returns the number of devices in a group; 1: nothing is sent."""
     attributes = instruction.attributes
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         ends = re.findall(r"\{(\d+),(\d+)", pairs[1] + "}")
@@ -86,8 +86,8 @@ def _group_size(instruction: Instruction, num_devices: int) -> int:
         return int(iota[1])
     if axes := re.search(r"replica_groups=mesh\[(.*?)\].*?\{('.*?)\}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
-        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])  # A part of an axis has its size.
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])  # A partial axis states its size.
         return math.prod(int(size or sizes[name]) for name, size in parts)
     if groups := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return len(groups[1].split(","))
-    return num_devices  # Without groups all take part.
+    return num_devices  # Without groups, all devices take part.

@@ -1,1 +1,1 @@
-"""Files that an earlier start, or a user, has left: read without trust in what they hold."""
+"""Readers that do not trust files left by an earlier command or a user."""

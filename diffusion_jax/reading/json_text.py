@@ -1,4 +1,4 @@
-"""JSON as this library writes it; whatever else a damaged or foreign file may hold is a `ValueError`."""
+"""Strict JSON parsing: anything that this library does not write raises a `ValueError`."""
 
 import json
 import math
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def parse(text: bytes | str, *, finite: bool = True) -> Any:
-    """Returns what JSON text says.
+    """Parses JSON text.
 
     Args:
       text: The text, in UTF-8.
-      finite: Refuses NaN and infinite numbers, also those that only a float cannot hold.
+      finite: Whether to refuse NaN and infinite numbers, including those that overflow a float.
 
     Raises:
-      ValueError: It is not JSON, nested too deeply, names a key twice, or has a number that is not finite.
+      ValueError: The text is not JSON, is nested too deeply, repeats a key, or has a number that is not finite.
     """
     text = text.decode() if isinstance(text, bytes) else text
     try:
@@ -28,7 +28,7 @@ def parse(text: bytes | str, *, finite: bool = True) -> Any:
 
 
 def parse_object(text: bytes | str, *, finite: bool = True) -> dict[str, Any]:
-    """Returns what JSON text says, if that is an object; see `parse`."""
+    """Parses JSON text that must be an object; see `parse`."""
     value = parse(text, finite=finite)
     if not isinstance(value, dict):
         raise ValueError(f"it holds {_kind(value)}, not an object")

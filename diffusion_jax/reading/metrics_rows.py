@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl: each is written with its checksum, and read without trust."""
+"""Rows of metrics.jsonl, each written with a checksum that is verified when it is read."""
 
 import bisect
 import contextlib
@@ -14,42 +14,42 @@ from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.writing.atomic import atomic_write
 
 DAMAGED = "metrics.damaged.jsonl"
-CHECKSUM = "crc"  # Of a row's JSON without it; rows of older versions have none.
+CHECKSUM = "crc"  # CRC-32 of a row's other JSON; rows of older versions have none.
 NAMED = 5
 
 Row = dict[str, Any]
 
 
 class Line(NamedTuple):
-    """A sound row, and the bytes of its line."""
+    """A sound row and the bytes of its line."""
 
     written: bytes
     row: Row
 
 
 def line_of(row: Row) -> str:
-    """Returns the line that holds a row."""
+    """Formats a row as a line."""
     return json.dumps({**row, CHECKSUM: _checksum(row)}) + "\n"
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads metrics.jsonl; damaged rows, and a last line that a kill cut short, are left out.
+    """Reads metrics.jsonl, without damaged rows and without a last line that a kill truncated.
 
     Raises:
-      OSError: It cannot be read.
+      OSError: The file cannot be read.
     """
     return [row for _, row in _sort_out(path)[0]]
 
 
 def go_on_from(path: Path, step: int) -> tuple[list[Row], list[str]]:
-    """Leaves the rows up to a step in metrics.jsonl, and puts damaged ones into a file of their own.
+    """Truncates metrics.jsonl after a step, and moves damaged rows to a separate file.
 
     Args:
-      path: The file, which need not be there.
-      step: Step that a run goes on from: it writes later rows again.
+      path: The file, which need not exist.
+      step: Step from which the run resumes; it writes later rows again.
 
     Returns:
-      The rows that are left, and lines that say what is not.
+      The remaining rows, and messages about the others.
 
     Raises:
       OSError: A file cannot be read or written.
@@ -72,7 +72,7 @@ def go_on_from(path: Path, step: int) -> tuple[list[Row], list[str]]:
     if later := [line.row["step"] for line in sound[len(kept) :]]:
         steps = f"step {later[0]}" if later[0] == later[-1] else f"steps {later[0]} to {later[-1]}"
         said.append(
-            f"note: {path} loses its rows past step {step}: {len(later)} of {steps}; the run writes them again"
+            f"note: {len(later)} rows of {path} past step {step} ({steps}) are removed; the run writes them again"
         )
     with atomic_write(path) as unfinished:
         unfinished.write_bytes(b"".join(line.written + b"\n" for line in kept))
@@ -80,7 +80,7 @@ def go_on_from(path: Path, step: int) -> tuple[list[Row], list[str]]:
 
 
 def _sort_out(path: Path) -> tuple[list[Line], list[tuple[int, bytes]]]:
-    """Returns the sound rows as they are written, and the damaged lines by their number, from 1."""
+    """Returns the sound rows with their lines, and the damaged lines with their numbers, from 1."""
     content = read_regular(path) if path.exists() else b""
     lines = content.split(b"\n")
     cut_short = lines.pop()
@@ -90,9 +90,9 @@ def _sort_out(path: Path) -> tuple[list[Line], list[tuple[int, bytes]]]:
             sound[number] = Line(line, _row(line))
         except ValueError:
             damaged[number] = line
-    with contextlib.suppress(ValueError):  # Else a kill has cut it short: it was never a row.
+    with contextlib.suppress(ValueError):  # A line truncated by a kill was never a row.
         sound[len(lines) + 1] = Line(cut_short, _row(cut_short))
-    # Lines may have changed places, and without a checksum a step a digit: rows are in the order of their steps.
+    # Lines may be swapped, and a step without a checksum may have a wrong digit: steps must be in order.
     ordered = _in_order({number: line.row["step"] for number, line in sound.items()})
     for number in sound.keys() - ordered:
         damaged[number] = sound.pop(number).written
@@ -100,10 +100,10 @@ def _sort_out(path: Path) -> tuple[list[Line], list[tuple[int, bytes]]]:
 
 
 def _row(line: bytes) -> Row:
-    """Returns a row that `line_of`, or an older version, may have written; ValueError for anything else."""
+    """Parses a row from `line_of` or an older version; raises ValueError for anything else."""
     row = json_text.parse_object(line, finite=False)
     if CHECKSUM in row and row.pop(CHECKSUM) != _checksum(row):
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum is wrong")
     step = row.get("step")
     if type(step) is not int or not 0 <= step < 2**63:
         raise ValueError(f"its step is {step!r}")
@@ -111,7 +111,7 @@ def _row(line: bytes) -> Row:
 
 
 def _number(name: str, value: object) -> int | float | None:
-    """Returns a value of a row; None for what is not finite, which older versions wrote as NaN."""
+    """Returns a value of a row; None for a number that is not finite, which older versions wrote as NaN."""
     if value is not None and type(value) not in (int, float):
         raise ValueError(f"{name} is {value!r}")
     assert value is None or isinstance(value, int | float)
@@ -126,8 +126,8 @@ def _checksum(row: Row) -> int:
 
 
 def _in_order(steps: dict[int, int]) -> set[int]:
-    """Returns the keys of the longest run of steps none of which is below one before it."""
-    ends: list[int] = []  # Of the runs of each length, the smallest last step,
+    """Returns the keys of the longest non-decreasing subsequence of the steps."""
+    ends: list[int] = []  # For each length, the smallest last step of a subsequence,
     keys: list[int] = []  # its key,
     before: dict[int, int | None] = {}  # and the key before each.
     for key, step in steps.items():

@@ -1,6 +1,6 @@
-"""Arrays of an .npz file: what a damaged or foreign file holds is a `ValueError`, and takes no more memory than that.
+"""Safe reader of .npz files: a damaged or foreign file raises a `ValueError` and cannot exhaust the memory.
 
-NumPy's own reader raises a dozen kinds of errors, and believes a header that promises terabytes.
+NumPy's own reader raises a dozen kinds of errors, and trusts a header that claims terabytes.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ import numpy as np
 
 from diffusion_jax.reading.regular import open_regular
 
-_MOST_OF_DEFLATE = 1040  # No byte of it stands for more than 1,032.
+_MOST_OF_DEFLATE = 1040  # Above the largest compression ratio of deflate, 1,032.
 _SLACK = 1 << 16
 _START = b"PK\3\4"
 
 
 class Header(NamedTuple):
-    """What an array is, before its values are read."""
+    """Header of an array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -30,11 +30,11 @@ class Header(NamedTuple):
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Returns all arrays of a file; no part of it is used before its checksum is right.
+    """Returns all arrays in a file; no part of it is used before its checksum is verified.
 
     Raises:
-      OSError: The file is not there, cannot be read, or is not a regular file.
-      ValueError: It is damaged, or holds anything but arrays of numbers, truth values and text.
+      OSError: The file does not exist, cannot be read, or is not a regular file.
+      ValueError: The file is damaged, or holds anything but arrays of numbers, booleans and text.
     """
     with open_npz(path) as archive:
         return {name: _read(archive, name) for name in _names(archive)}
@@ -42,9 +42,9 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def open_npz(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
-    """Opens a file; see `read_npz`, whose errors it raises for whatever happens inside."""
+    """Opens a file; converts all errors inside the context to those of `read_npz`."""
     with open_regular(path) as file, damage_named():
-        # zipfile alone would take a file with something before its first entry.
+        # zipfile alone would accept a file with other data before its first entry.
         if file.read(len(_START)) != _START:
             raise ValueError("it is not an .npz file")
         size = os.fstat(file.fileno()).st_size
@@ -52,15 +52,15 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
             if sum(entry.file_size for entry in archive.infolist()) > (
                 _MOST_OF_DEFLATE * size + _SLACK
             ):
-                raise ValueError("it promises more than it can hold")
+                raise ValueError("it claims more than it can hold")
             yield archive
 
 
 @contextlib.contextmanager
 def open_array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Header, Any]]:
-    """Opens one array of an archive: what it is, and its values as bytes in order.
+    """Opens one array of an archive; yields its header and its values as a stream of bytes.
 
-    Whoever reads to the end, where the checksum is compared, gets as many bytes as the header says.
+    The checksum is verified at the end of the stream, which has as many bytes as the header says.
     """
     entry = archive.getinfo(f"{name}.npy")
     with archive.open(entry) as file:
@@ -75,7 +75,7 @@ def open_array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Header, An
 def _names(archive: zipfile.ZipFile) -> list[str]:
     names = archive.namelist()
     if len(set(names)) < len(names) or not all(name.endswith(".npy") for name in names):
-        raise ValueError("it holds something else than arrays")
+        raise ValueError("it holds something other than arrays")
     return [name.removesuffix(".npy") for name in names]
 
 
@@ -96,7 +96,7 @@ def _header(file: Any) -> Header:
     if version not in readers:
         raise ValueError(f"an array is of version {version}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of what a damaged header looks like to Python's parser.
+        warnings.simplefilter("ignore")  # Python's parser warns about damaged headers.
         shape, fortran_order, dtype = readers[version](file)
     if any(length < 0 for length in shape):
         raise ValueError(f"an array is of shape {shape}")
@@ -105,14 +105,14 @@ def _header(file: Any) -> Header:
 
 @contextlib.contextmanager
 def damage_named() -> Iterator[None]:
-    """Turns whatever a damaged archive makes its readers raise into a `ValueError`, but an error of the system."""
+    """Converts errors of archive readers, other than the system's own, to a `ValueError`."""
     try:
         yield
     except ValueError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (
-            None,  # Of a decompressor.
+            None,  # Raised by a decompressor.
             errno.EINVAL,  # A seek to nowhere.
         ):
             raise

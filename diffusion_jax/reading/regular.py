@@ -1,4 +1,4 @@
-"""Regular files alone: a pipe or a device in a file's place would keep its reader waiting for ever."""
+"""Opening of regular files only: a pipe or a device in a file's place would block its reader forever."""
 
 import errno
 import io
@@ -11,20 +11,20 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Opens a file for reading.
 
     Raises:
-      OSError: It is not there or cannot be read, or it is a folder, a pipe, a socket or a device.
+      OSError: It does not exist, cannot be read, or is a folder, a pipe, a socket or a device.
     """
     return os.fdopen(descriptor_of(path, os.O_RDONLY), "rb")
 
 
 def descriptor_of(path: str | os.PathLike[str], flags: int) -> int:
-    """Returns a descriptor of a file.
+    """Returns a file descriptor.
 
     Args:
       path: The file.
-      flags: How `os.open` opens it; with `O_CREAT`, it makes one that is not there.
+      flags: Flags of `os.open`; `O_CREAT` creates a missing file.
 
     Raises:
-      OSError: It cannot be opened so, or it is a folder, a pipe, a socket or a device.
+      OSError: It cannot be opened, or is a folder, a pipe, a socket or a device.
     """
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
@@ -40,10 +40,10 @@ def descriptor_of(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def only_regular(folder: str | os.PathLike[str]) -> None:
-    """Looks at all that lies in a folder, and in those below it, before a library opens it.
+    """Checks that a folder tree holds only regular files, before a library opens it.
 
     Raises:
-      OSError: A pipe, a socket, a device, or a link that cannot be followed is there, or the folder cannot be listed.
+      OSError: The tree has a pipe, a socket, a device or a dangling link, or cannot be listed.
     """
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -55,6 +55,6 @@ def only_regular(folder: str | os.PathLike[str]) -> None:
 
 
 def read_regular(path: str | os.PathLike[str]) -> bytes:
-    """Returns the contents of a file, as `open_regular` opens it."""
+    """Returns the contents of a regular file; see `open_regular`."""
     with open_regular(Path(path)) as file:
         return file.read()

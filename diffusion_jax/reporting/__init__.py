@@ -1,1 +1,1 @@
-"""What a command leaves for people and scripts: pictures and result files."""
+"""Outputs of commands: pictures, plots and result files."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from diffusion_jax.lifecycle.ownership import owned_write
 
 Values = Float[np.ndarray, " n"]
-FEW = 60  # Points of a line that can be told apart.
+FEW = 60  # Largest number of points that can be told apart on a line.
 
 
 def save_terms(path: Path, time: Values, terms: Values, prior: float) -> None:
@@ -17,7 +17,7 @@ def save_terms(path: Path, time: Values, terms: Values, prior: float) -> None:
 
     Args:
       path: A .png file.
-      time: Time at which each step of the grid begins, from noise to data.
+      time: Start time of each step of the grid, from noise to data.
       terms: Term of each step in bits per dimension; NaN leaves a gap.
       prior: L_T.
     """
@@ -28,7 +28,7 @@ def save_terms(path: Path, time: Values, terms: Values, prior: float) -> None:
     ax.xaxis.get_major_locator().set_params(integer=True)
     known = terms[np.isfinite(terms) & (terms > 0)]
     if known.size:
-        # L_T may be smaller by many orders, or 0: the legend alone tells it then.
+        # L_T may be 0 or smaller by orders of magnitude; then only the legend shows it.
         shown = [*known, *([prior] if prior > known.min() / 1000 else [])]
         ax.set_ylim(min(shown) / 2, max(shown) * 2)
         visible = "s" if prior in shown else ""
@@ -43,8 +43,8 @@ def save_progress(path: Path, steps: Values, rate: Values, rmse: Values) -> None
     Args:
       path: A .png file.
       steps: Number of steps done when each step begins.
-      rate: What has been sent when each step begins, in bits per dimension.
-      rmse: How far x0_hat is from the image then, in gray levels.
+      rate: Bits per dimension sent when each step begins.
+      rmse: Error of x0_hat at that point, in gray levels.
     """
     figure, axes = _figure(2, (10.0, 4.0))
     for ax, values, color in zip(axes, (rmse, rate), ("tab:red", "tab:blue"), strict=True):
@@ -66,12 +66,12 @@ def save_rate_distortion(path: Path, rate: Values, rmse: Values) -> None:
 
 
 def _line(points: int) -> dict[str, Any]:
-    """Returns how to draw a line: few points, each of which may stand alone, are marked."""
+    """Returns the style of a line, with markers if it has few points."""
     return {"linewidth": 1.4, "marker": "." if points <= FEW else None}
 
 
 def _from_zero(values: Values) -> tuple[float, float]:
-    """Returns the limits of an axis on which 0 is not at the very edge, where it would hide a line."""
+    """Returns axis limits slightly beyond 0, so that the edge does not hide a line at 0."""
     known = values[np.isfinite(values)]
     highest = max(known.max(initial=0), 1e-12)
     return -0.03 * highest, 1.05 * highest

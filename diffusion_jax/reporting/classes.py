@@ -1,21 +1,21 @@
-"""Classes in words: their numbers, names and how many images are of each."""
+"""Descriptions of classes: numbers, names and image counts."""
 
 from collections.abc import Sequence
 from typing import Any
 
-SHOWN = 12  # Of more classes a line has the first ones and the last.
+SHOWN = 12  # Largest number of classes in a line; of more, it has the first ones and the last.
 LONGEST = 40  # Characters of a name.
-TOLD = 3  # Classes that have moved, in one line.
+TOLD = 3  # Largest number of changed classes in a line.
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:
-    """Returns a text that can be printed in a line, cut if it is long."""
+    """Returns a printable text in one line, truncated if it is long."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def label(number: int, names: Sequence[str], longest: int = LONGEST) -> str:
-    """Returns "3: cat", or "3: '4'" for another number, or "3" where the class has no other name, or none is known."""
+    """Returns "3: cat", "3: '4'" if the name is another number, or "3" if the name is unknown or the number itself."""
     name = names[number] if number < len(names) else str(number)
     if name == str(number):
         return name
@@ -24,7 +24,7 @@ def label(number: int, names: Sequence[str], longest: int = LONGEST) -> str:
 
 
 def listed(names: Sequence[str], counts: Sequence[int] | None = None) -> str:
-    """Returns the classes by number, with their counts in brackets: "0: cat (20), 1: dog (18)"."""
+    """Returns the classes by number, with counts in parentheses: "0: cat (20), 1: dog (18)"."""
 
     def one(i: int) -> str:
         return label(i, names) + ("" if counts is None else f" ({counts[i]:,})")
@@ -35,11 +35,11 @@ def listed(names: Sequence[str], counts: Sequence[int] | None = None) -> str:
 
 
 def table(names: Sequence[str], counts: Sequence[int] | None) -> list[dict[str, Any]]:
-    """Returns for each class, of which there are as many as counts or names, what a result says of it.
+    """Returns the entry of each class in a result file.
 
     Args:
-      names: Their names; shorter than counts if they are not known.
-      counts: Number of images of each; None: not counted.
+      names: Class names; shorter than counts if they are unknown.
+      counts: Number of images in each class; None: not counted.
     """
     return [
         {
@@ -52,7 +52,7 @@ def table(names: Sequence[str], counts: Sequence[int] | None) -> list[dict[str, 
 
 
 def moved(before: Sequence[str], now: Sequence[str]) -> str | None:
-    """Returns which numbers do not mean the class that they meant: "class 1 was 'cat' and is 'dog'"; None if all do."""
+    """Returns the changes of class names, as in "class 1 was 'cat' and is 'dog'"; None if there are none."""
 
     def name(names: Sequence[str], i: int) -> str:
         return f"'{shortened(names[i])}'" if i < len(names) else "none"

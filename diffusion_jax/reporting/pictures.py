@@ -1,4 +1,4 @@
-"""Pictures of samples and of a run: grids, the reverse process as a strip, the loss curve."""
+"""Pictures of samples and runs: grids, strips of the reverse process, the loss curve."""
 
 import math
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from diffusion_jax.lifecycle.ownership import owned_write
 from diffusion_jax.reporting import classes as class_words
 
 MARGIN = 2
-LABEL, GAP = 64, 18  # Room for a text beside a row, and above one.
+LABEL, GAP = 64, 18  # Room for text beside a row, and above one.
 LONGEST = 24  # Characters of a text beside a row.
-SMALLEST_SIDE = 56  # Tiny images are magnified to about this many pixels, each pixel a square.
+SMALLEST_SIDE = 56  # Tiny images are magnified, by repeated pixels, to about this size.
 
 
 def grid(
     images: UInt8[np.ndarray, "n h w c"], columns: int | None = None
 ) -> UInt8[np.ndarray, "gh gw c"]:
-    """Lays images out in rows, on white, as near to a square as can be (or in `columns` columns)."""
+    """Arranges images in a grid on white, as square as possible (or with `columns` columns)."""
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -37,12 +37,12 @@ def grid_by_class(
     labels: Int[np.ndarray, " n"] | None,
     class_names: Sequence[str] | None = None,
 ) -> UInt8[np.ndarray, "gh gw c"]:
-    """Lays images out like `grid`, but a row a class, if they are of several classes and some of one class.
+    """Arranges images like `grid`, but with one row per class if there are several classes with several images.
 
     Args:
       images: The images.
-      labels: The class of each; None: they have none.
-      class_names: Names to write beside the rows with the classes' numbers; empty: the numbers alone; None: neither.
+      labels: Class of each image; None: no classes.
+      class_names: Names to write beside the rows with the class numbers; empty: numbers only; None: neither.
     """
     classes, counts = np.unique(labels if labels is not None else [], return_counts=True)
     if len(classes) < 2 or counts.max() < 2:
@@ -59,7 +59,7 @@ def grid_by_class(
 
 
 def magnified(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n mh mw c"]:
-    """Repeats the pixels of tiny images, so that a person can see them."""
+    """Repeats the pixels of tiny images to make them visible."""
     factor = max(1, round(SMALLEST_SIDE / min(images.shape[1:3])))
     return images.repeat(factor, axis=1).repeat(factor, axis=2)
 
@@ -67,14 +67,14 @@ def magnified(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n mh m
 def strip(
     frames_x_t: UInt8[np.ndarray, "f n h w c"], frames_x0: UInt8[np.ndarray, "f n h w c"]
 ) -> UInt8[np.ndarray, "gh gw c"]:
-    """Shows the reverse process: two rows an image, x_t and below it x0_hat, noise on the left."""
+    """Shows the reverse process in two rows per image, x_t above x0_hat, with noise on the left."""
     num_frames, n = frames_x_t.shape[:2]
     rows = np.stack([frames_x_t, frames_x0]).transpose(2, 0, 1, 3, 4, 5)
     return grid(magnified(rows.reshape(n * 2 * num_frames, *rows.shape[3:])), columns=num_frames)
 
 
 def progressive(frames_x0: UInt8[np.ndarray, "f n h w c"]) -> UInt8[np.ndarray, "gh gw c"]:
-    """Shows progressive generation (Ho et al., 2020, Figure 6): a row an image, x0_hat at each moment, noise left."""
+    """Shows progressive generation (Ho et al., 2020, Figure 6): one row of x0_hat per image, with noise on the left."""
     num_frames, n = frames_x0.shape[:2]
     rows = frames_x0.swapaxes(0, 1).reshape(n * num_frames, *frames_x0.shape[2:])
     return grid(magnified(rows), columns=num_frames)
@@ -86,9 +86,9 @@ def shared(
     samples: UInt8[np.ndarray, "i t k h w c"],
     times: Sequence[float],
 ) -> UInt8[np.ndarray, "gh gw c"]:
-    """Shows what images have in common that come from one x_t (Ho et al., 2020, Figure 7).
+    """Shows the common features of samples from the same x_t (Ho et al., 2020, Figure 7).
 
-    A block an image, in it a row a time: x_t, the clean image predicted from it, and samples k from this x_t.
+    There is one block per image with one row per time: x_t, the clean image predicted from it, and k samples from it.
     """
     num_images, num_times, k = samples.shape[:3]
 
@@ -119,9 +119,9 @@ def interpolation(
     between: UInt8[np.ndarray, "p r k h w c"],
     names: Sequence[str],
 ) -> UInt8[np.ndarray, "gh gw c"]:
-    """Shows what lies between two images (Ho et al., 2020, Figure 8): a block a pair, in it a named row a way.
+    """Shows interpolations of two images (Ho et al., 2020, Figure 8): one block per pair, one named row per method.
 
-    A row has the first image, what is between the two, the reconstructions of both included, and the second image.
+    A row has the first image, the interpolations (including reconstructions of both), and the second image.
     """
     num_pairs, num_rows, k = between.shape[:3]
     ends = given[:, None, :].repeat(num_rows, 1)
@@ -147,7 +147,7 @@ def interpolation(
 def edits(
     rows: UInt8[np.ndarray, "r n h w c"], names: Sequence[str]
 ) -> UInt8[np.ndarray, "gh gw c"]:
-    """Shows edited images: a column an image, and named rows, such as as given, what is kept, and as drawn."""
+    """Shows edited images: one column per image, with named rows for the input, the kept part and the results."""
     images = grid(magnified(rows.reshape(-1, *rows.shape[2:])), columns=rows.shape[1])
     return _named_rows(images, names, LABEL)
 
@@ -155,7 +155,7 @@ def edits(
 def _named_rows(
     picture: UInt8[np.ndarray, "h w c"], names: Sequence[str], least: int
 ) -> UInt8[np.ndarray, "h gw c"]:
-    """Writes a name on the left of each row of a grid, with that much room for it or more."""
+    """Writes a name on the left of each row of a grid, in a margin of at least that width."""
     font, row = _font("".join(names)), (picture.shape[0] - MARGIN) // len(names)
     widest = math.ceil(max(font.getlength(name) for name in names))
     room = ((0, 0), (max(least, widest + 3 * MARGIN), 0), (0, 0))
@@ -164,7 +164,7 @@ def _named_rows(
 
 
 def _font(text: str) -> Any:
-    """Returns a font that can write a text; Pillow's own has ASCII alone."""
+    """Returns a font that covers the text; Pillow's own has only ASCII."""
     from PIL import ImageFont
 
     if text.isascii():
@@ -177,7 +177,7 @@ def _font(text: str) -> Any:
 def _with_texts(
     picture: UInt8[np.ndarray, "h w c"], texts: Sequence[tuple[int, int, str]]
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Writes each text, black, from x on and about the height y."""
+    """Writes black texts, each starting at x and centered vertically at y."""
     from PIL import Image, ImageDraw
 
     image = Image.fromarray(picture[:, :, 0] if picture.shape[-1] == 1 else picture)
@@ -197,9 +197,9 @@ def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
 
 
 def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Draws the loss, its quarters by noise level and the held-out figures from the rows of metrics.jsonl.
+    """Plots the loss, its quarters by noise level and held-out metrics from the rows of metrics.jsonl.
 
-    Bits per dimension, if there are any, have a panel of their own.
+    Bits per dimension, if any, have a separate panel.
     """
     from matplotlib.figure import Figure
 

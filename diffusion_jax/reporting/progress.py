@@ -1,4 +1,4 @@
-"""How far a compiled loop has come, told to the host."""
+"""Progress reports from a compiled loop to the host."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ from jaxtyping import Array, Int
 def report(
     progress: Callable[[int], object], done: Int[Array, ""], every: int, total: int | Array
 ) -> None:
-    """Calls progress(done) on the host at every `every`-th step and at the last of `total`.
+    """Calls progress(done) on the host at every `every`-th step and at the last one, `total`.
 
-    To be called in the body of a compiled loop; inside `jax.shard_map` each device reports. A program that
-    calls the host is not kept in JAX's persistent compilation cache.
+    Call this in the body of a compiled loop; inside `jax.shard_map` every device reports. A program with
+    host callbacks is not stored in JAX's persistent compilation cache.
     """
 
     def call(done: Array) -> None:

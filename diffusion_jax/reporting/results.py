@@ -1,4 +1,4 @@
-"""results/<mode>.json: the figures of each finished command, with where they come from; files written whole."""
+"""Result files, results/<mode>.json: the metrics of each finished command with their provenance."""
 
 import contextlib
 import importlib.metadata
@@ -21,7 +21,7 @@ LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def provenance() -> dict[str, Any]:
-    """Returns what every figure depends on besides its config: versions and devices."""
+    """Returns the versions and devices that results depend on besides the config."""
     device = jax.devices()[0]
     return {
         "diffusion_jax": diffusion_jax.__version__,
@@ -32,7 +32,7 @@ def provenance() -> dict[str, Any]:
 
 
 def add_result(workdir: Path, mode: str, result: dict[str, Any]) -> Path:
-    """Writes a result to results/<mode>.json; the ones before it stay, newest first, under "earlier".
+    """Writes a result to results/<mode>.json; previous results are kept, newest first, under "earlier".
 
     Raises:
       InputError: The file is there, but does not hold results.
@@ -47,9 +47,9 @@ def add_result(workdir: Path, mode: str, result: dict[str, Any]) -> Path:
 
 
 def add_metric(workdir: Path, mode: str, name: str, result: dict[str, Any]) -> Path:
-    """Writes one of several figures to results/<mode>.json, under its name and with its own provenance.
+    """Writes one of several metrics to results/<mode>.json, under its name and with its own provenance.
 
-    The others stay; the one of this name before it goes to the front of "earlier".
+    The other metrics are kept; the previous one of this name moves to the front of "earlier".
 
     Raises:
       InputError: The file is there, but does not hold results.
@@ -65,7 +65,7 @@ def add_metric(workdir: Path, mode: str, name: str, result: dict[str, Any]) -> P
 
 
 def check(workdir: Path, mode: str) -> None:
-    """Looks at results/<mode>.json before the work for it begins.
+    """Checks results/<mode>.json before the work for it begins.
 
     Raises:
       InputError: The file is there, but does not hold results.
@@ -74,7 +74,7 @@ def check(workdir: Path, mode: str) -> None:
 
 
 def _last(path: Path) -> tuple[dict[str, Any], list[Any]]:
-    """Returns the results of a file without the earlier ones, and these; both empty if there is none."""
+    """Returns the latest and the earlier results in a file; both are empty if there is no file."""
     if not path.exists():
         return {}, []
     try:
@@ -89,8 +89,8 @@ def _last(path: Path) -> tuple[dict[str, Any], list[Any]]:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Within, no other command reads and rewrites the file: two that end at once lose nothing of each other."""
-    ownership.check()  # Else a workdir that was deleted would be there again, with this file alone.
+    """Context with exclusive access to the file, so that two commands that end together lose no results."""
+    ownership.check()  # Otherwise a deleted workdir would be created again, with this file alone.
     path.parent.mkdir(parents=True, exist_ok=True)
     with ownership.briefly(path):
         yield
@@ -101,12 +101,12 @@ def _write(path: Path, record: dict[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a kill leaves either the old one or the new one."""
+    """Writes a file atomically: a kill leaves either the old one or the new one."""
     with owned_write(path) as unfinished:
         unfinished.write_text(text)
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
-    """Writes arrays so that a kill leaves either the old file or the new one; those that are None are left out."""
+    """Writes arrays atomically: a kill leaves either the old file or the new one. Arrays that are None are omitted."""
     with owned_write(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **{k: v for k, v in arrays.items() if v is not None})

@@ -7,20 +7,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-UNFINISHED = ".part"  # Ends the name of what is being written.
+UNFINISHED = ".part"  # Suffix of unfinished files and folders.
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Yields another name to write a file or a folder to; at the end of the block it becomes `path`.
+    """Yields a temporary path for a file or a folder, which becomes `path` at the end of the block.
 
-    It replaces what is there. A failure, such as a full disk, leaves what was there and nothing else; so does a kill,
-    but for the unfinished file, which the next write replaces.
+    It replaces what exists. A failure, such as a full disk, leaves the old contents and nothing else; so does a kill,
+    except for the unfinished file, which the next write replaces.
 
     Args:
-      path: What is to appear; its folder is made.
-      shared: Whether other processes may write it at the same time. The unfinished file then lies under its own name
-        in a temporary folder, which a kill leaves behind.
+      path: Final path; its folder is created.
+      shared: Whether other processes may write it at the same time. The unfinished file then has its own temporary
+        folder, which a kill leaves behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if shared:
@@ -43,13 +43,13 @@ def atomic_write(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what killed commands began to write in a folder that belongs to this one."""
+    """Removes unfinished files of killed commands from a folder that this command owns."""
     for unfinished in folder.glob(f"*{UNFINISHED}"):
         remove(unfinished)
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
+    """Removes a file or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""Whether a folder can be written to, on a file system or in a bucket."""
+"""Check that a folder can be written to, on a file system or in a bucket."""
 
 import os
 from pathlib import Path
@@ -10,22 +10,22 @@ from diffusion_jax.errors import InputError, disk_full, reason
 
 
 def check_writable(folder: Path | epath.Path, failure: str = "--workdir: cannot write to") -> None:
-    """Makes a folder, writes into it and removes that again. A full disk passes: a later write says so.
+    """Creates a folder and writes a probe file into it, which is removed again. A full disk passes: later writes fail.
 
     Args:
       folder: A folder, or an address in a bucket.
-      failure: What the error says before the name of the folder.
+      failure: Start of the error message, before the name of the folder.
 
     Raises:
-      InputError: It cannot be made or written to.
+      InputError: The folder cannot be created or written to.
     """
     try:
         if is_local(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.urandom(8).hex()}"  # Others may probe at once.
+        probe = folder / f".probe-{os.urandom(8).hex()}"  # Others may probe too.
         probe.write_text("")
         probe.unlink()
-    except Exception as error:  # Each kind of bucket has its own.
+    except Exception as error:  # Every kind of bucket raises its own errors.
         if disk_full(error):
             return
         kind = "" if is_local(folder) else f"{type(error).__name__}: "

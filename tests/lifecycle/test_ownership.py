@@ -130,7 +130,7 @@ def test_an_owner_on_another_host_is_heard_by_its_signs_of_life(
     owner._released.set()  # It is silent, as after a kill.
     taker = Lock(path, "--mode=train")
     taker.acquire()
-    assert "looking for a sign of it" in capsys.readouterr().err
+    assert "for its heartbeat" in capsys.readouterr().err
     with pytest.raises(RunError, match="was taken over by --mode=train on"):
         owner.check()
     owner.release()

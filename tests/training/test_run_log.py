@@ -39,7 +39,7 @@ def test_a_resume_drops_the_rows_past_its_checkpoint_says_so_and_writes_them_aga
     log_steps(tmp_path, 0, [10, 20, 30, 30], 1)
     assert "note" not in capsys.readouterr().err
     resumed = log_steps(tmp_path, 20, [30, 40], 2)
-    told = "metrics.jsonl loses its rows past step 20: 2 of step 30; the run writes them again"
+    told = "metrics.jsonl past step 20 (step 30) are removed; the run writes them again"
     assert told in capsys.readouterr().err
     assert [(row["step"], row["run"]) for row in rows(tmp_path)] == [
         (10, 1), (20, 1), (30, 2), (40, 2)]  # fmt: skip
