@@ -1,7 +1,7 @@
 """Denoising diffusion models of images in JAX and Flax.
 
-The names that most programs need stand here; all others stand in the packages, such as `processes.SubVP` and
-`samplers.heun`. A module is loaded when a name of it is first used.
+The most common names are available here; all others are in the packages, such as `processes.SubVP` and
+`samplers.heun`. A module is imported when one of its names is first used.
 """
 
 import lazy_loader

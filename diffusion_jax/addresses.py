@@ -1,4 +1,4 @@
-"""Where files can lie: a folder of a file system, or of a bucket (gs://)."""
+"""Addresses of folders, on a file system or in a bucket (gs://)."""
 
 import importlib.util
 import os
@@ -9,39 +9,39 @@ from diffusion_jax.errors import InputError
 
 
 def is_local(path: str | os.PathLike[str]) -> bool:
-    """Whether the path is on a file system, which can rename and sync; else it is in a bucket."""
+    """Whether the path is on a file system, which supports rename and sync, rather than in a bucket."""
     return "://" not in str(path)
 
 
 def expand(path: str | os.PathLike[str]) -> str:
-    """Returns a path with the home folder in place of a leading ~, which shells leave alone after an =.
+    """Expands a leading ~, which shells do not expand after an =.
 
     Raises:
-      InputError: It names the home of a user that there is not.
+      InputError: The user after the ~ does not exist.
     """
     path = os.fspath(path)
     expanded = os.path.expanduser(path)
     if path.startswith("~") and expanded == path:
         raise InputError(
-            f"{path}: there is no home folder of that user; a name with a ~ is ./{path}"
+            f"{path}: that user has no home folder; for a name that starts with ~, write ./{path}"
         )
     return expanded
 
 
 def resolve(address: str | os.PathLike[str]) -> epath.Path:
-    """Returns a folder or an address such as gs://bucket/run as an absolute path.
+    """Resolves a folder, or an address such as gs://bucket/run, to an absolute path.
 
     Raises:
-      InputError: A bucket of another kind than gs://, or the package for that is missing.
+      InputError: The address is not a gs:// one, or the package for these is missing.
     """
     if is_local(address):
         return epath.Path(os.path.abspath(expand(address)))
     if not str(address).startswith("gs://"):
-        raise InputError(f"files are kept in a folder or at gs://BUCKET/PATH, not at {address}")
+        raise InputError(f"{address} is not supported; use a folder or gs://BUCKET/PATH")
     if importlib.util.find_spec("gcsfs") is None:
         raise InputError(f'{address} needs the package gcsfs: pip install "diffusion_jax[gcs]"')
     import fsspec.config
 
-    # What others write would not show in the listings that gcsfs keeps.
+    # The listings that gcsfs caches would not show what others write.
     fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
     return epath.Path(address)

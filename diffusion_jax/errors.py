@@ -1,4 +1,4 @@
-"""Errors that a command answers with one clear line instead of a stack trace."""
+"""Errors that a command reports in one clear line instead of a stack trace."""
 
 import difflib
 import errno
@@ -9,19 +9,19 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 LONGEST = 60  # Characters of a value in a message.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # The last: a limit on the size of files.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on file sizes.
 
 
 class InputError(ValueError):
-    """Wrong input: says what, which value, and what is allowed. A command exits with status 2."""
+    """Wrong input. The message has the name, the value, and what is allowed. A command exits with status 2."""
 
 
 class RunError(RuntimeError):
-    """The job cannot go on (disk full, loss not finite, …). A command exits with status 1."""
+    """A job cannot continue (disk full, loss not finite, …). A command exits with status 1."""
 
 
 def reason(error: BaseException) -> str:
-    """Returns the cause in one line: the operating system's words where it gave any."""
+    """Returns the cause in one line, in the operating system's words if there are any."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if said := disk_full(error):
@@ -30,7 +30,7 @@ def reason(error: BaseException) -> str:
 
 
 def disk_full(error: BaseException) -> int | None:
-    """Returns the number of an error of `DISK_FULL`, also where a library only quotes the system's words; else None."""
+    """Returns the error number if it is in `DISK_FULL`, even if a library only quotes the message; else None."""
     number = error.errno if isinstance(error, OSError) else None
     return next((n for n in DISK_FULL if n == number or os.strerror(n) in str(error)), None)
 
@@ -42,13 +42,13 @@ def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
 
 
 def shortened(value: object) -> str:
-    """Returns the value for a message, or its type alone where the value is long."""
+    """Returns the value for a message, or only its type if it is long."""
     text = repr(value)
     return text if len(text) <= LONGEST and "\n" not in text else f"of type {type(value).__name__}"
 
 
 def expect(name: str, value: object, kind: Any, such_as: str) -> None:
-    """Raises an InputError if an argument of that name is no instance of a kind, with what it should be."""
+    """Raises an InputError, which says what is expected, if an argument is not an instance of a kind."""
     if not isinstance(value, kind):
         raise InputError(f"{name} is {shortened(value)}; it must be {such_as}")
 
@@ -57,7 +57,7 @@ def choose(what: str, name: str, known: Mapping[str, T]) -> T:
     """Returns known[name].
 
     Raises:
-      InputError: Unknown name; the message lists the known ones and the nearest.
+      InputError: The name is unknown; the message lists the known names and suggests the nearest.
     """
     if not isinstance(name, str) or name not in known:
         raise InputError(

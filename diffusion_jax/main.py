@@ -1,7 +1,7 @@
-"""The command line: flags, dispatch to a mode, one clear line for an error, the exit status.
+"""The command line: flags, dispatch to a mode, one-line errors, and the exit status.
 
-Exit status: 0 the job is complete; 75 stopped by a signal, saved, run it again to go on; 2 wrong input;
-128 + n a second signal, number n, ended it at once; 1 anything else.
+Exit status: 0 the job is complete; 75 a signal stopped it after a save, run it again to continue; 2 wrong input;
+128 + n a second signal, of number n, ended it at once; 1 anything else.
 """
 
 if (
@@ -30,7 +30,7 @@ from diffusion_jax.lifecycle import ownership, stopping
 
 
 def _process_id(flags: argparse.Namespace) -> Any:
-    """Returns this process's number among several, if the flags say it."""
+    """Returns this process's `ProcessId` from the flags, or None."""
     from diffusion_jax.parallel.join import ProcessId
 
     given = flags.coordinator, flags.num_processes, flags.process_id
@@ -42,7 +42,7 @@ def _process_id(flags: argparse.Namespace) -> Any:
 
 
 def _assert_same_command(flags: argparse.Namespace, config: Any) -> None:
-    """Refuses processes of one run that were started with different commands; paths may be each one's own."""
+    """Raises if the processes of a run were started with different commands; only data folders may differ."""
     from diffusion_jax import config as config_lib
     from diffusion_jax.parallel import distributed
 
@@ -54,21 +54,21 @@ def _assert_same_command(flags: argparse.Namespace, config: Any) -> None:
 
 
 def _import_jax() -> Any:
-    """Returns JAX, which reads its variables of the environment as it is imported."""
+    """Imports JAX, which reads its environment variables at import."""
     try:
         import jax
     except ValueError as error:
-        raise InputError(f"the environment says what JAX does not take: {reason(error)}") from error
+        raise InputError(f"invalid environment variable for JAX: {reason(error)}") from error
     return jax
 
 
 def _config_of(
     mode: Mode, flags: argparse.Namespace, assignments: list[tuple[str, str]], workdir: Path
 ) -> tuple[Any, str | None]:
-    """Returns the valid config of the mode, the file's or the run's, and what to say of a file that does not count.
+    """Returns the validated config, from the file or the run, and a note if the file is ignored.
 
     Raises:
-      InputError: A wrong file, field or run.
+      InputError: The file, a field or the run is wrong.
     """
     from diffusion_jax import config as config_lib
     from diffusion_jax.commands import run_config
@@ -91,12 +91,12 @@ def _config_of(
 
 
 def run(argv: list[str], started: float) -> int:
-    """Runs one command; returns the exit status.
+    """Runs a command and returns its exit status.
 
     Raises:
-      InputError: Wrong input.
-      RunError: The job cannot go on.
-      Stopped: A signal came.
+      InputError: The input is wrong.
+      RunError: The job cannot continue.
+      Stopped: A signal arrived.
     """
     flags, assignments = parse(argv)
     if "://" in flags.workdir:
@@ -114,7 +114,7 @@ def run(argv: list[str], started: float) -> int:
 
 
 def _prepare_jax() -> None:
-    """Imports JAX, and makes it the same whatever the environment says."""
+    """Imports JAX and pins its settings, whatever the environment says."""
     _import_jax()
     from diffusion_jax.commands import jax_settings
 
@@ -123,7 +123,7 @@ def _prepare_jax() -> None:
 
 
 def _check_workdir(mode: Mode, workdir: Path) -> None:
-    """Refuses a workdir in which what takes hours would be lost at its end."""
+    """Raises if results could not be written to the workdir at the end of a long job."""
     from diffusion_jax.commands.environment import check_layout
     from diffusion_jax.reporting import results
 
@@ -132,7 +132,7 @@ def _check_workdir(mode: Mode, workdir: Path) -> None:
 
 
 def _join(flags: argparse.Namespace, config: Any, note: str | None) -> None:
-    """Joins the processes of this run, and has its compiled programs kept."""
+    """Joins the processes of this run and enables the compilation cache."""
     from diffusion_jax.commands import jax_settings
     from diffusion_jax.parallel import join
 
@@ -144,7 +144,7 @@ def _join(flags: argparse.Namespace, config: Any, note: str | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and answers errors with one line on standard error."""
+    """Runs the command line and reports errors in one line on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.showwarning = show_warning
     started = time.monotonic()

@@ -111,7 +111,7 @@ CASES = {
     ),
     "a number for indices": (
         lambda: dj.image_keys(0, 4),
-        r"indices is 4; it must be an array, such as np.arange\(4\)",
+        r"indices is 4; it must be a one-dimensional array, such as np.arange\(4\)",
     ),
     "a size that the levels do not divide": (
         lambda: unet((9, 9, 1)),

@@ -1,4 +1,4 @@
-"""What to change so that a training fits into memory: the first of a list of changes that does, each one compiled."""
+"""Search for the first change, each of them compiled, that makes a training fit into memory."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -7,19 +7,19 @@ from typing import Any
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.planning.program import Compiled, DoesNotFit
 
-Changes = dict[str, Any]  # Name of a config field -> its value.
-MOST_KEPT = ("conv", "attention")  # Of a recomputed block: what costs most to compute again.
+Changes = dict[str, Any]  # Config field -> value.
+MOST_KEPT = ("conv", "attention")  # The results of a recomputed block that cost most to recompute.
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """A change and what came of it.
+    """A change and its outcome.
 
     Attributes:
-      changes: Fields that were changed.
+      changes: Changed fields.
       step: The compiled step; None if the compiler refused it.
-      needed: Bytes that it needs on a device; None if the compiler did not say it.
-      fits: Whether there are as many.
+      needed: Bytes needed on a device; None: not reported by the compiler.
+      fits: Whether the device has that much memory.
     """
 
     changes: Changes
@@ -35,8 +35,8 @@ def attempt(
 
     Args:
       compile_step: Changes -> compiled step; raises `DoesNotFit`.
-      memory: Bytes of a device; None: not known, so whatever the compiler takes fits.
-      changes: What to change of it.
+      memory: Memory of a device in bytes; None: unknown, so everything that compiles fits.
+      changes: Fields to change.
     """
     changes = changes or {}
     try:
@@ -49,7 +49,7 @@ def attempt(
 def search(
     compile_step: Callable[[Changes], Compiled], memory: int | None, candidates: Iterable[Changes]
 ) -> Iterator[Attempt]:
-    """Yields one `attempt` after the other, up to the first that fits."""
+    """Yields attempts up to the first one that fits."""
     for changes in candidates:
         stopping.check()
         tried = attempt(compile_step, memory, changes)
@@ -61,17 +61,17 @@ def search(
 def candidates(
     num_devices: int, *, batch_size: int, accumulate: int, remat: Any, data: int, fsdp: int
 ) -> list[Changes]:
-    """Returns the changes by what they cost: micro-batches, recomputing, dividing the state, and more than one of them.
+    """Returns the changes in order of cost: micro-batches, recomputation, sharding of the state, and combinations.
 
-    Smaller micro-batches cost nothing but the devices' use; to recompute costs operations; `fsdp` messages.
+    Smaller micro-batches only lower the utilization; recomputation costs operations; `fsdp` costs messages.
 
     Args:
       num_devices: Number of the mesh's devices.
-      batch_size: The field train.batch_size of the training as it is.
-      accumulate: Its train.accumulate.
-      remat: Its model.remat; "blocks" too where the network has no such option: there is nothing more to recompute.
-      data: Its mesh.data.
-      fsdp: Its mesh.fsdp.
+      batch_size: The present train.batch_size.
+      accumulate: The present train.accumulate.
+      remat: The present model.remat; "blocks" if the network has no such option, since nothing can be recomputed.
+      data: The present mesh.data.
+      fsdp: The present mesh.fsdp.
     """
     micro = _micro_batches(batch_size // num_devices, accumulate)
     recomputing = _recomputing(remat)
@@ -105,7 +105,7 @@ def _divided(num_devices: int, data: int, fsdp: int) -> list[Changes]:
 
 
 def flags(changes: Changes) -> str:
-    """Returns the changes as the command takes them."""
+    """Formats the changes as command-line flags."""
 
     def written(value: Any) -> str:
         return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -1,7 +1,7 @@
-"""Optimized HLO as text: its computations, their instructions, and how often each is run.
+"""Parser of optimized HLO text: computations, their instructions, and execution counts.
 
-XLA's own cost analysis counts the body of a loop once. Here each computation has the number of times that the entry
-runs it: that of its caller, times the trips of a loop where the compiler knows them.
+XLA's own cost analysis counts the body of a loop once. Here a computation's count is that of its caller, times the
+trip count of a loop if the compiler knows it.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 class Instruction(NamedTuple):
-    """One line of HLO, in parts.
+    """One line of HLO, parsed.
 
     Attributes:
       name: Its name, without %.
       shape: Its result, such as "f32[8,3]{1,0}" or a tuple in parentheses.
-      opcode: What it does, such as "all-reduce".
-      operands: What stands in its parentheses.
-      attributes: What follows them.
+      opcode: Its operation, such as "all-reduce".
+      operands: The text in its parentheses.
+      attributes: The text after them.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Module:
     """A program.
 
     Attributes:
-      computations: Name -> instructions.
-      entry: Name of the computation that is run.
+      computations: Instructions by name of the computation.
+      entry: Name of the entry computation.
       num_devices: Partitions times replicas.
     """
 
@@ -55,11 +55,11 @@ class Module:
 
 
 class Repeats(NamedTuple):
-    """How often computations run.
+    """Execution counts of computations.
 
     Attributes:
-      times: Name of a computation -> how often it runs in one run of the entry.
-      unknown: Number of loops whose trips are not known; they count as one.
+      times: Executions of each computation in one run of the entry, by name.
+      unknown: Number of loops with an unknown trip count; they count as one.
     """
 
     times: Counter[str]
@@ -67,7 +67,7 @@ class Repeats(NamedTuple):
 
 
 def parse(text: str) -> Module:
-    """Returns the program of an HLO text, as from `compiled.as_text()`."""
+    """Parses HLO text, as from `compiled.as_text()`."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -90,7 +90,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Returns the place after the parenthesis that closes the first one."""
+    """Returns the index after the parenthesis that closes the first one."""
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -100,7 +100,7 @@ def _closing(text: str) -> int:
 
 
 def arrays(shape: str, *, in_memory: bool = False) -> list[tuple[str, tuple[int, ...]]]:
-    """Returns (type, sizes) of each array of a shape or tuple; `in_memory`: without those that stay on the chip."""
+    """Returns (type, sizes) of each array in a shape or tuple; `in_memory` excludes those that stay on the chip."""
     return [
         (kind, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size))
         for kind, sizes, layout in _ARRAY.findall(shape)
@@ -109,7 +109,7 @@ def arrays(shape: str, *, in_memory: bool = False) -> list[tuple[str, tuple[int,
 
 
 def num_bytes(shape: str, *, in_memory: bool = False) -> int:
-    """Returns the bytes of all arrays of a shape or tuple, without padding; `in_memory`: as in `arrays`."""
+    """Returns the bytes of all arrays in a shape or tuple, without padding; `in_memory` is as in `arrays`."""
     found = arrays(shape, in_memory=in_memory)
     return sum(math.ceil(math.prod(sizes) * _bits(kind) / 8) for kind, sizes in found)
 
@@ -122,7 +122,7 @@ def _bits(kind: str) -> int:
 
 
 def repeats(module: Module) -> Repeats:
-    """Returns how often each computation runs."""
+    """Counts the executions of each computation."""
     times: Counter[str] = Counter()
     unknown = 0
 
@@ -146,12 +146,12 @@ def _called(module: Module, instruction: Instruction) -> list[str]:
 
 
 class Factors(NamedTuple):
-    """What to multiply XLA's counts by.
+    """Factors that correct XLA's counts for loops.
 
     Attributes:
-      flops: Operations: 1 without loops.
-      bytes: Bytes accessed, of which XLA also counts those that never leave the chip.
-      unknown: Number of loops whose trips are not known; they count as one.
+      flops: Factor for operations; 1 without loops.
+      bytes: Factor for bytes accessed; XLA also counts those that never leave the chip.
+      unknown: Number of loops with an unknown trip count; they count as one.
     """
 
     flops: float
@@ -160,7 +160,7 @@ class Factors(NamedTuple):
 
 
 def factors(module: Module) -> Factors:
-    """Returns what to multiply XLA's counts by, from the products and the operands of each computation."""
+    """Returns the factors for XLA's counts, from the products and the operands of each computation."""
     times, unknown = repeats(module)
     inside = _fused(module)
     products, moved = [0, 0], [0, 0]
@@ -180,9 +180,9 @@ def factors(module: Module) -> Factors:
 
 
 def cycles(module: Module) -> dict[str, int]:
-    """Returns opcode -> cycles, as the TPU's compiler expects them, most first; empty if it says none.
+    """Returns the cycles by opcode that the TPU compiler expects, largest first; empty if it reports none.
 
-    It says none of collectives.
+    It reports none for collectives.
     """
     times, _ = repeats(module)
     inside = _fused(module)
@@ -195,7 +195,7 @@ def cycles(module: Module) -> dict[str, int]:
 
 
 def _fused(module: Module) -> set[str]:
-    """Returns the computations whose values need no memory: those that fusions and reductions call."""
+    """Returns the computations called by fusions and reductions, whose values need no memory."""
     inside: set[str] = set()
 
     def add(name: str) -> None:
@@ -224,7 +224,7 @@ def _moved(instruction: Instruction, shapes: dict[str, str], in_memory: bool) ->
 
 
 def _products(instruction: Instruction, shapes: dict[str, str]) -> int:
-    """Returns the multiplications of a matrix product or convolution, those with padding included."""
+    """Returns the number of multiplications in a matrix product or convolution, including padding."""
     if instruction.opcode not in ("dot", "convolution"):
         return 0
     left, right = (
@@ -242,7 +242,7 @@ def _products(instruction: Instruction, shapes: dict[str, str]) -> int:
 
 
 def _trips(module: Module, loop: Instruction) -> int | None:
-    """Returns the trips of a loop, as the compiler says it, or by the one constant of its condition i < n."""
+    """Returns the trip count of a loop from the compiler, or from the one constant in its condition i < n."""
     if said := _TRIPS.search(loop.attributes):
         return int(said[1])
     condition = re.search(r"condition=%?([\w.-]+)", loop.attributes)

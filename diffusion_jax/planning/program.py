@@ -1,4 +1,4 @@
-"""A train step, compiled for some devices without data or arrays, and what the compiler says of it."""
+"""Train steps compiled without data or arrays, and the compiler's report on them."""
 
 import dataclasses
 import math
@@ -24,22 +24,22 @@ class DoesNotFit(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled train step. Bytes and operations are those of one device and one step.
+    """A compiled train step, with bytes and operations per device and step.
 
     Attributes:
       mesh: Devices along each axis.
-      state: Name of a part of the state (parameters, optimizer, averages, other) -> bytes.
+      state: Bytes of each part of the state (parameters, optimizer, averages, other).
       batch: Bytes of a device's rows.
-      arguments: Bytes of all that the program is given, as it lies in memory (on TPUs padded to tiles).
-      unaliased: Bytes of results that do not take the place of an argument.
-      temporaries: Bytes that it needs besides.
+      arguments: Bytes of all arguments in memory (on TPUs padded to tiles).
+      unaliased: Bytes of results that do not reuse an argument's memory.
+      temporaries: Bytes of temporary buffers.
       code: Bytes of the program itself.
-      flops: Operations, as XLA counts them, in loops as often as they run.
-      bytes_accessed: Bytes read and written, likewise; without those of arrays that stay on the chip.
-      cycles: Opcode -> cycles that the TPU's compiler expects, in loops as often as they run; none for other devices.
-      collectives: Kind -> what is sent.
-      unknown_loops: Number of loops that are counted once, since their trips are not known.
-      seconds: Seconds to trace and compile it, or to read it where JAX's cache has it.
+      flops: XLA's count of operations, including repetitions in loops.
+      bytes_accessed: Bytes read and written, likewise, except for arrays that stay on the chip.
+      cycles: Cycles by opcode that the TPU compiler expects, including repetitions; empty for other devices.
+      collectives: Traffic by kind of collective.
+      unknown_loops: Number of loops with an unknown trip count, which are counted once.
+      seconds: Seconds to trace and compile it, or to load it from JAX's cache.
     """
 
     mesh: dict[str, int]
@@ -58,15 +58,15 @@ class Compiled:
 
     @property
     def total(self) -> int:
-        """Bytes on a device; results that take the place of arguments count once."""
+        """Bytes on a device; results that reuse an argument's memory count once."""
         return self.arguments + self.unaliased + self.temporaries + self.code
 
     @property
     def activations(self) -> int:
-        """Temporaries less one float32 copy of a device's part of the parameters, for the gradients.
+        """Temporaries minus one float32 copy of a device's part of the parameters, for the gradients.
 
-        The compiler gives only their sum: what is left holds what the backward pass keeps, whole parameters that were
-        gathered, and what single operations need.
+        The compiler reports only their sum, so the difference includes values saved for the backward pass, gathered
+        parameters, and buffers of single operations.
         """
         return max(0, self.temporaries - self.state["parameters"])
 
@@ -75,11 +75,11 @@ def compile_step(training: Training, batch: DeviceBatch) -> Compiled:
     """Compiles one train step.
 
     Args:
-      training: On devices that there are, or on abstract ones of a topology.
-      batch: Shapes, types and places of a batch.
+      training: Training on real devices, or on abstract ones of a topology.
+      batch: Shapes, dtypes and shardings of a batch.
 
     Raises:
-      DoesNotFit: The compiler says so.
+      DoesNotFit: The compiler refuses the program.
     """
     started = time.monotonic()
     lowered = training.steps[1].lower(training.template, batch)
@@ -116,14 +116,14 @@ def compile_step(training: Training, batch: DeviceBatch) -> Compiled:
 
 
 def local_bytes(tree: Any) -> int:
-    """Returns the bytes on one device of arrays, or of their shapes, types and shardings."""
+    """Returns the bytes per device of arrays or `jax.ShapeDtypeStruct`s."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
 def _said_memory(message: str) -> tuple[int | None, int | None]:
-    """Returns (bytes needed, bytes there are) of XLA's message, as in "Used 20.5G of 15.7G hbm"."""
+    """Returns (bytes needed, bytes available) from XLA's message, as in "Used 20.5G of 15.7G hbm"."""
     found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
     if not found:
         return None, None

@@ -1,6 +1,6 @@
-"""The least time that a train step can take on a chip: the roofline of Williams et al. (2009), with a third roof.
+"""Lower bound of a train step's time: the roofline model of Williams et al. (2009), with a roof for the links.
 
-step >= max(operations / peak, bytes accessed / bandwidth of the memory, bytes sent / bandwidth of the links)
+step >= max(operations / peak, bytes accessed / memory bandwidth, bytes sent / link bandwidth)
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from diffusion_jax.planning.program import Compiled
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one step that each resource needs at its peak, if the others cost nothing."""
+    """Seconds per step that each resource needs at its peak rate."""
 
     compute: float
     memory: float
@@ -19,22 +19,22 @@ class Roofline:
 
     @property
     def step(self) -> float:
-        """The largest: no step is faster."""
+        """The largest of them, a lower bound of the step's time."""
         return max(self.compute, self.memory, self.interconnect)
 
     @property
     def limited_by(self) -> str:
-        """The resource that takes longest."""
+        """The slowest resource."""
         return max(("compute", "memory", "interconnect"), key=lambda name: getattr(self, name))
 
 
 def roofline(step: Compiled, chip: Chip, dtype: str) -> Roofline:
-    """Returns the least time of a step.
+    """Returns the lower bounds of a step's time.
 
     Args:
       step: The compiled step.
-      chip: Peak figures of each of its devices.
-      dtype: Type that the network computes in.
+      chip: Peak performance of each device.
+      dtype: Type of the network's computation.
     """
     sent = sum(traffic.sent_bytes for traffic in step.collectives.values())
     return Roofline(
@@ -45,12 +45,12 @@ def roofline(step: Compiled, chip: Chip, dtype: str) -> Roofline:
 
 
 def estimate(step: Compiled, chip: Chip) -> float | None:
-    """Returns the seconds that the TPU's compiler expects of a step, one operation after the other; None: not known."""
+    """Returns the TPU compiler's estimate of a step in seconds, with operations in sequence; None: unknown."""
     return sum(step.cycles.values()) / chip.clock if step.cycles and chip.clock else None
 
 
 def gflop_per_image(step: Compiled, batch_size: int) -> float:
-    """Returns 10^9 operations of training an image, those of all devices."""
+    """Returns the operations per trained image, over all devices, in units of 10^9."""
     num_devices = 1
     for size in step.mesh.values():
         num_devices *= size

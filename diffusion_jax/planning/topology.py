@@ -1,4 +1,4 @@
-"""Slices of TPUs that are not here: abstract devices, for which the TPU's compiler works on any machine."""
+"""Abstract devices of TPU slices, for which the TPU compiler works on any machine."""
 
 import importlib.util
 import os
@@ -9,8 +9,8 @@ import jax
 from diffusion_jax.errors import InputError
 from diffusion_jax.planning.chips import TOPOLOGIES
 
-# libtpu else asks the cloud which TPU it runs on, and lets one process in at a time, as that TPU would. The type is
-# that of no device: those that are compiled for have their topology's.
+# Otherwise libtpu asks the cloud which TPU it runs on, and allows one process at a time, as a real TPU does. The type
+# does not matter: the devices that are compiled for have the type of their topology.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -20,13 +20,13 @@ _ENVIRONMENT = {
 
 
 def topology_devices(name: str) -> list[Any]:
-    """Returns the devices of a slice, one a chip. JAX computes on the CPU from then on.
+    """Returns the devices of a slice, one per chip. JAX runs on the CPU from then on.
 
     Args:
       name: Generation and shape, such as "v5e:4x4".
 
     Raises:
-      InputError: There is no TPU compiler, or it does not know the slice.
+      InputError: The TPU compiler is not installed, or does not know the slice.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("--topology needs the TPU's compiler, libtpu: pip install -e '.[tpu]'")
@@ -35,12 +35,12 @@ def topology_devices(name: str) -> list[Any]:
         raise InputError(f"unknown --topology {name!r}; {_known()}")
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    # libtpu aborts the process for a flag that only other backends have. Its own are in LIBTPU_INIT_ARGS.
+    # libtpu aborts the process for flags of other backends. Its own are in LIBTPU_INIT_ARGS.
     os.environ.pop("XLA_FLAGS", None)
-    jax.config.update("jax_platforms", "cpu")  # There may be a TPU here, of another kind.
+    jax.config.update("jax_platforms", "cpu")  # This machine may have a TPU of another kind.
     from jax.experimental import topologies
 
-    # Of v4 as JAX sees it on a machine: both cores of a chip as one device.
+    # On v4, as on real machines, JAX treats both cores of a chip as one device.
     options = {"chip_config_name": "megacore"} if generation == "v4" else {}
     try:
         topology = topologies.get_topology_desc(name, platform="tpu", **options)

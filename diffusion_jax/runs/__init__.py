@@ -1,4 +1,4 @@
-"""Trained runs: what a workdir holds, loaded for use from a notebook or a command."""
+"""Trained runs: loading them from a workdir, and resuming them."""
 
 from diffusion_jax.runs.run import Run, load_run
 

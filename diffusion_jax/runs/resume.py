@@ -1,4 +1,4 @@
-"""A run that goes on: whether it still has the config, data and classes that it began with, and its state."""
+"""Resumed runs: checks that config, data and classes are unchanged, and the restored state."""
 
 import dataclasses
 import warnings
@@ -17,7 +17,7 @@ ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
 
 
 def check_unchanged(changed: Sequence[str]) -> None:
-    """Refuses to continue a run under a config that would give another result: `config.changes` of the two."""
+    """Raises if changes of the config (`config.changes`) would alter the result of a resumed run."""
     if changed:
         raise InputError(
             "this run was started with another config (field: saved -> now): "
@@ -26,12 +26,12 @@ def check_unchanged(changed: Sequence[str]) -> None:
 
 
 def check_classes(meta: dict[str, Any] | None, split: data.Split, name: str, allow: bool) -> None:
-    """Refuses to continue a run whose labels have come to mean other classes; warns if that is allowed."""
+    """Raises if the labels of a resumed run now mean other classes; only warns if that is allowed."""
     names = meta["data"].get("class_names", ()) if meta else split.class_names
     if changed := classes_moved(names, split, name):
         if not allow:
             raise InputError(f"this run {changed}; {SAME_CLASSES}. {ADVICE}")
-        warnings.warn(f"this run {changed}; training goes on with these", stacklevel=1)
+        warnings.warn(f"this run {changed}; training continues with these", stacklevel=1)
 
 
 def restore_state(
@@ -41,7 +41,7 @@ def restore_state(
     name: str,
     allow_change: bool,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state to go on from, and the JSON that was saved with it."""
+    """Returns the state to resume from and the JSON that was saved with it."""
     checkpoint = store.restore(to_parts(training.template))
     assert checkpoint is not None
     before = checkpoint.meta["data"]
@@ -64,16 +64,16 @@ def describe(
     seed: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Returns what a checkpoint holds besides the state.
+    """Returns the JSON that a checkpoint holds besides the state.
 
     Args:
-      config_json: The run's config, as it is saved.
-      split: Images to train on.
-      fingerprint: Of the images.
-      meter: Has the sums since the last row of the log.
-      step: Number of steps done.
-      seed: Of the order of the images.
-      batch_size: Images of a step.
+      config_json: The run's config as JSON.
+      split: Training images.
+      fingerprint: Fingerprint of the images.
+      meter: Meter with the sums since the last row of the log.
+      step: Number of finished steps.
+      seed: Seed of the images' order.
+      batch_size: Images per step.
     """
     position = {
         "seed": seed,

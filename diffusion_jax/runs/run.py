@@ -1,4 +1,4 @@
-"""A trained run, as its checkpoint says: config, process, network and parameters."""
+"""Trained runs loaded from a checkpoint: config, process, network and parameters."""
 
 import contextlib
 import copy
@@ -22,18 +22,18 @@ from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reporting import classes
 from diffusion_jax.training.state import abstract_like, average_part
 
-SAME_CLASSES = "rename them so that each has its number of the training"
+SAME_CLASSES = "rename them so that each has the same number as in training"
 
 
 @dataclasses.dataclass(frozen=True)
 class Run(Experiment):
-    """An experiment with the parameters that it was trained to.
+    """An experiment with its trained parameters.
 
     Attributes:
       params: The parameters, averaged or not.
-      step: Number of steps that they were trained for.
-      digest: Names the checkpoint's contents.
-      training_config: The config that they were trained with, with its own `sampler`, `sample`, `eval` and `mesh`.
+      step: Number of training steps.
+      digest: Hash of the checkpoint's contents.
+      training_config: The config of the training, including its own `sampler`, `sample`, `eval` and `mesh`.
     """
 
     params: Any
@@ -43,7 +43,7 @@ class Run(Experiment):
 
     @property
     def names_to_draw(self) -> tuple[str, ...]:
-        """Names of the classes that the model draws, their numbers if the checkpoint holds no names."""
+        """Names of the classes that the model draws, or their numbers if the checkpoint has no names."""
         return (self.class_names or tuple(map(str, range(self.num_classes))))[: self.num_classes]
 
     def load_split(self, name: str, *, labeled: bool) -> data.Split:
@@ -51,10 +51,10 @@ class Run(Experiment):
 
         Args:
           name: "train" or "test".
-          labeled: Whether the model is given its labels; they must be the numbers that the model knows its classes by.
+          labeled: Whether the labels are passed to the model; their classes must then be those of the training.
 
         Raises:
-          InputError: Labels that have come to mean other classes than at training.
+          InputError: The labels mean other classes than in training.
         """
         split = build.load_split(self.config, name)
         if labeled and (changed := classes_moved(self.class_names, split, self.data_name)):
@@ -63,11 +63,11 @@ class Run(Experiment):
 
 
 def classes_moved(names: Sequence[str], split: data.Split, source: str) -> str | None:
-    """Returns in words which classes of the data are not those of a training; None if all are.
+    """Returns a description of classes that differ from those of the training; None if there are none.
 
     Args:
-      names: The training's classes; empty of older versions, which saved none.
-      split: The data as they are now.
+      names: Class names of the training; empty for older versions, which saved none.
+      split: The present data.
       source: The field data.name.
     """
     now = split.class_names
@@ -78,14 +78,14 @@ def classes_moved(names: Sequence[str], split: data.Split, source: str) -> str |
 
 
 def checkpoint_folder(workdir: Path, checkpoint_dir: str | None) -> str | Path:
-    """Returns where the checkpoints of a run are.
+    """Returns the folder of a run's checkpoints.
 
     Args:
       workdir: Folder of the run.
       checkpoint_dir: The field train.checkpoint_dir of its config.
 
     Raises:
-      InputError: A path that means another folder wherever the command is started.
+      InputError: The path is relative, and so depends on where the command is started.
     """
     if checkpoint_dir is None:
         return workdir / "checkpoints"
@@ -98,7 +98,7 @@ def checkpoint_folder(workdir: Path, checkpoint_dir: str | None) -> str | Path:
 
 
 def saved_checkpoint_dir(workdir: Path) -> str | None:
-    """Returns the field train.checkpoint_dir of a run's config.json; None where that does not say it."""
+    """Returns the field train.checkpoint_dir from a run's config.json; None if it has none."""
     try:
         saved = json_text.parse_object(read_regular(workdir / "config.json"))
         found = saved["train"]["checkpoint_dir"]
@@ -115,19 +115,19 @@ def load_run(
     config: ConfigDict | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Run:
-    """Returns a run's newest sound checkpoint; the optimizer's state is not read.
+    """Loads a run from its newest sound checkpoint, without the optimizer's state.
 
     Args:
-      workdir: Folder of the run; where its checkpoints are, its config.json says.
-      step: Takes this very checkpoint instead of the newest.
-      ema: Whether to take the averaged parameters.
-      config: Where to take the fields from that any mode may set (`sampler`, `sample`, `eval`, `mesh`); None:
-        from the checkpoint too.
-      sharding: Where the parameters go; None: to the first device.
+      workdir: Folder of the run, with its config.json, which names the folder of the checkpoints.
+      step: Step of the checkpoint; None: the newest.
+      ema: Whether to load the averaged parameters.
+      config: Source of the fields that any mode may set (`sampler`, `sample`, `eval`, `mesh`); None: the
+        checkpoint.
+      sharding: Sharding of the parameters; None: the first device.
 
     Raises:
-      InputError: No such checkpoint.
-      RunError: No sound checkpoint.
+      InputError: There is no such checkpoint.
+      RunError: No checkpoint is sound.
     """
     workdir = Path(expand(workdir))
     store = CheckpointStore(checkpoint_folder(workdir, saved_checkpoint_dir(workdir)))
@@ -135,14 +135,14 @@ def load_run(
         meta = store.meta(step)
         if meta is None:
             raise InputError(f"no checkpoint in {store.directory}")
-        # Not the workdir's config: that may have changed since.
+        # The workdir's config may have changed since.
         training_config = config_lib.from_dict(meta["config"])
         experiment = _experiment(_with_settable(training_config, config), meta["data"])
         part = average_part(AVERAGE) if ema else "params"
         where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         checkpoint = store.restore({part: abstract_like(experiment.network.init, where)}, step)
     assert checkpoint is not None
-    if checkpoint.meta["config"] != meta["config"]:  # The newest was damaged: an older one is used.
+    if checkpoint.meta["config"] != meta["config"]:  # The newest is damaged; use an older one.
         raise RunError(
             f"checkpoint {checkpoint.step} was trained with another config than the damaged newest; "
             f"ask for it: sample.step or eval.step = {checkpoint.step}"
@@ -157,13 +157,13 @@ def load_run(
 
 
 def _experiment(config: ConfigDict, seen: Mapping[str, Any]) -> Experiment:
-    """Returns the experiment on data as a checkpoint describes them; older versions saved no names of classes."""
+    """Returns the experiment for the data described by a checkpoint; older versions saved no class names."""
     names = tuple(seen.get("class_names", ()))
     return build.build(config, tuple(seen["image_shape"]), seen["num_classes"], names)
 
 
 def _with_settable(trained: ConfigDict, given: ConfigDict | None) -> ConfigDict:
-    """Returns the config of a training, with the fields that any mode may set from another one if there is one."""
+    """Returns the training's config with the fields that any mode may set taken from `given`, if any."""
     config = copy.deepcopy(trained)
     if given is not None:
         for name in filter(config_lib.is_settable, config_lib.FIELDS):

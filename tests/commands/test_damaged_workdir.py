@@ -100,7 +100,7 @@ def test_a_workdir_that_is_no_folder_of_anybody_is_refused(workdir):
     said = refused(f"--workdir={workdir}")
     assert (
         said == f"--workdir is {workdir!r}; it must be a folder"
-        or "no home folder of that user" in said
+        or "that user has no home folder" in said
     )
 
 

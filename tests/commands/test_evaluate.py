@@ -377,7 +377,7 @@ def test_labels_that_have_come_to_mean_other_classes_are_refused_and_the_classes
     assert outcome.status == 2 and outcome.err.count("\n") == 1
     assert (
         "was trained with other classes than digits now has: class 8 was '8' and is '9'; class 9 was '9' and is '8'; "
-        "rename them so that each has its number of the training" in outcome.err
+        "rename them so that each has the same number as in training" in outcome.err
     )
 
 

@@ -100,7 +100,8 @@ def test_every_other_digit_of_a_row_is_noticed_also_of_the_last_ones_step(path: 
 def test_sound_rows_past_the_step_are_dropped_and_counted(path: Path) -> None:
     kept, (said,) = go_on_from(path, 20)
     assert kept == read_rows(path) == [row(10), row(20)]
-    assert said.endswith("past step 20: 2 of steps 30 to 40; the run writes them again")
+    assert said.startswith("note: 2 rows of ")
+    assert said.endswith("past step 20 (steps 30 to 40) are removed; the run writes them again")
     assert not path.with_name(DAMAGED).exists()
     assert go_on_from(path.with_name("none.jsonl"), 20) == ([], [])
 
