@@ -100,7 +100,7 @@ def velocity() -> Preconditioning:
     """The network returns eps - x_0 (Lipman et al., 2023; Liu et al., 2023).
 
     It is dx_t / dt of the straight line x_t = (1 - t) x_0 + t eps. Solving x_t = signal x_0 + std eps with it gives
-    x_0 = (x_t - std velocity) / (signal + std) and eps = x_0 + velocity, whatever the process.
+    x_0 = (x_t - std velocity) / (signal + std) and eps = x_0 + velocity, for every process.
     """
 
     def parts(point: Point, x: Array) -> tuple[Array, Array, Array]:

@@ -65,7 +65,7 @@ class Affine(ContinuousProcess):
         if not 0 <= self.first_std < np.inf:
             raise InputError(f"first_std is {self.first_std!r}; it must be finite and not negative")
         if not (self._table.diffusion2[1:] > 0).all():
-            raise InputError("diffusion(u) is 0 for some u in (0, 1]; it must be positive there")
+            raise InputError("diffusion(u) is 0 for some u in (0, 1]; it must be nonzero there")
         if not (np.diff(self._log_ratio) > 0).all():
             raise InputError(
                 "signal / std is not strictly decreasing from u = 0 to u = 1 in float64; give drift(u) and diffusion(u)"

@@ -43,7 +43,7 @@ def make_grid(
 ) -> Grid:
     """Returns the points of a sampler with `num_steps` steps, noise first, data last, in float64 on the host.
 
-    Every point has the signal and the std of its time, whatever the spacing: a respaced chain is another grid.
+    Every point has the signal and the std of its time, for every spacing: a respaced chain is another grid.
 
     Args:
       process: The forward process.
@@ -197,7 +197,7 @@ def _karras(num_steps: int, steps: Timesteps) -> Times:
 def times_of(wanted: Numbers, logsnr: Float[np.ndarray | Array, " T"]) -> Numbers:
     """Returns the times where log(signal^2 / std^2) has these values; out of range, the nearest end."""
     xp = namespace(wanted)
-    # log alpha_bar = -log(1 + exp(-logsnr)); np.interp wants it ascending, so time runs backwards.
+    # log alpha_bar = -log(1 + exp(-logsnr)); np.interp wants it ascending, so time runs backward.
     log_alpha_bar = xp.asarray(-namespace(logsnr).logaddexp(0, -logsnr[::-1]))
     times = xp.asarray(np.arange(len(logsnr))[::-1] * 1.0)
     return xp.interp(-xp.logaddexp(xp.zeros_like(wanted), -wanted), log_alpha_bar, times)

@@ -89,11 +89,11 @@ def as_gray(kept: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConstraintKind(Component[Constraint]):
-    """What can be known of an image: `make` is (mask if it asks for it, its options) -> Constraint.
+    """A constraint; `make` maps the mask, if it asks for it, and its options to a `Constraint`.
 
     Attributes:
-      misfit: ((H, W, C), factor) -> why images have no such part, in words of the config; None: they have.
-      keeps_part: Whether a part of the image is kept; else there must be a start, which all is kept by.
+      misfit: ((H, W, C), factor) -> why images have no such part, in terms of the config; None if they do.
+      keeps_part: Whether it keeps a part of the image; otherwise an edit needs a start.
       as_shown: Images of the kept part -> how a picture shows them.
     """
 
@@ -171,7 +171,7 @@ def inpaint(
       sampler: Update rule. One with memory starts each segment of `jump` steps without it.
       keys: One key per image.
       x0: Images with the known part, in [-1, 1]; the other part matters only if start > 0.
-      constraint: What is known, such as `project_pixels(mask)`.
+      constraint: The known part, such as `project_pixels(mask)`.
       start: Index of the start point. 0: pure noise; else x0 with the noise of that point (SDEdit: Meng et al.,
         2022), so the later, the more of x0 remains.
       resamplings: Number of passes over each segment, 1 or more; see `inpaint_nfe` for the cost.

@@ -217,7 +217,7 @@ def sample_loop(
 ) -> SampleResult:
     """Draws one image per key; call inside `jit`.
 
-    A run to point i, continued from its images at point i with the same keys, is the whole run. If `start` and
+    A run to point i, continued from its images with the same keys, equals the whole run. If `start` and
     `stop` are arguments of the program, one program does all three, and they agree bit for bit. (Except for
     a rule with memory, which every run starts without.)
 

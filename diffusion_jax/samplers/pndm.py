@@ -1,4 +1,4 @@
-"""PNDM (Liu et al., 2022): a classical solver of order 4 for eps along the chain, with DDIM's step in place of Euler's.
+"""PNDM (Liu et al., 2022): a classical solver of order 4 for eps along the chain, with DDIM's step instead of Euler's.
 
 With phi(x_t, eps, t, s) = signal_s / signal_t x_t + (std_s - signal_s / signal_t std_t) eps, DDIM's step, a
 step from t to s is phi with an eps combined from several evaluations. The first three steps are pseudo Runge-Kutta,

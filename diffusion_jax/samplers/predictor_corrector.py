@@ -28,9 +28,9 @@ def predictor_corrector(
     grid: Grid,
     process: Process,
     *,
-    predictor: Annotated[
-        str, Option(kinds.Choice(tuple(PREDICTORS)), "update rule of each step")
-    ] = ("reverse_diffusion"),
+    predictor: Annotated[str, Option(kinds.Choice(tuple(PREDICTORS)), "rule of each step")] = (
+        "reverse_diffusion"
+    ),
     corrector_steps: Annotated[
         int,
         Option(

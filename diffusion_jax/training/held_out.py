@@ -27,8 +27,8 @@ def held_out_draws(
     makes losses of few images incomparable: u_i = i times the golden ratio + one random offset, modulo 1.
     The first n are spread evenly for any n.
 
-    key: Key of noise and offset.
-      key: Decides noise and offset.
+    Args:
+      key: Key of noise and offset.
       indices: Indices of the images in their split.
       image_shape: Shape of one image.
     """
