@@ -4,7 +4,7 @@ Data: CIFAR-10, 50,000 training images 32x32x3, mirrored at random; cifar-10-pyt
   --config.data.source_dir, else downloaded.
 Parameters: 35,746,307.
 Steps: 300,000 of batch 128.
-Expected: of the paper's NCSNv2, FID 10.87 after a denoising step, Inception score 8.40.
+Expected: FID 10.87 after a denoising step and Inception score 8.40, for the paper's NCSNv2.
 Source: Song & Ermon (2020), Table 1 and Appendix B. Not yet reproduced by this project.
 Differs: our U-Net is that of Ho et al. (2020), not a RefineNet; networks are given x_t / (signal^2 + std^2)^(1/2), and
   sigma is twice the paper's, as pixels are in [-1, 1]; samplers limit each prediction of x_0 to [-1, 1]

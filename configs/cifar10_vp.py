@@ -4,7 +4,7 @@ Data: CIFAR-10, 50,000 training images 32x32x3, mirrored at random; cifar-10-pyt
   --config.data.source_dir, else downloaded.
 Parameters: 35,746,307.
 Steps: 950,000 of batch 128.
-Expected: of the paper's DDPM (cont.), whose network ours is like: 3.21 bits/dim and FID 3.69, both by the ODE.
+Expected: 3.21 bits/dim and FID 3.69, both by the ODE, for the paper's DDPM (cont.), which has a similar network.
 Source: Song et al. (2021), Table 2, and Appendices C, D and H; steps as in their configs for continuous time. Not yet
   reproduced by this project.
 Differs: our U-Net is that of Ho et al. (2020), not that of their code; networks are given

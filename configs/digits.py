@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 10
 
     config.process.schedule = "cosine"
-    # Predicting eps, so small a network is worse than the mean image where there is most noise.
+    # If it predicts eps, so small a network is worse than the mean image at the highest noise levels.
     config.process.prediction = "v"
     config.process.variance = "fixed_small"
 
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
 
     config.train.num_steps = 2200
     config.train.batch_size = 32
-    config.train.label_dropout = 0.1  # So that sampling can be guided.
+    config.train.label_dropout = 0.1  # Allows classifier-free guidance.
     config.train.checkpoint_every = 550
     config.train.log_every = 50
     config.train.sample_images = 100

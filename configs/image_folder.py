@@ -8,7 +8,7 @@ Data: every image below --config.data.source_dir, center-cropped and resized to 
 Parameters: 35,746,307 for color images.
 Steps: 200,000 of batch 64.
 Expected: depends on the images; some thousands of them are needed for samples that are not copies.
-Source: the CIFAR-10 network of Ho et al. (2020); its cost an image grows with the pixels, fourfold.
+Source: the CIFAR-10 network of Ho et al. (2020); the cost per image grows with the pixels, fourfold.
 Device-hours: not measured; about the paper's 85 TPU v3 core-hours for CIFAR-10 divided by two
   (half as many images, each four times as many pixels, a quarter of the steps).
 """

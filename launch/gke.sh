@@ -114,7 +114,7 @@ check_gpu() {
   [[ -n $hosts ]] || fail "--hosts is missing; see --help"
 }
 
-json_strings() { # Prints its arguments as a list of JSON strings, which YAML takes.
+json_strings() { # Prints its arguments as a list of JSON strings, which are valid YAML.
   local argument list=""
   for argument in "$@"; do
     [[ ! $argument =~ [[:cntrl:]] ]] || fail "argument '${argument//[[:cntrl:]]/ }' has a control character"
@@ -126,7 +126,7 @@ json_strings() { # Prints its arguments as a list of JSON strings, which YAML ta
   printf '[%s]' "${list:2}"
 }
 
-render() { # Prints the JobSet of this kind, with all filled in.
+render() { # Prints the JobSet of this kind with all values filled in.
   local text key values mark
   text=$(awk -v kind="# $kind" '
     /^---$/ { if (found) exit; text = ""; next }

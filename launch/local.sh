@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs `python -m diffusion_jax.main` in several processes of this machine that work as one, and
-# starts them all again when one of them dies.
+# Runs `python -m diffusion_jax.main` in several joined processes on this machine, and starts
+# them all again when one of them dies.
 set -euo pipefail
 
 readonly EXIT_WRONG_INPUT=2 EXIT_STOPPED=75
@@ -126,7 +126,7 @@ command_of() { # command_of I: sets words, the command of process I.
 }
 
 prefix() { # prefix I: shows what is read, each line after the process's number.
-  # It ends with the process that it reads from, which must not fail where nobody reads any more.
+  # It ends with the process that it reads from, which must not fail if there is no reader any more.
   trap '' HUP INT PIPE TERM
   local line
   while IFS= read -r line || [[ -n $line ]]; do
@@ -137,7 +137,7 @@ prefix() { # prefix I: shows what is read, each line after the process's number.
 start() { # start I: starts process I.
   local words
   command_of "$1"
-  # Each gets a process group of its own, so that a Ctrl-C reaches it once, through this script.
+  # Each gets its own process group, so that a Ctrl-C reaches it once, through this script.
   set -m
   if [[ -n $log_dir ]]; then
     "${words[@]}" </dev/null >>"$log_dir/process-$1.log" 2>&1 &
@@ -156,7 +156,7 @@ signal_all() { # signal_all NAME: sends a signal to all that still run.
   done
 }
 
-stop() { # stop NAME: what a signal to this script does.
+stop() { # stop NAME: handles a signal to this script.
   stopping=$1
   signal_all "$1"
 }
@@ -217,7 +217,7 @@ main() {
   local restarts=0 stopping="" status pids
   trap 'stop INT' INT
   trap 'stop TERM' HUP TERM
-  trap : PIPE # Nobody may read any more what is said of the end.
+  trap : PIPE # There may be no reader of the last messages.
   while true; do
     run_all
     if [[ -n $stopping ]]; then

@@ -255,7 +255,7 @@ create_if_gone() { # Creates a slice that is gone for good: a preempted queued r
     GONE | PREEMPTED | TERMINATED | STOPPED) ;;
     *) return ;; # It is there, is coming, or gcloud could not be asked: nothing may be deleted.
   esac
-  echo "tpu_pod.sh: '$name' is gone; creating it anew" >&2
+  echo "tpu_pod.sh: '$name' is gone; creating it again" >&2
   delete || true # There may be none.
   create
 }
