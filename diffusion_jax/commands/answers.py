@@ -1,4 +1,4 @@
-"""What a command says on standard error: one line for a warning or an error, and the exit status of each."""
+"""Messages of commands on standard error, one line per warning or error, and exit statuses."""
 
 import os
 import sys

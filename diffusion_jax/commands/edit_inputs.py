@@ -1,4 +1,4 @@
-"""What --mode=inpaint and --mode=interpolate work on: images, their classes, and the mask."""
+"""Inputs of --mode=inpaint and --mode=interpolate: images, their classes, and the mask."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""How far a job over images has come: a bar for a person, a line now and then for a log."""
+"""Progress of an image job: a bar on a terminal, an occasional line in a log."""
 
 import datetime
 import sys

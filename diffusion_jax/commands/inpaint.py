@@ -76,7 +76,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
 
 
 def _check(config: ConfigDict) -> None:
-    """Refuses an edit that lacks a field, before the run is read."""
+    """Raises if the edit lacks a field, before the run is read."""
     fields = config.edit
     if _needs_mask(fields) and fields.mask is None:
         raise InputError(

@@ -32,7 +32,7 @@ EIGHTHS = 8
 
 
 class _Rows(NamedTuple):
-    """What is between all pairs, image by image, as a program takes them: pair after pair, fraction by fraction.
+    """Inputs of the program for all images between pairs, ordered by pair, then by fraction.
 
     Attributes:
       pair: Number of the pair, from which the noise comes.
@@ -50,7 +50,7 @@ class _Rows(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What all images between pairs are drawn from, and where batches of them are kept.
+    """Inputs of all images between pairs, and the folder of their batches.
 
     Attributes:
       run: The run.

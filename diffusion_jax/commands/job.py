@@ -1,4 +1,4 @@
-"""What jobs have in common: the run, a name, the record; of those that draw images, batches that survive a kill."""
+"""Shared parts of jobs: the run, a name, the record, and batches of images that survive a kill."""
 
 import hashlib
 import json

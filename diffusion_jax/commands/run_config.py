@@ -52,7 +52,7 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: Mod
 
 
 def _check_metrics(config: ConfigDict, assigned: set[str]) -> None:
-    """Refuses a field of the command line that is for metrics of which none is measured."""
+    """Raises if a field on the command line is only for metrics that are not measured."""
     for name in METRICS.options:
         owners = METRICS.owners(name)
         if f"eval.{name}" in assigned and not set(owners) & set(config.eval.metrics):
@@ -63,7 +63,7 @@ def _check_metrics(config: ConfigDict, assigned: set[str]) -> None:
 
 
 def check_trained(config: ConfigDict, trained: ConfigDict, what: str) -> None:
-    """Refuses to call something by a config that it was not trained with.
+    """Raises if a run or checkpoint was not trained with the given config.
 
     Args:
       config: What the run's config.json says, or a file that the command line names.

@@ -1,4 +1,4 @@
-"""What `--mode=sample` shows besides the images: how they came about."""
+"""Pictures of the reverse process that `--mode=sample` adds to its images."""
 
 import warnings
 from collections.abc import Sequence

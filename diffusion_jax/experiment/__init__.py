@@ -1,1 +1,1 @@
-"""From a config to the objects that commands work with, and whether its fields fit one another."""
+"""Construction of the objects that commands use from a config, and checks of its fields against each other."""

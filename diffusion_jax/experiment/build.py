@@ -1,4 +1,4 @@
-"""From a config to the objects that commands work with: process, network, data, objective, bound."""
+"""Construction of process, network, data, objective and bound from a config."""
 
 import dataclasses
 from typing import Any
@@ -113,7 +113,7 @@ class Experiment:
 
     @property
     def guidance_scale(self) -> float | None:
-        """How far the sampler is guided toward the class; None: not at all."""
+        """Guidance scale of the sampler; None: no guidance."""
         return self.config.sampler.guidance_scale
 
     @property

@@ -20,7 +20,7 @@ LARGE_VARIANCE = 2  # Relative to the posterior's: in less the two are much the 
 
 
 def check_solver_fits(config: ConfigDict) -> None:
-    """Refuses a solver of another kind of process."""
+    """Raises if the solver is for another kind of process."""
     name, process = config.sampler.name, config.process.name
     fitting = SAMPLERS[name].processes
     if fitting and process not in fitting:
@@ -30,7 +30,7 @@ def check_solver_fits(config: ConfigDict) -> None:
 
 
 def check_churn(config: ConfigDict) -> None:
-    """Refuses a range of noise levels that is empty."""
+    """Raises if the range of noise levels is empty."""
     low, high = config.sampler.churn_min, config.sampler.churn_max
     if high is not None and high < low:
         raise InputError(
@@ -39,7 +39,7 @@ def check_churn(config: ConfigDict) -> None:
 
 
 def _refuse_unused(config: ConfigDict, group: str, taken: Container[str], owner: str) -> None:
-    """Refuses a field of the group that the owner does not take, unless it is left at its default."""
+    """Raises if a field of the group is set that the owner does not have."""
     for name, value in config[group].items():
         default = config_lib.FIELDS[f"{group}.{name}"].default
         if name not in taken and value != default:
@@ -50,7 +50,7 @@ def _refuse_unused(config: ConfigDict, group: str, taken: Container[str], owner:
 
 
 def check_variance(config: ConfigDict) -> None:
-    """Refuses learned variances that the network does not have or the loss does not train."""
+    """Raises if variances are learned, but the network does not predict them or the loss does not train them."""
     trained, loss = config.process.variance, config.loss.name
     if trained == "learned" and not LOSSES[loss].takes("variance"):
         raise InputError(
@@ -69,7 +69,7 @@ def check_variance(config: ConfigDict) -> None:
 
 
 def check_guidance(config: ConfigDict) -> None:
-    """Refuses guidance of a model that was not trained for it."""
+    """Raises if guidance is set, but the model was not trained for it."""
     fields = config.sampler
     scale, interval = fields.guidance_scale, fields.guidance_interval
     if scale is None:
@@ -101,7 +101,7 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
 
 
 def check_times(config: ConfigDict, process: Process) -> None:
-    """Refuses times that the process does not have, or that stand twice in a list."""
+    """Raises if times are not on the process's grid or are repeated."""
     last, first = make_grid(process, u_min=config.sampler.u_min).time[[0, -2]]
     low, high = outermost(first, last)
     levels = levels_of(process)
@@ -122,7 +122,7 @@ def check_times(config: ConfigDict, process: Process) -> None:
 
 
 def check_invertible(config: ConfigDict) -> None:
-    """Refuses latents of a sampler that leads to them by no way back."""
+    """Raises if latents are requested, but the sampler is not invertible."""
     name, eta = config.sampler.name, config.sampler.eta
     if not config.edit.latents:
         return
@@ -138,7 +138,7 @@ def check_invertible(config: ConfigDict) -> None:
 
 
 def check_temperature(config: ConfigDict, has_noise: bool, owner: str) -> None:
-    """Refuses a temperature where no x_T is drawn or decoded that it could be of."""
+    """Raises if `temperature` is set but no noise is drawn or decoded."""
     taken = set(config.sampler) - (set() if has_noise else {"temperature"})
     _refuse_unused(config, "sampler", taken, owner)
 

@@ -1,4 +1,4 @@
-"""What a trained network makes of given images: the config's edits, to be compiled."""
+"""Edits of images by a trained network, as compiled functions from a config."""
 
 from collections.abc import Callable
 from typing import Any

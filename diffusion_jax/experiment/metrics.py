@@ -1,4 +1,4 @@
-"""What is measured of an experiment: metrics with the options of the config's `eval` group, and the held-out loss."""
+"""Metrics of an experiment, with the options in the config's `eval` group, and the held-out loss."""
 
 import warnings
 from collections.abc import Callable

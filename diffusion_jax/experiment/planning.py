@@ -1,4 +1,4 @@
-"""What a plan of a training asks of its config: images, the step on some devices, and the same with other fields."""
+"""Inputs of a training plan from a config: images, the step on given devices, and the step with changed fields."""
 
 import copy
 from collections.abc import Mapping, Sequence

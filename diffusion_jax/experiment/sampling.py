@@ -1,4 +1,4 @@
-"""What a trained network draws: the config's sampler and denoiser, and the numbers that compile nothing anew."""
+"""Samples of a trained network: the config's sampler and denoiser, and options that need no recompilation."""
 
 import warnings
 from collections.abc import Callable
@@ -122,7 +122,7 @@ def check_finished(
     finite: Bool[np.ndarray, " n"],
     stats: SolverStats,
 ) -> None:
-    """Refuses images that are not finite, or that an adaptive sampler has not finished, which are not finite either.
+    """Raises if images are not finite, which includes those that an adaptive sampler has not finished.
 
     Args:
       experiment: The run.
@@ -157,7 +157,7 @@ def check_finished(
 
 
 class Drawing(NamedTuple):
-    """What every program that draws begins with."""
+    """Common setup of all programs that draw images."""
 
     denoise: Denoise
     sampler: Sampler

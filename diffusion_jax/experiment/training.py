@@ -1,4 +1,4 @@
-"""From a config to what trains it on a mesh: the state, where its arrays lie, and the compiled steps."""
+"""Training of a config on a mesh: the state, its shardings, and the compiled steps."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
