@@ -101,7 +101,7 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
 
 
 def check_times(config: ConfigDict, process: Process) -> None:
-    """Raises if times are not on the process's grid or are repeated."""
+    """Raises if times are out of the process's range or repeated."""
     last, first = make_grid(process, u_min=config.sampler.u_min).time[[0, -2]]
     low, high = outermost(first, last)
     levels = levels_of(process)
@@ -144,12 +144,12 @@ def check_temperature(config: ConfigDict, has_noise: bool, owner: str) -> None:
 
 
 def warn_of_times(grid: Grid, times: Iterable[float | int], points: list[int], field: str) -> None:
-    """Warns of times of a field that are not the grid's to six digits, with the points taken in their place."""
+    """Warns about times of a field that are not on the grid to six digits, and names the nearest ones."""
     taken = [f"{t:g}" for t in grid.time[points]]
     if missed := [t for t in (f"{t:g}" for t in times) if t not in taken]:
         named, nearest = ", ".join(missed), ", ".join(taken)
         warnings.warn(
-            f"the sampler does not come by t = {named} of {field}; taken are the nearest times: {nearest}",
+            f"{field}: t = {named} is not on the sampler's grid; using the nearest times {nearest}",
             stacklevel=2,
         )
 

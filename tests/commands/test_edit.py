@@ -365,11 +365,11 @@ def test_times_that_the_sampler_does_not_visit_and_guidance_without_classes_are_
     assert warned == [
         "warning: sampler.guidance_scale is 3, but no class of edit.images is known, so nothing is guided; "
         "set sample.labels",
-        "warning: the sampler does not come by t = 8 of edit.start_t; taken are the nearest times: 10",
+        "warning: edit.start_t: t = 8 is not on the sampler's grid; using the nearest times 10",
     ]
     *warned, _, _ = edit("interpolate", "edit.times=0,9", *fields[:2]).err.splitlines()
     assert warned == [
-        "warning: the sampler does not come by t = 9 of edit.times; taken are the nearest times: 10, 0"
+        "warning: edit.times: t = 9 is not on the sampler's grid; using the nearest times 10, 0"
     ]
 
 

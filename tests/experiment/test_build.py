@@ -159,9 +159,7 @@ def test_a_time_of_the_grid_to_six_digits_is_not_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         checks.warn_of_times(grid, [2.30259, 0.748949], [0, 1], "edit.times")
-    message = (
-        "does not come by t = 0.7 of edit.times; taken are the nearest times: 2.30259, 0.748949$"
-    )
+    message = "edit.times: t = 0.7 is not on the sampler's grid; using the nearest times 2.30259, 0.748949$"
     with pytest.warns(UserWarning, match=message):
         checks.warn_of_times(grid, [2.30259, 0.7], [0, 1], "edit.times")
 
