@@ -69,7 +69,7 @@ RUNS = {
     "euler_maruyama": Run(order=1, noisy=True),
     "heun": Run({}, "karras", 2),
     "ode_heun": Run(order=2),
-    "pc": Run(noisy=True),
+    "predictor_corrector": Run(noisy=True),
     "pndm": Run({}, "leading", 2),
     "reverse_diffusion": Run(order=1, noisy=True),
     "unipc": Run(order=4),

@@ -37,7 +37,14 @@ PROCESSES: dict[str, Process] = {
     "ve": VE(sigma_min=0.01, sigma_max=100.0),
     "ncsn": NCSN(sigma_min=0.01, sigma_max=100.0, num_timesteps=200),
 }
-SAMPLERS = ("euler_maruyama", "reverse_diffusion", "pc", "ancestral", "ode_heun", "ode_adaptive")
+SAMPLERS = (
+    "euler_maruyama",
+    "reverse_diffusion",
+    "predictor_corrector",
+    "ancestral",
+    "ode_heun",
+    "ode_adaptive",
+)
 SPACING = {"ode_heun": "logsnr"}
 
 

@@ -1,4 +1,5 @@
 # The public names, written once: `lazy_loader` reads them, and so do type checkers.
+from . import networks as networks
 from .denoiser import (
     Prediction as Prediction,
     complete as complete,
@@ -20,6 +21,7 @@ from .networks import (
     MLP as MLP,
     NETWORKS as NETWORKS,
     Model as Model,
+    NetworkKind as NetworkKind,
     UNet as UNet,
     as_functions as as_functions,
     count_parameters as count_parameters,

@@ -54,7 +54,7 @@ def test_a_job_that_the_limit_of_steps_cut_short_is_refused_and_leaves_no_images
     (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     for part in ("4 of 4", "sampler.max_steps=2", "sampler.rtol=0.01", "sampler.atol=0.01"):
         assert part in line or mode == "interpolate" and part == "4 of 4", line
-    assert ("at t = " in line) == (mode == "sample")
+    assert "at t = " in line
     written = [*(folder / "run").glob("samples/*/*"), *(folder / "run").glob("edits/*/*")]
     assert not [path for path in written if path.suffix in (".npz", ".png", ".json")]
     assert not (folder / "run" / "results" / f"{mode}.json").exists()

@@ -46,7 +46,7 @@ COARSE = {"ancestral": 0.01, "ddim": 0.01, "pndm": 0.01}
 
 
 # In `test_score_samplers`, for every process.
-OF_SCORES = {"euler_maruyama", "langevin", "pc", "reverse_diffusion"}
+OF_SCORES = {"euler_maruyama", "langevin", "predictor_corrector", "reverse_diffusion"}
 
 
 @pytest.mark.parametrize(

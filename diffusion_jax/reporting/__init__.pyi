@@ -1,0 +1,2 @@
+# The public names, written once: `lazy_loader` reads them, and so do type checkers.
+from . import pictures as pictures
