@@ -266,12 +266,12 @@ def test_all_of_them_together_are_choices_of_the_command(
 
 
 CHECKS: dict[str, Callable[[Namespace], None]] = {
-    "A config file with components of your own": check_config,
+    "A config file with your own components": check_config,
     "Data": check_data,
     "Flax Linen": check_network,
     "Flax NNX": check_network,
     "Equinox": check_network,
-    "Training one": check_training,
+    "Training a network": check_training,
     "Processes": check_process,
     "Processes 2": check_process,
     "Losses": check_loss,

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.options import Component, Registry
-from diffusion_jax.processes.grid import check_u_min
+from diffusion_jax.processes.grid import check_u_min, on_host
 from diffusion_jax.processes.process import Process, are_counted, levels_of
 
 GRID = 2**24  # u is a multiple of 1 / GRID: the resolution of float32 below 1.
@@ -191,6 +191,7 @@ def likelihood(
       u_min: Smallest u to train at, in (0, 1); ignored by a discrete process.
     """
     check_u_min(u_min, None)
+    process = on_host(process)
     edges = np.append(0.0, np.geomspace(SHORTEST_CELL, 1, num_cells))
     length = np.diff(edges)
     middle = jnp.asarray((edges[:-1] + edges[1:]) / 2, jnp.float32)

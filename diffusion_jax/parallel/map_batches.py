@@ -45,14 +45,15 @@ def map_batches(
         padded = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:]))[local], rows)
         inputs = padded if load is None else load(*padded)
         outputs = sharding.fetch(compiled(whole, *sharding.put(batched, inputs)))
+        count = _num_rows(rows)
         return tuple(
-            jax.tree.map(lambda x, axis=axis: np.take(x, range(len(rows[0])), axis), output)
+            jax.tree.map(lambda x, axis=axis: np.take(x, range(count), axis), output)
             for output, axis in zip(outputs, axes, strict=True)
         )
 
     def mapped(whole: tuple, rows: tuple) -> tuple[Any, ...]:
         outputs = []
-        for first in range(0, max(1, len(rows[0])), size):
+        for first in range(0, max(1, _num_rows(rows)), size):
             if first:
                 stopping.check()
             batch = jax.tree.map(lambda x, first=first: x[first : first + size], rows)
@@ -63,6 +64,10 @@ def map_batches(
         )
 
     return mapped
+
+
+def _num_rows(rows: tuple) -> int:
+    return len(jax.tree.leaves(rows)[0])
 
 
 def _over_mesh(

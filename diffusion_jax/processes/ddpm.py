@@ -97,8 +97,9 @@ class DDPM:
         log_ratio = fraction * take(xp.append(2 * xp.diff(chain.log_signal), 0.0), row)
         added = -jnp.square(point.signal) * jnp.expm1(log_ratio)
         # sqrt(std^2 + added), but std itself where nothing is added, and with the right derivative there. At the
-        # data the root has no derivative: it is infinite.
-        std = point.std + added / (point.std + jnp.sqrt(jnp.square(point.std) + added))
+        # data the root has no derivative: it is infinite, and must not reach the gradient of a learned schedule.
+        first = jnp.where(t == -1, 1.0, point.std)
+        std = first + added / (first + jnp.sqrt(jnp.square(first) + added))
         return floored(
             time=jnp.where(jnp.isnan(point.time), jnp.nan, t),
             signal=point.signal * jnp.exp(log_ratio / 2),

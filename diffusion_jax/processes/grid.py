@@ -57,7 +57,7 @@ def make_grid(
       InputError: num_steps out of range, an unknown spacing, an invalid list, or u_min out of range.
     """
     expect("process", process, Process, "a Process, such as VP()")
-    process = _on_host(process)
+    process = on_host(process)
     levels, (first, final) = levels_of(process), process.ends
     if u_min is not None:
         check_u_min(u_min, levels)
@@ -80,13 +80,18 @@ def make_grid(
     )
 
 
-def _on_host(process: Process) -> Process:
-    """Returns the process with its arrays in float64 on the host."""
+def on_host(process: Process) -> Process:
+    """Returns the process with its arrays in float64 on the host, where grids and tables of samplers are made.
+
+    Raises:
+      InputError: The process is traced.
+    """
     if not has_arrays(process):
         return process
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(process)):
         raise InputError(
-            "the process is traced, and a grid is made on the host; make it outside of jit and grad"
+            "the process is traced, and a grid is made on the host, as are tables of samplers; make it outside of jit "
+            "and grad"
         )
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64)[()], process)
 

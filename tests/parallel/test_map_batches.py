@@ -45,3 +45,9 @@ def test_what_rows_stand_for_is_loaded_a_padded_batch_at_a_time(devices: int):
     size = 7 if devices == 1 else 8
     first, rest = [3, 19, 4, 0, 1, 2, 5, 6, 7][:size], [3, 19, 4, 0, 1, 2, 5, 6, 7][size:]
     assert loaded == [first, np.resize(rest, size).tolist()]
+
+
+def test_rows_may_be_a_tree_of_arrays():
+    mapped = map_batches(lambda tree: (tree["a"] + tree["b"],), make_mesh(1), 3)
+    (sums,) = mapped((), ({"a": np.arange(8.0), "b": np.ones(8)},))
+    np.testing.assert_array_equal(sums, np.arange(8.0) + 1)

@@ -1,6 +1,8 @@
 """Processes that hold arrays: arguments of compiled programs, and differentiated by what they hold."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +10,14 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.losses import TIME_SAMPLERS
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.process import Process, Rates, namespace
 from diffusion_jax.processes.schedules import make_schedule
 from diffusion_jax.processes.sde import VE, VP, ContinuousProcess, SubVP
+from diffusion_jax.samplers import euler_maruyama, heun, pndm
 
 PROCESSES = {
     "ddpm": DDPM(make_schedule("linear", 50)),
@@ -121,3 +125,39 @@ def test_a_grid_of_a_process_with_arrays_is_made_in_float64_outside_of_compiled_
     np.testing.assert_allclose(grid.logsnr[:-1], 8 - 14 * u[:-1], rtol=1e-12)
     with pytest.raises(InputError, match="the process is traced, and a grid is made on the host"):
         jax.jit(lambda process: make_grid(process, 10).std.sum())(process)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda p, grid: heun(grid, p),
+        lambda p, grid: euler_maruyama(grid, p),
+        lambda p, grid: pndm(grid, p),
+        lambda p, grid: TIME_SAMPLERS["likelihood"](p),
+    ],
+    ids=["heun", "euler_maruyama", "pndm", "likelihood times"],
+)
+def test_tables_of_a_traced_process_are_refused(use: Callable[..., Any]) -> None:
+    process, grid = VP(beta_max=jnp.float32(12.0)), make_grid(VP(), 4, "leading")
+    use(process, grid)  # Arrays that are not traced will do.
+
+    def traced(process: Process) -> jax.Array:
+        use(process, grid)
+        return jnp.zeros(())
+
+    with pytest.raises(InputError, match="the process is traced"):
+        jax.jit(traced)(process)
+
+
+def test_the_data_in_a_batch_leaves_the_gradient_of_a_learned_chain_finite() -> None:
+    process, t = PROCESSES["ddpm"], jnp.array([-1.0, 3.0, 10.5])
+
+    def loss(process: Process) -> jax.Array:
+        return jnp.where(t >= 0, process.at(t).std, 0.0).sum()
+
+    def of(log_alpha_bar: jax.Array) -> jax.Array:
+        schedule = dataclasses.replace(process.schedule, log_alpha_bar=log_alpha_bar)
+        return loss(DDPM(schedule))
+
+    gradient = jax.grad(of)(jnp.asarray(process.schedule.log_alpha_bar, jnp.float32))
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
