@@ -54,7 +54,7 @@ def test_a_run_goes_on_and_is_sampled_from_the_folder_that_it_names(tmp_path: Pa
     ("where", "fragments"),
     [
         ("runs/one", ("train.checkpoint_dir is 'runs/one'", "full path")),
-        ("s3://bucket/run", ("gs://BUCKET/PATH", "not at s3://bucket/run")),
+        ("s3://bucket/run", ("gs://BUCKET/PATH", "s3://bucket/run is not supported")),
         ("/proc/checkpoints", ("cannot write checkpoints to /proc/checkpoints: ",)),
     ],
 )

@@ -658,7 +658,7 @@ def test_a_folder_of_color_images_trains_and_samples(
     assert opened.class_names == ("cats", "dogs")
     side = 4 * 14 + 2
     height, width = pixels(folder / "grid.png").shape[:2]
-    assert height == 2 * side + 2 and width > 2 * side + 2  # A row a class, and its name.
+    assert height == 2 * side + 2 and width > 2 * side + 2  # One row per class, and its name.
     by_name, _ = sample(workdir, "sample.num_images=3", "sample.labels=dogs,cats")
     by_number, _ = sample(workdir, "sample.num_images=3", "sample.labels=1,0")
     assert by_name["job"] == by_number["job"] and by_name["labels"] == [1, 0]

@@ -84,5 +84,5 @@ def test_a_set_in_a_bucket_is_read_from_its_copy(remote: Path, tmp_path: Path) -
 
 
 def test_another_kind_of_bucket_and_a_missing_package_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not at s3://mine/sets"):
+    with pytest.raises(InputError, match="s3://mine/sets is not supported"):
         data.load("image_folder", "train", source_dir="s3://mine/sets", image_size=8)
