@@ -1,6 +1,7 @@
 """A field of the config: default, allowed values, meaning, when it may change, and when it has an effect."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -72,6 +73,24 @@ def _shown(value: object) -> str:
     except Exception:  # E.g. an integer with too many digits, or a user's class.
         return f"a {type(value).__name__} that cannot be printed"
     return text if len(text) <= 200 else f"{text[:150]} ... ({len(text)} characters)"
+
+
+def merge(*parts: Mapping[str, Field]) -> dict[str, Field]:
+    """Returns the union of parts of the table of fields.
+
+    Raises:
+      TypeError: Two parts have a field of the same name, as when a registered component declares an option that is
+        already a field of its group.
+    """
+    union: dict[str, Field] = {}
+    for name, field in itertools.chain.from_iterable(part.items() for part in parts):
+        if name in union:
+            raise TypeError(
+                f"the field {name} is declared twice: {union[name].meaning!r} and {field.meaning!r}; give the "
+                "component's option another name"
+            )
+        union[name] = field
+    return union
 
 
 SEEDS = Int(0, 2**32 - 1)

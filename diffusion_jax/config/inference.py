@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from diffusion_jax.config.field import SEEDS, Field, option_field, option_fields
+from diffusion_jax.config.field import SEEDS, Field, merge, option_field, option_fields
 from diffusion_jax.metrics import METRICS
+from diffusion_jax.options import Option
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
 from diffusion_jax.processes.grid import SPACING
 from diffusion_jax.processes.registry import PROCESSES
@@ -148,12 +149,16 @@ _FIELDS = {
 
 def _inverse_fields() -> dict[str, Field]:
     """Returns the fields of options that only the inverses of samplers have."""
-    inverses = {name: rule.inverse for name, rule in SAMPLERS.items() if rule.inverse}
+    having: dict[str, dict[str, Option]] = {}  # Field -> the option of each sampler.
+    for name, rule in SAMPLERS.items():
+        for field, option in rule.inverse.options.items() if rule.inverse else ():
+            if field not in rule.options:
+                having.setdefault(field, {})[name] = option
     return {
-        f"edit.{field}": option_field("edit", option, f"interpolate, latents of {name}")
-        for name, inverse in inverses.items()
-        for field, option in inverse.options.items()
-        if field not in SAMPLERS[name].options
+        f"edit.{field}": option_field(
+            "edit", next(iter(options.values())), f"interpolate, latents of {', '.join(options)}"
+        )
+        for field, options in having.items()
     }
 
 
@@ -176,14 +181,14 @@ def inference_fields() -> dict[str, Field]:
     """Returns these fields and the options of the currently registered components."""
     return {
         name: dataclasses.replace(field, changeable="yes")
-        for name, field in {
-            **_registry_fields(),
-            **_FIELDS,
-            **option_fields("sampler", SAMPLERS, "sampler.name"),
-            **option_fields("edit", CONSTRAINTS, "edit.keep"),
-            **_inverse_fields(),
-            **_metric_fields(),
-        }.items()
+        for name, field in merge(
+            _registry_fields(),
+            _FIELDS,
+            option_fields("sampler", SAMPLERS, "sampler.name"),
+            option_fields("edit", CONSTRAINTS, "edit.keep"),
+            _inverse_fields(),
+            _metric_fields(),
+        ).items()
     }
 
 

@@ -7,7 +7,7 @@ samplers, losses and other components are the options that they declare.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from diffusion_jax.config.field import Field
+from diffusion_jax.config.field import Field, merge
 from diffusion_jax.config.inference import inference_fields
 from diffusion_jax.config.training import training_fields
 from diffusion_jax.options.kinds import Choice
@@ -43,7 +43,7 @@ class FieldTable(Mapping[str, Field]):
 
     def _now(self) -> dict[str, Field]:
         if self._as_of != num_changes():
-            fields = {**training_fields(), **inference_fields()}
+            fields = merge(training_fields(), inference_fields())
             order = list(GROUPS)
             names = sorted(fields, key=lambda name: order.index(group_of(name)))
             self._fields, self._as_of = {name: fields[name] for name in names}, num_changes()

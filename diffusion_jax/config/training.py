@@ -1,7 +1,7 @@
 """Fields that define the training; all other modes take them from the run."""
 
 from diffusion_jax.config.data_fields import AUTO
-from diffusion_jax.config.field import SEEDS, VARIANCE, Field, option_fields
+from diffusion_jax.config.field import SEEDS, VARIANCE, Field, merge, option_fields
 from diffusion_jax.data import SOURCES
 from diffusion_jax.losses import LOSSES, TIME_SAMPLERS, WEIGHTINGS
 from diffusion_jax.models.networks import NETWORKS
@@ -117,17 +117,17 @@ _FIELDS = {
 
 def training_fields() -> dict[str, Field]:
     """Returns these fields and the options of the currently registered components."""
-    return {
-        **_registry_fields(),
-        **_FIELDS,
-        **option_fields("data", SOURCES, "data.name"),
-        **option_fields("model", NETWORKS, "model.name"),
-        **option_fields("process", PROCESSES, "process.name"),
-        **option_fields("process", PREDICTIONS, "process.prediction"),
-        **option_fields("loss", TIME_SAMPLERS, "loss.times"),
-        **option_fields("loss", LOSSES, "loss.name"),
-        **option_fields("loss", WEIGHTINGS, "loss.weighting"),
-    }
+    return merge(
+        _registry_fields(),
+        _FIELDS,
+        option_fields("data", SOURCES, "data.name"),
+        option_fields("model", NETWORKS, "model.name"),
+        option_fields("process", PROCESSES, "process.name"),
+        option_fields("process", PREDICTIONS, "process.prediction"),
+        option_fields("loss", TIME_SAMPLERS, "loss.times"),
+        option_fields("loss", LOSSES, "loss.name"),
+        option_fields("loss", WEIGHTINGS, "loss.weighting"),
+    )
 
 
 def _registry_fields() -> dict[str, Field]:

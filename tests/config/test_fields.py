@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -15,12 +15,14 @@ from diffusion_jax.models.networks import NETWORKS
 from diffusion_jax.models.networks.layers import SAVEABLE
 from diffusion_jax.models.networks.unet import REMATS
 from diffusion_jax.models.preconditioning import PREDICTIONS
-from diffusion_jax.options.kinds import Choice, Either, Int, Kind, Text, Tuple
+from diffusion_jax.options import Component, Option
+from diffusion_jax.options.kinds import Choice, Either, Float, Int, Kind, Text, Tuple
 from diffusion_jax.processes.grid import SPACINGS
 from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.processes.reverse import VARIANCES
 from diffusion_jax.processes.schedules import SCHEDULES
 from diffusion_jax.samplers import CONSTRAINTS, PREDICTORS, SAMPLERS
+from diffusion_jax.samplers.registry import UpdateRule
 from diffusion_jax.training.optimizer import DECAYS
 
 # What each choice of the table stands for.
@@ -153,3 +155,35 @@ def test_no_value_is_too_large_to_be_refused_in_one_short_line(value: Any) -> No
             continue  # A path, of which the system says that it is too long; 2^63 as a float.
         said = field.problem(one)
         assert said is not None and "\n" not in said and len(said) < 1200, name
+
+
+def small_rule(grid: Any, *, clip: Annotated[float, Option(Float(0), "limit")] = 1.0) -> Any:
+    raise NotImplementedError(grid, clip)
+
+
+def slow_prediction(*, beta_min: Annotated[float, Option(Float(0), "mine")] = 0.5) -> Any:
+    raise NotImplementedError(beta_min)
+
+
+def probing(*, num_probes: Annotated[int, Option(Int(1), "mine")] = 7) -> Any:
+    raise NotImplementedError(num_probes)
+
+
+@pytest.mark.parametrize(
+    ("registry", "component", "name"),
+    [
+        (SAMPLERS, UpdateRule(small_rule, "mine"), "sampler.clip"),
+        (PREDICTIONS, Component(slow_prediction, "mine"), "process.beta_min"),
+        (losses.WEIGHTINGS, Component(probing, "mine"), "loss.num_probes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_no_option_takes_the_place_of_another_field_of_its_group(
+    monkeypatch: pytest.MonkeyPatch, registry: Any, component: Any, name: str
+) -> None:
+    before = FIELDS[name]
+    monkeypatch.setitem(registry, "mine", component)
+    with pytest.raises(TypeError, match=f"the field {name} is declared twice: .*mine: "):
+        FIELDS[name]
+    del registry["mine"]
+    assert FIELDS[name] == before
