@@ -128,12 +128,17 @@ def _job_name(
     options: dict[str, int],
 ) -> str:
     fields = run.config.edit
+    own = job.by_first_names("edit", editing.constraint_options(run))
+    own.pop(
+        "factor", None
+    )  # Has a place of its own, where it stands even if something else is kept.
     return job.job_name(
         run,
-        keep=fields.keep,
-        factor=fields.factor,
+        **job.by_first_names("edit", {"keep": fields.keep}),
+        factor=fields.get("factor"),
         mask=None if known is None else known.tolist(),
         images=inputs.digest(),
+        **({"constraint": own} if own else {}),
         **options,
     )
 

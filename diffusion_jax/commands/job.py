@@ -13,7 +13,7 @@ from jaxtyping import Int, Int64, UInt8
 from ml_collections import ConfigDict
 
 import diffusion_jax
-from diffusion_jax import data
+from diffusion_jax import config as config_lib, data
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.data.split import count
@@ -58,7 +58,7 @@ def job_name(run: Run, **more: Any) -> str:
       run: What it draws with; the checkpoint's digest stands for the parameters.
       more: What else decides them, such as the number of images.
     """
-    fields, options = run.config.sample, sampling.sampler_options(run).items()
+    fields, options = run.config.sample, by_first_names("sampler", sampling.sampler_options(run))
     # Images of such a grid, drawn before its prior was its own, were others.
     prior_std = sampling.own_prior_std(run)
     if prior_std is not None:
@@ -68,13 +68,20 @@ def job_name(run: Run, **more: Any) -> str:
         "trained": run.config_hash,
         "step": run.step,
         "ema": fields.ema,
-        "sampler": {name: value for name, value in options if value is not None},
+        "sampler": {name: value for name, value in options.items() if value is not None},
         "seed": fields.seed,
         "labels": fields.labels,
         **more,
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
-    return f"step{run.step:08}-{run.sampler_name}-seed{fields.seed}-{digest}"
+    return f"step{run.step:08}-{options['name']}-seed{fields.seed}-{digest}"
+
+
+def by_first_names(group: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns options of a group with first names, so that jobs of earlier versions are found."""
+    return {
+        name: config_lib.first_name(f"{group}.{name}", value) for name, value in options.items()
+    }
 
 
 def measurement_name(run: Run, split: data.Split, metric: str) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,20 @@ _DRAWING = (
 )
 
 
+def _constraint_fields() -> list[str]:
+    """Returns the fields of the constraints' options."""
+    from diffusion_jax.samplers import CONSTRAINTS  # Not needed to show the modes.
+
+    return [f"edit.{name}" for name in CONSTRAINTS.options]
+
+
+def _inversion_fields() -> list[str]:
+    """Returns the fields of the options that only inverses of samplers have."""
+    from diffusion_jax.samplers import SAMPLERS
+
+    return [f"edit.{name}" for rule in SAMPLERS.values() for name in rule.inversion_options]
+
+
 @dataclasses.dataclass(frozen=True)
 class Mode:
     """One mode; its module `commands/<name>.py` has a function of its name, (config, workdir, …) -> exit status.
@@ -20,26 +34,33 @@ class Mode:
     Attributes:
       name: What --mode calls it.
       help: One line, without a period.
-      uses: Groups and fields that decide what it does with a trained run, of those that any mode may set; empty: it
-        works on the config of a file, not on a run.
+      always_uses: Groups and fields that decide what it does with a trained run, of those that any mode may set; empty:
+        it works on the config of a file, not on a run.
+      options: () -> fields of components' options that do so too.
       takes: What else its function takes of the command: flags that are for this mode alone, and `started`.
       same_process: Whether a config file beside the run must have the process that the run was trained with.
     """
 
     name: str
     help: str
-    uses: tuple[str, ...] = ()
+    always_uses: tuple[str, ...] = ()
+    options: Callable[[], Iterable[str]] = tuple
     takes: tuple[str, ...] = ()
     same_process: bool = False
 
     @property
     def works_on_run(self) -> bool:
         """Whether its config is that of a trained run."""
-        return bool(self.uses)
+        return bool(self.always_uses)
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Groups and fields that decide something in this mode."""
+        return (*self.always_uses, *self.options())
 
     def decides(self, field: str) -> bool:
         """Whether a field, "group.name", decides something in this mode."""
-        return field in self.uses or field.rpartition(".")[0] in self.uses
+        return not {field, field.rpartition(".")[0]}.isdisjoint(self.uses)
 
     def run(self, config: Any, workdir: Path, command: Mapping[str, Any]) -> int:
         """Runs it; returns the exit status.
@@ -64,28 +85,33 @@ MODES = {
         Mode(
             "sample",
             "draw images from a checkpoint of the workdir",
-            uses=("sampler", "sample", "mesh"),
+            always_uses=("sampler", "sample", "mesh"),
         ),
         Mode(
             "inpaint",
             "draw images that keep a part of given ones, or begin with them: config.edit",
-            uses=(
+            always_uses=(
                 *(*_DRAWING, "sample.formats", "edit.images", "edit.keep", "edit.mask"),
-                *("edit.factor", "edit.start_t", "edit.resamplings", "edit.jump"),
+                *("edit.start_t", "edit.resamplings", "edit.jump"),
             ),
+            options=_constraint_fields,
         ),
         Mode(
             "interpolate",
             "draw what lies between images: config.edit",
-            uses=(
-                *(*_DRAWING, "edit.images", "edit.times", "edit.num_between", "edit.latents"),
-                "edit.iterations",
+            always_uses=(
+                *_DRAWING,
+                "edit.images",
+                "edit.times",
+                "edit.num_between",
+                "edit.latents",
             ),
+            options=_inversion_fields,
         ),
         Mode(
             "evaluate",
             "measure a checkpoint: config.eval.metrics, such as bits/dim",
-            uses=("eval", "mesh"),
+            always_uses=("eval", "mesh"),
             same_process=True,
         ),
         Mode(

@@ -24,7 +24,7 @@ from diffusion_jax.config.loading import (
     select,
     to_json,
 )
-from diffusion_jax.config.table import FIELDS, GROUPS, full_name, group_of
+from diffusion_jax.config.table import FIELDS, GROUPS, first_name, full_name, group_of
 from diffusion_jax.config.usage import check_used, options_of
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "default_config",
     "differing",
     "fields",
+    "first_name",
     "from_dict",
     "full_name",
     "group_of",

@@ -151,9 +151,8 @@ def _inverse_fields() -> dict[str, Field]:
     """Returns the fields of options that only the inverses of samplers have."""
     having: dict[str, dict[str, Option]] = {}  # Field -> the option of each sampler.
     for name, rule in SAMPLERS.items():
-        for field, option in rule.inverse.options.items() if rule.inverse else ():
-            if field not in rule.options:
-                having.setdefault(field, {})[name] = option
+        for field, option in rule.inversion_options.items():
+            having.setdefault(field, {})[name] = option
     return {
         f"edit.{field}": option_field(
             "edit", next(iter(options.values())), f"interpolate, latents of {', '.join(options)}"

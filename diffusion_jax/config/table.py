@@ -66,3 +66,12 @@ def full_name(chooser: str, value: Any) -> Any:
     """Returns the component's name for a field's value, which may be an alias or have a prefix."""
     kind = FIELDS[chooser].kind
     return kind.full_name(value) if isinstance(kind, Choice) and isinstance(value, str) else value
+
+
+def first_name(chooser: str, value: Any) -> Any:
+    """Returns the name that a field's value had before it was renamed, the same for the name and for its alias."""
+    kind = FIELDS[chooser].kind
+    if not isinstance(kind, Choice) or not isinstance(value, str):
+        return value
+    name = kind.aliases.get(value, value)
+    return next((alias for alias, new in kind.aliases.items() if new == name), name)

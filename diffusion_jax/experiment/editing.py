@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Bool
 
-from diffusion_jax import data
+from diffusion_jax import config as config_lib, data
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.experiment.sampling import (
@@ -41,11 +41,18 @@ def make_constraint(experiment: Experiment, mask: Bool[np.ndarray, "h w"] | None
     Raises:
       InputError: Images that have no such part.
     """
-    fields = experiment.config.edit
-    kind = CONSTRAINTS[fields.keep]
-    if problem := kind.misfit(experiment.image_shape, fields.factor):
+    options = constraint_options(experiment)
+    kind = CONSTRAINTS[experiment.config.edit.keep]
+    if problem := kind.misfit(experiment.image_shape, options):
         raise InputError(problem)
-    return kind.given(mask=mask, factor=fields.factor)
+    return kind.given(mask=mask, **options)
+
+
+def constraint_options(experiment: Experiment) -> dict[str, Any]:
+    """Returns the options of the config's constraint by field."""
+    config = experiment.config
+    options = config_lib.options_of(config, "edit")
+    return {name: options[name] for name in CONSTRAINTS[config.edit.keep].options}
 
 
 def inpaint_options(experiment: Experiment, sampler: Sampler) -> dict[str, int]:

@@ -6,8 +6,8 @@ subspace: so the known part of x_0, be it some pixels, the gray values or the me
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from diffusion_jax.samplers.loop import (
 
 # (images, images with the known part) -> the first with the known part of the second
 Constraint = Callable[[Float[Array, "b h w c"], Float[Array, "b h w c"]], Float[Array, "b h w c"]]
+Shape = tuple[int, int, int]  # (H, W, C)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601; a sum of the channels, as Pillow makes gray images.
 
 
@@ -92,23 +93,24 @@ class ConstraintKind(Component[Constraint]):
     """A constraint; `make` maps the mask, if it asks for it, and its options to a `Constraint`.
 
     Attributes:
-      misfit: ((H, W, C), factor) -> why images have no such part, in terms of the config; None if they do.
+      misfit: ((H, W, C), options by field) -> why images have no such part, in terms of the config; None if they do.
       keeps_part: Whether it keeps a part of the image; otherwise an edit needs a start.
       as_shown: Images of the kept part -> how a picture shows them.
     """
 
-    misfit: Callable[[tuple[int, int, int], int], str | None] = lambda shape, factor: None
+    misfit: Callable[[Shape, Mapping[str, Any]], str | None] = lambda shape, options: None
     keeps_part: bool = True
     as_shown: Callable[[Array], Array] = lambda kept: kept
 
 
-def _without_colors(shape: tuple[int, int, int], factor: int) -> str | None:
+def _without_colors(shape: Shape, options: Mapping[str, Any]) -> str | None:
     if shape[2] == 3:
         return None
     return f"edit.keep is 'gray', but the images have no colors: they have {shape[2]} channel"
 
 
-def _not_divided(shape: tuple[int, int, int], factor: int) -> str | None:
+def _not_divided(shape: Shape, options: Mapping[str, Any]) -> str | None:
+    factor = options["factor"]
     if not shape[0] % factor and not shape[1] % factor:
         return None
     return f"edit.factor is {factor}; it must divide the images' {shape[0]}x{shape[1]}"

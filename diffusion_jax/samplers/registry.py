@@ -1,9 +1,9 @@
 """All samplers by name, with their processes, inverses and default numbers of steps."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from diffusion_jax.options import Component, Registry
+from diffusion_jax.options import Component, Option, Registry
 from diffusion_jax.processes.ode import Solution
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers.adaptive import ode_adaptive, ode_decode, ode_encode
@@ -42,6 +42,17 @@ class UpdateRule(Component[Sampler]):
     num_steps: int | None = None
     keeps_eps: bool = False
     unsuited: Callable[[Grid], str | None] = lambda grid: None
+
+    @property
+    def inversion_options(self) -> Mapping[str, Option]:
+        """Options by field that `inverse` or `decode` has, but not the sampler itself."""
+        parts = [part.options for part in (self.inverse, self.decode) if part is not None]
+        return {
+            name: option
+            for options in parts
+            for name, option in options.items()
+            if name not in self.options
+        }
 
 
 SAMPLERS: Registry[UpdateRule] = Registry(
