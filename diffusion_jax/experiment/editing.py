@@ -86,12 +86,12 @@ def _drawn(images: Array, stats: SolverStats) -> Drawn:
 
 
 def make_inpaint(experiment: Experiment, constraint: Constraint) -> Callable[..., Drawn]:
-    """Returns (params, settings, indices, labels, images) -> (edited images, finite, stats), all images uint8."""
+    """Returns (params, traced, indices, labels, images) -> (edited images, finite, stats), all images uint8."""
 
     def draw(
-        params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, images: Array
+        params: Any, traced: TracedOptions, indices: Array, labels: Array | None, images: Array
     ) -> Drawn:
-        parts = drawing(experiment, params, numbers, indices, labels)
+        parts = drawing(experiment, params, traced, indices, labels)
         options = inpaint_options(experiment, parts.sampler)
         edited = inpaint(*parts, data.to_model_range(images), constraint, **options)
         return _drawn(edited.images, edited.stats)
@@ -100,11 +100,11 @@ def make_inpaint(experiment: Experiment, constraint: Constraint) -> Callable[...
 
 
 def make_interpolate(experiment: Experiment) -> Callable[..., Drawn]:
-    """Returns (params, settings, point, indices, labels, images, others, fraction) -> (images, finite, stats)."""
+    """Returns (params, traced, point, indices, labels, images, others, fraction) -> (images, finite, stats)."""
 
     def draw(
         params: Any,
-        numbers: TracedOptions,
+        traced: TracedOptions,
         point: Any,
         indices: Array,
         labels: Array | None,
@@ -112,7 +112,7 @@ def make_interpolate(experiment: Experiment) -> Callable[..., Drawn]:
     ) -> Drawn:
         images, others, fraction = rows
         between = interpolate(
-            *drawing(experiment, params, numbers, indices, labels),
+            *drawing(experiment, params, traced, indices, labels),
             data.to_model_range(images),
             data.to_model_range(others),
             fraction,
@@ -124,44 +124,44 @@ def make_interpolate(experiment: Experiment) -> Callable[..., Drawn]:
 
 
 def make_encode(experiment: Experiment) -> Callable[..., Solution]:
-    """Returns (params, settings, indices, labels, images) -> Solution, x_T.
+    """Returns (params, traced, indices, labels, images) -> Solution, x_T.
 
     x_T is what the sampler, DDIM or the solver of the flow, makes these uint8 images of.
     """
 
     def draw(
-        params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, images: Array
+        params: Any, traced: TracedOptions, indices: Array, labels: Array | None, images: Array
     ) -> Solution:
-        denoise, sampler, _ = drawing(experiment, params, numbers, indices, labels)
+        denoise, sampler, _ = drawing(experiment, params, traced, indices, labels)
         inverse = SAMPLERS[experiment.sampler_name].inverse
         assert inverse is not None
-        options = _solver_options(experiment, sampler, numbers)
+        options = _solver_options(experiment, sampler, traced)
         return inverse.given(denoise=denoise, x0=data.to_model_range(images), **options)
 
     return draw
 
 
 def _solver_options(
-    experiment: Experiment, sampler: Sampler, numbers: TracedOptions
+    experiment: Experiment, sampler: Sampler, traced: TracedOptions
 ) -> dict[str, Any]:
     """Returns what the inverse of a sampler, and its way back, may ask for."""
-    fields = {**experiment.config.edit, **experiment.config.sampler, **numbers.sampler}
+    fields = {**experiment.config.edit, **experiment.config.sampler, **traced.sampler}
     return {"grid": sampler.grid, "process": experiment.process, **fields}
 
 
 def make_decode(experiment: Experiment) -> Callable[..., Drawn]:
-    """Returns (params, settings, indices, labels, latents, others, fraction) -> (images, finite, stats).
+    """Returns (params, traced, indices, labels, latents, others, fraction) -> (images, finite, stats).
 
     The images, uint8, are those of the x_T on the arc between, times the temperature.
     """
 
     def draw(
-        params: Any, numbers: TracedOptions, indices: Array, labels: Array | None, *rows: Array
+        params: Any, traced: TracedOptions, indices: Array, labels: Array | None, *rows: Array
     ) -> Drawn:
-        parts = drawing(experiment, params, numbers, indices, labels)
-        x_init = numbers.sampler["temperature"] * slerp(*rows)
+        parts = drawing(experiment, params, traced, indices, labels)
+        x_init = traced.sampler["temperature"] * slerp(*rows)
         if decode := SAMPLERS[experiment.sampler_name].decode:
-            options = _solver_options(experiment, parts.sampler, numbers)
+            options = _solver_options(experiment, parts.sampler, traced)
             solution = decode.given(denoise=parts.denoise, x_init=x_init, **options)
             return _drawn(solution.y, solution.stats)
         result = sample_loop(*parts, experiment.image_shape, x_init=x_init)

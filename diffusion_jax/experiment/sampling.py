@@ -31,13 +31,15 @@ from diffusion_jax.samplers import (
     shared_structure,
 )
 
+_DTYPES = {int: np.int32, bool: np.bool_}  # Of other kinds: float32.
+
 
 class TracedOptions(NamedTuple):
     """Numbers of a sampling job that are arguments of its compiled program: others need no other program.
 
     Attributes:
       seed: `sample.seed`.
-      sampler: The traced fields of the sampler group that the config's sampler has; 0 where one is unset.
+      sampler: The traced fields of the sampler group that the config's sampler has, of those that are set.
     """
 
     seed: Any
@@ -47,12 +49,16 @@ class TracedOptions(NamedTuple):
 def traced_options(experiment: Experiment) -> TracedOptions:
     """Returns the config's own."""
     config = experiment.config
-    numbers = {
-        name: np.float32(value or 0)
+    fields = {
+        name: (config_lib.FIELDS[f"sampler.{name}"], value)
         for name, value in config_lib.options_of(config, "sampler").items()
-        if config_lib.FIELDS[f"sampler.{name}"].traced
     }
-    return TracedOptions(np.uint32(config.sample.seed), numbers)
+    traced = {
+        name: _DTYPES.get(field.kind.python_type, np.float32)(value)
+        for name, (field, value) in fields.items()
+        if field.traced and value is not None
+    }
+    return TracedOptions(np.uint32(config.sample.seed), traced)
 
 
 def sampler_options(experiment: Experiment) -> dict[str, Any]:
@@ -91,11 +97,11 @@ def _grid(experiment: Experiment) -> Grid:
     return make_grid(experiment.process, num_steps, fields.spacing, fields.u_min)
 
 
-def sampler_of(experiment: Experiment, numbers: TracedOptions | None = None) -> Sampler:
+def sampler_of(experiment: Experiment, traced: TracedOptions | None = None) -> Sampler:
     """Returns the sampler, where asked for with numbers that are arguments of the program."""
     options = sampler_options(experiment)
-    if numbers is not None:
-        options |= numbers.sampler
+    if traced is not None:
+        options |= traced.sampler
     given = {"grid": _grid(experiment), "process": experiment.process}
     sampler = SAMPLERS[options["name"]].given(**given, **options)
     return sampler._replace(temperature=options["temperature"])
@@ -167,16 +173,16 @@ class Drawing(NamedTuple):
 def drawing(
     experiment: Experiment,
     params: Any,
-    numbers: TracedOptions,
+    traced: TracedOptions,
     indices: Array,
     labels: Array | None,
 ) -> Drawing:
     """Returns the config's denoiser and sampler, and the images' keys. To be called inside a compiled program."""
-    numbers = jax.tree.map(jnp.asarray, numbers)  # As a compiled program gets them anyway.
+    traced = jax.tree.map(jnp.asarray, traced)  # As a compiled program gets them anyway.
     return Drawing(
-        _denoiser(experiment, params, numbers, labels),
-        sampler_of(experiment, numbers),
-        image_keys(numbers.seed, indices),
+        _denoiser(experiment, params, traced, labels),
+        sampler_of(experiment, traced),
+        image_keys(traced.seed, indices),
     )
 
 
@@ -186,13 +192,13 @@ def make_draw(
     num_frames: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Callable[..., SampleResult]:
-    """Returns (params, settings, indices, labels) -> SampleResult of uint8 images, to be compiled."""
+    """Returns (params, traced, indices, labels) -> SampleResult of uint8 images, to be compiled."""
 
     def draw(
-        params: Any, numbers: TracedOptions, indices: Array, labels: Array | None
+        params: Any, traced: TracedOptions, indices: Array, labels: Array | None
     ) -> SampleResult:
         result = sample_loop(
-            *drawing(experiment, params, numbers, indices, labels),
+            *drawing(experiment, params, traced, indices, labels),
             experiment.image_shape,
             num_frames=num_frames,
             progress=progress,
@@ -204,12 +210,12 @@ def make_draw(
 
 
 def make_draw_shared(experiment: Experiment, num_samples: int) -> Callable[..., Shared]:
-    """Returns (params, settings, point, indices, labels) -> Shared of uint8 images, to be compiled."""
+    """Returns (params, traced, point, indices, labels) -> Shared of uint8 images, to be compiled."""
 
     def draw(
-        params: Any, numbers: TracedOptions, point: Any, indices: Array, labels: Array | None
+        params: Any, traced: TracedOptions, point: Any, indices: Array, labels: Array | None
     ) -> Shared:
-        parts = drawing(experiment, params, numbers, indices, labels)
+        parts = drawing(experiment, params, traced, indices, labels)
         result = shared_structure(*parts, experiment.image_shape, point, num_samples)
         return jax.tree.map(data.to_uint8, result)
 
@@ -217,7 +223,7 @@ def make_draw_shared(experiment: Experiment, num_samples: int) -> Callable[..., 
 
 
 def _denoiser(
-    experiment: Experiment, params: Any, numbers: TracedOptions, labels: Array | None
+    experiment: Experiment, params: Any, traced: TracedOptions, labels: Array | None
 ) -> Denoise:
     """Returns the denoiser that the config samples with: guided, then limited."""
     fields = experiment.config.sampler
@@ -228,9 +234,9 @@ def _denoiser(
         no_class = jnp.full_like(labels, experiment.num_classes)
         denoise = classifier_free(
             experiment.denoiser(params, jnp.concatenate([labels, no_class])),
-            numbers.sampler["guidance_scale"],
+            traced.sampler["guidance_scale"],
             interval=fields.guidance_interval,
-            rescale=numbers.sampler["guidance_rescale"],
+            rescale=traced.sampler["guidance_rescale"],
             rescale_of=fields.guidance_rescale_of or "x0",
         )
     keep_eps = fields.clip_keeps == "eps"
