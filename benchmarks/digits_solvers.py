@@ -46,7 +46,7 @@ SOLVERS = {
 def make_sampler(process: Process, name: str, steps: int, spacing: str) -> Sampler:
     """Returns a solver, with fixed_small if it is ancestral, and the defaults of its other options."""
     grid = grid_of(process, steps, spacing)
-    return SAMPLERS[name].given(grid=grid, process=process, variance="fixed_small")
+    return SAMPLERS[name].from_fields({"variance": "fixed_small"}, grid=grid, process=process)
 
 
 def grid_of(process: Process, steps: int, spacing: str) -> Grid:

@@ -62,7 +62,7 @@ def expected(x, signal, std, xp=np):
 
 def make_sampler(name: str, process: Process, grid: Grid, options: dict[str, Any]) -> Sampler:
     """The sampler of that name, given the process if it takes one."""
-    return SAMPLERS[name].given(grid=grid, process=process, **options)
+    return SAMPLERS[name].bind(grid=grid, process=process)(**options)
 
 
 def flow(grid: Grid, x: np.ndarray, start: int, stop: int, *, num_steps: int = 1000) -> np.ndarray:

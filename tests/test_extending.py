@@ -205,7 +205,7 @@ def check_sampler(namespace: Namespace) -> None:
 def check_metric(namespace: Namespace) -> None:
     """Of a denoiser that says x_t / signal the squared error is (std / signal)^2."""
     model = dj.DiffusionModel(PROCESS, "eps", linear)
-    metric = METRICS["denoising"].given(process=PROCESS, denoiser=model.denoiser, seed=0)
+    metric = METRICS["denoising"].bind(process=PROCESS, denoiser=model.denoiser, seed=0)()
     images = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), np.uint8)
     measure = make_measure(
         *(metric, data.from_arrays(images), make_mesh(1)),

@@ -15,6 +15,11 @@ def validate(config: ConfigDict) -> None:
       InputError: A field is wrong; the message has its name, its value and the allowed values.
     """
     values = dict(fields(config))
+    if missing := FIELDS.keys() - values.keys():
+        raise InputError(
+            f"the config lacks {', '.join(sorted(missing))}: it was made before the components that have them were "
+            "registered; register first, then call default_config()"
+        )
     for name, field in FIELDS.items():
         if (problem := field.problem(values[name])) is not None:
             raise InputError(f"{name} {problem}")

@@ -152,7 +152,12 @@ def _inverse_fields() -> dict[str, Field]:
     having: dict[str, dict[str, Option]] = {}  # Field -> the option of each sampler.
     for name, rule in SAMPLERS.items():
         for field, option in rule.inversion_options.items():
-            having.setdefault(field, {})[name] = option
+            for other, known in having.setdefault(field, {}).items():
+                if difference := option.difference(known):
+                    raise TypeError(
+                        f"the inverse of {name!r}: the option {field} is not that of {other!r} ({difference})"
+                    )
+            having[field][name] = option
     return {
         f"edit.{field}": option_field(
             "edit", next(iter(options.values())), f"interpolate, latents of {', '.join(options)}"

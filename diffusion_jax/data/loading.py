@@ -107,13 +107,14 @@ def load(
         "test_fraction": test_fraction,
         **options,
     }
+    options = {option: value for option, value in options.items() if value is not None}
+    known = {option.parameter for option in component.options.values()}
     for option, value in options.items():
-        if value is not None and option not in component.options:
+        if option not in known:
             raise InputError(f"{option} is {value!r}, but {name} takes none; leave it unset")
     storage = Storage(cache / "downloads", cache / "index")
-    source = component.given(
-        storage=storage, name=name.removeprefix(TFDS_PREFIX), split=split, **options
-    )
+    offered = {"storage": storage, "name": name.removeprefix(TFDS_PREFIX), "split": split}
+    source = component.bind(**offered)(**options)
     if isinstance(source, Split):
         return _held(source, memory_limit)
     return _open(name, source, split, cache / "data", memory_limit)

@@ -44,7 +44,7 @@ def make_process(config: ConfigDict) -> Process:
     Raises:
       InputError: A beta for a schedule that has none to set; ends in the wrong order.
     """
-    return PROCESSES[config.process.name].given(**config.process)
+    return PROCESSES[config.process.name].from_fields(dict(config.process))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +67,12 @@ class Experiment:
 
     def objective(self) -> Objective:
         """Returns what training minimizes."""
-        return LOSSES[self.config.loss.name].given(
+        return LOSSES[self.config.loss.name].from_fields(
+            dict(self.config.loss),
             model=self.model,
             variance=self.config.process.variance,
-            **{
-                **self.config.loss.to_dict(),
-                "weighting": _weighting(self.config, self.process),
-                "times": _times(self.config, self.process),
-            },
+            weighting=_weighting(self.config, self.process),
+            times=_times(self.config, self.process),
         )
 
     def denoiser(self, params: Any, labels: Array | None) -> Denoise:
@@ -124,12 +122,15 @@ class Experiment:
 
 def _weighting(config: ConfigDict, process: Process) -> Weighting | None:
     name = config.loss.weighting
-    return None if name is None else WEIGHTINGS[name].given(process=process, **config.loss)
+    return (
+        None if name is None else WEIGHTINGS[name].from_fields(dict(config.loss), process=process)
+    )
 
 
 def _times(config: ConfigDict, process: Process) -> TimeSampler:
     levels = levels_of(process)
-    return TIME_SAMPLERS[config.loss.times].given(
+    return TIME_SAMPLERS[config.loss.times].from_fields(
+        dict(config.loss),
         process=process,
         num_bins=None if levels is None else len(levels),
         u_min=config.loss.u_min,
@@ -161,9 +162,8 @@ def make_averages_of(config: ConfigDict) -> dict[str, Decay]:
 
 def load_split(config: ConfigDict, split: str) -> data.Split:
     """Opens the config's data, preparing it if this is the first time."""
-    options = config_lib.options_of(config, "data")
-    own = {name: value for name, value in options.items() if name in data.SOURCES.options}
-    return data.load(config.data.name, split, cache_dir=config.data.cache_dir, **own)
+    options = data.SOURCES[config.data.name].arguments(dict(config.data))
+    return data.load(config.data.name, split, cache_dir=config.data.cache_dir, **options)
 
 
 def build(
@@ -193,15 +193,20 @@ def build(
     if open_fields:
         validate(config)
     check_model_fits(config, image_shape, num_classes)
-    options = config_lib.options_of(config, "model")
-    options["out_channels"] = image_shape[2] * (2 if config.process.variance == "learned" else 1)
-    kind = NETWORKS[options.pop("name")]
-    module = kind.given(image_shape=image_shape, **options)
+    kind = NETWORKS[config.model.name]
+    module = kind.from_fields(
+        dict(config.model),
+        num_classes=config.model.num_classes,
+        out_channels=image_shape[2] * (2 if config.process.variance == "learned" else 1),
+        image_shape=image_shape,
+    )
     if problem := kind.misfit(module, image_shape):
         raise InputError(problem)
     network = as_functions(module, image_shape)
     process = make_process(config)
-    prediction = PREDICTIONS[config.process.prediction].given(process=process, **config.process)
+    prediction = PREDICTIONS[config.process.prediction].from_fields(
+        dict(config.process), process=process
+    )
     model = DiffusionModel(process, prediction, network.apply)
     return Experiment(config, model, network, image_shape, class_names)
 

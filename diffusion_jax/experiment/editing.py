@@ -45,7 +45,7 @@ def make_constraint(experiment: Experiment, mask: Bool[np.ndarray, "h w"] | None
     kind = CONSTRAINTS[experiment.config.edit.keep]
     if problem := kind.misfit(experiment.image_shape, options):
         raise InputError(problem)
-    return kind.given(mask=mask, **options)
+    return kind.from_fields(options, mask=mask)
 
 
 def constraint_options(experiment: Experiment) -> dict[str, Any]:
@@ -135,18 +135,20 @@ def make_encode(experiment: Experiment) -> Callable[..., Solution]:
         denoise, sampler, _ = drawing(experiment, params, traced, indices, labels)
         inverse = SAMPLERS[experiment.sampler_name].inverse
         assert inverse is not None
-        options = _solver_options(experiment, sampler, traced)
-        return inverse.given(denoise=denoise, x0=data.to_model_range(images), **options)
+        return inverse.from_fields(
+            _solver_fields(experiment, traced),
+            denoise=denoise,
+            grid=sampler.grid,
+            process=experiment.process,
+            x0=data.to_model_range(images),
+        )
 
     return draw
 
 
-def _solver_options(
-    experiment: Experiment, sampler: Sampler, traced: TracedOptions
-) -> dict[str, Any]:
-    """Returns what the inverse of a sampler, and its way back, may ask for."""
-    fields = {**experiment.config.edit, **experiment.config.sampler, **traced.sampler}
-    return {"grid": sampler.grid, "process": experiment.process, **fields}
+def _solver_fields(experiment: Experiment, traced: TracedOptions) -> dict[str, Any]:
+    """Returns the fields of the options of a sampler's inverse, and of its way back."""
+    return {**experiment.config.edit, **experiment.config.sampler, **traced.sampler}
 
 
 def make_decode(experiment: Experiment) -> Callable[..., Drawn]:
@@ -161,8 +163,13 @@ def make_decode(experiment: Experiment) -> Callable[..., Drawn]:
         parts = drawing(experiment, params, traced, indices, labels)
         x_init = traced.sampler["temperature"] * slerp(*rows)
         if decode := SAMPLERS[experiment.sampler_name].decode:
-            options = _solver_options(experiment, parts.sampler, traced)
-            solution = decode.given(denoise=parts.denoise, x_init=x_init, **options)
+            solution = decode.from_fields(
+                _solver_fields(experiment, traced),
+                denoise=parts.denoise,
+                grid=parts.sampler.grid,
+                process=experiment.process,
+                x_init=x_init,
+            )
             return _drawn(solution.y, solution.stats)
         result = sample_loop(*parts, experiment.image_shape, x_init=x_init)
         return _drawn(result.images, result.stats)

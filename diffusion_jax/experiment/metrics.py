@@ -34,7 +34,7 @@ def make_metric(exp: Experiment, name: str) -> Metric[Any, Any]:
     """Returns the metric of that name; warns of steps that do not suit it, as `make_sampler` does."""
     options = metric_options(exp, name)
     given = {"process": exp.process, "denoiser": exp.denoiser, "seed": exp.config.eval.seed}
-    metric = METRICS[name].given(**given, **options)
+    metric = METRICS[name].from_fields(options, **given)
     if metric.grid is not None:
         warn_of_grid(metric.grid, make_grid(exp.process), options.get("variance"), "eval")
     return metric

@@ -103,7 +103,7 @@ def sampler_of(experiment: Experiment, traced: TracedOptions | None = None) -> S
     if traced is not None:
         options |= traced.sampler
     given = {"grid": _grid(experiment), "process": experiment.process}
-    sampler = SAMPLERS[options["name"]].given(**given, **options)
+    sampler = SAMPLERS[options["name"]].from_fields(options, **given)
     return sampler._replace(temperature=options["temperature"])
 
 

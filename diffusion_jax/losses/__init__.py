@@ -97,7 +97,8 @@ def loss_function(
     if times is not None:
         expect("times", times, TimeSampler, "a TimeSampler, such as TIME_SAMPLERS['stratified']()")
     given = {"weighting": weighting, "times": times, "variance": variance, **options}
-    for option in sorted(option for option, value in given.items() if value is not None):
+    given = {option: value for option, value in given.items() if value is not None}
+    for option in sorted(given):
         if not loss.takes(option):
             raise InputError(f"the loss {name!r} takes no {option}; leave it unset")
-    return loss.given(model=model, **given)
+    return loss.bind(model=model)(**given)

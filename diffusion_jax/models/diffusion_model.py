@@ -61,7 +61,7 @@ class DiffusionModel:
         """The preconditioning of the network."""
         if isinstance(self.prediction, Preconditioning):
             return self.prediction
-        return PREDICTIONS.choose(self.prediction).given(process=self.process)
+        return PREDICTIONS.choose(self.prediction).bind(process=self.process)()
 
     def predict(
         self,

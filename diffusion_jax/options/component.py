@@ -1,9 +1,9 @@
 """A component, such as a sampler or a loss, and the options that its signature declares."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 from diffusion_jax.options.kinds import Kind
@@ -41,12 +41,23 @@ class Option:
     off: Any = None
     parameter: str = ""
 
+    def difference(self, other: "Option") -> str | None:
+        """Returns how the meaning of a value differs from another's, as in "default 3, not 2", or None.
+
+        The names and the help may differ.
+        """
+        for field in dataclasses.fields(self):
+            ours, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name not in ("help", "field", "parameter") and ours != theirs:
+                return f"{field.name} {ours!r}, not {theirs!r}"
+        return None
+
 
 def declared_options(make: Callable[..., Any]) -> dict[str, Option]:
     """Returns the options declared by a function or a class, with their defaults, by field name.
 
     Raises:
-      TypeError: A parameter is annotated with an option but has no default.
+      TypeError: A parameter is annotated with an option but has no default, or one that the option does not allow.
     """
     found = {}
     for name, parameter in inspect.signature(make).parameters.items():
@@ -58,6 +69,11 @@ def declared_options(make: Callable[..., Any]) -> dict[str, Option]:
             default = parameter.default if option.default is _SIGNATURE else option.default
             if default is inspect.Parameter.empty:
                 raise TypeError(f"{make.__qualname__}: the option {name} has no default")
+            if default is not None and not option.kind.accepts(default):
+                raise TypeError(
+                    f"{make.__qualname__}: the default of the option {name} is {default!r}; it must be "
+                    f"{option.kind.allowed}"
+                )
             field = option.field or name
             found[field] = dataclasses.replace(option, field=field, default=default, parameter=name)
     return found
@@ -79,12 +95,12 @@ class Component(Generic[T]):
         """Calls `make`."""
         return self.make(*args, **kwargs)
 
-    @cached_property
+    @functools.cached_property
     def options(self) -> Mapping[str, Option]:
         """Options by field name, in the order of the signature."""
         return declared_options(self.make)
 
-    @cached_property
+    @functools.cached_property
     def parameters(self) -> frozenset[str]:
         """Names of all parameters."""
         return frozenset(inspect.signature(self.make).parameters)
@@ -93,11 +109,29 @@ class Component(Generic[T]):
         """Whether there is a parameter of that name, an option or not."""
         return parameter in self.parameters
 
-    def given(self, **values: Any) -> T:
-        """Calls `make` with the values that it takes and that are not None.
+    def bind(self, **offered: Any) -> Callable[..., T]:
+        """Returns `make` with those of the offered arguments that it takes and that are not None; it takes the options.
 
-        The caller offers everything that components of the kind may take, such as the process and the config's fields.
+          SAMPLERS["heun"].bind(grid=grid, process=process)(churn=9.0)
+
+        The caller offers everything that components of the kind may ask for, such as the grid and the process.
         """
-        known = {option.parameter: field for field, option in self.options.items()}
-        offered = {name: values.get(known.get(name, name)) for name in self.parameters}
-        return self.make(**{name: value for name, value in offered.items() if value is not None})
+        taken = {k: v for k, v in offered.items() if v is not None and self.takes(k)}
+        return functools.partial(self.make, **taken)
+
+    def from_fields(self, fields: Mapping[str, Any], **offered: Any) -> T:
+        """Calls `make` with what is offered, as in `bind`, and with the options that the config's fields set.
+
+        Args:
+          fields: Values by field name; those that are None, or that are not options of the component, are ignored.
+          **offered: As in `bind`.
+        """
+        return self.bind(**offered)(**self.arguments(fields))
+
+    def arguments(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the options that the config's fields set, by parameter name."""
+        return {
+            option.parameter: fields[field]
+            for field, option in self.options.items()
+            if fields.get(field) is not None
+        }

@@ -19,7 +19,7 @@ def num_changes() -> int:
 class Registry(MutableMapping[str, C], Generic[C]):
     """Components by name, such as `SAMPLERS`; the config's fields are derived from it.
 
-    SAMPLERS.register("mine", Sampling(mine, "my own rule"))
+    SAMPLERS["mine"] = UpdateRule(mine, "my own rule")
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Registry(MutableMapping[str, C], Generic[C]):
             self[name] = component
 
     def __setitem__(self, name: str, component: C) -> None:
-        """Adds a component, or replaces the one of that name.
+        """Adds a component, or replaces the one of that name; an alias of that name is dropped.
 
         Raises:
           TypeError: A parameter is neither an option nor given by the caller, so nothing would ever set it; or another
-            component of the kind has an option of the same name with other values or another default.
+            component of the kind has an option of the same name that differs in more than its help.
         """
         declared = {option.parameter for option in component.options.values()}
         unknown = component.parameters - declared - self._given
@@ -64,11 +64,13 @@ class Registry(MutableMapping[str, C], Generic[C]):
         for field, option in component.options.items():
             for owner in self.owners(field):
                 known = self._entries[owner].options[field]
-                if owner != name and (known.kind, known.default) != (option.kind, option.default):
+                if owner != name and (difference := option.difference(known)):
                     raise TypeError(
-                        f"{self.kind} {name!r}: the option {field} is not that of {owner!r}: give it another name"
+                        f"{self.kind} {name!r}: the option {field} is not that of {owner!r} ({difference}): give it "
+                        "another name"
                     )
         self._entries[name] = component
+        self._aliases.pop(name, None)
         _count_change()
 
     def __getitem__(self, name: str) -> C:
@@ -110,12 +112,12 @@ class Registry(MutableMapping[str, C], Generic[C]):
 
     @property
     def options(self) -> dict[str, Option]:
-        """The options of all components by field; an option shared by several components is listed once."""
-        return {
-            name: option
-            for entry in self._entries.values()
-            for name, option in entry.options.items()
-        }
+        """The options of all components by field; a shared option is listed once, with the help of its first owner."""
+        found: dict[str, Option] = {}
+        for entry in self._entries.values():
+            for name, option in entry.options.items():
+                found.setdefault(name, option)
+        return found
 
     def help(self) -> str:
         """Returns one line that describes all components: "heun: two evaluations per step; ..."."""

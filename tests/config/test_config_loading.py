@@ -313,12 +313,22 @@ def test_an_option_that_was_asked_for_stays_and_is_refused_whatever_the_order() 
         check_used(config)
 
 
+def mine(grid: Grid, *, twist: Annotated[int, Option(Int(0, 7), "my own")] = 2) -> Sampler:
+    raise NotImplementedError(grid, twist)
+
+
+def test_a_config_from_before_a_registration_is_refused_with_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = default_config()
+    monkeypatch.setitem(SAMPLERS, "mine", UpdateRule(mine, "my own rule"))
+    with pytest.raises(InputError, match="the config lacks sampler.twist: .* register first"):
+        validate(config)
+
+
 def test_a_component_that_is_registered_later_is_a_choice_with_its_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def mine(grid: Grid, *, twist: Annotated[int, Option(Int(0, 7), "my own")] = 2) -> Sampler:
-        raise NotImplementedError(grid, twist)
-
     monkeypatch.setitem(SAMPLERS, "mine", UpdateRule(mine, "my own rule"))
     config = default_config()
     override(config, [("sampler.name", "mine"), ("sampler.twist", "7")])

@@ -454,12 +454,13 @@ def test_the_number_of_images_is_known_before_they_are_read(
     for i in range(5):
         Image.new("L", (3, 3)).save(tmp_path / f"{i}.png")
     folder = {"digits": None, "fashion_mnist": fashion_dir}.get(name, tmp_path)
-    source = SOURCES[name].given(
-        storage=Storage(tmp_path / "downloads", tmp_path / "index"),
-        source_dir=folder,
-        sha256=sha256,
-        image_size=8 if name in ("digits", "image_folder") else None,
-    )
+    options = {
+        "source_dir": folder,
+        "sha256": sha256,
+        "image_size": 8 if name in ("digits", "image_folder") else None,
+    }
+    storage = Storage(tmp_path / "downloads", tmp_path / "index")
+    source = SOURCES[name].from_fields(options, storage=storage)
     contents = source.read()
     expected = {"digits": 1797, "fashion_mnist": 10, "cifar10": 11, "image_folder": 5}[name]
     assert contents.num_images == expected

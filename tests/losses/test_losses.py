@@ -1,14 +1,24 @@
 """L_simple against the formula by hand and against its expectation for known denoisers."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.losses import LOSSES, NoiseDraw, loss_function, simple_loss
+from diffusion_jax.losses import (
+    LOSSES,
+    NoiseDraw,
+    Objective,
+    TrainingLoss,
+    loss_function,
+    simple_loss,
+)
 from diffusion_jax.losses.time_samplers import training_time
 from diffusion_jax.models.diffusion_model import DiffusionModel
+from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule, schedule_arrays
 
@@ -137,3 +147,23 @@ def test_unknown_objectives_and_predictions_are_refused_at_once():
         loss_function("simpel", DiffusionModel(PROCESS, "eps", lambda p, x, *_: x))
     with pytest.raises(InputError, match="unknown prediction 'noise'"):
         loss_function("simple", DiffusionModel(PROCESS, "noise", lambda p, x, *_: x))
+
+
+def test_an_option_of_a_loss_has_its_parameter_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def mine(
+        model: DiffusionModel,
+        *,
+        gamma: Annotated[float, Option(kinds.Float(0), "mine", field="mine_gamma")] = 1.0,
+    ) -> Objective:
+        seen.append(gamma)
+        return LOSSES["simple"](model)
+
+    monkeypatch.setitem(LOSSES, "mine", TrainingLoss(mine, "my own"))
+    model = DiffusionModel(PROCESS, "eps", lambda p, x, *_: x)
+    loss_function("mine", model, gamma=3.0)
+    LOSSES["mine"].from_fields({"mine_gamma": 2.0}, model=model, times=None)
+    assert seen == [3.0, 2.0]
+    with pytest.raises(InputError, match="the loss 'mine' takes no mine_gamma"):
+        loss_function("mine", model, mine_gamma=3.0)

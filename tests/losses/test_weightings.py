@@ -83,7 +83,7 @@ EPS: dict[str, Callable[..., Any]] = {
 
 def weighting_of(name: str, process: Process = PROCESS) -> Weighting:
     """The weighting of that name, given the process if it takes one."""
-    return WEIGHTINGS[name].given(process=process)
+    return WEIGHTINGS[name].bind(process=process)()
 
 
 def losses(prediction: str, output: Any, x0: Any, eps: Any, **options: Any) -> np.ndarray:
@@ -190,7 +190,7 @@ def test_weights_are_finite_from_an_erased_image_to_an_untouched_one(
     end = process.at(jnp.array([0, T - 1]))
     assert end.signal.min() == np.float32(SMALLEST)
     for point in (end, EXTREME):
-        factor = PREDICTIONS[prediction].given(process=process).eps_error(point)
+        factor = PREDICTIONS[prediction].bind(process=process)().eps_error(point)
         weight = weighting_of(name, process)(point) * jnp.square(factor)
         assert np.isfinite(weight).all() and (np.asarray(weight) >= 0).all()
 

@@ -1,7 +1,7 @@
 """Components and registries: a declaration is read once, and what nothing would set is refused at once."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 
@@ -40,10 +40,20 @@ def test_options_are_those_of_functions_and_dataclasses_with_their_defaults() ->
 
 
 def test_a_component_takes_of_what_is_offered_what_it_has_and_keeps_its_own_default() -> None:
-    offered = {"grid": "g", "order": 2, "size": None, "other": 7}
-    assert registry()["plain"].given(**offered) == "g-2"
-    assert registry()["fancy"].given(**offered) == Fancy("g", 2, 2.0)
-    assert registry()["fancy"].given(grid="g", size=5.0, width=7.0) == Fancy("g", 3, 5.0)
+    fields, offered = {"order": 2, "size": None, "other": 7}, {"grid": "g", "process": None}
+    assert registry()["plain"].from_fields(fields, **offered) == "g-2"
+    assert registry()["fancy"].from_fields(fields, **offered) == Fancy("g", 2, 2.0)
+    sized = registry()["fancy"].from_fields({"size": 5.0, "width": 7.0}, **offered)
+    assert sized == Fancy("g", 3, 5.0)
+
+
+def test_an_option_outside_a_config_has_its_parameter_s_name_and_an_unknown_one_is_refused() -> (
+    None
+):
+    make = registry()["fancy"].bind(grid="g", process="p")
+    assert make() == Fancy("g") and make(width=5.0) == Fancy("g", 3, 5.0)
+    with pytest.raises(TypeError, match="size"):
+        make(size=5.0)
 
 
 def test_a_parameter_that_nothing_would_set_is_refused_where_it_is_registered() -> None:
@@ -60,6 +70,57 @@ def test_an_option_means_the_same_in_all_components() -> None:
 
     with pytest.raises(TypeError, match="the option order is not that of 'plain'"):
         registry()["mine"] = Component(other, "c")
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"traced": True}, "traced True, not False"),
+        ({"default": 2}, "default 2, not 3"),
+        ({"needs": ("size",)}, r"needs \('size',\), not \(\)"),
+        ({"off": 1}, "off 1, not None"),
+        ({"on_resume": True}, "on_resume True, not False"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_option_that_differs_from_that_of_another_component_is_refused_with_the_difference(
+    change: dict[str, Any], difference: str
+) -> None:
+    changed = dataclasses.replace(ORDER, **change)
+
+    def other(grid: str, *, order: Annotated[int, changed] = 3) -> str:  # pyright: ignore[reportInvalidTypeForm]
+        return f"{grid}{order}"
+
+    with pytest.raises(TypeError, match=f"is not that of 'plain' .{difference}.: give it another"):
+        registry()["mine"] = Component(other, "c")
+
+
+def test_the_help_of_a_shared_option_is_that_of_its_first_owner() -> None:
+    def other(grid: str, *, order: Annotated[int, Option(Int(1, 3), "mine")] = 3) -> str:
+        return f"{grid}{order}"
+
+    rules = registry()
+    rules["mine"] = Component(other, "c")
+    assert rules.options["order"].help == "order" and list(rules.options) == ["order", "size"]
+
+
+def test_a_default_is_one_of_the_option_s_values() -> None:
+    def other(grid: str, *, width: Annotated[float, Option(Float(0), "size")] = -1.0) -> str:
+        return f"{grid}{width}"
+
+    with pytest.raises(TypeError, match="default of the option width is -1.0; it must be a finite"):
+        registry()["mine"] = Component(other, "c")
+
+
+def test_a_component_takes_the_place_of_an_alias() -> None:
+    rules = Registry(
+        "rule", {"plain": Component(plain, "a")}, given=("grid",), aliases={"p": "plain"}
+    )
+    assert rules["p"] is rules["plain"]
+    mine = rules["p"] = Component(plain, "b")
+    assert (
+        rules["p"] is mine and rules["plain"] is not mine and rules.choice.names == ("plain", "p")
+    )
 
 
 def test_an_option_has_a_default() -> None:
