@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from diffusion_jax.config.table import FIELDS, GROUPS, full_name
+from diffusion_jax.config.table import FIELDS, GROUPS, chooses_owner
 from diffusion_jax.errors import InputError, nearest
 from diffusion_jax.lifecycle.stopping import Stopped
 
@@ -77,15 +77,15 @@ def load_file(path: str) -> ConfigDict:
 def select(config: ConfigDict, name: str, value: Any) -> None:
     """Sets a field that chooses a component, in place, and resets the options of other components.
 
-    select(config, "process.name", "vp")
+      select(config, "process.name", "vp")
+
+    An option may choose a component in turn, as loss.weighting does: options of that one are reset as well.
     """
     group, leaf = locate(config, name)
     group[leaf] = value
-    chosen = full_name(name, value)
     for option, field in FIELDS.items():
-        if name in field.owners and chosen not in field.owners[name]:
-            group, leaf = locate(config, option)
-            group[leaf] = field.default
+        if name in field.owners and not chooses_owner(option, name, value):
+            select(config, option, field.default)
 
 
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
@@ -96,9 +96,10 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
     Raises:
       InputError: The field is unknown (the message suggests the nearest), or the value has the wrong type.
     """
-    chosen = [pair for pair in assignments if pair[0] in FIELDS and FIELDS[pair[0]].chooses]
-    for name, text in chosen:
-        select(config, name, _parse(name, text))
+    choosers = {chooser for field in FIELDS.values() for chooser in field.owners}
+    for name, text in assignments:
+        if name in choosers:
+            select(config, name, _parse(name, text))
     for name, text in assignments:
         if name not in FIELDS:
             is_group = name != "" and name in GROUPS

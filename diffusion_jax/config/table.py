@@ -68,6 +68,13 @@ def full_name(chooser: str, value: Any) -> Any:
     return kind.full_name(value) if isinstance(kind, Choice) and isinstance(value, str) else value
 
 
+def chooses_owner(option: str, chooser: str, value: Any) -> bool:
+    """Whether the value of a field that chooses components, such as sampler.name, names one that has the option."""
+    owners = FIELDS[option].owners[chooser]
+    chosen = value if isinstance(value, tuple) else (value,)
+    return any(full_name(chooser, one) in owners for one in chosen)
+
+
 def first_name(chooser: str, value: Any) -> Any:
     """Returns the name that a field's value had before it was renamed, the same for the name and for its alias."""
     kind = FIELDS[chooser].kind

@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.config.loading import fields
-from diffusion_jax.config.table import FIELDS, full_name, group_of
+from diffusion_jax.config.table import FIELDS, chooses_owner, group_of
 from diffusion_jax.errors import InputError
 
 
@@ -52,12 +52,8 @@ def missing_owner(name: str, values: dict[str, Any]) -> str | None:
       name: A field.
       values: Values of all fields.
     """
-    for chooser, owners in FIELDS[name].owners.items():
-        value = values[chooser]
-        chosen = value if isinstance(value, tuple) else (value,)
-        if not any(full_name(chooser, one) in owners for one in chosen):
-            return chooser
-    return None
+    choosers = FIELDS[name].owners
+    return next((c for c in choosers if not chooses_owner(name, c, values[c])), None)
 
 
 def _chosen(chooser: str, values: dict[str, Any]) -> str:

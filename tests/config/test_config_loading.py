@@ -305,6 +305,27 @@ def test_choosing_a_component_drops_the_options_of_the_one_before() -> None:
     assert (config.sampler.eta, config.sampler.snr) == (0.0, 0.16)
 
 
+@pytest.mark.parametrize(
+    ("before", "chosen", "dropped"),
+    [
+        (
+            [("loss.weighting", "min_snr"), ("loss.min_snr_gamma", "3")],
+            ("loss.name", "vlb"),
+            ["loss.weighting", "loss.min_snr_gamma"],
+        ),
+        ([("edit.keep", "coarse"), ("edit.factor", "8")], ("edit.keep", "mask"), ["edit.factor"]),
+    ],
+    ids=["options of an option", "a chooser without a word of its own"],
+)
+def test_choosing_a_component_drops_all_that_depends_on_the_one_before(
+    before: list[tuple[str, str]], chosen: tuple[str, str], dropped: list[str]
+) -> None:
+    config = overridden(*before)
+    override(config, [chosen])
+    check_used(config)
+    assert all(get(config, name) == FIELDS[name].default for name in dropped)
+
+
 def test_an_option_that_was_asked_for_stays_and_is_refused_whatever_the_order() -> None:
     config = default_config()
     override(config, [("sampler.churn", "9"), ("sampler.name", "ddim")])
