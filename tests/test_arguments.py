@@ -2,6 +2,7 @@
 # Arguments here are wrong on purpose.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+import inspect
 import re
 
 import jax
@@ -200,3 +201,49 @@ def test_betas_that_are_no_schedule_are_refused(betas, message: str):
 )
 def test_a_repr_is_short(value):
     assert len(repr(value)) < 100 and re.match(r"^\w+\(.*\)$", repr(value))
+
+
+@pytest.mark.parametrize(
+    "process", ["ddpm", PROCESS.schedule, dj.VP], ids=["a name", "a schedule", "a class"]
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda process: dj.DiffusionModel(process, "eps", NETWORK.apply),
+        lambda process: make_grid(process, 2),
+        *(
+            lambda process, name=name: dj.samplers.SAMPLERS[name](GRID, process)
+            for name in ("heun", "pndm", "euler_maruyama", "predictor_corrector", "ode_adaptive")
+        ),
+    ],
+)
+def test_what_is_no_process_is_refused_at_once(use, process):
+    with pytest.raises(dj.InputError, match="^process is .*; it must be a Process, such as VP"):
+        use(process)
+
+
+@pytest.mark.parametrize("name", ["heun", "pndm", "euler_maruyama", "predictor_corrector"])
+def test_a_grid_of_another_process_is_refused(name: str):
+    message = "the grid is not of this process: at time 19 .*; make it by make_grid"
+    with pytest.raises(dj.InputError, match=message):
+        dj.samplers.SAMPLERS[name](GRID, dj.VP(beta_max=5.0))
+
+
+@pytest.mark.parametrize("make", [dj.ancestral, dj.ddim, dj.samplers.dpmpp_2m])
+def test_what_is_no_grid_is_refused(make):
+    with pytest.raises(dj.InputError, match="; it must be a Grid, such as make_grid"):
+        dj.sample_loop(denoise, make(PROCESS), dj.image_keys(0, np.arange(2)), SHAPE)
+
+
+def test_a_network_that_is_no_function_and_a_class_of_modules_are_refused():
+    with pytest.raises(dj.InputError, match="^network is .*; it must be .* such as as_functions"):
+        dj.DiffusionModel(PROCESS, "eps", NETWORK)
+    with pytest.raises(dj.InputError, match="^module is .*; it must be a Linen module"):
+        dj.as_functions(dj.UNet, SHAPE)
+
+
+def test_a_signature_shows_options_by_their_help():
+    assert "Option('total fresh noise" in repr(
+        inspect.signature(dj.samplers.heun).parameters["churn"]
+    )
+    assert "object object" not in str(inspect.signature(dj.samplers.heun))

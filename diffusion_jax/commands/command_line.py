@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,8 @@ EPILOG = "modes:\n" + "\n".join(f"  {name:11} {mode.help}" for name, mode in MOD
 
 
 class _Parser(argparse.ArgumentParser):
+    given: Sequence[str] = ()  # The command line.
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}{self._meant(message)} (see --help)")
 
@@ -34,6 +37,16 @@ class _Parser(argparse.ArgumentParser):
         return nearest(flag, known)
 
 
+def _config_of(argv: Sequence[str]) -> str | None:
+    """Returns the file that `--config` names on a command line, wherever it stands."""
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        if argument == "--config":
+            return following
+        if argument.startswith("--config="):
+            return argument.partition("=")[2]
+    return None
+
+
 class _Help(argparse.Action):
     """Prints the help, or what the table of config fields says, and ends the command."""
 
@@ -43,14 +56,19 @@ class _Help(argparse.Action):
         if values is None:
             print(parser.format_help().rstrip())
         else:
+            from diffusion_jax import config as config_lib
             from diffusion_jax.config import reference  # It loads JAX, as all components do.
 
+            if path := _config_of(
+                getattr(parser, "given", [])
+            ):  # Components of its own are listed too.
+                config_lib.load_file(path)
             print(reference.help_text(values))
         sys.stdout.flush()
         parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     parser = _Parser(
         prog="python -m diffusion_jax.main",
         description=DESCRIPTION,
@@ -117,7 +135,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
             if value is None:
                 raise InputError(f"--config.{name} needs a value: --config.{name}=VALUE")
         assignments.append((name, value))
-    flags = _parser().parse_args(plain)
+    parser = _parser()
+    parser.given = plain
+    flags = parser.parse_args(plain)
     _complete(flags)
     from diffusion_jax.addresses import expand  # The help does without.
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, expect
 from diffusion_jax.models.denoiser import Denoise, Prediction, complete
 from diffusion_jax.models.preconditioning import PREDICTIONS, Preconditioning
+from diffusion_jax.processes.grid import check_process
 from diffusion_jax.processes.process import Point, Process
 
 # A network as a pure function, (params, x, time, labels=None, dropout_keys=None) -> output: images x of shape
@@ -45,7 +46,7 @@ class DiffusionModel:
         Section 3.1).
 
     Raises:
-      InputError: Unknown prediction.
+      InputError: An argument of another kind, or an unknown prediction.
     """
 
     process: Process
@@ -53,7 +54,10 @@ class DiffusionModel:
     network: Network
 
     def __post_init__(self) -> None:
-        """Raises for an unknown prediction here, not at the first use."""
+        """Raises for wrong arguments here, not at the first use."""
+        check_process(self.process)
+        such_as = "(params, x, time, labels, dropout_keys) -> output, such as as_functions(UNet(), image_shape).apply"
+        expect("network", self.network, Callable, such_as)
         self.preconditioning  # noqa: B018
 
     @cached_property

@@ -52,6 +52,10 @@ class Option:
                 return f"{field.name} {ours!r}, not {theirs!r}"
         return None
 
+    def __repr__(self) -> str:
+        """The help and the values, since signatures show it."""
+        return f"Option({self.help!r}, {self.kind.allowed})"
+
 
 def declared_options(make: Callable[..., Any]) -> dict[str, Option]:
     """Returns the options declared by a function or a class, with their defaults, by field name.

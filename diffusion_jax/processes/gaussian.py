@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
+from diffusion_jax.errors import expect
 from diffusion_jax.processes.process import Grid, Point, take
 
 
@@ -130,6 +131,7 @@ class Steps(NamedTuple):
 
 def steps(grid: Grid) -> Steps:
     """Returns the closed forms between the neighbors of a grid."""
+    expect("grid", grid, Grid, "a Grid, such as make_grid(process, 50)")
     signal = np.exp(grid.log_signal[:-1] - grid.log_signal[1:])
     var_t, var_s = np.square(grid.std[:-1]), np.square(grid.std[1:])
     variance = var_t - np.square(signal) * var_s

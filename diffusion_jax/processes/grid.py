@@ -29,6 +29,7 @@ Times = Float[np.ndarray, " n"]
 LARGEST_SIGMA = 80.0  # Largest sigma of the karras spacing.
 ROUNDING = 1e-9
 SIX_DIGITS = 5e-6  # Relative error of a number that is rounded to six digits.
+SAME_POINT = 1e-5  # Relative: a process may hold float32 arrays, and the grid was made of their float64 values.
 SAME_SIGNAL = 1e-9  # Difference of log signals that counts as none.
 # Smallest u of a grid: without and with noise in the data (Song et al., 2021), and the least level, 0 up to rounding.
 CLEAN_U_MIN, NOISY_U_MIN, LEAST_LEVEL = 1e-3, 1e-5, 1e-9
@@ -56,7 +57,6 @@ def make_grid(
     Raises:
       InputError: num_steps out of range, an unknown spacing, an invalid list, or u_min out of range.
     """
-    expect("process", process, Process, "a Process, such as VP()")
     process = on_host(process)
     levels, (first, final) = levels_of(process), process.ends
     if u_min is not None:
@@ -84,8 +84,9 @@ def on_host(process: Process) -> Process:
     """Returns the process with its arrays in float64 on the host, where grids and tables of samplers are made.
 
     Raises:
-      InputError: The process is traced.
+      InputError: It is not a process, or it is traced.
     """
+    check_process(process)
     if not has_arrays(process):
         return process
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(process)):
@@ -94,6 +95,34 @@ def on_host(process: Process) -> Process:
             "and grad"
         )
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64)[()], process)
+
+
+def check_process(process: object) -> None:
+    """Raises an InputError for what is not a process: its name, its class, or its schedule."""
+    such_as = "a Process, such as VP() or DDPM(make_schedule('cosine', 1000))"
+    if isinstance(process, type):  # A class has the attributes of its instances.
+        raise InputError(f"process is the class {process.__name__}; it must be {such_as}")
+    expect("process", process, Process, such_as)
+
+
+def process_of(grid: Grid, process: Process) -> Process:
+    """Returns the process on the host, for a sampler that asks it for more than the grid has.
+
+    Raises:
+      InputError: It is not a process, it is traced, or the grid was made of another process.
+    """
+    expect("grid", grid, Grid, "a Grid, such as make_grid(process, 50)")
+    process, time = on_host(process), grid.time[:-1]
+    found = process.at(time)
+    same = np.isclose(found.std, grid.std[:-1], rtol=SAME_POINT, atol=SAME_POINT)
+    same &= np.isclose(found.log_signal, grid.log_signal[:-1], rtol=SAME_POINT, atol=SAME_POINT)
+    if not same.all():
+        k = int(np.argmin(same))
+        raise InputError(
+            f"the grid is not of this process: at time {time[k]:g} the grid's noise has std {grid.std[k]:.4g}, and the "
+            f"process's {found.std[k]:.4g}; make it by make_grid(process, num_steps)"
+        )
+    return process
 
 
 def check_u_min(u_min: float, levels: object) -> None:

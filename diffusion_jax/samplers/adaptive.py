@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, Int
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.models.flow import follow_flow
 from diffusion_jax.options import Option, kinds
+from diffusion_jax.processes.grid import check_process
 from diffusion_jax.processes.ode import Solution, SolverStats
 from diffusion_jax.processes.process import Grid, Process
-from diffusion_jax.samplers.loop import Sampler, State, equal_stats
+from diffusion_jax.samplers.loop import Index, Sampler, State, equal_stats
 
 RTOL = Option(
     kinds.Float(1e-7, 1),
@@ -48,6 +49,7 @@ def ode_adaptive(
       atol: Absolute tolerance likewise, of x_t over (signal^2 + std^2)^(1/2).
       max_steps: Maximum number of solver steps between two points, rejected ones included; six evaluations each.
     """
+    check_process(process)
     tolerances = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
 
     def init(x: Float[Array, " b *dims"]) -> State:
@@ -75,11 +77,11 @@ def ode_adaptive(
         )
         return State(there.y, state.x0_hat, memory)
 
-    return Sampler(
-        *(grid, step, init, refine),
-        cost=lambda start, stop: None,
-        stats=lambda sampler, state, start, stop: state.memory,
-    )
+    return Sampler(grid, step, init, refine, lambda start, stop: None, _remembered_stats)
+
+
+def _remembered_stats(sampler: Sampler, state: State, start: Index, stop: Index) -> SolverStats:
+    return state.memory
 
 
 def ode_encode(

@@ -20,7 +20,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.keys import image_normal
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Option, kinds
-from diffusion_jax.processes.grid import on_host
+from diffusion_jax.processes.grid import process_of
 from diffusion_jax.processes.process import Grid, Points, Process, take
 from diffusion_jax.samplers.loop import Sampler, State, refined_cost
 
@@ -98,7 +98,7 @@ def _churned(
     grid: Grid, process: Process, gamma: float, smallest: float, largest: float
 ) -> tuple[Points, Float[np.ndarray, " n"]]:
     """Returns the points with raised noise where the steps begin, and the standard deviation of the added noise."""
-    process, log_sigma = on_host(process), -grid.logsnr[:-1] / 2
+    process, log_sigma = process_of(grid, process), -grid.logsnr[:-1] / 2
     low, high = np.log(np.maximum([smallest, largest], np.finfo(float).tiny))
     churns = (low <= log_sigma) & (log_sigma <= high) & (gamma > 0)
     raised = process.times_of(-2 * (log_sigma + np.log1p(gamma)))
@@ -123,4 +123,4 @@ def long_steps(grid: Grid) -> str | None:
     most = np.exp(np.diff(grid.logsnr[:-1]) / 2).max()
     if most <= LONG_STEP:
         return None
-    return f"heun: std / signal falls by a factor of {most:,.0f} in a step; use more steps, and sampler.spacing=karras"
+    return f"heun: std / signal falls by a factor of {most:,.0f} in a step; use more steps, with sampler.spacing=karras"

@@ -281,6 +281,7 @@ def _checked(denoise: Denoise, sampler: Sampler, keys: Key[Array, " b"]) -> Key[
     """Returns the keys as Threefry's; raises an InputError for arguments of another kind."""
     expect("denoise", denoise, Callable, "a denoiser, such as DiffusionModel.denoiser returns")
     expect("sampler", sampler, Sampler, "a Sampler, such as ancestral(make_grid(process))")
+    expect("the sampler's grid", sampler.grid, Grid, "a Grid, such as make_grid(process, 50)")
     keys = threefry(keys)
     if keys.ndim != 1:
         raise InputError(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax.errors import expect
 from diffusion_jax.keys import image_normal
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.processes.process import Grid, take
@@ -26,6 +27,7 @@ Weights = Float[np.ndarray, "n _"]
 
 def ode(grid: Grid) -> tuple[PerStep, PerStep]:
     """Returns the factors of x_t and, where it is constant, of x0_hat: signal_s (1 - exp(-h))."""
+    expect("grid", grid, Grid, "a Grid, such as make_grid(process, 50)")
     signal, coef_xt = np.exp(grid.log_signal), grid.std[1:] / grid.std[:-1]
     return coef_xt, signal[1:] - coef_xt * signal[:-1]
 

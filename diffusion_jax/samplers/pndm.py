@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.models.denoiser import Denoise
-from diffusion_jax.processes.grid import on_host
+from diffusion_jax.processes.grid import process_of
 from diffusion_jax.processes.process import Grid, Points, Process, take
 from diffusion_jax.samplers.loop import Index, Sampler, State
 
@@ -49,7 +49,7 @@ def pndm(grid: Grid, process: Process) -> Sampler:
       grid: Points from noise to data, such as `make_grid(process, 20, "leading")`.
       process: The process of the grid.
     """
-    halfway = on_host(process).at((grid.time[:-1] + grid.time[1:]) / 2)
+    halfway = process_of(grid, process).at((grid.time[:-1] + grid.time[1:]) / 2)
     begin, end = (
         Points(grid.time[part], grid.log_signal[part], grid.std[part])
         for part in (slice(-1), slice(1, None))

@@ -18,6 +18,7 @@ from diffusion_jax.errors import InputError, choose
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.processes.gaussian import steps
+from diffusion_jax.processes.grid import process_of
 from diffusion_jax.processes.process import Grid, Process, take
 from diffusion_jax.samplers.langevin import moves
 from diffusion_jax.samplers.loop import Sampler, State, refined_cost
@@ -62,6 +63,7 @@ def predictor_corrector(
     Raises:
       InputError: Unknown predictor, or an option out of its range.
     """
+    process_of(grid, process)
     predict = choose("predictor", predictor, PREDICTORS)(grid, process)
     if corrector_steps < 0:
         raise InputError(f"corrector_steps is {corrector_steps!r}; it must be 0 or more")

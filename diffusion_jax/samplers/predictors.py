@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax.keys import image_normal
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.processes.gaussian import steps
-from diffusion_jax.processes.grid import on_host
+from diffusion_jax.processes.grid import process_of
 from diffusion_jax.processes.process import Grid, Process, take
 from diffusion_jax.samplers.ancestral import ancestral
 from diffusion_jax.samplers.loop import Sampler, State
@@ -35,7 +35,7 @@ def euler_maruyama(grid: Grid, process: Process) -> Sampler:
       grid: Points from noise to data, such as `make_grid(process, 1000)`.
       process: The process of the grid.
     """
-    drift, diffusion2 = map(np.asarray, on_host(process).rates(grid.time[:-1]))
+    drift, diffusion2 = map(np.asarray, process_of(grid, process).rates(grid.time[:-1]))
     length = -np.diff(grid.time)
     return _reverse(grid, 1 - drift * length, diffusion2 * length)
 

@@ -138,7 +138,8 @@ def test_a_grid_of_a_process_with_arrays_is_made_in_float64_outside_of_compiled_
     ids=["heun", "euler_maruyama", "pndm", "likelihood times"],
 )
 def test_tables_of_a_traced_process_are_refused(use: Callable[..., Any]) -> None:
-    process, grid = VP(beta_max=jnp.float32(12.0)), make_grid(VP(), 4, "leading")
+    process = VP(beta_max=jnp.float32(12.0))
+    grid = make_grid(process, 4, "leading")
     use(process, grid)  # Arrays that are not traced will do.
 
     def traced(process: Process) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, expect
 from diffusion_jax.models.networks.mlp import MLP
 from diffusion_jax.models.networks.unet import UNet, misfit
 from diffusion_jax.options import Component, Registry
@@ -80,6 +80,7 @@ def as_functions(module: nn.Module | Model, image_shape: tuple[int, int, int]) -
     """
     if isinstance(module, Model):
         return module
+    expect("module", module, nn.Module, "a Linen module, such as UNet(channels=32)")
     num_classes = getattr(module, "num_classes", 0)
     conditional = num_classes > 0
     if (check := getattr(module, "check", None)) is not None:
