@@ -1,5 +1,7 @@
 """Fields that define the training; all other modes take them from the run."""
 
+import dataclasses
+
 from diffusion_jax.config.data_fields import AUTO
 from diffusion_jax.config.field import SEEDS, VARIANCE, Field, merge, option_fields
 from diffusion_jax.data import SOURCES
@@ -124,10 +126,21 @@ def training_fields() -> dict[str, Field]:
         option_fields("model", NETWORKS, "model.name"),
         option_fields("process", PROCESSES, "process.name"),
         option_fields("process", PREDICTIONS, "process.prediction"),
-        option_fields("loss", TIME_SAMPLERS, "loss.times"),
+        _time_fields(),
         option_fields("loss", LOSSES, "loss.name"),
         option_fields("loss", WEIGHTINGS, "loss.weighting"),
     )
+
+
+def _time_fields() -> dict[str, Field]:
+    """Returns the fields of the time samplers' options; the smallest u is for times that are not those of a grid."""
+    fields = option_fields("loss", TIME_SAMPLERS, "loss.times")
+    field = fields["loss.u_min"]
+    owners = {
+        "process.name": tuple(n for n, kind in PROCESSES.items() if kind.continuous),
+        "loss.name": tuple(n for n, loss in LOSSES.items() if not loss.on_grid),
+    }
+    return fields | {"loss.u_min": dataclasses.replace(field, owners={**owners, **field.owners})}
 
 
 def _registry_fields() -> dict[str, Field]:
@@ -152,14 +165,5 @@ def _registry_fields() -> dict[str, Field]:
             "weight of the eps error at each noise level; unset: equal weights for errors of the prediction",
             chooses="weighting",
             owners={"loss.name": LOSSES.takers("weighting")},
-        ),
-        "loss.u_min": Field(
-            None,
-            Float(0, 1, open=True),
-            "vp, subvp, ve: smallest u in (0, 1) to train at (not for vlb, hybrid); unset: 1e-5",
-            owners={
-                "process.name": tuple(n for n, kind in PROCESSES.items() if kind.continuous),
-                "loss.name": tuple(n for n, loss in LOSSES.items() if not loss.on_grid),
-            },
         ),
     }

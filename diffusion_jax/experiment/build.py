@@ -133,7 +133,6 @@ def _times(config: ConfigDict, process: Process) -> TimeSampler:
         dict(config.loss),
         process=process,
         num_bins=None if levels is None else len(levels),
-        u_min=config.loss.u_min,
     )
 
 

@@ -5,14 +5,14 @@ distributions, so only the variance of the mean of weight * loss depends on the 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.options import Component, Registry
+from diffusion_jax.options import Component, Option, Registry, kinds
 from diffusion_jax.processes.grid import check_u_min, on_host
 from diffusion_jax.processes.process import Process, are_counted, levels_of
 
@@ -21,7 +21,13 @@ KEPT = 10  # Losses per bin that count.
 EVEN_SHARE = 0.001  # Share of times drawn evenly, so no weight exceeds 1 / EVEN_SHARE.
 NUM_BINS = 1000
 SMALLEST_U = 1e-5  # As in Song et al. (2021).
+NUM_CELLS = 4096
 SHORTEST_CELL = 1e-6  # In u.
+U_MIN = Option(
+    kinds.Float(0, 1, open=True),
+    "vp, subvp, ve: smallest u in (0, 1) to train at (not for vlb, hybrid); unset: 1e-5",
+    default=None,
+)
 
 
 class TimeSampler(NamedTuple):
@@ -79,7 +85,7 @@ def _evenly(draw_u: Callable[[Array, int], Array], u_min: float) -> TimeSampler:
     )
 
 
-def uniform(*, u_min: float = SMALLEST_U) -> TimeSampler:
+def uniform(*, u_min: Annotated[float, U_MIN] = SMALLEST_U) -> TimeSampler:
     """Returns independent times.
 
     Args:
@@ -88,7 +94,7 @@ def uniform(*, u_min: float = SMALLEST_U) -> TimeSampler:
     return _evenly(lambda key, n: jax.random.uniform(key, (n,)), u_min)
 
 
-def stratified(*, u_min: float = SMALLEST_U) -> TimeSampler:
+def stratified(*, u_min: Annotated[float, U_MIN] = SMALLEST_U) -> TimeSampler:
     """Returns evenly spread times, u_i = i / n + one random offset, modulo 1: one in each n-th part of [0, 1).
 
     Each u_i is uniform, but the mean over a batch varies less (Kingma et al., 2021, Appendix I.1).
@@ -147,7 +153,9 @@ def probabilities(history: History) -> Float[Array, " bins"]:
     return jnp.where(known, mixed, 1 / num_bins)
 
 
-def importance(*, num_bins: int = NUM_BINS, u_min: float = SMALLEST_U) -> TimeSampler:
+def importance(
+    *, num_bins: int = NUM_BINS, u_min: Annotated[float, U_MIN] = SMALLEST_U
+) -> TimeSampler:
     """Returns times drawn in proportion to their losses (Nichol & Dhariwal, 2021, Section 3.3).
 
     p_t ~ sqrt(E[L_t^2]) over the last ten losses of each bin gives the mean of L_t / p_t the least variance.
@@ -177,9 +185,7 @@ def importance(*, num_bins: int = NUM_BINS, u_min: float = SMALLEST_U) -> TimeSa
     return TimeSampler(init, draw, update, u_min)
 
 
-def likelihood(
-    process: Process, *, num_cells: int = 4096, u_min: float = SMALLEST_U
-) -> TimeSampler:
+def likelihood(process: Process, *, u_min: Annotated[float, U_MIN] = SMALLEST_U) -> TimeSampler:
     """Returns times with a density in u proportional to the likelihood weighting, g^2 / std^2 (Song et al., 2021b).
 
     That is, logsnr is uniform. The density is constant on cells that are short near the data, and an image's weight is
@@ -187,12 +193,11 @@ def likelihood(
 
     Args:
       process: The process to train on.
-      num_cells: Number of cells.
       u_min: Smallest u to train at, in (0, 1); ignored by a discrete process.
     """
     check_u_min(u_min, None)
     process = on_host(process)
-    edges = np.append(0.0, np.geomspace(SHORTEST_CELL, 1, num_cells))
+    edges = np.append(0.0, np.geomspace(SHORTEST_CELL, 1, NUM_CELLS))
     length = np.diff(edges)
     middle = jnp.asarray((edges[:-1] + edges[1:]) / 2, jnp.float32)
     time = np.asarray(training_time(process, middle, u_min), np.float64)
@@ -222,5 +227,5 @@ TIME_SAMPLERS: Registry[Component[TimeSampler]] = Registry(
         "importance": Component(importance, "more where their losses are large"),
         "likelihood": Component(likelihood, "more where the likelihood weighting is large"),
     },
-    given=("process", "num_bins", "num_cells", "u_min"),
+    given=("process", "num_bins"),
 )

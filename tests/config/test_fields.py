@@ -157,6 +157,19 @@ def test_no_value_is_too_large_to_be_refused_in_one_short_line(value: Any) -> No
         assert said is not None and "\n" not in said and len(said) < 1200, name
 
 
+def test_a_smallest_u_is_for_the_time_samplers_that_have_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert set(FIELDS["loss.u_min"].owners) == {"process.name", "loss.name"}
+    monkeypatch.setitem(losses.TIME_SAMPLERS, "mine", Component(lambda: losses.uniform(), "mine"))
+    assert FIELDS["loss.u_min"].owners["loss.times"] == (
+        "uniform",
+        "stratified",
+        "importance",
+        "likelihood",
+    )
+
+
 def small_rule(grid: Any, *, clip: Annotated[float, Option(Float(0), "limit")] = 1.0) -> Any:
     raise NotImplementedError(grid, clip)
 
