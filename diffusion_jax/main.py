@@ -78,7 +78,7 @@ def _config_of(
     if mode.works_on_run:
         config = run_config.load_config(workdir, assignments, mode)
         if file is not None:
-            note = run_config.passed_over(file, config, assignments)
+            note = run_config.describe_ignored_fields(file, config, assignments)
             if mode.same_process:
                 run_config.check_trained(file, config, f"the run in {workdir}")
     elif file is not None:

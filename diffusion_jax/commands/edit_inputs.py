@@ -28,8 +28,8 @@ class Inputs(NamedTuple):
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"] | None
 
-    def known_labels(self, num_classes: int) -> Int32[np.ndarray, " n"] | None:
-        """Returns the labels to write down: none where an image has no class."""
+    def labels_to_record(self, num_classes: int) -> Int32[np.ndarray, " n"] | None:
+        """Returns the labels; None if an image has no class."""
         return None if self.labels is None or num_classes in self.labels else self.labels
 
     def digest(self) -> str:

@@ -61,7 +61,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
         inputs.images[:SHOWN], files.head(SHOWN), constraint, CONSTRAINTS[fields.keep]
     )
     pictures.save_png(folder / "edit.png", picture)
-    labels = inputs.known_labels(run.num_classes)
+    labels = inputs.labels_to_record(run.num_classes)
     paths = files.write(sample.formats, labels, run.names_to_draw)
     result = {
         "num_images": num_images,
@@ -129,9 +129,7 @@ def _job_name(
 ) -> str:
     fields = run.config.edit
     own = job.by_first_names("edit", editing.constraint_options(run))
-    own.pop(
-        "factor", None
-    )  # Has a place of its own, where it stands even if something else is kept.
+    own.pop("factor", None)  # In the name whatever is kept.
     return job.job_name(
         run,
         **job.by_first_names("edit", {"keep": fields.keep}),

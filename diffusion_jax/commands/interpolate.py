@@ -113,7 +113,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     remove(folder / "parts")
     result = {
         "num_pairs": len(between),
-        **job.record(run, nfe, inputs.known_labels(run.num_classes)),
+        **job.record(run, nfe, inputs.labels_to_record(run.num_classes)),
         "edit": fields.to_dict(),
         "seconds_this_start": round(time.monotonic() - started, 1),
     }
@@ -270,10 +270,13 @@ def _take(rows: _Rows, indices: Int64[np.ndarray, " b"]) -> _Rows:
 
 def _job_name(run: Run, inputs: Inputs, names: list[str]) -> str:
     fields = run.config.edit
+    own = job.by_first_names("edit", editing.inversion_options(run)) if fields.latents else {}
+    own.pop("iterations", None)  # In the name of all samplers.
     return job.job_name(
         run,
         rows=names,
         num_between=fields.num_between,
-        iterations=fields.iterations,
+        iterations=fields.get("iterations"),
         images=inputs.digest(),
+        **({"inversion": own} if own else {}),
     )

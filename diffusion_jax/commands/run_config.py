@@ -89,7 +89,7 @@ def check_trained(config: ConfigDict, trained: ConfigDict, what: str) -> None:
         )
 
 
-def passed_over(
+def describe_ignored_fields(
     file: ConfigDict, config: ConfigDict, assignments: Sequence[tuple[str, str]]
 ) -> str | None:
     """Returns one line about a config file's values that the run's own stand in for, or None.

@@ -25,7 +25,7 @@ from diffusion_jax.config.loading import (
     to_json,
 )
 from diffusion_jax.config.table import FIELDS, GROUPS, first_name, full_name, group_of
-from diffusion_jax.config.usage import check_used, options_of
+from diffusion_jax.config.usage import check_used, effective, options_of
 
 __all__ = [
     "AUTO",
@@ -37,6 +37,7 @@ __all__ = [
     "config_hash",
     "default_config",
     "differing",
+    "effective",
     "fields",
     "first_name",
     "from_dict",

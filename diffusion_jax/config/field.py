@@ -28,6 +28,8 @@ class Field:
       needs: Fields, at least one of which must be on for this one to have an effect.
       off: The value at which fields that need this one have no effect; None and False always count as such.
       traced: Whether a compiled program takes it as an argument.
+      inherits: Field that gives the value of an unset one; "": none does.
+      lenient: Whether a config may set it beside components that lack it; only the mode that uses it refuses that.
     """
 
     default: Any
@@ -39,6 +41,8 @@ class Field:
     needs: tuple[str, ...] = ()
     off: Any = None
     traced: bool = False
+    inherits: str = ""
+    lenient: bool = False
 
     def is_on(self, value: object) -> bool:
         """Whether fields that need this one have an effect at this value."""
@@ -117,6 +121,7 @@ def option_field(
         needs=tuple(f"{group}.{name}" for name in option.needs),
         off=option.off,
         traced=option.traced,
+        inherits=option.inherits,
     )
 
 

@@ -159,8 +159,14 @@ def _inverse_fields() -> dict[str, Field]:
                     )
             having[field][name] = option
     return {
-        f"edit.{field}": option_field(
-            "edit", next(iter(options.values())), f"interpolate, latents of {', '.join(options)}"
+        f"edit.{field}": dataclasses.replace(
+            option_field(
+                "edit",
+                next(iter(options.values())),
+                f"interpolate, latents of {', '.join(options)}",
+            ),
+            owners={"sampler.name": tuple(options)},
+            lenient=True,
         )
         for field, options in having.items()
     }

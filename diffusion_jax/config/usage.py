@@ -10,21 +10,36 @@ from diffusion_jax.errors import InputError
 
 
 def options_of(config: ConfigDict, group: str) -> dict[str, Any]:
-    """Returns the fields of a group by their names in it, excluding options of components that are not chosen."""
+    """Returns the fields of a group by their names in it, excluding options of components that are not chosen.
+
+    An unset field that inherits from another has that one's value.
+    """
     values = dict(fields(config))
     return {
-        name.rpartition(".")[2]: values[name]
+        name.rpartition(".")[2]: effective(name, values)
         for name in FIELDS
         if group_of(name) == group and missing_owner(name, values) is None
     }
 
 
-def check_used(config: ConfigDict, *, trained: bool = False) -> None:
+def effective(name: str, values: dict[str, Any]) -> Any:
+    """Returns the value of a field, or, if it is unset, of the field that it inherits from.
+
+    Args:
+      name: A field.
+      values: Values of all fields.
+    """
+    inherits = FIELDS[name].inherits
+    return values[inherits] if values[name] is None and inherits else values[name]
+
+
+def check_used(config: ConfigDict, *, trained: bool = False, strict: bool = False) -> None:
     """Raises if a field is set but has no effect.
 
     Args:
       config: A config with allowed values.
       trained: Whether it belongs to a trained run: fields that decided the training are then not checked.
+      strict: Whether lenient fields must be options of the chosen components too.
 
     Raises:
       InputError: Such a field exists; the message has its name and value, the reason, and the components that use it.
@@ -33,7 +48,7 @@ def check_used(config: ConfigDict, *, trained: bool = False) -> None:
     for name, field in FIELDS.items():
         if values[name] == field.default or (trained and field.changeable != "yes"):
             continue
-        chooser = missing_owner(name, values)
+        chooser = missing_owner(name, values) if strict or not field.lenient else None
         reason = _off(name, values) if chooser is None else _chosen(chooser, values)
         if reason is not None:
             owners = "" if chooser is None else f" (it is for {', '.join(field.owners[chooser])})"

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib, data
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import (
-    check_churn,
     check_guidance,
     check_model_fits,
+    check_sampler_options,
     check_solver_fits,
     check_times,
     check_variance,
@@ -222,7 +222,7 @@ def validate(config: ConfigDict, *, trained: bool = False) -> None:
     """
     config_lib.validate(config)
     config_lib.check_used(config, trained=trained)
-    check_churn(config)
+    check_sampler_options(config)
     check_solver_fits(config)
     check_guidance(config)
     check_variance(config)

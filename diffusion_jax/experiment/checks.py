@@ -1,7 +1,7 @@
 """Do the fields of a config fit one another, what they choose, and the data?"""
 
 import warnings
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -29,24 +29,11 @@ def check_solver_fits(config: ConfigDict) -> None:
         )
 
 
-def check_churn(config: ConfigDict) -> None:
-    """Raises if the range of noise levels is empty."""
-    low, high = config.sampler.churn_min, config.sampler.churn_max
-    if high is not None and high < low:
-        raise InputError(
-            f"sampler.churn_max is {high!r}; it must be at least sampler.churn_min, {low!r}"
-        )
-
-
-def _refuse_unused(config: ConfigDict, group: str, taken: Container[str], owner: str) -> None:
-    """Raises if a field of the group is set that the owner does not have."""
-    for name, value in config[group].items():
-        default = config_lib.FIELDS[f"{group}.{name}"].default
-        if name not in taken and value != default:
-            advice = (
-                "leave it unset" if default is None else f"leave it at its default, {default!r}"
-            )
-            raise InputError(f"{group}.{name} is {value!r}, but {owner} has none; {advice}")
+def check_sampler_options(config: ConfigDict) -> None:
+    """Raises if options of the sampler do not fit one another."""
+    rule = SAMPLERS[config.sampler.name]
+    if problem := rule.check(config_lib.options_of(config, "sampler")):
+        raise InputError(problem)
 
 
 def check_variance(config: ConfigDict) -> None:
@@ -122,25 +109,30 @@ def check_times(config: ConfigDict, process: Process) -> None:
 
 
 def check_invertible(config: ConfigDict) -> None:
-    """Raises if latents are requested, but the sampler is not invertible."""
-    name, eta = config.sampler.name, config.sampler.eta
+    """Raises if latents are requested, but the sampler is not invertible, or its inverse lacks a set option."""
     if not config.edit.latents:
         return
-    inverse = SAMPLERS[name].inverse
-    if inverse is None or eta > 0:
-        invertible = [other for other, rule in SAMPLERS.items() if rule.inverse]
+    name, fields = config.sampler.name, config.sampler
+    rule = SAMPLERS[name]
+    if rule.inverse is None or any(fields[n] != value for n, value in rule.invertible_at.items()):
+        invertible = {other: rule for other, rule in SAMPLERS.items() if rule.inverse}
+        needed = {n: v for rule in invertible.values() for n, v in rule.invertible_at.items()}
+        needs = "".join(f", with sampler.{n}={value:g}" for n, value in needed.items())
+        values = "".join(f", with {n} {fields[n]}" for n in needed)
         raise InputError(
-            f"edit.latents needs a sampler that can be inverted, {' or '.join(invertible)}, with sampler.eta=0; "
-            f"sampler.name is {name!r}, with eta {eta}"
+            f"edit.latents needs a sampler that can be inverted, {' or '.join(invertible)}{needs}; "
+            f"sampler.name is {name!r}{values}"
         )
-    taken = set(config.edit) - {"iterations"} | inverse.options.keys()
-    _refuse_unused(config, "edit", taken, f"the sampler {name!r}")
+    config_lib.check_used(config, trained=True, strict=True)
 
 
 def check_temperature(config: ConfigDict, has_noise: bool, owner: str) -> None:
     """Raises if `temperature` is set but no noise is drawn or decoded."""
-    taken = set(config.sampler) - (set() if has_noise else {"temperature"})
-    _refuse_unused(config, "sampler", taken, owner)
+    value, default = config.sampler.temperature, config_lib.FIELDS["sampler.temperature"].default
+    if not has_noise and value != default:
+        raise InputError(
+            f"sampler.temperature is {value!r}, but {owner} has none; leave it at its default, {default!r}"
+        )
 
 
 def warn_of_times(grid: Grid, times: Iterable[float | int], points: list[int], field: str) -> None:

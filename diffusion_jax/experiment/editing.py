@@ -15,6 +15,7 @@ from diffusion_jax.experiment.sampling import (
     drawing,
     evaluations,
     evaluations_of,
+    sampler_options,
 )
 from diffusion_jax.processes.ode import Solution, SolverStats
 from diffusion_jax.samplers import (
@@ -148,7 +149,13 @@ def make_encode(experiment: Experiment) -> Callable[..., Solution]:
 
 def _solver_fields(experiment: Experiment, traced: TracedOptions) -> dict[str, Any]:
     """Returns the fields of the options of a sampler's inverse, and of its way back."""
-    return {**experiment.config.edit, **experiment.config.sampler, **traced.sampler}
+    return sampler_options(experiment) | traced.sampler | inversion_options(experiment)
+
+
+def inversion_options(experiment: Experiment) -> dict[str, Any]:
+    """Returns the options by field that the inverse of the config's sampler has in the edit group."""
+    options = config_lib.options_of(experiment.config, "edit")
+    return {name: options[name] for name in SAMPLERS[experiment.sampler_name].inversion_options}
 
 
 def make_decode(experiment: Experiment) -> Callable[..., Drawn]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import data
+from diffusion_jax import config as config_lib, data
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import Experiment, load_split
 from diffusion_jax.experiment.checks import warn_of_grid
@@ -23,11 +23,8 @@ Figures = Callable[[Any, Any], dict[str, float]]
 
 def metric_options(exp: Experiment, name: str) -> dict[str, Any]:
     """Returns the fields that decide a metric of an image; an unset variance is the process's own."""
-    config = exp.config
-    options = {field: config.eval[field] for field in METRICS[name].options}
-    if "variance" in options:
-        options["variance"] = options["variance"] or config.process.variance
-    return options
+    values = dict(config_lib.fields(exp.config))
+    return {field: config_lib.effective(f"eval.{field}", values) for field in METRICS[name].options}
 
 
 def make_metric(exp: Experiment, name: str) -> Metric[Any, Any]:

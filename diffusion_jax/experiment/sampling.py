@@ -63,11 +63,7 @@ def traced_options(experiment: Experiment) -> TracedOptions:
 
 def sampler_options(experiment: Experiment) -> dict[str, Any]:
     """Returns the fields that decide what the config's sampler draws; an unset variance is the process's own."""
-    config = experiment.config
-    options = config_lib.options_of(config, "sampler")
-    if "variance" in options:
-        options["variance"] = options["variance"] or config.process.variance
-    return options
+    return config_lib.options_of(experiment.config, "sampler")
 
 
 def make_sampler(experiment: Experiment) -> Sampler:
@@ -143,7 +139,7 @@ def check_finished(
     unfinished = ~np.asarray(stats.finished)
     if finite.all() and not unfinished.any():
         return
-    fields, arrays = experiment.config.sampler, jax.tree.leaves(params)
+    arrays = jax.tree.leaves(params)
     if broken := sum(not bool(jnp.isfinite(array).all()) for array in arrays):
         raise RunError(
             f"{(~finite).sum()} of {len(finite)} images are not finite, and neither are {broken} of the {len(arrays)} "
@@ -151,14 +147,15 @@ def check_finished(
         )
     if unfinished.any():
         furthest = np.asarray(stats.reached)[unfinished].max()
+        advice = SAMPLERS[experiment.sampler_name].advice(sampler_options(experiment))
         raise InputError(
             f"{unfinished.sum()} of {len(finite)} images were not finished: the solver stopped at t = {furthest:.4g} "
-            f"after sampler.max_steps={fields.max_steps} steps with sampler.rtol={fields.rtol:g} and sampler.atol="
-            f"{fields.atol:g}; allow more steps, or larger tolerances"
+            f"{advice}".rstrip()
         )
     raise RunError(
         f"{(~finite).sum()} of {len(finite)} images are not finite, though the parameters are: numbers grow beyond "
-        f"float range in the sampler {fields.name!r}; try model.dtype=float32, sampler.clip=true, or less guidance"
+        f"float range in the sampler {experiment.sampler_name!r}; try model.dtype=float32, sampler.clip=true, or less "
+        "guidance"
     )
 
 

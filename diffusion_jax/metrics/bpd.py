@@ -75,6 +75,7 @@ class VariationalBits(Metric[BoundShard, BitsPerDim]):
             kinds.Choice(tuple(VARIANCES)),
             "variance of the steps, beta_t, the posterior's, or the network's; unset: process.variance",
             default=None,
+            inherits="process.variance",
         ),
     ] = "fixed_large"
     clip: Annotated[bool, Option(kinds.Bool(), "limit each prediction of x_0 to [-1, 1]")] = True

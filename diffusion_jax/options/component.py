@@ -28,6 +28,7 @@ class Option:
         rounding. Only used for options that take part in training.
       needs: Names of options in the same group, at least one of which must be on for this one to have an effect.
       off: The value at which options that need this one have no effect.
+      inherits: Config field whose value an unset option has, such as "process.variance"; "": none.
       parameter: Name of the parameter, filled in by `declared_options`.
     """
 
@@ -39,6 +40,7 @@ class Option:
     on_resume: bool = False
     needs: tuple[str, ...] = ()
     off: Any = None
+    inherits: str = ""
     parameter: str = ""
 
     def difference(self, other: "Option") -> str | None:

@@ -3,7 +3,8 @@
 Each image has its own step sizes, so it does not depend on others; see `processes/ode.py` and `models/flow.py`.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -137,3 +138,11 @@ def ode_decode(
     """
     ends = (grid.at(jnp.full(len(x_init), i)) for i in (0, grid.num_steps - 1))
     return follow_flow(denoise, process, x_init, *ends, rtol=rtol, atol=atol, max_steps=max_steps)
+
+
+def more_steps(options: Mapping[str, Any]) -> str:
+    """Returns the limits at which a solution was not finished, and what to change."""
+    return (
+        f"after sampler.max_steps={options['max_steps']} steps with sampler.rtol={options['rtol']:g} and sampler.atol="
+        f"{options['atol']:g}; allow more steps, or larger tolerances"
+    )

@@ -24,6 +24,7 @@ def ancestral(
             Choice(tuple(VARIANCES)),
             "variance of the steps: beta_t, the posterior's, or the network's; unset: process.variance",
             default=None,
+            inherits="process.variance",
         ),
     ] = "fixed_large",
 ) -> Sampler:

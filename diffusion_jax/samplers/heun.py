@@ -10,7 +10,8 @@ from sigma_t to sigma_s first raises the noise to sigma_hat = (1 + gamma) sigma_
 with eps_hat' at Euler's x_s. At the data there is no eps_hat': the last step is Euler's, which ends at x0_hat.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +115,14 @@ def _check(churn: float, smallest: float, largest: float, noise: float) -> None:
             raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0")
     if not smallest <= largest:
         raise InputError(f"churn_max is {largest!r}; it must be at least churn_min, {smallest!r}")
+
+
+def empty_range(options: Mapping[str, Any]) -> str | None:
+    """Returns a message if no noise level lies in the range of `churn_min` and `churn_max`, or None."""
+    low, high = options["churn_min"], options["churn_max"]
+    if high is None or low <= high:
+        return None
+    return f"sampler.churn_max is {high!r}; it must be at least sampler.churn_min, {low!r}"
 
 
 def long_steps(grid: Grid) -> str | None:

@@ -56,7 +56,7 @@ def no_memory(x: Float[Array, " b *dims"]) -> State:
     return State(x, x)
 
 
-def one_a_step(start: Index, stop: Index) -> Index:
+def one_per_step(start: Index, stop: Index) -> Index:
     """Returns the network evaluations of an update rule that needs one per step."""
     return stop - start
 
@@ -111,7 +111,7 @@ class Sampler(NamedTuple):
     step: Update
     init: Callable[[Array], State] = no_memory
     refine: Update | None = None
-    cost: Callable[[Any, Any], Any] = one_a_step
+    cost: Callable[[Any, Any], Any] = one_per_step
     stats: Callable[["Sampler", State, Index, Index], SolverStats] = planned_stats
     temperature: float | Float[Array, ""] = 1.0
 

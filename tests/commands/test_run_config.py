@@ -9,7 +9,7 @@ import pytest
 from tiny_run import Outcome, digits_in, results, run, write_config
 
 from diffusion_jax.commands.modes import MODES
-from diffusion_jax.commands.run_config import load_config, passed_over
+from diffusion_jax.commands.run_config import describe_ignored_fields, load_config
 from diffusion_jax.config import (
     FIELDS,
     default_config,
@@ -52,21 +52,23 @@ def test_a_file_that_differs_in_a_field_is_told_of_it_unless_no_other_mode_uses_
     other = {int: 12_345, float: 0.25, str: "another", tuple: (3,), object: (3,)}
     other[bool] = not group[leaf]
     group[leaf] = other[group.get_type(leaf)]
-    assert fields_in(passed_over(file, config, [])) == ([] if name in SILENT else [name])
-    assert passed_over(file, config, [(name, "whatever")]) is None
+    assert fields_in(describe_ignored_fields(file, config, [])) == (
+        [] if name in SILENT else [name]
+    )
+    assert describe_ignored_fields(file, config, [(name, "whatever")]) is None
 
 
 def test_what_a_file_leaves_to_the_data_does_not_differ_from_what_they_said() -> None:
     file, config = default_config(), default_config()
     file.model.num_classes, file.sample.labels = "auto", ("cat", 1)
     config.model.num_classes, config.sample.labels = 3, (0, 1)
-    assert passed_over(file, config, []) is None
+    assert describe_ignored_fields(file, config, []) is None
 
 
 def test_all_differing_fields_are_told_in_one_line() -> None:
     file = default_config()
     file.model.channels, file.sample.num_images, file.seed = 64, 5, 1
-    note = passed_over(file, default_config(), [])
+    note = describe_ignored_fields(file, default_config(), [])
     assert fields_in(note) == ["seed", "model.channels", "sample.num_images"]
 
 

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,49 @@ def test_the_listed_timesteps_or_the_number_of_steps_make_the_grid(
 def test_an_option_that_the_sampler_does_not_take_is_refused(fields: tuple, message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         experiment(*fields)
+
+
+@pytest.fixture
+def few_samplers() -> Iterator[None]:
+    """Samplers with options that are checked are removed; later all are there in their order."""
+    everything = dict(SAMPLERS)
+    for name in ("heun", "ddim", "ode_adaptive"):
+        del SAMPLERS[name]
+    yield
+    SAMPLERS.clear()
+    SAMPLERS.update(everything)
+
+
+@pytest.mark.usefixtures("few_samplers")
+def test_a_config_is_checked_without_samplers_that_were_removed() -> None:
+    config = default_config()
+    build.validate(config)
+    checks.check_invertible(config)
+    config.edit.latents = True
+    with pytest.raises(InputError, match="^edit.latents needs a sampler that can be inverted"):
+        checks.check_invertible(config)
+
+
+def test_an_option_of_an_inverse_is_refused_by_the_edit_that_uses_it_alone() -> None:
+    config = default_config()
+    override(config, [("edit.latents", "true"), ("edit.iterations", "2")])
+    build.validate(config)
+    override(config, [("sampler.name", "ode_adaptive"), ("edit.iterations", "2")])
+    build.validate(config)
+    message = (
+        "^edit.iterations is 2, but the sampler 'ode_adaptive' has none; leave it at its default, 0"
+    )
+    with pytest.raises(InputError, match=message):
+        checks.check_invertible(config)
+    config.sampler.name = "ddim"
+    checks.check_invertible(config)
+    config.sampler.eta = 0.5
+    message = (
+        "^edit.latents needs a sampler that can be inverted, ddim or ode_adaptive, with sampler.eta=0; "
+        "sampler.name is 'ddim', with eta 0.5$"
+    )
+    with pytest.raises(InputError, match=message):
+        checks.check_invertible(config)
 
 
 def test_options_that_do_not_fit_one_another_are_refused_before_any_work() -> None:
