@@ -162,7 +162,10 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
     config = default_config()
     for name, value in _flat({k: v for k, v in saved.items() if k != CLASSES}):
         if name not in FIELDS:
-            raise InputError(f"saved config: unknown field {name!r}.{nearest(name, FIELDS)}")
+            raise InputError(
+                f"saved config: unknown field {name!r}.{nearest(name, FIELDS)} If it is an option of a component "
+                "of your own, name the --config file that registers it"
+            )
         group, leaf = locate(config, name)
         value = _FORMERLY.get((name, value), value) if isinstance(value, bool) else value
         try:

@@ -48,16 +48,21 @@ def check_used(config: ConfigDict, *, trained: bool = False, strict: bool = Fals
     for name, field in FIELDS.items():
         if values[name] == field.default or (trained and field.changeable != "yes"):
             continue
+        advice = (
+            "leave it unset"
+            if field.default is None
+            else f"leave it at its default, {field.default!r}"
+        )
         chooser = missing_owner(name, values) if strict or not field.lenient else None
-        reason = _off(name, values) if chooser is None else _chosen(chooser, values)
-        if reason is not None:
-            owners = "" if chooser is None else f" (it is for {', '.join(field.owners[chooser])})"
-            advice = (
-                "leave it unset"
-                if field.default is None
-                else f"leave it at its default, {field.default!r}"
+        if chooser is not None:
+            owners = ", ".join(field.owners[chooser])
+            raise InputError(
+                f"{name} is {values[name]!r}, but {_chosen(chooser, values)} has none; {advice} (it is for {owners})"
             )
-            raise InputError(f"{name} is {values[name]!r}, but {reason} has none; {advice}{owners}")
+        if (off := _off(name, values)) is not None:
+            raise InputError(
+                f"{name} is {values[name]!r}, but has no effect while {off}; set that too, or {advice}"
+            )
 
 
 def missing_owner(name: str, values: dict[str, Any]) -> str | None:
@@ -80,10 +85,10 @@ def _chosen(chooser: str, values: dict[str, Any]) -> str:
 
 
 def _off(name: str, values: dict[str, Any]) -> str | None:
-    """Returns a description of the needed field that is off, or None."""
+    """Returns a description of the needed field that is off, as in "sampler.churn is 0", or None."""
     needs = FIELDS[name].needs
     if not needs or any(FIELDS[need].is_on(values[need]) for need in needs):
         return None
     first, value = needs[0], values[needs[0]]
     shown = f"{value:g}" if isinstance(value, float) else str(value).lower()
-    return f"an unset {first}" if value is None else f"{first}={shown}"
+    return f"{first} is {'unset' if value is None else shown}"

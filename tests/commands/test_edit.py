@@ -282,7 +282,7 @@ def test_the_ends_of_an_arc_between_latents_of_the_flow_are_the_given_images(
         (
             "inpaint",
             ["edit.mask={mask}", "edit.jump=3"],
-            "edit.jump is 3, but edit.resamplings=1 has none",
+            "edit.jump is 3, but has no effect while edit.resamplings is 1",
         ),
         ("inpaint", ["edit.mask={mask}", "edit.images={text}"], "edit.images: cannot read {text}"),
         (
@@ -320,7 +320,7 @@ def test_the_ends_of_an_arc_between_latents_of_the_flow_are_the_given_images(
             ["edit.keep=nothing", "edit.start_t=9", "sampler.temperature=0.5"],
             "temperature is 0.5, but edit.start_t=9 has none",
         ),
-        ("interpolate", ["edit.iterations=2"], "edit.latents=false has none"),
+        ("interpolate", ["edit.iterations=2"], "no effect while edit.latents is false"),
         ("interpolate", ["sample.labels=10"], "class numbers go from 0 to 9"),
     ],
 )

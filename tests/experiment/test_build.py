@@ -121,10 +121,10 @@ def test_options_that_do_not_fit_one_another_are_refused_before_any_work() -> No
     message = "^sampler.churn_max is 1.0; it must be at least sampler.churn_min, 2.0$"
     with pytest.raises(InputError, match=message):
         experiment(("sampler.name", "heun"), *churns)
-    message = "^sampler.churn_max is 1.0, but sampler.churn=0 has none; leave it unset$"
+    message = "^sampler.churn_max is 1.0, but has no effect while sampler.churn is 0; set that too, or leave it unset$"
     with pytest.raises(InputError, match=message):
         experiment(("sampler.name", "heun"), ("sampler.churn_max", "1"))
-    message = "^sampler.snr is 0.1, but sampler.corrector_steps=0 has none; leave it at its default, 0.16$"
+    message = "^sampler.snr is 0.1, but has no effect while sampler.corrector_steps is 0; set that too, or leave"
     with pytest.raises(InputError, match=message):
         experiment(("sampler.name", "pc"), ("sampler.corrector_steps", "0"), ("sampler.snr", "0.1"))
 

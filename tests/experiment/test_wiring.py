@@ -610,10 +610,16 @@ def test_another_seed_eta_temperature_or_guidance_is_drawn_by_the_same_program()
         ({"sampler.guidance_interval": "5"}, r"interval is \(5.0,\); it must be two numbers"),
         (
             {"sampler.guidance_scale": "none", "sampler.guidance_rescale": 0.5},
-            "rescale is 0.5, but an unset sampler.guidance_scale has none; leave it at its default",
+            "rescale is 0.5, but has no effect while sampler.guidance_scale is unset; set that too, or leave",
         ),
-        ({"sampler.guidance_rescale_of": "eps"}, "rescale_of is 'eps', but sampler.guidance_resc"),
-        ({"sampler.clip": "false", "sampler.clip_keeps": "eps"}, "clip_keeps is 'eps', but samp"),
+        (
+            {"sampler.guidance_rescale_of": "eps"},
+            "rescale_of is 'eps', but has no effect while sampler.guidance_rescale is 0",
+        ),
+        (
+            {"sampler.clip": "false", "sampler.clip_keeps": "eps"},
+            "clip_keeps is 'eps', but has no effect while",
+        ),
         ({"sampler.name": "heun", "sampler.clip_keeps": "eps"}, "clip_keeps is 'eps', but the sam"),
     ],
 )
