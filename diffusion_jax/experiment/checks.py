@@ -1,4 +1,4 @@
-"""Do the fields of a config fit one another, what they choose, and the data?"""
+"""Checks that the fields of a config fit one another, the components that they choose, and the data."""
 
 import warnings
 from collections.abc import Iterable
@@ -75,6 +75,7 @@ def check_guidance(config: ConfigDict) -> None:
 
 
 def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raises if the model does not fit the data: images of another number of channels, or other classes."""
     model = config.model
     if shape[2] not in (1, 3):
         raise InputError(
@@ -115,12 +116,15 @@ def check_invertible(config: ConfigDict) -> None:
     name, fields = config.sampler.name, config.sampler
     rule = SAMPLERS[name]
     if rule.inverse is None or any(fields[n] != value for n, value in rule.invertible_at.items()):
-        invertible = {other: rule for other, rule in SAMPLERS.items() if rule.inverse}
-        needed = {n: v for rule in invertible.values() for n, v in rule.invertible_at.items()}
-        needs = "".join(f", with sampler.{n}={value:g}" for n, value in needed.items())
-        values = "".join(f", with {n} {fields[n]}" for n in needed)
+        able = [
+            other
+            + "".join(f" with sampler.{n}={value:g}" for n, value in rule.invertible_at.items())
+            for other, rule in SAMPLERS.items()
+            if rule.inverse
+        ]
+        values = "".join(f", with {n} {fields[n]:g}" for n in rule.invertible_at)
         raise InputError(
-            f"edit.latents needs a sampler that can be inverted, {' or '.join(invertible)}{needs}; "
+            f"edit.latents needs a sampler that can be inverted, {' or '.join(able)}; "
             f"sampler.name is {name!r}{values}"
         )
     config_lib.check_used(config, trained=True, strict=True)

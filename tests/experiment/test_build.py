@@ -109,10 +109,13 @@ def test_an_option_of_an_inverse_is_refused_by_the_edit_that_uses_it_alone() -> 
     checks.check_invertible(config)
     config.sampler.eta = 0.5
     message = (
-        "^edit.latents needs a sampler that can be inverted, ddim or ode_adaptive, with sampler.eta=0; "
+        "^edit.latents needs a sampler that can be inverted, ddim with sampler.eta=0 or ode_adaptive; "
         "sampler.name is 'ddim', with eta 0.5$"
     )
     with pytest.raises(InputError, match=message):
+        checks.check_invertible(config)
+    override(config, [("sampler.name", "heun")])
+    with pytest.raises(InputError, match="; sampler.name is 'heun'$"):
         checks.check_invertible(config)
 
 
