@@ -83,7 +83,8 @@ def _parser() -> _Parser:
         action=_Help,
         nargs="?",
         metavar="FIELDS",
-        help="show this; --help=FIELDS: every field of the config; --help=train: those of a group",
+        help="show this; --help=FIELDS: every field of the config; --help=train: those of a group; "
+        "--help=train.num_steps: one field",
     )
     parser.add_argument("--config", help="Python file with get_config(), such as configs/digits.py")
     parser.add_argument(

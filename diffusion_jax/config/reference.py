@@ -15,7 +15,8 @@ _CHANGES = {"no": "no", "on_resume": "at a resume", "yes": "at any time"}
 _PAGE = """# Config fields
 
 Written by `python -m diffusion_jax.config.reference > docs/config.md` from the table in
-[`config/table.py`](../diffusion_jax/config/table.py); `--help=FIELDS` and `--help=GROUP` print the same.
+[`config/table.py`](../diffusion_jax/config/table.py); `--help=FIELDS`, `--help=GROUP` and `--help=GROUP.FIELD` print
+the same.
 
 A config file starts from `default_config()` and sets fields (`config.train.num_steps = 200`); the command line
 overrides them (`--config.train.num_steps=200`). Several values are written `1,2,2` or `(1, 2, 2)`, and `none` unsets a
@@ -48,7 +49,9 @@ def help_text(name: str) -> str:
     if not chosen:
         groups = ", ".join(filter(None, GROUPS))
         hint = nearest(name, [*filter(None, GROUPS), *FIELDS])
-        raise InputError(f"--help: unknown {name!r}; choose FIELDS or a group: {groups}.{hint}")
+        raise InputError(
+            f"--help: unknown {name!r}; choose FIELDS, a field or a group: {groups}.{hint}"
+        )
     lines = [
         "--config.FIELD=VALUE sets a field; none unsets it. Below: FIELD = DEFAULT, meaning (values)."
     ]
