@@ -264,8 +264,8 @@ BAD_FILES = {
     "def get_config():\n  raise GeneratorExit": "GeneratorExit",
     "class Own(BaseException): pass\nraise Own('one\\ntwo')": "one two",
     "def get_config():\n  return get_config()": "recursion",
-    "(" * 500: "",
-    "\0": "",
+    "(" * 500: "nested parentheses",
+    "\0": "null bytes",
     """from diffusion_jax.config import default_config
 def get_config():
     config = default_config().unlock()
