@@ -1,0 +1,9 @@
+"""Feature extractors for metrics of sample quality: one file and one entry of `FEATURES` each."""
+
+from diffusion_jax.features.extractor import Extractor
+from diffusion_jax.options import Component, Registry
+
+__all__ = ["FEATURES", "Extractor"]
+
+# Given: cache_dir, a folder for downloads and trained weights; split, the labeled training images of the data, () -> Split.
+FEATURES: Registry[Component[Extractor]] = Registry("features", {}, given=("cache_dir", "split"))
