@@ -22,8 +22,8 @@ class Rule:
 
     Attributes:
       kernel: Weight of a pixel by its distance from the place that is read, in pixels.
-      antialias: Whether an image that shrinks is smoothed, by a kernel as wide as a new pixel; the weights are then those
-        of the pixels inside the image, divided by their sum. Else the image goes on beyond its border as at the border.
+      antialias: Whether an image that shrinks is smoothed, by a kernel as wide as a new pixel; the weights are then
+        those of the pixels inside the image, divided by their sum. Else the image goes on beyond its border as at it.
       half_pixel: Whether pixel i lies at i + 1/2, rather than at i.
     """
 
