@@ -394,9 +394,12 @@ def test_a_truncated_pickle_is_refused(cifar_batches, end):
         (lambda b: b["data_batch_1"].update({b"data": [[300] * 3072] * 4}), "rows of 3072 bytes"),
         (
             lambda b: b["data_batch_1"].update({b"data": [[0.5] * 3072] * 4}),
-            "such as a float",
+            "objects that no batch does",
         ),
-        (lambda b: b["data_batch_1"].update({b"labels": [1.5, 2, 3, 4]}), "such as a float"),
+        (
+            lambda b: b["data_batch_1"].update({b"labels": [1.5, 2, 3, 4]}),
+            "objects that no batch does",
+        ),
         (lambda b: b["data_batch_1"].update({b"labels": [True, 2, 3, 4]}), "a list of numbers"),
         (lambda b: b["data_batch_1"].update({b"labels": [[1, 2, 3, 4]]}), "a list of numbers"),
         (lambda b: b.pop("data_batch_1"), "data_batch_1, ..., test_batch"),

@@ -3,18 +3,16 @@
 A batch is a dict of byte strings, integers, lists and one array of bytes. Pickle builds an array
 by calls into NumPy and the codecs module. Here each of those names is replaced by a few lines that
 can make an array of bytes and nothing else; every other name is refused.
-
-The unpickler is the standard library's pure-Python one: the C version crashes the process on deeply nested tuples, and
-allocates whatever memory a number in the pickle asks for.
 """
 
 import io
 import pickle
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from diffusion_jax.errors import InputError, reason
+from diffusion_jax.reading.restricted_pickle import DATA, PROTOCOL_4, RestrictedUnpickler
 
 
 class _ByteArray:
@@ -52,23 +50,7 @@ def _encode(text: str, codec: str) -> bytes:
     return text.encode("latin1")
 
 
-_OPERATIONS = {
-    name[0]
-    for name in (
-        *(pickle.MARK, pickle.STOP, pickle.POP, pickle.POP_MARK, pickle.PROTO, pickle.NONE),
-        *(pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1),
-        *(pickle.NEWTRUE, pickle.NEWFALSE, pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING),
-        *(pickle.UNICODE, pickle.BINUNICODE, pickle.BINBYTES, pickle.SHORT_BINBYTES),
-        *(pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS),
-        *(pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
-        *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
-        *(pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.PUT, pickle.BINPUT),
-        *(pickle.LONG_BINPUT, pickle.GLOBAL, pickle.REDUCE, pickle.BUILD),
-        # Protocol 4.
-        *(pickle.FRAME, pickle.MEMOIZE, pickle.STACK_GLOBAL, pickle.SHORT_BINUNICODE),
-        *(pickle.BINUNICODE8, pickle.BINBYTES8),
-    )
-}
+_STRINGS = (pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING)  # Those of Python 2.
 
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
@@ -79,43 +61,16 @@ ALLOWED = {
 }
 
 
-def _refuse(_: object) -> None:
-    raise pickle.UnpicklingError("it holds objects that no batch does, such as a float")
+class _BatchUnpickler(RestrictedUnpickler):
+    format = "batch"
+    operations = DATA | PROTOCOL_4 | {code[0] for code in _STRINGS}
+    allowed = ALLOWED
 
-
-class _BatchUnpickler(getattr(pickle, "_Unpickler")):  # noqa: B009
-    """Unpickler with the operations of protocols 0 to 4 that a batch needs."""
-
-    dispatch: ClassVar[dict[int, Any]] = {
-        code: operation if code in _OPERATIONS else _refuse
-        for code, operation in getattr(pickle, "_Unpickler").dispatch.items()  # noqa: B009
-    }
-
-    def load_tuple(self, size: int | None = None) -> None:
-        """Pushes a tuple on the stack; NumPy's are never nested more than two deep."""
-        items = self.pop_mark() if size is None else [self.stack.pop() for _ in range(size)][::-1]
-        if any(isinstance(x, tuple) for item in items if isinstance(item, tuple) for x in item):
-            raise pickle.UnpicklingError("its tuples are nested deeply")
-        self.append(tuple(items))
-
-    dispatch[pickle.TUPLE[0]] = load_tuple
-    dispatch[pickle.TUPLE1[0]] = lambda self: self.load_tuple(1)
-    dispatch[pickle.TUPLE2[0]] = lambda self: self.load_tuple(2)
-    dispatch[pickle.TUPLE3[0]] = lambda self: self.load_tuple(3)
-
-    def load_build(self) -> None:
+    def set_state(self, made: object, state: object) -> None:
         """Sets the state of an array or a dtype; nothing else in a batch has one."""
-        state = self.stack.pop()
-        if not isinstance(self.stack[-1], (_ByteArray, _ByteType)):
+        if not isinstance(made, (_ByteArray, _ByteType)):
             raise pickle.UnpicklingError("it sets the state of something other than an array")
-        self.stack[-1].__setstate__(state)
-
-    dispatch[pickle.BUILD[0]] = load_build
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no batch does")
-        return ALLOWED[module, name]
+        made.__setstate__(state)  # pyright: ignore[reportArgumentType]
 
 
 def load_batch(blob: bytes, what: str) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""Safe reader of torch's checkpoints, without torch: it builds arrays, and runs nothing that the file may name.
+
+Both of torch's formats are a pickle whose tensors name a part of a storage, and the storages as plain bytes. Since
+version 1.6 they are the entries of a zip archive; before, they followed the pickle in one stream.
+"""
+
+import collections
+import dataclasses
+import io
+import itertools
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from diffusion_jax.errors import reason
+from diffusion_jax.reading.npz import damage_named
+from diffusion_jax.reading.regular import open_regular
+from diffusion_jax.reading.restricted_pickle import DATA, RestrictedUnpickler
+
+_ZIP = b"PK\3\4"
+_MAGIC = 0x1950A86A20F9469CFC6C  # Of the older format, and its version.
+_VERSION = 1001
+_DTYPES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """What the pickle says of a storage: `length` numbers."""
+
+    key: str
+    dtype: np.dtype
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """What the pickle says of a tensor."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_torch_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Returns the tensors of a checkpoint; those of nested mappings have names joined by periods.
+
+    Tensors that share a storage share memory. Numbers, text and lists beside them are left out.
+
+    Raises:
+      OSError: The file does not exist, cannot be read, or is not a regular file.
+      ValueError: The file is damaged, or holds anything but tensors, numbers and text in mappings and lists.
+    """
+    with open_regular(path) as file:
+        start = file.read(len(_ZIP))
+        if start != _ZIP and not start.startswith(pickle.PROTO):
+            raise ValueError("it is not a checkpoint of torch")
+        content = start + file.read()
+    try:
+        with damage_named():
+            read = _read_zip if start == _ZIP else _read_stream
+            return dict(_arrays(*read(content)))
+    except ValueError as error:
+        raise ValueError(reason(error)[:200]) from error
+
+
+def _read_zip(content: bytes) -> tuple[object, Callable[[_Storage], bytes]]:
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    if sum(entry.file_size for entry in entries.values()) > len(content):
+        raise ValueError("it is compressed, which torch's checkpoints never are")
+    folders = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
+    if len(folders) != 1:
+        raise ValueError("it is a zip archive, but not one of torch")
+    if f"{folders[0]}/constants.pkl" in entries:
+        raise ValueError("it is a TorchScript program, which is not run; get the state_dict of it")
+    order = f"{folders[0]}/byteorder"
+    if order in entries and archive.read(order) != b"little":
+        raise ValueError("its bytes are in another order than little-endian")
+    tree = _TorchUnpickler(io.BytesIO(archive.read(f"{folders[0]}/data.pkl"))).load()
+    return tree, lambda storage: archive.read(f"{folders[0]}/data/{storage.key}")
+
+
+def _read_stream(content: bytes) -> tuple[object, Callable[[_Storage], bytes]]:
+    stream = io.BytesIO(content)
+    magic, version, system = [_TorchUnpickler(stream).load() for _ in range(3)]
+    if magic != _MAGIC or version != _VERSION:
+        raise ValueError("it is a pickle, but not a checkpoint of torch")
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise ValueError("its bytes are in another order than little-endian")
+    unpickler = _TorchUnpickler(stream)
+    tree = unpickler.load()
+    storages = {storage.key: storage for storage in unpickler.storages}
+    found = dict[str, bytes]()
+    for key in _TorchUnpickler(stream).load():
+        length = int.from_bytes(stream.read(8), "little")
+        if length != storages[key].length:
+            raise ValueError(f"a storage has {length} numbers, not {storages[key].length}")
+        found[key] = stream.read(length * storages[key].dtype.itemsize)
+    return tree, lambda storage: found[storage.key]
+
+
+def _arrays(tree: object, read: Callable[[_Storage], bytes]) -> Iterator[tuple[str, np.ndarray]]:
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"it holds a {type(tree).__name__.strip('_').lower()}, not a state_dict")
+    storages = dict[str, np.ndarray]()
+    for name, tensor in _tensors(tree):
+        storage = tensor.storage
+        if storage.key not in storages:
+            found = read(storage)
+            if len(found) != storage.length * storage.dtype.itemsize:
+                raise ValueError(f"the numbers of {name} are cut off")
+            storages[storage.key] = np.frombuffer(found, storage.dtype)
+        numbers = storages[storage.key]
+        if numbers.dtype != storage.dtype or len(numbers) != storage.length:
+            raise ValueError(f"{name} is of another dtype or size than its storage")
+        yield name, _view(name, tensor, numbers)
+
+
+def _tensors(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, _Tensor]]:
+    for key, value in tree.items():
+        if isinstance(value, _Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value, f"{prefix}{key}.")
+
+
+def _view(name: str, tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
+    size = math.prod(tensor.shape)
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+    if size and tensor.offset + last >= len(numbers) or size > len(numbers):
+        raise ValueError(f"{name} reaches beyond its storage")
+    strides = [stride * numbers.itemsize for stride in tensor.strides]
+    start = numbers[tensor.offset :] if size else numbers[:0]
+    view = np.lib.stride_tricks.as_strided(start, tensor.shape, strides, writeable=False)
+    return view if size else np.zeros(tensor.shape, numbers.dtype)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: object) -> _Tensor:
+    counts = all(map(_is_count, itertools.chain((offset,), shape, strides)))
+    if not isinstance(storage, _Storage) or not counts or len(shape) != len(strides):
+        raise pickle.UnpicklingError("a tensor is damaged")
+    if len(shape) > 32:
+        raise pickle.UnpicklingError(f"a tensor has {len(shape)} axes")
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _rebuild_parameter(tensor: Any, *_: object) -> Any:
+    return tensor
+
+
+class _TorchUnpickler(RestrictedUnpickler):
+    format = "state_dict"
+    operations = DATA | {pickle.BINPERSID[0], pickle.BINFLOAT[0]}
+    allowed = {
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+        ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+        **{("torch", name): np.dtype(dtype) for name, dtype in _DTYPES.items()},
+    }
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.storages: list[_Storage] = []
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """Returns a storage; the device that it was on is ignored."""
+        kind, dtype, key, _, length, *view = pid
+        known = kind == "storage" and isinstance(dtype, np.dtype) and isinstance(key, str)
+        if not known or not _is_count(length) or any(part is not None for part in view):
+            raise pickle.UnpicklingError("a storage is damaged")
+        self.storages.append(_Storage(key, dtype, length))
+        return self.storages[-1]
+
+    def set_state(self, made: object, state: object) -> None:
+        """Ignores the versions of modules, which torch keeps as an attribute of a state_dict."""
+        if not isinstance(made, collections.OrderedDict):
+            super().set_state(made, state)
