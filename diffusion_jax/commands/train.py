@@ -30,7 +30,7 @@ from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.parallel.preemption import stop_point
 from diffusion_jax.reporting import classes, results
 from diffusion_jax.runs import resume
-from diffusion_jax.runs.run import checkpoint_folder, saved_checkpoint_dir
+from diffusion_jax.runs.run import checkpoint_folder, saved_checkpoint_dir, snapshot_store
 from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
 from diffusion_jax.training.hooks import (
     Measure,
@@ -38,6 +38,7 @@ from diffusion_jax.training.hooks import (
     draw_pictures,
     held_out_hook,
     pictures_hook,
+    snapshot_hook,
 )
 from diffusion_jax.training.loop import Hook, Plan, run_loop
 from diffusion_jax.training.meter import Meter, NotFinite
@@ -90,14 +91,14 @@ def train(
         sums=meta.get("sums"),
     )
     draw = _picture_sampler(work.exp, mesh)
-    hooks = _hooks(work, store, meter, log, workdir, draw)
-    with _last_good_named(store), contextlib.closing(store), contextlib.closing(log):
+    snapshots = snapshot_store(store)
+    hooks = _hooks(work, store, snapshots, meter, log, workdir, draw)
+    with _last_good_named(store), _closing(store, snapshots, log):
         state, step, stopped = _run(work, meter, hooks)
         store.wait()
         if stopped:
-            log.say(
-                f"{stopping.requested() or 'SIGTERM'}: saved step {step}; run the same command to go on"
-            )
+            signal = stopping.requested() or "SIGTERM"
+            log.say(f"{signal}: saved step {step}; run the same command to go on")
             return EXIT_STOPPED
         _finish(work, state, step, draw, log, workdir, started)
     return 0
@@ -169,9 +170,15 @@ def _say_beginning(work: _Work, log: RunLog, workdir: Path) -> None:
 
 
 def _hooks(
-    work: _Work, store: CheckpointStore, meter: Meter, log: RunLog, workdir: Path, draw: Draw
+    work: _Work,
+    store: CheckpointStore,
+    snapshots: CheckpointStore,
+    meter: Meter,
+    log: RunLog,
+    workdir: Path,
+    draw: Draw,
 ) -> list[Hook]:
-    fields = work.config.train
+    fields, averaging = work.config.train, work.config.optimizer
     fingerprint = data.fingerprint(work.split)
     position = functools.partial(
         resume.describe,
@@ -182,7 +189,13 @@ def _hooks(
     return [
         *(held_out_hook(measure, AVERAGE, log) for measure in work.measures),
         pictures_hook(draw, AVERAGE, workdir, log, every=fields.sample_every),
-        checkpoint_hook(store, position, every=fields.checkpoint_every),
+        snapshot_hook(
+            snapshots,
+            map(build.average_of_length, averaging.ema_lengths),
+            every=averaging.ema_snapshot_every,
+            after=store,
+        ),
+        checkpoint_hook(store, position, every=fields.checkpoint_every, after=snapshots),
     ]
 
 
@@ -205,6 +218,15 @@ def _finish(
         train_report.write_report(
             work.exp, work.split, workdir, log, state.params, step, seconds, started
         )
+
+
+@contextlib.contextmanager
+def _closing(*closed: CheckpointStore | RunLog) -> Iterator[None]:
+    """Closes all of them at the end, the last one first."""
+    with contextlib.ExitStack() as stack:
+        for one in closed:
+            stack.enter_context(contextlib.closing(one))
+        yield
 
 
 @contextlib.contextmanager

@@ -18,6 +18,9 @@ ALWAYS_HASHED = frozenset(
     "loss.p2_gamma loss.sigmoid_bias loss.u_min".split()
 )
 
+# Fields that came after version 0.1.0 count only where they are set, so that results of that version keep their names.
+HASHED_IF_SET = frozenset({"optimizer.ema_decays", "optimizer.ema_lengths"})
+
 
 def is_free(name: str) -> bool:
     """Whether a resumed run may change this field, unless `deciding` lists it for the given config."""
@@ -78,6 +81,7 @@ def config_hash(config: ConfigDict) -> str:
     decisive = {
         name: values[name]
         for name in deciding(config)
-        if name in ALWAYS_HASHED or missing_owner(name, values) is None
+        if (name in ALWAYS_HASHED or missing_owner(name, values) is None)
+        and not (name in HASHED_IF_SET and values[name] == FIELDS[name].default)
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]

@@ -8,8 +8,9 @@ from diffusion_jax.data import SOURCES
 from diffusion_jax.losses import LOSSES, TIME_SAMPLERS, WEIGHTINGS
 from diffusion_jax.models.networks import NETWORKS
 from diffusion_jax.models.preconditioning import PREDICTIONS
-from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text
+from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
 from diffusion_jax.processes.registry import PROCESSES
+from diffusion_jax.training.averages import MAX_LENGTH
 
 # Fields that do not depend on a registry.
 _FIELDS = {
@@ -53,6 +54,25 @@ _FIELDS = {
         True,
         Bool(),
         "raise the decay from 0.1 at the start, so that the average forgets the random initialization",
+    ),
+    "optimizer.ema_decays": Field(
+        (),
+        Tuple(Float(0, 1, open=True)),
+        "decays of further averages, such as 0.999,0.9999, which sample.ema can name",
+    ),
+    "optimizer.ema_lengths": Field(
+        (),
+        Tuple(Float(0, MAX_LENGTH, open=True)),
+        "relative lengths of power-function averages, such as 0.05,0.1 (EDM2), which sample.ema_length can name",
+        off=(),
+    ),
+    "optimizer.ema_snapshot_every": Field(
+        0,
+        Int(0, 2**31 - 1),
+        "steps between snapshots of the power-function averages, from which sample.ema and sample.ema_length "
+        "reconstruct others; with two lengths or more; 0: none",
+        "on_resume",
+        needs=("optimizer.ema_lengths",),
     ),
     # ---- train
     "train.num_steps": Field(

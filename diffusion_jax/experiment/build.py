@@ -33,9 +33,15 @@ from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Process, levels_of
 from diffusion_jax.processes.registry import PROCESSES
-from diffusion_jax.training.optimizer import Decay, ema_decay, make_optimizer
+from diffusion_jax.training.optimizer import (
+    Decay,
+    ema_decay,
+    exact_ema_decay,
+    make_optimizer,
+    power_decay,
+)
 
-AVERAGE = "default"  # Name of the parameters' average that is sampled from.
+AVERAGE = "default"  # Name of the parameters' average that is sampled from unless told otherwise.
 
 
 def make_process(config: ConfigDict) -> Process:
@@ -155,8 +161,24 @@ def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
 
 def make_averages_of(config: ConfigDict) -> dict[str, Decay]:
     """Returns the decays of the config's averages of the parameters, by name."""
-    fields = config.optimizer
-    return {AVERAGE: ema_decay(fields.ema_decay, warmup=fields.ema_warmup)}
+    fields, warmup = config.optimizer, config.optimizer.ema_warmup
+    averages: dict[str, Decay] = {AVERAGE: ema_decay(fields.ema_decay, warmup=warmup)}
+    averages |= {
+        average_of_decay(config, decay): exact_ema_decay(decay, warmup=warmup)
+        for decay in fields.ema_decays
+        if decay != fields.ema_decay
+    }
+    return averages | {average_of_length(x): power_decay(x) for x in fields.ema_lengths}
+
+
+def average_of_decay(config: ConfigDict, decay: float) -> str:
+    """Returns the name of the average of a decay, which need not be tracked."""
+    return AVERAGE if decay == config.optimizer.ema_decay else f"decay_{float(decay)!r}"
+
+
+def average_of_length(length: float) -> str:
+    """Returns the name of the power-function average of a relative length, which need not be tracked."""
+    return f"length_{float(length)!r}"
 
 
 def load_split(config: ConfigDict, split: str) -> data.Split:

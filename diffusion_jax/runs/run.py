@@ -97,6 +97,15 @@ def checkpoint_folder(workdir: Path, checkpoint_dir: str | None) -> str | Path:
     return checkpoint_dir
 
 
+def snapshot_store(checkpoints: CheckpointStore) -> CheckpointStore:
+    """Returns the store of a run's snapshots of averages, of which none is deleted.
+
+    Args:
+      checkpoints: The run's checkpoints, beside which they are.
+    """
+    return CheckpointStore(checkpoints.directory / "snapshots", keep_every=1)
+
+
 def saved_checkpoint_dir(workdir: Path) -> str | None:
     """Returns the field train.checkpoint_dir from a run's config.json; None if it has none."""
     try:

@@ -2,7 +2,9 @@
 from .optimizer import (
     DECAYS as DECAYS,
     ema_decay as ema_decay,
+    exact_ema_decay as exact_ema_decay,
     make_optimizer as make_optimizer,
+    power_decay as power_decay,
 )
 from .state import (
     TrainState as TrainState,

@@ -1,7 +1,7 @@
 """Hooks that a run calls every n steps: metrics of held-out images, pictures, checkpoints."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers.batches import Samples
 from diffusion_jax.training.loop import Hook
 from diffusion_jax.training.run_log import RunLog
-from diffusion_jax.training.state import TrainState, to_parts
+from diffusion_jax.training.state import TrainState, average_part, to_parts
 
 
 class Measure(NamedTuple):
@@ -102,7 +102,11 @@ def pictures_hook(
 
 
 def checkpoint_hook(
-    store: CheckpointStore, meta: Callable[[int], dict[str, Any]], *, every: int
+    store: CheckpointStore,
+    meta: Callable[[int], dict[str, Any]],
+    *,
+    every: int,
+    after: CheckpointStore | None = None,
 ) -> Hook:
     """Starts a checkpoint, also after the last step and when a signal stops the run.
 
@@ -110,10 +114,34 @@ def checkpoint_hook(
       store: Destination of the checkpoint.
       meta: step -> the JSON saved with it.
       every: Steps between two checkpoints.
+      after: Store whose save must end first: the snapshots up to a checkpoint are there whenever it is.
     """
 
     def run(state: TrainState, step: int) -> None:
         ownership.check()  # Otherwise the save would recreate a deleted folder.
+        if after is not None:
+            after.wait()
         store.save(step, to_parts(state), meta(step))
 
     return Hook(run, every, last=True, stopped=True)
+
+
+def snapshot_hook(
+    store: CheckpointStore, names: Iterable[str], *, every: int, after: CheckpointStore
+) -> Hook:
+    """Saves averages of the parameters every n steps but the last, whose averages are in its checkpoint.
+
+    Args:
+      store: Destination of the snapshots.
+      names: Names of the averages.
+      every: Steps between two snapshots; 0 for none.
+      after: Store of the checkpoints, whose save must end first: the processes meet at one save at a time.
+    """
+    names = tuple(names)
+
+    def run(state: TrainState, step: int) -> None:
+        ownership.check()
+        after.wait()
+        store.save(step, {average_part(name): state.ema[name] for name in names}, {})
+
+    return Hook(run, every, resumed=True)

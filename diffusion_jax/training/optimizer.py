@@ -1,5 +1,6 @@
 """The optimizer, its learning rate, and the decay of parameter averages."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+
+from diffusion_jax.training.averages import power_exponent
 
 # Number k of the step, from 0 -> decay of an average in that step
 Decay = Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -85,3 +88,49 @@ def ema_decay(decay: float, *, warmup: bool = True) -> Decay:
         return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else jnp.float32(decay)
 
     return at
+
+
+@dataclasses.dataclass(frozen=True)
+class ShareDecay:
+    """A decay given by its difference from 1, of which float32 has more digits than of the decay.
+
+    Attributes:
+      share: k -> share of the new parameters in step k, 1 - decay.
+    """
+
+    share: Decay
+
+    def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """Returns the decay in a step."""
+        return 1 - self.share(step)
+
+
+def share_of(decay: Decay, step: Int[Array, ""]) -> Float[Array, ""]:
+    """Returns the share of the new parameters in an average after step k, counted from 0."""
+    return decay.share(step) if isinstance(decay, ShareDecay) else 1 - decay(step)
+
+
+def exact_ema_decay(decay: float, *, warmup: bool = True) -> ShareDecay:
+    """Returns `ema_decay`, but for the rounding of 1 - decay: of 0.9999, float32 has 1.00017e-4.
+
+    Args:
+      decay: Decay of the average after the warm-up, in [0, 1].
+      warmup: Whether there is a warm-up.
+    """
+    share = 1 - decay
+    return ShareDecay(
+        lambda k: jnp.maximum(share, 9 / (10.0 + k)) if warmup else jnp.float32(share)
+    )
+
+
+def power_decay(length: float) -> ShareDecay:
+    """Returns k -> (1 - 1 / (k + 1))^(gamma + 1), the decay of a power-function average (Karras et al., 2024, Eq. 8).
+
+    After t steps, the parameters of step i, from 1, have the weight (i / t)^(gamma + 1) - ((i - 1) / t)^(gamma + 1),
+    and the initialization has none.
+
+    Args:
+      length: Standard deviation of the weights over the training's length, sigma_rel, in (0, 0.28).
+    """
+    exponent = power_exponent(length) + 1
+    return ShareDecay(lambda k: -jnp.expm1(exponent * jnp.log1p(-1 / (k + 1.0))))

@@ -14,7 +14,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.keys import indexed, threefry
 from diffusion_jax.losses import NoiseDraw, Objective
 from diffusion_jax.parallel.sharding import fsdp_shardings, gather_parts, over_batch
-from diffusion_jax.training.optimizer import Decay
+from diffusion_jax.training.optimizer import Decay, share_of
 from diffusion_jax.training.state import TrainState
 
 QUARTILES = 4
@@ -117,7 +117,7 @@ def make_train_step(
         (losses, weighted), grads = gradients({"params": state.params, "aux": state.aux}, inputs)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = {k: _follow(state.ema[k], params, decay(state.step)) for k, decay in decays.items()}
+        ema = _follow(state.ema, params, decays, state.step)
         aux = objective.update(state.aux, params, noise, losses)
         metrics = _metrics(weighted, noise, grads, params)
         return TrainState(state.step + 1, params, ema, opt_state, aux), metrics
@@ -158,8 +158,15 @@ def _check(
         )
 
 
-def _follow(average: Any, params: Any, decay: Float[Array, ""]) -> Any:
-    return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
+def _follow(
+    averages: Mapping[str, Any], params: Any, decays: Mapping[str, Decay], step: Int[Array, ""]
+) -> dict[str, Any]:
+    """Returns the averages after a step, which are those of the state that have a decay."""
+
+    def follow(average: Any, share: Float[Array, ""]) -> Any:
+        return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
+
+    return {name: follow(averages[name], share_of(decay, step)) for name, decay in decays.items()}
 
 
 def _gradients(

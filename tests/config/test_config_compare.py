@@ -29,6 +29,7 @@ RESUMABLE = {
     "data.cache_dir",
     "model.remat",
     "process.variance",
+    "optimizer.ema_snapshot_every",
     "train.num_steps",
     "train.steps_per_dispatch",
     "train.step_timeout",

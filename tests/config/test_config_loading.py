@@ -129,7 +129,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(name, hint):
 def test_every_field_reads_its_own_default_from_text() -> None:
     for name, field in FIELDS.items():
         value = field.default
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        text = ",".join(map(str, value)) or "()" if isinstance(value, tuple) else str(value)
         assert get(overridden((name, text)), name) == value
 
 

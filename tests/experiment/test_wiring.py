@@ -5,7 +5,8 @@ What a config builds is compared with the same made by hand from the library's f
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import chex
@@ -67,7 +68,14 @@ from diffusion_jax.samplers import (
     unipc,
 )
 from diffusion_jax.samplers.loop import first_noise
-from diffusion_jax.training.optimizer import ema_decay, make_optimizer
+from diffusion_jax.training.optimizer import (
+    Decay,
+    ema_decay,
+    exact_ema_decay,
+    make_optimizer,
+    power_decay,
+    share_of,
+)
 
 SHAPE = (2, 2, 1)
 T = 40
@@ -124,9 +132,11 @@ def draw(exp: Experiment) -> SampleResult:
     return sampling.make_draw(exp)(PARAMS, numbers, jnp.arange(4), labels)
 
 
-def decays(config: ConfigDict) -> list[jax.Array]:
-    (decay,) = build.make_averages_of(config).values()
-    return [decay(jnp.asarray(step)) for step in (10, 10**6)]
+def decays(averages: Mapping[str, Decay]) -> dict[str, list[jax.Array]]:
+    return {
+        name: [share_of(decay, jnp.asarray(step)) for step in (10, 10**6)]
+        for name, decay in averages.items()
+    }
 
 
 def built(config: ConfigDict, parts: Iterable[str]) -> dict[str, Any]:
@@ -137,7 +147,7 @@ def built(config: ConfigDict, parts: Iterable[str]) -> dict[str, Any]:
         "draws": lambda: draws(exp.objective()),
         "images": lambda: draw(exp).images,
         "updates": lambda: updates(build.make_optimizer_of(config)),
-        "decays": lambda: decays(config),
+        "decays": lambda: decays(build.make_averages_of(config)),
     }
     return {part: made[part]() for part in parts}
 
@@ -204,9 +214,13 @@ def updates_by_hand(
     )
 
 
-def decays_by_hand(*, decay: float = 0.9999, warmup: bool = True) -> list[jax.Array]:
-    average = ema_decay(decay, warmup=warmup)
-    return [average(jnp.asarray(step)) for step in (10, 10**6)]
+def decays_by_hand(
+    *,
+    decay: float = 0.9999,
+    warmup: bool = True,
+    further: Mapping[str, Decay] = MappingProxyType({}),
+) -> dict[str, list[jax.Array]]:
+    return decays({"default": ema_decay(decay, warmup=warmup), **further})
 
 
 OF_PROCESS = {"schedule", "num_timesteps", "beta_start", "beta_end", "make_process", "prediction"}
@@ -219,7 +233,7 @@ PARTS: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "draws": (functools.cache(lambda **of: draws(objective_by_hand(**of))), OF_OBJECTIVE),
     "images": (functools.cache(images_by_hand), OF_PROCESS | OF_SAMPLER),
     "updates": (functools.cache(updates_by_hand), OF_OPTIMIZER),
-    "decays": (functools.cache(decays_by_hand), {"decay", "warmup"}),
+    "decays": (decays_by_hand, {"decay", "warmup", "further"}),
 }
 
 
@@ -344,6 +358,16 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "optimizer.grad_clip": ("0", {"grad_clip": 0.0}, {"updates"}),
     "optimizer.ema_decay": ("0.9", {"decay": 0.9}, {"decays"}),
     "optimizer.ema_warmup": ("false", {"warmup": False}, {"decays"}),
+    "optimizer.ema_decays": (
+        "0.9,0.9999,0.99",  # The second is the usual one.
+        {"further": {f"decay_{d}": exact_ema_decay(d) for d in (0.9, 0.99)}},
+        {"decays"},
+    ),
+    "optimizer.ema_lengths": (
+        "0.05,0.1",
+        {"further": {f"length_{x}": power_decay(x) for x in (0.05, 0.1)}},
+        {"decays"},
+    ),
     "sampler.name": ("other", {"make_sampler": stubborn}, {"images"}),
     "sampler.num_steps": ("9", {"num_steps": 9}, {"images"}),
     "sampler.spacing": ("0,7,39", {"spacing": (0, 7, 39)}, {"images"}),
@@ -437,16 +461,16 @@ def config_with(fields: dict[str, Any]) -> ConfigDict:
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
-    leaves = {
-        name: zip(jax.tree.leaves(one[name]), jax.tree.leaves(other[name]), strict=True)
-        for name in one
-    }
-    return {
-        name for name, pairs in leaves.items() if any(not np.array_equal(*pair) for pair in pairs)
-    }
+    def same(one: Any, other: Any) -> bool:
+        if jax.tree.structure(one) != jax.tree.structure(other):
+            return False
+        return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+    return {name for name in one if not same(one[name], other[name])}
 
 
 WITH_VARIANCES = {"loss.vlb_weight"}  # Only in networks that have them: see the test below.
+OF_FILES = {"optimizer.ema_snapshot_every"}  # Nothing is computed otherwise.
 WITH_CLASSES = {f"sampler.guidance_{end}" for end in ("scale", "interval", "rescale", "rescale_of")}
 
 
@@ -462,7 +486,7 @@ def usual() -> dict[str, Any]:
         name
         for name in FIELDS
         if group_of(name) in ("process", "loss", "optimizer", "sampler")
-        and name not in WITH_VARIANCES | WITH_CLASSES
+        and name not in WITH_VARIANCES | WITH_CLASSES | OF_FILES
     ],
 )
 @pytest.mark.parametrize("rest", [False, slow(True)], ids=["itself", "the rest"])
