@@ -5,5 +5,5 @@ from diffusion_jax.options import Component, Registry
 
 __all__ = ["FEATURES", "Extractor"]
 
-# Given: cache_dir, a folder for downloads and trained weights; split, the labeled training images of the data, () -> Split.
+# Given: `cache_dir`, the folder of downloads and trained weights; `split`, () -> labeled training images of the data.
 FEATURES: Registry[Component[Extractor]] = Registry("features", {}, given=("cache_dir", "split"))

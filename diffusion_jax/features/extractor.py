@@ -15,8 +15,8 @@ class Extractor:
     Attributes:
       name: Name that stands in every result, such as "inception".
       params: The weights, a pytree of arrays on the host.
-      apply: (params, images) -> features, pure and differentiable by JAX; called inside `jit`. Images are uint8, B×H×W×3 or
-        B×H×W×1, of any size; gray ones count as RGB with three equal channels.
+      apply: (params, images) -> features, a pure function; called inside `jit`. Images are uint8, B×H×W×3 or B×H×W×1,
+        of any size; gray ones count as RGB with three equal channels.
       num_features: Length of an image's features.
       preprocessing: How images are resized and scaled, such as "bilinear 299x299 (pytorch-fid)"; two results of
         different preprocessing cannot be compared.

@@ -1,0 +1,144 @@
+"""The Fréchet distance of two normal distributions of features (Heusel et al., 2017), its error and its limit."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.metrics.base import MeanStdErr
+from diffusion_jax.metrics.moments import Statistics, chunks, statistics_of
+
+
+def frechet_distance_of(images: Statistics, reference: Statistics) -> float:
+    """Returns |μ₁ - μ₂|² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁^½ Σ₂ Σ₁^½)^½, in float64.
+
+    The last trace is the sum of the singular values of F₁ᵀ F₂, where Σᵢ = Fᵢ Fᵢᵀ by an eigendecomposition of the
+    symmetric matrix. So no number is complex, covariances may have any rank, and no root is taken of rounding errors.
+
+    Raises:
+      InputError: The two have other numbers of features.
+    """
+    check_same_features(images, reference)
+    apart = images.mean - reference.mean
+    shared = np.linalg.svd(images.factor.T @ reference.factor, compute_uv=False).sum()
+    traces = np.trace(images.cov) + np.trace(reference.cov)
+    return max(float(apart @ apart + traces - 2 * shared), 0.0)
+
+
+def check_same_features(images: Statistics, reference: Statistics) -> None:
+    """Raises an InputError if the two have other numbers of features."""
+    if images.num_features != reference.num_features:
+        raise InputError(
+            f"the images have {images.num_features} features, but the reference has {reference.num_features}"
+        )
+
+
+def frechet_stderr(
+    features: Float[np.ndarray, "n d"], images: Statistics, reference: Statistics
+) -> float:
+    """Returns the standard error of the distance over draws of the images; the reference is taken as it is.
+
+    By the delta method it is that of the mean of the distance's influence function,
+    2 (μ₁ - μ₂)ᵀ y + yᵀ (I - T) y, with y = x - μ₁ and T the linear map that transports N(0, Σ₁) to N(0, Σ₂). It is no
+    measure of the bias, which is of the order of d / n: see `frechet_infinity`.
+
+    Args:
+      features: Those of the images.
+      images: Their statistics.
+      reference: Statistics of the reference.
+    """
+    apart, factor = images.mean - reference.mean, images.factor
+    left, singular, _ = np.linalg.svd(factor.T @ reference.factor, full_matrices=False)
+    # T = G diag(singular) Gᵀ, with G = F₁ (F₁ᵀ F₁)⁻¹ left.
+    whitened = (factor / (factor**2).sum(0)) @ (left * np.sqrt(singular))
+    influences = []
+    for rows in chunks(features):
+        y = rows - images.mean
+        transported = ((y @ whitened) ** 2).sum(1)
+        influences.append(2 * y @ apart + (y**2).sum(1) - transported)
+    return float(np.concatenate(influences).std(ddof=1) / np.sqrt(len(features)))
+
+
+class Extrapolation(NamedTuple):
+    """A distance at an unlimited number of images.
+
+    Attributes:
+      value: The distance that a line through those at several numbers of images has where 1 / n is 0.
+      stderr: Its standard error: of the line, and of the images that there are.
+      sizes: Numbers of images.
+      distances: Mean distance of subsets of each number.
+    """
+
+    value: float
+    stderr: float
+    sizes: list[int]
+    distances: list[float]
+
+
+def frechet_infinity(
+    features: Float[np.ndarray, "n d"],
+    reference: Statistics,
+    *,
+    num_sizes: int = 15,
+    seed: int = 0,
+) -> Extrapolation:
+    """Returns the Fréchet distance extrapolated to infinitely many images (Chong & Forsyth, 2020).
+
+    The distance of n images is larger than its limit by about a constant / n. So a line in 1 / n is laid through the
+    distances of random subsets.
+
+    Args:
+      features: Those of the images.
+      reference: Statistics of the reference.
+      num_sizes: Number of subsets, of n / 10 to n images, evenly spaced in 1 / n.
+      seed: Seed of the subsets.
+
+    Raises:
+      InputError: There are fewer than 20 images, or other numbers of features.
+    """
+    total = len(features)
+    if total < 20:
+        raise InputError(f"fd_inf needs 20 images or more, not {total}")
+    rng = np.random.default_rng(seed)
+    sizes = np.unique((1 / np.linspace(10 / total, 1 / total, num_sizes)).astype(int))
+    whole = statistics_of(features)
+    distances = []
+    for size in sizes:
+        if size == total:
+            statistics = whole
+        else:
+            statistics = statistics_of(features[np.sort(rng.choice(total, size, replace=False))])
+        distances.append(frechet_distance_of(statistics, reference))
+    value, of_line = _intercept(1 / sizes, np.array(distances))
+    of_images = frechet_stderr(features, whole, reference)
+    return Extrapolation(
+        value, float(np.hypot(of_line, of_images)), sizes.tolist(), list(map(float, distances))
+    )
+
+
+def _intercept(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> MeanStdErr:
+    """Returns the least-squares line's value at 0 and its standard error."""
+    design = np.stack([np.ones_like(x), x], 1)
+    coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
+    if len(x) <= 2:
+        return MeanStdErr(float(coefficients[0]), np.nan)
+    variance = ((y - design @ coefficients) ** 2).sum() / (len(x) - 2)
+    covariance = np.linalg.inv(design.T @ design) * variance
+    return MeanStdErr(float(coefficients[0]), float(np.sqrt(covariance[0, 0])))
+
+
+def frechet_distance(images: Any, reference: Any, *, features: Any = None) -> float:
+    """Returns the Fréchet distance of two sets of images, FID if the features are those of the FID Inception network.
+
+    Args:
+      images: `Statistics`, features (n × d, float), or images (n × h × w × c, uint8, which need `features`).
+      reference: Likewise.
+      features: An extractor of features, such as `FEATURES["inception"](cache_dir=...)`.
+
+    Raises:
+      InputError: The arrays are not as said, or have other numbers of features.
+    """
+    from diffusion_jax.metrics.feature_set import to_statistics
+
+    return frechet_distance_of(*(to_statistics(x, features) for x in (images, reference)))
