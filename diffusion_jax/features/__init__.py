@@ -1,9 +1,18 @@
 """Feature extractors for metrics of sample quality: one file and one entry of `FEATURES` each."""
 
+from diffusion_jax.features import classifier
 from diffusion_jax.features.extractor import Extractor
 from diffusion_jax.options import Component, Registry
 
 __all__ = ["FEATURES", "Extractor"]
 
 # Given: `cache_dir`, the folder of downloads and trained weights; `split`, () -> labeled training images of the data.
-FEATURES: Registry[Component[Extractor]] = Registry("features", {}, given=("cache_dir", "split"))
+FEATURES: Registry[Component[Extractor]] = Registry(
+    "features",
+    {
+        "classifier": Component(
+            classifier.classifier, "a small network trained on the data's own labels"
+        ),
+    },
+    given=("cache_dir", "split"),
+)
