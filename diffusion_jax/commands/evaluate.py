@@ -30,7 +30,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> int:
         writable, or options under which a metric cannot be measured.
       RunError: No sound checkpoint; disk full; figures that are not finite.
     """
-    run, mesh = job.open_run(config, workdir, "eval")
+    run, mesh = job.open_run(config, workdir)
     run_config.check_trained(config, run.training_config, f"checkpoint {run.step}")
     split = run.load_split(config.eval.split, labeled=run.conditional)
     for name in dict.fromkeys(config.eval.metrics):

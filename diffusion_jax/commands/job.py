@@ -29,10 +29,8 @@ from diffusion_jax.writing.writable import check_writable
 Draw = Callable[[Int64[np.ndarray, " b"]], UInt8[np.ndarray, "b h w c"]]
 
 
-def open_run(
-    config: ConfigDict, workdir: Path, group: str = "sample"
-) -> tuple[Run, jax.sharding.Mesh]:
-    """Returns the run with the parameters that a group's `step` and `ema` name, on every device of the mesh.
+def open_run(config: ConfigDict, workdir: Path) -> tuple[Run, jax.sharding.Mesh]:
+    """Returns the run with the parameters that sample.step and sample.ema name, on every device of the mesh.
 
     Raises:
       InputError: No checkpoint, or workdir not writable.
@@ -42,8 +40,8 @@ def open_run(
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     run = load_run(
         workdir,
-        step=config[group].step,
-        ema=config[group].ema,
+        step=config.sample.step,
+        ema=config.sample.ema,
         config=config,
         sharding=sharding.replicated(mesh),
     )
@@ -98,7 +96,9 @@ def measurement_name(run: Run, split: data.Split, metric: str) -> str:
         "version": diffusion_jax.__version__,
         "trained": run.config_hash,
         "data": data.fingerprint(split),
-        **{name: fields[name] for name in ("split", "ema", "seed")},
+        "split": fields.split,
+        "seed": fields.seed,
+        "ema": run.config.sample.ema,
         **metric_options(run, metric),
     }
     digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:10]
@@ -110,7 +110,7 @@ def measured(run: Run) -> dict[str, Any]:
     return {
         "config_hash": run.config_hash,
         "step": run.step,
-        "ema": run.config.eval.ema,
+        "ema": run.config.sample.ema,
     }
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+# Fields that say which parameters of a run a mode works with.
+_PARAMETERS = ("sample.ema", "sample.step")
 # Groups and fields of every mode that draws images.
 _DRAWING = (
-    *("sampler", "mesh"),
-    *(f"sample.{name}" for name in ("num_images", "batch_size", "seed", "labels", "ema", "step")),
+    *("sampler", "mesh", *_PARAMETERS),
+    *(f"sample.{name}" for name in ("num_images", "batch_size", "seed", "labels")),
 )
 
 
@@ -111,7 +113,7 @@ MODES = {
         Mode(
             "evaluate",
             "measure a checkpoint: config.eval.metrics, such as bits/dim",
-            always_uses=("eval", "mesh"),
+            always_uses=("eval", "mesh", *_PARAMETERS),
             same_process=True,
         ),
         Mode(

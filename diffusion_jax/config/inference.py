@@ -78,7 +78,7 @@ _FIELDS = {
         Tuple(Either(Int(0, 1_000_000), Text("a class's name")), empty=False),
         "classes, by number or name, repeated over the images; unset: all classes in turn",
     ),
-    "sample.ema": Field(True, Bool(), "draw with the averaged weights"),
+    "sample.ema": Field(True, Bool(), "draw with, and measure, the averaged weights"),
     "sample.step": Field(None, Int(0, 2**31 - 1), "step of the checkpoint; unset: the newest"),
     "sample.progressive": Field(
         False,
@@ -130,8 +130,6 @@ _FIELDS = {
     "eval.seed": Field(
         0, SEEDS, "seed of the noise, which depends on it and the image's index alone"
     ),
-    "eval.ema": Field(True, Bool(), "measure the averaged weights"),
-    "eval.step": Field(None, Int(0, 2**31 - 1), "step of the checkpoint; unset: the newest"),
     # ---- mesh
     "mesh.data": Field(
         -1,

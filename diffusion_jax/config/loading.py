@@ -110,7 +110,9 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
 
 
 def _hint(name: str) -> str:
-    """Suggests the fields of that name in all groups, or else the nearest field."""
+    """Suggests what a field is called now, the fields of that name in all groups, or else the nearest field."""
+    if name in _REMOVED:
+        return f" It is now {_REMOVED[name]!r}, for all modes."
     same = [repr(field) for field in FIELDS if field.rpartition(".")[2] == name]
     return f" Did you mean {' or '.join(same)}?" if same else nearest(name, FIELDS)
 
@@ -161,6 +163,8 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
     """
     config = default_config()
     for name, value in _flat({k: v for k, v in saved.items() if k != CLASSES}):
+        if name in _REMOVED:
+            continue
         if name not in FIELDS:
             raise InputError(
                 f"saved config: unknown field {name!r}.{nearest(name, FIELDS)} If it is an option of a component "
@@ -185,6 +189,9 @@ def _flat(saved: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         else:
             yield (name if "." not in name else f"{name} "), value
 
+
+# Fields of older versions -> the field that is in their place, whatever a saved config says in them.
+_REMOVED = {"eval.ema": "sample.ema", "eval.step": "sample.step"}
 
 # Values saved by older versions: (field, value) -> its present name.
 _FORMERLY: dict[tuple[str, bool], str] = {

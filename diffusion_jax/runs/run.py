@@ -154,7 +154,7 @@ def load_run(
     if checkpoint.meta["config"] != meta["config"]:  # The newest is damaged; use an older one.
         raise RunError(
             f"checkpoint {checkpoint.step} was trained with another config than the damaged newest; "
-            f"ask for it: sample.step or eval.step = {checkpoint.step}"
+            f"ask for it: sample.step={checkpoint.step}"
         )
     return Run(
         **vars(experiment),

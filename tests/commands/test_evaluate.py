@@ -121,18 +121,18 @@ def test_options_reach_the_bound_and_the_figures_before_them_stay(copied: Path) 
     whole = evaluate(copied)
     seen = {whole["total"]["value"]}
     for flag in (
-        "num_steps=5",
-        "spacing=0,4,11,19",
-        "variance=fixed_small",
-        "clip=false",
-        "approximate_cdf=true",
-        "num_terms=5",
-        "seed=1",
-        "split=train",
-        "ema=false",
-        "step=8",
+        "eval.num_steps=5",
+        "eval.spacing=0,4,11,19",
+        "eval.variance=fixed_small",
+        "eval.clip=false",
+        "eval.approximate_cdf=true",
+        "eval.num_terms=5",
+        "eval.seed=1",
+        "eval.split=train",
+        "sample.ema=false",
+        "sample.step=8",
     ):
-        filed = evaluate(copied, f"--config.eval.{flag}")
+        filed = evaluate(copied, f"--config.{flag}")
         assert filed["total"]["value"] not in seen, flag
         seen.add(filed["total"]["value"])
     record = results(copied, "evaluate")
@@ -268,7 +268,8 @@ def test_terms_that_are_not_finite_are_filed_and_named_and_end_with_status_1(
             ["--config.process.num_timesteps=10"],
             "process.num_timesteps is fixed by the trained run",
         ),
-        (["--config.eval.step=5"], "no checkpoint"),
+        (["--config.sample.step=5"], "no checkpoint"),
+        (["--config.eval.step=5"], "unknown config field 'eval.step'. It is now 'sample.step'"),
         (["--workdir=/nowhere"], "no trained run in /nowhere"),
     ],
 )

@@ -118,6 +118,8 @@ def test_a_value_of_another_type_is_refused(name, text, allowed):
         ("optimizer.lerning_rate", "Did you mean 'optimizer.learning_rate'?"),
         ("model", "It is a group of fields."),
         ("sed", "Did you mean 'seed'?"),
+        ("eval.step", "It is now 'sample.step', for all modes."),
+        ("eval.ema", "It is now 'sample.ema', for all modes."),
     ],
 )
 def test_an_unknown_field_is_refused_with_the_nearest_name(name, hint):
@@ -210,6 +212,12 @@ def test_a_config_saved_when_recomputing_was_a_flag_is_read(saved, now):
     config = default_config().to_dict()
     config["model"]["remat"] = saved
     assert from_dict(config).model.remat == now
+
+
+def test_a_saved_config_may_have_fields_that_are_gone() -> None:
+    saved = json.loads(to_json(default_config()))
+    saved["eval"] |= {"ema": False, "step": 5}
+    assert dict(fields(from_dict(saved))) == dict(fields(default_config()))
 
 
 def test_a_saved_config_with_a_wrong_field_is_refused():

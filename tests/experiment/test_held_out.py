@@ -61,7 +61,7 @@ def bounds(workdir: Path) -> dict[int, dict[str, Any]]:
 def test_a_row_has_what_evaluate_says_of_that_checkpoint(measured: Path, step: int) -> None:
     row = bounds(measured)[step]
     assert row.keys() == {"step", "eval_bpd", "eval_bpd_stderr", "eval_rate", "eval_distortion"}
-    fields = (*EVAL, f"eval.step={step}", "mesh.data=1")
+    fields = (*EVAL, f"sample.step={step}", "mesh.data=1")
     outcome = run(
         "--mode=evaluate", f"--workdir={measured}", *(f"--config.{field}" for field in fields)
     )
