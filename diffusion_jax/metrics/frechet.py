@@ -1,13 +1,17 @@
 """The Fréchet distance of two normal distributions of features (Heusel et al., 2017), its error and its limit."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.metrics.base import MeanStdErr
+from diffusion_jax.metrics.feature_set import FeatureSet, to_statistics
+from diffusion_jax.metrics.image_metric import ImageMetric, Measured
 from diffusion_jax.metrics.moments import Statistics, chunks, statistics_of
+from diffusion_jax.options import Option, kinds
 
 
 def frechet_distance_of(images: Statistics, reference: Statistics) -> float:
@@ -139,6 +143,81 @@ def frechet_distance(images: Any, reference: Any, *, features: Any = None) -> fl
     Raises:
       InputError: The arrays are not as said, or have other numbers of features.
     """
-    from diffusion_jax.metrics.feature_set import to_statistics
-
     return frechet_distance_of(*(to_statistics(x, features) for x in (images, reference)))
+
+
+ALLOW_FEW = Option(
+    kinds.Bool(),
+    "measure the Fréchet distance of fewer images than there are features, though its bias is then large",
+)
+
+
+def check_enough(images: FeatureSet, reference: FeatureSet, allow_few: bool) -> None:
+    """Raises if a covariance has fewer images than rows.
+
+    Raises:
+      InputError: It has, and this is not allowed.
+    """
+    for name, found in (("images", images.statistics), ("reference", reference.statistics)):
+        if not allow_few and (found.num_images or np.inf) < found.num_features:
+            raise InputError(
+                f"eval.{name}: {found.num_images} images are fewer than the {found.num_features} features, so that the "
+                "Fréchet distance is far too large; take more, kid, features with fewer numbers, or eval.allow_few=true"
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FrechetDistance(ImageMetric):
+    """The Fréchet distance, with the standard error over draws of the images where these are at hand.
+
+    Attributes:
+      allow_few: Whether to measure fewer images than there are features.
+    """
+
+    allow_few: Annotated[bool, ALLOW_FEW] = False
+
+    figures: ClassVar = ("fd",)
+
+    def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:
+        assert reference is not None
+        check_same_features(images.statistics, reference.statistics)
+        check_enough(images, reference, self.allow_few)
+        value, stderr = frechet_distance_of(images.statistics, reference.statistics), np.nan
+        if images.features is not None:
+            stderr = frechet_stderr(images.features, images.statistics, reference.statistics)
+        counts = {
+            "num_images": images.statistics.num_images,
+            "num_reference": reference.statistics.num_images,
+        }
+        return Measured({"fd": MeanStdErr(value, stderr)}, counts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FrechetInfinity(ImageMetric):
+    """The Fréchet distance extrapolated to infinitely many images.
+
+    Attributes:
+      seed: Seed of the subsets.
+      num_sizes: Number of subsets.
+      allow_few: Whether to measure fewer images than there are features.
+    """
+
+    seed: int = 0
+    num_sizes: Annotated[
+        int,
+        Option(kinds.Int(3, 1000), "numbers of images to extrapolate from", field="fd_inf_sizes"),
+    ] = 15
+    allow_few: Annotated[bool, ALLOW_FEW] = False
+
+    figures: ClassVar = ("fd_inf",)
+
+    def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:
+        assert reference is not None
+        rows = images.rows("fd_inf")
+        check_same_features(images.statistics, reference.statistics)
+        check_enough(images, reference, self.allow_few)
+        found = frechet_infinity(
+            rows, reference.statistics, num_sizes=self.num_sizes, seed=self.seed
+        )
+        details = {"sizes": found.sizes, "distances": found.distances, "num_images": len(rows)}
+        return Measured({"fd_inf": MeanStdErr(found.value, found.stderr)}, details)

@@ -1,12 +1,16 @@
 """The kernel distance of two sets of features (Bińkowski et al., 2018), with its standard error."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.metrics.base import MeanStdErr
+from diffusion_jax.metrics.feature_set import FeatureSet
+from diffusion_jax.metrics.image_metric import ImageMetric, Measured
+from diffusion_jax.options import Option, kinds
 
 
 class _Terms(NamedTuple):
@@ -119,3 +123,37 @@ def _second_order(kernel: Float[np.ndarray, "m m"]) -> float:
 
 def _centered(kernel: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
     return kernel - kernel.mean(1, keepdims=True) - kernel.mean(0, keepdims=True) + kernel.mean()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KernelDistance(ImageMetric):
+    """The kernel distance; an unbiased estimate, so it may be negative.
+
+    Attributes:
+      seed: Seed of the subsets.
+      num_subsets: Number of pairs of subsets.
+      subset_size: Images in each.
+    """
+
+    seed: int = 0
+    num_subsets: Annotated[
+        int, Option(kinds.Int(1, 100_000), "pairs of random subsets", field="kid_subsets")
+    ] = 100
+    subset_size: Annotated[
+        int,
+        Option(
+            kinds.Int(4, 100_000),
+            "images in a subset; all if there are fewer",
+            field="kid_subset_size",
+        ),
+    ] = 1000
+
+    figures: ClassVar = ("kid",)
+
+    def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:
+        assert reference is not None
+        rows = images.rows("kid"), reference.rows("kid")
+        found = kernel_distance(
+            *rows, num_subsets=self.num_subsets, subset_size=self.subset_size, seed=self.seed
+        )
+        return Measured({"kid": found}, {"num_images": len(rows[0]), "num_reference": len(rows[1])})

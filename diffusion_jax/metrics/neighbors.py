@@ -1,13 +1,12 @@
-"""Distances between features in blocks, and measures made of nearest neighbors: precision, recall, copies."""
+"""Distances between features in blocks, and nearest neighbors."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.metrics.base import MeanStdErr, mean_stderr
 from diffusion_jax.metrics.moments import chunks
 
 BLOCK = 1024
@@ -66,89 +65,3 @@ def nearest_neighbors(
         indices[rows] = np.take_along_axis(named, kept, 1)
     order = np.argsort(distances, 1, kind="stable")
     return Nearest(*(np.take_along_axis(a, order, 1) for a in (indices, distances)))
-
-
-class PrecisionRecall(NamedTuple):
-    """How much of the images lies among the reference, and of the reference among the images.
-
-    Attributes:
-      precision: Share of the images that are nearer to a reference image than its k-th neighbor (Kynkäänniemi et al.,
-        2019).
-      recall: Share of the reference images that are nearer to an image than its k-th neighbor.
-      density: Mean number of such reference images of an image, over k (Naeem et al., 2020).
-      coverage: Share of the reference images that have an image nearer than their k-th neighbor.
-    """
-
-    precision: MeanStdErr
-    recall: MeanStdErr
-    density: MeanStdErr
-    coverage: MeanStdErr
-
-
-def precision_recall(
-    images: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"], *, num_neighbors: int = 3
-) -> PrecisionRecall:
-    """Returns precision, recall, density and coverage, with standard errors over the images or the reference images.
-
-    Args:
-      images: Features of the images.
-      reference: Features of the reference.
-      num_neighbors: k; the radius of an image is the distance of its k-th neighbor in its own set.
-
-    Raises:
-      InputError: There are no more than k of either.
-    """
-    radii_images, radii_reference = (
-        nearest_neighbors(x, count=num_neighbors).distances[:, -1] for x in (images, reference)
-    )
-    within = np.zeros(len(images))  # Number of reference images in whose radius it lies.
-    recalled, covered = (np.zeros(len(reference), bool) for _ in range(2))
-    for i, j, block in distance_blocks(images, reference):
-        rows, columns = slice(i, i + block.shape[0]), slice(j, j + block.shape[1])
-        inside: Bool[np.ndarray, "a b"] = block < radii_reference[columns]
-        within[rows] += inside.sum(1)
-        covered[columns] |= inside.any(0)
-        recalled[columns] |= (block < radii_images[rows, None]).any(0)
-    return PrecisionRecall(
-        *(
-            mean_stderr(x.astype(np.float64))
-            for x in (within > 0, recalled, within / num_neighbors, covered)
-        )
-    )
-
-
-class Copies(NamedTuple):
-    """The training images nearest to each image.
-
-    Attributes:
-      nearest: The training images, nearest first.
-      ratios: Distance of the nearest over that training image's distance from its own nearest neighbor among the
-        training images; 0 for an image with the same features.
-      authentic: Whether the ratio is above 1 (Alaa et al., 2022): the image is no nearer than training images are to
-        each other there.
-    """
-
-    nearest: Nearest
-    ratios: Float[np.ndarray, " n"]
-    authentic: MeanStdErr
-
-
-def find_copies(
-    images: Float[np.ndarray, "n d"], training: Float[np.ndarray, "m d"], *, count: int = 3
-) -> Copies:
-    """Returns the training images nearest to each image, and how near they are for training images.
-
-    Args:
-      images: Features of the images.
-      training: Features of the training images.
-      count: Number of training images for each image.
-
-    Raises:
-      InputError: There are too few training images.
-    """
-    nearest = nearest_neighbors(images, training, count=count)
-    own = nearest_neighbors(training, count=1).distances[:, 0][nearest.indices[:, 0]]
-    distances = nearest.distances[:, 0]
-    # Two training images with the same features: an image at the same place is a copy, any other is not.
-    ratios = np.divide(distances, own, out=np.where(distances > 0, np.inf, 0.0), where=own > 0)
-    return Copies(nearest, ratios, mean_stderr((ratios > 1).astype(np.float64)))

@@ -6,7 +6,9 @@ from scipy.spatial.distance import cdist
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.metrics import neighbors
-from diffusion_jax.metrics.neighbors import find_copies, nearest_neighbors, precision_recall
+from diffusion_jax.metrics.copies import find_copies
+from diffusion_jax.metrics.neighbors import nearest_neighbors
+from diffusion_jax.metrics.precision_recall import precision_recall
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 from diffusion_jax.metrics.frechet import frechet_distance
 from diffusion_jax.metrics.inception_score import inception_score
 from diffusion_jax.metrics.kid import kernel_distance
-from diffusion_jax.metrics.neighbors import precision_recall
+from diffusion_jax.metrics.precision_recall import precision_recall
 
 PEERS = json.loads((Path(__file__).parent / "fixtures" / "peers.json").read_text())
 
