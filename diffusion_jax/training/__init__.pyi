@@ -1,4 +1,12 @@
 # The public names, written once: `lazy_loader` reads them, and so do type checkers.
+from .averages import (
+    Exponential as Exponential,
+    Fit as Fit,
+    PowerFunction as PowerFunction,
+    fit as fit,
+    step_weights as step_weights,
+    weighted_sum as weighted_sum,
+)
 from .optimizer import (
     DECAYS as DECAYS,
     ema_decay as ema_decay,
