@@ -1,6 +1,6 @@
 """Feature extractors for metrics of sample quality: one file and one entry of `FEATURES` each."""
 
-from diffusion_jax.features import classifier
+from diffusion_jax.features import classifier, inception
 from diffusion_jax.features.extractor import Extractor
 from diffusion_jax.options import Component, Registry
 
@@ -10,6 +10,9 @@ __all__ = ["FEATURES", "Extractor"]
 FEATURES: Registry[Component[Extractor]] = Registry(
     "features",
     {
+        "inception": Component(
+            inception.inception, "the Inception-v3 of 2015 whose distance is the FID"
+        ),
         "classifier": Component(
             classifier.classifier, "a small network trained on the data's own labels"
         ),

@@ -13,13 +13,19 @@ TIMEOUT_SECONDS = 10
 BLOCK = 2**18
 
 
-def download(url: str, path: Path, check: Callable[[Path], object]) -> Path:
+def download(
+    url: str,
+    path: Path,
+    check: Callable[[Path], object],
+    remedy: str = "set source_dir to the folder that holds it",
+) -> Path:
     """Returns `path`, downloaded from `url` unless it exists.
 
     Args:
       url: Address of the file.
       path: Destination; it appears under this name only when it is complete and checked.
       check: Function that raises an InputError if a file is not the right one.
+      remedy: What makes a file that was got by hand be used, for the message.
 
     Raises:
       InputError: The download or write fails; the message says which file to put where by hand.
@@ -39,6 +45,6 @@ def download(url: str, path: Path, check: Callable[[Path], object]) -> Path:
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"cannot download {url} ({getattr(error, 'reason', error)}); get {path.name} by hand "
-            f"and set source_dir to the folder that holds it, or put it in {str(path.parent)!r}"
+            f"and {remedy}, or put it in {str(path.parent)!r}"
         ) from error
     return path

@@ -1,0 +1,135 @@
+"""Weights of published networks, from a file of the user or the published one, which is downloaded once and checked."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_jax.data.sources.download import download
+from diffusion_jax.errors import InputError, reason
+from diffusion_jax.options import Option
+from diffusion_jax.options.kinds import Text
+from diffusion_jax.reading.npz import read_npz
+from diffusion_jax.reading.regular import open_regular
+from diffusion_jax.reading.torch_file import read_torch_file
+
+WEIGHTS = Option(
+    Text("a .pth, .npz or .safetensors file"),
+    "file of the extractor's weights; unset: the published file, downloaded once into the cache",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A published file of weights."""
+
+    name: str
+    url: str
+    num_bytes: int
+    sha256: str
+
+    def check(self, path: Path) -> str:
+        """Returns the SHA-256 of the published file; raises an InputError for any other file."""
+        found = checksum(path)
+        if found != self.sha256:
+            raise InputError(
+                f"{path} is not the published {self.name} ({path.stat().st_size} bytes, sha256 {found[:12]}…, not "
+                f"{self.num_bytes} bytes, sha256 {self.sha256[:12]}…): get it again from {self.url}, or give a "
+                "converted file another name"
+            )
+        return found
+
+
+def checksum(path: Path) -> str:
+    """Returns the SHA-256 of a regular file."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_weights(
+    published: Published,
+    weights: str | None,
+    cache_dir: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[dict[str, np.ndarray], str]:
+    """Returns tensors in float32 by name, and the SHA-256 of their file.
+
+    Args:
+      published: The published file.
+      weights: The file of the user, if any: the published one or one converted from it.
+      cache_dir: Folder for the downloaded file.
+      shapes: Names and shapes of the tensors that are needed; others in the file are left out.
+
+    Raises:
+      InputError: There is no such file and it cannot be downloaded; it is not what its name says; or a tensor is
+        missing, or has another shape.
+    """
+    path = Path(weights) if weights else cache_dir / "features" / published.name
+    try:
+        if not weights:
+            download(published.url, path, published.check, "set eval.weights to it")
+        sha256 = published.check(path) if path.name == published.name else checksum(path)
+        found = read_weights(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot read the weights {str(path)!r} ({reason(error)}): set eval.weights to the file {published.name} "
+            f"from {published.url}"
+        ) from error
+    return {name: _checked(path, found, name, shape) for name, shape in shapes.items()}, sha256
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Returns the tensors in a file of torch, NumPy or safetensors.
+
+    Raises:
+      InputError: The file is damaged, of another kind, or holds anything but tensors.
+      OSError: It does not exist or cannot be read.
+    """
+    if path.suffix not in _READERS:
+        raise InputError(
+            f"weights are read from files named {', '.join(_READERS)}, not from {path}"
+        )
+    try:
+        return _READERS[path.suffix](path)
+    except ValueError as error:
+        raise InputError(f"{path} does not hold weights: {reason(error)}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    open_regular(path).close()
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(reason(error)) from error
+
+
+_READERS = {
+    ".pth": read_torch_file,
+    ".pt": read_torch_file,
+    ".bin": read_torch_file,
+    ".npz": read_npz,
+    ".safetensors": _read_safetensors,
+}
+
+
+def _checked(
+    path: Path, found: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]
+) -> np.ndarray:
+    if name not in found:
+        raise InputError(f"{path} has no tensor {name}, so it holds the weights of another network")
+    tensor = found[name]
+    if tensor.shape != shape:
+        raise InputError(f"{name} in {path} has the shape {tensor.shape}; it must be {shape}")
+    if tensor.dtype.kind in "biuSUO":
+        raise InputError(
+            f"{name} in {path} is of {tensor.dtype}; weights are floating-point numbers"
+        )
+    tensor = tensor.astype(np.float32)
+    if not np.isfinite(tensor).all():
+        raise InputError(f"{name} in {path} is not finite")
+    return tensor
