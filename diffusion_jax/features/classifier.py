@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
@@ -53,10 +54,17 @@ def trained_on(split: Split, cache_dir: Path, recipe: Recipe) -> Extractor:
     shape = native_shape(split.image_shape, recipe)
     identity = repr((fingerprint(split), recipe, network.num_features, network.channels))
     name = f"classifier-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    params = _cached(cache_dir / "features", name, lambda: train(split, network, recipe))
+    expected = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    )
+    params = _cached(
+        cache_dir / "features" / f"{name}.npz", expected, lambda: train(split, network, recipe)
+    )
 
     def apply(params: Any, images: UInt8[Array, "b h w c"]) -> Float[Array, "b d"]:
-        return network.apply({"params": params}, prepare(images, shape))[0]  # pyright: ignore[reportIndexIssue]
+        # GPUs and TPUs would round what they multiply to 11 or 8 bits.
+        with jax.default_matmul_precision("highest"):
+            return network.apply({"params": params}, prepare(images, shape))[0]  # pyright: ignore[reportIndexIssue]
 
     def logits(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
         return features @ params["logits"]["kernel"] + params["logits"]["bias"]
@@ -74,34 +82,38 @@ def trained_on(split: Split, cache_dir: Path, recipe: Recipe) -> Extractor:
     )
 
 
-def _cached(folder: Path, name: str, make: Callable[[], Trained]) -> Any:
-    """Returns the weights in a file, which is made first if it is missing or damaged."""
-    path = folder / f"{name}.npz"
+def _cached(path: Path, expected: Any, make: Callable[[], Trained]) -> Any:
+    """Returns the weights in a file, which is made first if it is missing or damaged.
+
+    Args:
+      path: The file.
+      expected: Tree of the weights' shapes.
+      make: Trains them.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f"{name}.lock"):
-            found = _read(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock")):
+            found = _read(path, expected)
             return _made(path, make) if found is None else found
     except OSError as error:
         raise RunError(
-            f"cannot keep the trained classifier in {str(folder)!r} ({reason(error)}); set cache_dir or "
+            f"cannot keep the trained classifier in {str(path.parent)!r} ({reason(error)}); set cache_dir or "
             "DIFFUSION_JAX_CACHE to a folder that can be written"
         ) from error
 
 
-def _read(path: Path) -> Any | None:
+def _read(path: Path, expected: Any) -> Any | None:
     try:
         arrays = read_npz(path)
+        wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in _flat(expected).items()}
+        if {name: (array.shape, array.dtype) for name, array in arrays.items()} != wanted:
+            raise ValueError("it holds other arrays")
     except FileNotFoundError:
         return None
     except ValueError as error:
-        print(f"note: {path} is not used, {error}", file=sys.stderr)
+        print(f"note: {path} is made again: {error}", file=sys.stderr)
         return None
-    params: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in arrays.items():
-        layer, _, kind = name.partition(".")
-        params.setdefault(layer, {})[kind] = value
-    return params
+    return jax.tree.unflatten(jax.tree.structure(expected), [arrays[n] for n in _flat(expected)])
 
 
 def _made(path: Path, make: Callable[[], Trained]) -> Any:
@@ -117,7 +129,7 @@ def _made(path: Path, make: Callable[[], Trained]) -> Any:
     return trained.params
 
 
-def _flat(params: Any) -> dict[str, np.ndarray]:
+def _flat(params: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 

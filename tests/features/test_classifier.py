@@ -1,6 +1,9 @@
 """The classifier's features: trained once from a fixed seed, kept, and refused where there is nothing to learn from."""
 
+import concurrent.futures
 import dataclasses
+import io
+import time
 from pathlib import Path
 
 import jax
@@ -77,9 +80,21 @@ def test_other_images_and_another_recipe_train_other_weights(
     assert len(asked) == 3
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-30], lambda _: b"no archive"])
+def other_arrays(_: bytes) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, features=np.zeros(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-30], lambda _: b"no archive", other_arrays]
+)
 def test_a_damaged_file_of_weights_is_replaced(
-    trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage
+    trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage,
 ):
     folder, split, extractor = trained
     (kept,) = (folder / "features").glob("*.npz")
@@ -89,8 +104,37 @@ def test_a_damaged_file_of_weights_is_replaced(
     made = classifier.Trained(extractor.params, 180, 1.0, 1.0)
     monkeypatch.setattr(classifier, "train", lambda *_: made)
     again = classifier.trained_on(split, tmp_path, QUICK)
+    assert capsys.readouterr().err.startswith(f"note: {damaged} is made again: it ")
     assert again.weights_sha256 == extractor.weights_sha256
     assert damaged.stat().st_size == kept.stat().st_size
+
+
+def test_of_two_that_need_the_weights_at_once_one_trains(
+    trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _, split, extractor = trained
+    asked = []
+
+    def slow(*_):
+        asked.append(1)
+        time.sleep(0.2)
+        return classifier.Trained(extractor.params, 180, 1.0, 1.0)
+
+    monkeypatch.setattr(classifier, "train", slow)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda _: classifier.trained_on(split, tmp_path, QUICK), range(3)))
+    assert len(asked) == 1
+    assert {one.weights_sha256 for one in made} == {extractor.weights_sha256}
+
+
+def test_two_images_are_enough_and_large_colors_are_resized(tmp_path: Path):
+    split = bright_or_dark(8, (40, 36, 3))
+    rows = np.array([list(split.read(np.arange(8))["label"]).index(k) for k in (0, 1)])
+    batch = split.read(rows)
+    two = data.from_arrays(batch["image"], batch["label"])
+    extractor = classifier.trained_on(two, tmp_path, Recipe(batch_size=2, epochs=2))
+    features = jax.jit(extractor.apply)(extractor.params, batch["image"])
+    assert np.isfinite(features).all() and "32x32 RGB" in extractor.preprocessing
 
 
 def test_images_without_labels_of_two_classes_are_refused_with_other_features(tmp_path: Path):
