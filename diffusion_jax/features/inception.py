@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -79,9 +78,7 @@ def inception(
     last = found["fc.weight"].T
 
     def apply(params: Any, images: UInt8[Array, "b h w c"]) -> Float[Array, "b 2048"]:
-        # GPUs and TPUs would round what they multiply to 11 or 8 bits.
-        with jax.default_matmul_precision("highest"):
-            return network.Inception().apply({"params": params}, preprocess(images, resize))  # pyright: ignore[reportReturnType]
+        return network.Inception().apply({"params": params}, preprocess(images, resize))  # pyright: ignore[reportReturnType]
 
     def logits(features: Float[np.ndarray, "n 2048"]) -> Float[np.ndarray, "n 1008"]:
         return features @ last

@@ -15,16 +15,23 @@ from diffusion_jax.ops.window import Padding, Window, plain, transpose
 
 
 def conv(
-    x: Float[Array, "b h w c"], w: Float[Array, "kh kw c d"], stride: int = 1
+    x: Float[Array, "b h w c"],
+    w: Float[Array, "kh kw c d"],
+    stride: int = 1,
+    padding: str = "SAME",
+    *,
+    exact: bool = False,
 ) -> Float[Array, "b oh ow d"]:
-    """Returns the convolution of x with w under "SAME" padding.
+    """Returns the convolution of x with w.
 
     Args:
       x: Images, NHWC.
       w: Kernel, HWIO.
-      stride: Step of both image axes; the output is ceil(H / stride) x ceil(W / stride).
+      stride: Step of both image axes.
+      padding: "SAME": the output is ceil(H / stride) x ceil(W / stride); "VALID": no zeros around the images.
+      exact: Whether GPUs and TPUs, too, multiply in float32; by default they round to 11 or 8 bits first.
     """
-    return _conv(x, w, stride, _same(x, w, stride))
+    return _conv(x, w, stride, _pads(x, w, stride, padding), exact)
 
 
 def conv_of_doubled(
@@ -74,13 +81,13 @@ _matmul = bilinear(
 )
 
 
-def _conv(x: Array, w: Array, stride: int, padding: Padding) -> Array:
-    (_, *image, _), (*kernel, _, _) = x.shape, w.shape
-    return _convolution(x, w, Window(stride, padding, (image[0], image[1]), (kernel[0], kernel[1])))
+def _conv(x: Array, w: Array, stride: int, padding: Padding, exact: bool = False) -> Array:
+    (_, height, width, _), (kh, kw, _, _) = x.shape, w.shape
+    return _convolution(x, w, Window(stride, padding, (height, width), (kh, kw), exact))
 
 
-def _same(x: Array, w: Array, stride: int) -> Padding:
-    top, left = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], (stride, stride), "SAME")
+def _pads(x: Array, w: Array, stride: int, padding: str) -> Padding:
+    top, left = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], (stride, stride), padding)
     return top, left
 
 

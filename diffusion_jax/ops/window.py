@@ -14,12 +14,13 @@ Padding = tuple[tuple[int, int], tuple[int, int]]  # Rows above and below, colum
 
 
 class Window(NamedTuple):
-    """Motion of a kernel over the images, and the height and width of both."""
+    """Motion of a kernel over the images, the height and width of both, and whether no platform may round them."""
 
     stride: int
     padding: Padding
     image: tuple[int, int]
     kernel: tuple[int, int]
+    exact: bool = False
 
     @property
     def output(self) -> tuple[int, int]:
@@ -37,7 +38,10 @@ class Window(NamedTuple):
 def plain(x: Array, w: Array, window: Window) -> Array:
     """Returns the convolution of x with w by XLA."""
     strides, order = (window.stride, window.stride), ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, w, strides, window.padding, dimension_numbers=order)
+    precision = lax.Precision.HIGHEST if window.exact else None
+    return lax.conv_general_dilated(
+        x, w, strides, window.padding, dimension_numbers=order, precision=precision
+    )
 
 
 def transpose(function: Callable[[Array], Array], shape: tuple[int, ...], dy: Array) -> Array:

@@ -108,3 +108,17 @@ def test_logits_leave_out_the_bias(monkeypatch, weights):
     assert made.logits is not None
     np.testing.assert_allclose(made.logits(features), features @ weights["fc.weight"].T, rtol=1e-5)
     assert made.preprocessing == "bilinear 299x299 (TensorFlow 1)"
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_accelerators_round_nothing_that_they_multiply(monkeypatch, weights, platform):
+    made = extractor(monkeypatch, weights, "clean")
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
+    traced = jax.jit(made.apply).trace(made.params, images)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    products = [
+        line for line in text.splitlines() if "convolution" in line or "dot_general" in line
+    ]
+    products = [line for line in products if "stablehlo." in line]
+    assert len(products) > 30
+    assert all("HIGHEST" in line for line in products)

@@ -295,3 +295,15 @@ def test_multiplications_are_saved_where_it_pays(monkeypatch, shape, convolution
     x, w = jax.ShapeDtypeStruct(shape, jnp.float32), jnp.ones((3, 3, shape[3], 64))
     text = jax.jit(conv).trace(x, w).lower(lowering_platforms=("cpu",)).as_text()
     assert text.count("stablehlo.convolution") == convolutions
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 7), (7, 1), (5, 5)])
+def test_a_valid_convolution_adds_no_zeros(kernel, stride):
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.normal(size=(2, 9, 11, 4)), jnp.float32)
+    w = jnp.asarray(generator.normal(size=(*kernel, 4, 6)), jnp.float32)
+    expected = jax.lax.conv_general_dilated(
+        x, w, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(conv(x, w, stride, "VALID"), expected, atol=1e-4)

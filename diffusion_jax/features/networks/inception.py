@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from diffusion_jax.ops.convolution import conv
+
 _EPSILON = 1e-3  # Of the batch normalization.
 Images = Float[Array, "_ _ _ _"]
 
@@ -37,7 +39,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Images) -> Images:
         kernel, bias = _weights(self, (*self.kernel, x.shape[-1]), self.features)
-        return nn.relu(convolve(x, kernel, self.stride, self.padding) + bias)
+        return nn.relu(conv(x, kernel, self.stride, self.padding, exact=True) + bias)
 
 
 class _Weights(nn.Module):
@@ -56,12 +58,6 @@ def _weights(module: nn.Module, shape: tuple[int, int, int], features: int) -> t
     return kernel, bias[None, None, None]
 
 
-def convolve(x: Images, kernel: Float[Array, "kh kw c d"], stride: int, padding: str) -> Images:
-    """Returns a convolution of images."""
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
-
-
 def _branches(x: Images, pool: int = 0, **features: int) -> tuple[Images, ...]:
     """Returns 1x1 convolutions of x with relu, given by name and features, and `branch_pool` after an average pool.
 
@@ -70,7 +66,7 @@ def _branches(x: Images, pool: int = 0, **features: int) -> tuple[Images, ...]:
     if pool:
         features["branch_pool"] = pool
     kernels, biases = zip(*(_Weights(n, name=name)(x) for name, n in features.items()), strict=True)
-    y = convolve(x, jnp.concatenate(kernels, axis=-1), 1, "VALID")
+    y = conv(x, jnp.concatenate(kernels, axis=-1), exact=True)
     ends = np.cumsum([bias.size for bias in biases])
     parts = jnp.split(y, ends[:-1], axis=-1)
     if pool:
