@@ -1,5 +1,6 @@
 """Shared parts of jobs: the run, a name, the record, and batches of images that survive a kill."""
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -30,10 +31,10 @@ Draw = Callable[[Int64[np.ndarray, " b"]], UInt8[np.ndarray, "b h w c"]]
 
 
 def open_run(config: ConfigDict, workdir: Path) -> tuple[Run, jax.sharding.Mesh]:
-    """Returns the run with the parameters that sample.step and sample.ema name, on every device of the mesh.
+    """Returns the run with the parameters that sample.step, .ema and .ema_length name, on every device of the mesh.
 
     Raises:
-      InputError: No checkpoint, or workdir not writable.
+      InputError: No checkpoint, no such average, or workdir not writable.
       RunError: No sound checkpoint.
     """
     check_writable(workdir)
@@ -42,11 +43,30 @@ def open_run(config: ConfigDict, workdir: Path) -> tuple[Run, jax.sharding.Mesh]
         workdir,
         step=config.sample.step,
         ema=config.sample.ema,
+        ema_length=config.sample.ema_length,
         config=config,
         sharding=sharding.replicated(mesh),
     )
+    if run.reconstruction is not None and jax.process_index() == 0:
+        print(f"average {run.reconstruction}", file=sys.stderr)
     stopping.check()
     return run, mesh
+
+
+def average(run: Run) -> dict[str, Any]:
+    """Returns what names the run's parameters: the decay of the main average is its second name."""
+    fields = run.config.sample
+    is_main = fields.ema is True or (
+        fields.ema == run.config.optimizer.ema_decay and fields.ema is not False
+    )
+    length = {} if fields.ema_length is None else {"ema_length": fields.ema_length}
+    return {"ema": True if is_main else fields.ema, **length}
+
+
+def described_average(run: Run) -> dict[str, Any]:
+    """Returns what names the run's parameters, and how they were made if the checkpoint does not have them."""
+    made = run.reconstruction
+    return average(run) | ({} if made is None else {"reconstruction": dataclasses.asdict(made)})
 
 
 def job_name(run: Run, **more: Any) -> str:
@@ -65,7 +85,7 @@ def job_name(run: Run, **more: Any) -> str:
         "checkpoint": run.digest,
         "trained": run.config_hash,
         "step": run.step,
-        "ema": fields.ema,
+        **average(run),
         "sampler": {name: value for name, value in options.items() if value is not None},
         "seed": fields.seed,
         "labels": fields.labels,
@@ -98,7 +118,7 @@ def measurement_name(run: Run, split: data.Split, metric: str) -> str:
         "data": data.fingerprint(split),
         "split": fields.split,
         "seed": fields.seed,
-        "ema": run.config.sample.ema,
+        **average(run),
         **metric_options(run, metric),
     }
     digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:10]
@@ -110,7 +130,7 @@ def measured(run: Run) -> dict[str, Any]:
     return {
         "config_hash": run.config_hash,
         "step": run.step,
-        "ema": run.config.sample.ema,
+        **described_average(run),
     }
 
 
@@ -150,7 +170,7 @@ def record(run: Run, nfe: Any, labels: Int[np.ndarray, " n"] | None) -> dict[str
     return {
         "config_hash": run.config_hash,
         "step": run.step,
-        "ema": fields.ema,
+        **described_average(run),
         "sampler": sampling.sampler_options(run),
         "nfe": nfe,
         "seed": fields.seed,

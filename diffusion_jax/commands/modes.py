@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # Fields that say which parameters of a run a mode works with.
-_PARAMETERS = ("sample.ema", "sample.step")
+_PARAMETERS = ("sample.ema", "sample.ema_length", "sample.step")
 # Groups and fields of every mode that draws images.
 _DRAWING = (
     *("sampler", "mesh", *_PARAMETERS),

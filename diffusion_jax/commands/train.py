@@ -21,7 +21,7 @@ from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.signals import EXIT_STOPPED
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build, sampling
-from diffusion_jax.experiment.build import AVERAGE, Experiment
+from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.experiment.metrics import held_out_measures
 from diffusion_jax.experiment.training import Training, make_training, make_training_mesh
 from diffusion_jax.lifecycle import stopping
@@ -30,7 +30,8 @@ from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.parallel.preemption import stop_point
 from diffusion_jax.reporting import classes, results
 from diffusion_jax.runs import resume
-from diffusion_jax.runs.run import checkpoint_folder, saved_checkpoint_dir, snapshot_store
+from diffusion_jax.runs.parameters import snapshot_store
+from diffusion_jax.runs.run import checkpoint_folder, saved_checkpoint_dir
 from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
 from diffusion_jax.training.hooks import (
     Measure,
@@ -44,6 +45,7 @@ from diffusion_jax.training.loop import Hook, Plan, run_loop
 from diffusion_jax.training.meter import Meter, NotFinite
 from diffusion_jax.training.run_log import RunLog
 from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.tracked import AVERAGE
 from diffusion_jax.training.watchdog import Watchdog
 from diffusion_jax.writing.writable import check_writable
 
@@ -145,6 +147,7 @@ def _begin(
         state, meta = training.create(), {}
     else:
         state, meta = resume.restore_state(training, store, split, exp.data_name, allow_change)
+    resume.check_snapshots(snapshot_store(store), int(state.step), exp.config_hash)
     _own_checkpoints(store)
     return _Work(exp, split, training, measures, state), meta
 
@@ -178,7 +181,7 @@ def _hooks(
     workdir: Path,
     draw: Draw,
 ) -> list[Hook]:
-    fields, averaging = work.config.train, work.config.optimizer
+    fields = work.config.train
     fingerprint = data.fingerprint(work.split)
     position = functools.partial(
         resume.describe,
@@ -191,8 +194,9 @@ def _hooks(
         pictures_hook(draw, AVERAGE, workdir, log, every=fields.sample_every),
         snapshot_hook(
             snapshots,
-            map(build.average_of_length, averaging.ema_lengths),
-            every=averaging.ema_snapshot_every,
+            build.tracked_of(work.config).length_names.values(),
+            {"config_hash": work.exp.config_hash},
+            every=work.config.optimizer.ema_snapshot_every,
             after=store,
         ),
         checkpoint_hook(store, position, every=fields.checkpoint_every, after=snapshots),

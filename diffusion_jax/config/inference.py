@@ -9,6 +9,7 @@ from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, 
 from diffusion_jax.processes.grid import SPACING
 from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.samplers import CONSTRAINTS, SAMPLERS
+from diffusion_jax.training.averages import MAX_LENGTH
 
 # Fields that do not depend on a registry.
 _FIELDS = {
@@ -78,7 +79,18 @@ _FIELDS = {
         Tuple(Either(Int(0, 1_000_000), Text("a class's name")), empty=False),
         "classes, by number or name, repeated over the images; unset: all classes in turn",
     ),
-    "sample.ema": Field(True, Bool(), "draw with, and measure, the averaged weights"),
+    "sample.ema": Field(
+        True,
+        Either(Bool(), Float(0, 1, open=True)),
+        "draw with, and measure, the averaged weights; false: the last ones; or the decay of another average, such as "
+        "0.9999, of optimizer.ema_decays or reconstructed from snapshots",
+    ),
+    "sample.ema_length": Field(
+        None,
+        Float(0, MAX_LENGTH, open=True),
+        "in place of sample.ema: relative length of a power-function average, such as 0.1, of optimizer.ema_lengths or "
+        "reconstructed from snapshots; unset: sample.ema",
+    ),
     "sample.step": Field(None, Int(0, 2**31 - 1), "step of the checkpoint; unset: the newest"),
     "sample.progressive": Field(
         False,

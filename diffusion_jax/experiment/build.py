@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib, data
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import (
+    check_average,
     check_guidance,
     check_model_fits,
     check_sampler_options,
@@ -33,15 +34,8 @@ from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Process, levels_of
 from diffusion_jax.processes.registry import PROCESSES
-from diffusion_jax.training.optimizer import (
-    Decay,
-    ema_decay,
-    exact_ema_decay,
-    make_optimizer,
-    power_decay,
-)
-
-AVERAGE = "default"  # Name of the parameters' average that is sampled from unless told otherwise.
+from diffusion_jax.training.optimizer import make_optimizer
+from diffusion_jax.training.tracked import Tracked
 
 
 def make_process(config: ConfigDict) -> Process:
@@ -159,26 +153,12 @@ def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def make_averages_of(config: ConfigDict) -> dict[str, Decay]:
-    """Returns the decays of the config's averages of the parameters, by name."""
-    fields, warmup = config.optimizer, config.optimizer.ema_warmup
-    averages: dict[str, Decay] = {AVERAGE: ema_decay(fields.ema_decay, warmup=warmup)}
-    averages |= {
-        average_of_decay(config, decay): exact_ema_decay(decay, warmup=warmup)
-        for decay in fields.ema_decays
-        if decay != fields.ema_decay
-    }
-    return averages | {average_of_length(x): power_decay(x) for x in fields.ema_lengths}
-
-
-def average_of_decay(config: ConfigDict, decay: float) -> str:
-    """Returns the name of the average of a decay, which need not be tracked."""
-    return AVERAGE if decay == config.optimizer.ema_decay else f"decay_{float(decay)!r}"
-
-
-def average_of_length(length: float) -> str:
-    """Returns the name of the power-function average of a relative length, which need not be tracked."""
-    return f"length_{float(length)!r}"
+def tracked_of(config: ConfigDict) -> Tracked:
+    """Returns the averages of the parameters that the config's training tracks."""
+    fields = config.optimizer
+    return Tracked(
+        fields.ema_decay, fields.ema_warmup, tuple(fields.ema_decays), tuple(fields.ema_lengths)
+    )
 
 
 def load_split(config: ConfigDict, split: str) -> data.Split:
@@ -248,6 +228,7 @@ def validate(config: ConfigDict, *, trained: bool = False) -> None:
     check_solver_fits(config)
     check_guidance(config)
     check_variance(config)
+    check_average(config.sample.ema, config.sample.ema_length)
     try:  # An error begins with an argument's name, which is the field's too.
         process = make_process(config)
     except InputError as error:

@@ -88,6 +88,17 @@ def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classe
         )
 
 
+def check_average(ema: bool | float, ema_length: float | None) -> None:
+    """Raises InputError if what names an average is out of range, or names two."""
+    for name, value in (("sample.ema", ema), ("sample.ema_length", ema_length)):
+        if problem := config_lib.FIELDS[name].problem(value):
+            raise InputError(f"{name} {problem}")
+    if ema_length is not None and ema is not True:
+        raise InputError(
+            f"sample.ema is {ema!r} and sample.ema_length is {ema_length!r}, which name two averages; leave one unset"
+        )
+
+
 def check_times(config: ConfigDict, process: Process) -> None:
     """Raises if times are out of the process's range or repeated."""
     last, first = make_grid(process, u_min=config.sampler.u_min).time[[0, -2]]

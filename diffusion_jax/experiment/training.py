@@ -70,7 +70,7 @@ def make_training(exp: Experiment, mesh: jax.sharding.Mesh) -> Training:
     """Returns what trains the experiment on this mesh, as its config says."""
     config = exp.config
     objective, optimizer = exp.objective(), build.make_optimizer_of(config)
-    averages = build.make_averages_of(config)
+    averages = build.tracked_of(config).make()
     # Compiled, so that it is traced once for its shapes and its arrays.
     create = jax.jit(
         partial(

@@ -1,5 +1,6 @@
 """Resumed runs: checks that config, data and classes are unchanged, and the restored state."""
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Sequence
@@ -7,8 +8,9 @@ from typing import Any
 
 from diffusion_jax import data
 from diffusion_jax.checkpoints.store import CheckpointStore
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment.training import Training
+from diffusion_jax.parallel.distributed import broadcast_from_first
 from diffusion_jax.runs.run import SAME_CLASSES, classes_moved
 from diffusion_jax.training.meter import Meter
 from diffusion_jax.training.state import TrainState, from_parts, to_parts
@@ -32,6 +34,27 @@ def check_classes(meta: dict[str, Any] | None, split: data.Split, name: str, all
         if not allow:
             raise InputError(f"this run {changed}; {SAME_CLASSES}. {ADVICE}")
         warnings.warn(f"this run {changed}; training continues with these", stacklevel=1)
+
+
+def check_snapshots(snapshots: CheckpointStore, start: int, config_hash: str) -> None:
+    """Raises if there are snapshots of steps to come that another config made: the run would keep them.
+
+    Args:
+      snapshots: The run's snapshots of averages.
+      start: Step that it begins at.
+      config_hash: Hash of its config.
+    """
+    steps = broadcast_from_first("list the snapshots", snapshots.steps)
+    for step in (step for step in steps if step > start):
+        with contextlib.suppress(
+            RunError
+        ):  # A damaged one is moved aside, and will be saved again.
+            meta = snapshots.meta(step)
+            if meta is not None and meta.get("config_hash") != config_hash:
+                raise InputError(
+                    f"{snapshots.directory / str(step)} is of another config than this run's, which begins at step "
+                    f"{start}: move the snapshots of later steps away"
+                )
 
 
 def restore_state(

@@ -16,11 +16,12 @@ from diffusion_jax.addresses import expand
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build
-from diffusion_jax.experiment.build import AVERAGE, Experiment
+from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reporting import classes
-from diffusion_jax.training.state import abstract_like, average_part
+from diffusion_jax.runs.parameters import Reconstruction, load_parameters
+from diffusion_jax.training.state import abstract_like
 
 SAME_CLASSES = "rename them so that each has the same number as in training"
 
@@ -32,14 +33,16 @@ class Run(Experiment):
     Attributes:
       params: The parameters, averaged or not.
       step: Number of training steps.
-      digest: Hash of the checkpoint's contents.
+      digest: Hash of the checkpoint's contents, and of the snapshots' if the parameters were made of them.
       training_config: The config of the training, including its own `sampler`, `sample`, `eval` and `mesh`.
+      reconstruction: How the parameters were made of snapshots; None if the checkpoint has them.
     """
 
     params: Any
     step: int
     digest: str
     training_config: ConfigDict
+    reconstruction: Reconstruction | None = None
 
     @property
     def names_to_draw(self) -> tuple[str, ...]:
@@ -97,15 +100,6 @@ def checkpoint_folder(workdir: Path, checkpoint_dir: str | None) -> str | Path:
     return checkpoint_dir
 
 
-def snapshot_store(checkpoints: CheckpointStore) -> CheckpointStore:
-    """Returns the store of a run's snapshots of averages, of which none is deleted.
-
-    Args:
-      checkpoints: The run's checkpoints, beside which they are.
-    """
-    return CheckpointStore(checkpoints.directory / "snapshots", keep_every=1)
-
-
 def saved_checkpoint_dir(workdir: Path) -> str | None:
     """Returns the field train.checkpoint_dir from a run's config.json; None if it has none."""
     try:
@@ -120,7 +114,8 @@ def load_run(
     workdir: str | os.PathLike[str],
     *,
     step: int | None = None,
-    ema: bool = True,
+    ema: bool | float = True,
+    ema_length: float | None = None,
     config: ConfigDict | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Run:
@@ -129,13 +124,16 @@ def load_run(
     Args:
       workdir: Folder of the run, with its config.json, which names the folder of the checkpoints.
       step: Step of the checkpoint; None: the newest.
-      ema: Whether to load the averaged parameters.
+      ema: True: the main average of the parameters; False: the parameters; or the decay of another average, such as
+        0.9999.
+      ema_length: Relative length of a power-function average, such as 0.1, in place of `ema`. An average that was not
+        tracked is reconstructed from the run's snapshots.
       config: Source of the fields that any mode may set (`sampler`, `sample`, `eval`, `mesh`); None: the
         checkpoint.
       sharding: Sharding of the parameters; None: the first device.
 
     Raises:
-      InputError: There is no such checkpoint.
+      InputError: There is no such checkpoint, or the average was not tracked and cannot be reconstructed.
       RunError: No checkpoint is sound.
     """
     workdir = Path(expand(workdir))
@@ -147,10 +145,11 @@ def load_run(
         # The workdir's config may have changed since.
         training_config = config_lib.from_dict(meta["config"])
         experiment = _experiment(_with_settable(training_config, config), meta["data"])
-        part = average_part(AVERAGE) if ema else "params"
         where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        checkpoint = store.restore({part: abstract_like(experiment.network.init, where)}, step)
-    assert checkpoint is not None
+        tracked = build.tracked_of(training_config)
+        template = abstract_like(experiment.network.init, where)
+        loaded = load_parameters(store, tracked, template, step, ema, ema_length)
+    checkpoint = loaded.checkpoint
     if checkpoint.meta["config"] != meta["config"]:  # The newest is damaged; use an older one.
         raise RunError(
             f"checkpoint {checkpoint.step} was trained with another config than the damaged newest; "
@@ -158,10 +157,11 @@ def load_run(
         )
     return Run(
         **vars(experiment),
-        params=checkpoint.parts[part],
+        params=loaded.params,
         step=checkpoint.step,
-        digest=checkpoint.digest,
+        digest=loaded.digest,
         training_config=training_config,
+        reconstruction=loaded.reconstruction,
     )
 
 

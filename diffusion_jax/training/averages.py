@@ -115,7 +115,7 @@ class Fit:
 
     Attributes:
       coefficients: Factor of each saved average; their sum is 1.
-      error: Norm of the difference of the steps' weights, relative to the norm of the wanted weights. Of parameters that
+      error: Norm of the difference of the steps' weights, relative to that of the wanted weights. Of parameters that
         are independent noise in each step, the average is off by this share of its own standard deviation.
       amplification: Norm of the coefficients, by which the rounding of the saved averages is multiplied.
     """

@@ -127,13 +127,19 @@ def checkpoint_hook(
 
 
 def snapshot_hook(
-    store: CheckpointStore, names: Iterable[str], *, every: int, after: CheckpointStore
+    store: CheckpointStore,
+    names: Iterable[str],
+    meta: dict[str, Any],
+    *,
+    every: int,
+    after: CheckpointStore,
 ) -> Hook:
     """Saves averages of the parameters every n steps but the last, whose averages are in its checkpoint.
 
     Args:
       store: Destination of the snapshots.
       names: Names of the averages.
+      meta: The JSON saved with them.
       every: Steps between two snapshots; 0 for none.
       after: Store of the checkpoints, whose save must end first: the processes meet at one save at a time.
     """
@@ -142,6 +148,6 @@ def snapshot_hook(
     def run(state: TrainState, step: int) -> None:
         ownership.check()
         after.wait()
-        store.save(step, {average_part(name): state.ema[name] for name in names}, {})
+        store.save(step, {average_part(name): state.ema[name] for name in names}, meta)
 
     return Hook(run, every, resumed=True)

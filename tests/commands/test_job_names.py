@@ -11,6 +11,7 @@ from diffusion_jax.commands import inpaint
 from diffusion_jax.commands.edit_inputs import Inputs
 from diffusion_jax.commands.job import job_name
 from diffusion_jax.commands.modes import MODES
+from diffusion_jax.config import default_config
 from diffusion_jax.experiment import build, editing
 from diffusion_jax.options import Option, kinds
 from diffusion_jax.runs import Run
@@ -91,3 +92,24 @@ def test_samples_are_named_as_they_were_by_either_name_of_the_sampler(
     sampler: str, name: str
 ) -> None:
     assert job_name(run_of(sampler__name=sampler)) == name
+
+
+def test_samples_of_other_averages_have_other_names_and_those_of_the_old_choices_have_the_old() -> (
+    None
+):
+    names = [
+        job_name(run_of(**fields))
+        for fields in (
+            {"sample__ema": True},
+            {"sample__ema": False},
+            {"sample__ema": 0.5},
+            {"sample__ema": 0.999},
+            {"sample__ema_length": 0.1},
+            {"sample__ema_length": 0.05},
+        )
+    ]
+    assert names[0] == "step00000007-ancestral-seed0-deaeac9d2b"
+    assert names[1] == "step00000007-ancestral-seed0-cb190d9f99"
+    assert len(set(names)) == len(names)
+    main = default_config().optimizer.ema_decay
+    assert job_name(run_of(sample__ema=main)) == names[0]

@@ -11,14 +11,14 @@ from diffusion_jax.commands.signals import handled
 from diffusion_jax.config import load_file
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.build import (
-    AVERAGE,
     build,
-    make_averages_of,
     make_optimizer_of,
+    tracked_of,
     validate,
 )
 from diffusion_jax.experiment.sampling import make_sampler
 from diffusion_jax.models.networks import count_parameters
+from diffusion_jax.training.tracked import AVERAGE
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 SHAPES = {
@@ -57,7 +57,7 @@ def test_every_config_file_is_valid_and_its_network_can_be_built(path):
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_the_recipes_from_papers_average_without_a_warm_up(path):
     config = load_file(str(path))
-    first = float(make_averages_of(config)[AVERAGE](jnp.asarray(0)))
+    first = float(tracked_of(config).make()[AVERAGE](jnp.asarray(0)))
     decay = 0.999 if path.stem in ("cifar10_ncsn", "cifar10_ve") else 0.9999
     assert first == pytest.approx(decay if path.stem in PARAMETERS else 0.1)
 

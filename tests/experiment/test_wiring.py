@@ -147,7 +147,7 @@ def built(config: ConfigDict, parts: Iterable[str]) -> dict[str, Any]:
         "draws": lambda: draws(exp.objective()),
         "images": lambda: draw(exp).images,
         "updates": lambda: updates(build.make_optimizer_of(config)),
-        "decays": lambda: decays(build.make_averages_of(config)),
+        "decays": lambda: decays(build.tracked_of(config).make()),
     }
     return {part: made[part]() for part in parts}
 
