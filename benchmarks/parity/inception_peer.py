@@ -11,19 +11,15 @@ import tempfile
 
 import numpy as np
 import torch
+import torchvision_python  # noqa: F401
+
+# isort: split
+import pytorch_fid.inception
+import torchvision
+from cleanfid.resize import make_resizer
+from pytorch_fid.fid_score import calculate_frechet_distance
 from random_inception import random_weights
-
-# torchvision's own operators are not used here; a build of it for another build of torch lacks them.
-_operators = torch.library.Library("torchvision", "FRAGMENT")
-for _name in ("nms", "qnms"):
-    if not hasattr(torch.ops.torchvision, _name):
-        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import pytorch_fid.inception  # noqa: E402
-import torchvision  # noqa: E402
-from cleanfid.resize import make_resizer  # noqa: E402
-from pytorch_fid.fid_score import calculate_frechet_distance  # noqa: E402
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # noqa: E402
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 
 def networks() -> tuple[torch.nn.Module, torch.nn.Module]:

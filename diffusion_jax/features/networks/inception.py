@@ -22,24 +22,29 @@ Images = Float[Array, "_ _ _ _"]
 
 
 class Conv(nn.Module):
-    """Convolution with a bias, then relu.
+    """Convolution with a bias, then relu, and a max pool of stride 2 if there is one.
+
+    The pool comes before the bias and the relu: they keep the order of numbers, and have fewer pixels after it.
 
     Attributes:
       features: Number of output channels.
       kernel: Height and width of the kernel.
       stride: Step of both axes.
       padding: "SAME" or "VALID".
+      pool: Whether there is a max pool.
     """
 
     features: int
     kernel: tuple[int, int] = (1, 1)
     stride: int = 1
     padding: str = "SAME"
+    pool: bool = False
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
         kernel, bias = _weights(self, (*self.kernel, x.shape[-1]), self.features)
-        return nn.relu(conv(x, kernel, self.stride, self.padding, exact=True) + bias)
+        y = conv(x, kernel, self.stride, self.padding, exact=True)
+        return nn.relu((max_pool(y) if self.pool else y) + bias)
 
 
 class _Weights(nn.Module):
@@ -66,7 +71,8 @@ def _branches(x: Images, pool: int = 0, **features: int) -> tuple[Images, ...]:
     if pool:
         features["branch_pool"] = pool
     kernels, biases = zip(*(_Weights(n, name=name)(x) for name, n in features.items()), strict=True)
-    y = conv(x, jnp.concatenate(kernels, axis=-1), exact=True)
+    kernel = jnp.concatenate(kernels, axis=-1)[0, 0]
+    y = jnp.einsum("bhwc,cd->bhwd", x, kernel, precision=lax.Precision.HIGHEST)
     ends = np.cumsum([bias.size for bias in biases])
     parts = jnp.split(y, ends[:-1], axis=-1)
     if pool:
@@ -187,9 +193,9 @@ class Inception(nn.Module):
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b 2048"]:
         x = Conv(32, (3, 3), 2, "VALID", name="Conv2d_1a_3x3")(x)
         x = Conv(32, (3, 3), 1, "VALID", name="Conv2d_2a_3x3")(x)
-        x = max_pool(Conv(64, (3, 3), name="Conv2d_2b_3x3")(x))
+        x = Conv(64, (3, 3), pool=True, name="Conv2d_2b_3x3")(x)
         x = Conv(80, name="Conv2d_3b_1x1")(x)
-        x = max_pool(Conv(192, (3, 3), 1, "VALID", name="Conv2d_4a_3x3")(x))
+        x = Conv(192, (3, 3), 1, "VALID", pool=True, name="Conv2d_4a_3x3")(x)
         for name, pool in (("5b", 32), ("5c", 64), ("5d", 64)):
             x = BlockA(pool, name=f"Mixed_{name}")(x)
         x = BlockB(name="Mixed_6a")(x)
