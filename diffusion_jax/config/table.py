@@ -19,7 +19,7 @@ GROUPS = {
     "model": "the network",
     "process": "the noising process and the network's prediction",
     "loss": "the training objective",
-    "optimizer": "Adam, its learning rate and the average of the weights (EMA)",
+    "optimizer": "Adam, its learning rate and the averages of the weights (EMA)",
     "train": "length of the training, batches, logging, checkpoints and periodic evaluation",
     "sampler": "the reverse process, from noise to images",
     "sample": "images drawn by --mode=sample",

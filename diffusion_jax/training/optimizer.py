@@ -124,7 +124,7 @@ def exact_ema_decay(decay: float, *, warmup: bool = True) -> ShareDecay:
 
 
 def power_decay(length: float) -> ShareDecay:
-    """Returns k -> (1 - 1 / (k + 1))^(gamma + 1), the decay of a power-function average (Karras et al., 2024, Eq. 8).
+    """Returns k -> (1 - 1 / (k + 1))^(gamma + 1), the decay of a power-function average (Karras et al., 2024, Eq. 127).
 
     After t steps, the parameters of step i, from 1, have the weight (i / t)^(gamma + 1) - ((i - 1) / t)^(gamma + 1),
     and the initialization has none.

@@ -21,8 +21,10 @@ from tiny_run import (
     write_config,
 )
 
+from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.data import image_file
+from diffusion_jax.runs.parameters import snapshot_store
 
 pytestmark = pytest.mark.slow  # Every test starts several commands.
 
@@ -79,6 +81,9 @@ def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: 
     fields = (*fields, "--config.sampler.num_steps=5")  # Which is warned of.
     # Kernels of 384 x 384, so that the optimizer's state and the average are split over the devices.
     fields = (*fields, "--config.model.channels=384")
+    # Saved between the checkpoints, and at the same step as one.
+    fields = (*fields, "--config.optimizer.ema_lengths=0.05,0.1")
+    fields = (*fields, "--config.optimizer.ema_snapshot_every=2")
     flags = (*fields, f"--workdir={workdir}")
     processes = pair(*flags, "--config.train.num_steps=6", prologue=IN_TURN)
     outcome = run(*fields, f"--workdir={alone}", "--config.train.num_steps=9")
@@ -89,6 +94,7 @@ def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: 
     assert outcomes[1].err == ""
     assert results(workdir, "train")["provenance"]["processes"] == 2
     assert checkpoint_steps(workdir) == [4, 6]
+    assert snapshot_store(CheckpointStore(workdir / "checkpoints")).steps() == [2, 4]
     outcome = run(*flags, "--config.train.num_steps=9")
     assert outcome.status == 0 and "resuming at step 6" in outcome.err
     assert [row["step"] for row in rows(workdir)] == [3, 3, 6, 6, 6, 9, 9, 9]
