@@ -6,6 +6,7 @@ from . import (
     data as data,
     errors as errors,
     experiment as experiment,
+    features as features,
     keys as keys,
     likelihood as likelihood,
     losses as losses,

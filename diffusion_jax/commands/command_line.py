@@ -139,14 +139,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     parser = _parser()
     parser.given = plain
     flags = parser.parse_args(plain)
-    _complete(flags)
+    _complete(flags, {name for name, _ in assignments})
     from diffusion_jax.addresses import expand  # The help does without.
 
     flags.workdir = expand(flags.workdir)
     return flags, assignments
 
 
-def _complete(flags: argparse.Namespace) -> None:
+def _complete(flags: argparse.Namespace, assigned: set[str]) -> None:
     """Checks the flags, and sets the workdir where it is not given."""
     if flags.mode not in MODES:
         raise InputError(
@@ -155,6 +155,9 @@ def _complete(flags: argparse.Namespace) -> None:
     for name, value in vars(flags).items():
         if value and (owner := mode_of_flag(name)) not in (None, flags.mode):
             raise InputError(f"--{name} is for --mode={owner}, not --mode={flags.mode}")
+    mode = MODES[flags.mode]
+    if flags.workdir is None and flags.config is None and mode.instead_of_run in assigned:
+        flags.workdir = f"runs/{mode.name}"
     if flags.workdir is None:
         if flags.config is None:
             either = "--workdir=FOLDER of the run, or " if MODES[flags.mode].works_on_run else ""

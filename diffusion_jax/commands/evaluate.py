@@ -1,4 +1,4 @@
-"""`--mode=evaluate`: metrics of a trained run on a split of its data; picks up where it was killed."""
+"""`--mode=evaluate`: metrics of a trained run, of its samples or of given images; picks up where it was killed."""
 
 import sys
 import time
@@ -9,32 +9,56 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.commands import job, run_config
+from diffusion_jax.commands import job, measured_images, run_config
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.images_bar import ImagesBar
-from diffusion_jax.errors import RunError
-from diffusion_jax.experiment.metrics import make_measure_of, make_metric, metric_options
-from diffusion_jax.metrics import Metric
+from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.experiment.image_metrics import image_metrics
+from diffusion_jax.experiment.metrics import (
+    NUM_IMAGES,
+    make_measure_of,
+    make_metric,
+    metric_options,
+)
+from diffusion_jax.metrics import METRICS, Metric
 from diffusion_jax.reporting import results
 from diffusion_jax.runs import Run
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> int:
-    """Measures config.eval.metrics of a checkpoint; returns the exit status.
+    """Measures config.eval.metrics; returns the exit status.
 
     Writes results/evaluate.json, and for each metric what its `save` says to results/<metric>/<job>/, in whose parts/
     what was measured of each batch is kept for another start.
 
     Raises:
       InputError: No checkpoint, another one than the config's, no images, classes that have moved, workdir not
-        writable, or options under which a metric cannot be measured.
+        writable, weights or a reference that are not what they claim, or options under which a metric cannot be
+        measured.
       RunError: No sound checkpoint; disk full; figures that are not finite.
     """
+    of_model = [name for name in dict.fromkeys(config.eval.metrics) if name in METRICS]
+    of_images = image_metrics(config)
+    if of_model and not run_config.has_run(workdir):
+        raise InputError(
+            f"eval.metrics is {tuple(config.eval.metrics)}, but {', '.join(of_model)} is measured of a trained run, "
+            f"and there is none in {workdir}"
+        )
+    if not of_model and config.eval.images is not None:
+        return measured_images.measure_given(config, workdir)
+    if of_images:
+        # What is drawn is the job of so many images.
+        config.sample.num_images = config.eval.num_images or NUM_IMAGES
     run, mesh = job.open_run(config, workdir)
     run_config.check_trained(config, run.training_config, f"checkpoint {run.step}")
-    split = run.load_split(config.eval.split, labeled=run.conditional)
-    for name in dict.fromkeys(config.eval.metrics):
-        _measure(name, run, split, mesh, workdir)
+    if of_model:
+        split = run.load_split(config.eval.split, labeled=run.conditional)
+        for name in of_model:
+            _measure(name, run, split, mesh, workdir)
+    if of_images and config.eval.images is not None:
+        return measured_images.measure_given(config, workdir)
+    if of_images:
+        measured_images.measure_drawn(run, mesh, workdir)
     return 0
 
 
@@ -43,7 +67,7 @@ def _measure(
 ) -> None:
     started = time.monotonic()
     fields, metric = run.config.eval, make_metric(run, name)
-    total = min(fields.num_images, split.num_images)
+    total = min(fields.num_images or NUM_IMAGES, split.num_images)
     folder = workdir / "results" / name / job.measurement_name(run, split, name)
     own(folder, "evaluate")
     with ImagesBar(total, metric.passes, fields.batch_size) as bar:

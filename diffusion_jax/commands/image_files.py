@@ -56,6 +56,11 @@ class ImageFiles:
         is_sound = rows_of(images=(np.uint8, image_shape))
         self.parts = Batches(folder / "parts", num_images, is_sound)
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all images in memory."""
+        return self._num_images * math.prod(self._image_shape)
+
     def finished(self) -> Int64[np.ndarray, " n"]:
         """Returns the images that need not be drawn, on every process: those of a sound file, or of sound parts."""
         if distributed.broadcast_from_first(

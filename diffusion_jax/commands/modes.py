@@ -41,6 +41,7 @@ class Mode:
       options: () -> fields of components' options that do so too.
       takes: What else its function takes of the command: flags that are for this mode alone, and `started`.
       same_process: Whether a config file beside the run must have the process that the run was trained with.
+      instead_of_run: Field that, if it is set, makes a trained run unnecessary; "" if there is none.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Mode:
     options: Callable[[], Iterable[str]] = tuple
     takes: tuple[str, ...] = ()
     same_process: bool = False
+    instead_of_run: str = ""
 
     @property
     def works_on_run(self) -> bool:
@@ -112,9 +114,13 @@ MODES = {
         ),
         Mode(
             "evaluate",
-            "measure a checkpoint: config.eval.metrics, such as bits/dim",
-            always_uses=("eval", "mesh", *_PARAMETERS),
+            "measure a checkpoint, its samples, or images of your own: config.eval.metrics, such as bits/dim, FID",
+            always_uses=(
+                *("eval", "sampler", "mesh", *_PARAMETERS),
+                *("sample.batch_size", "sample.seed", "sample.labels"),
+            ),
             same_process=True,
+            instead_of_run="eval.images",
         ),
         Mode(
             "plan",

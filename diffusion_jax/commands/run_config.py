@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax.commands.modes import MODES, Mode
 from diffusion_jax.errors import InputError, reason
-from diffusion_jax.metrics import METRICS
+from diffusion_jax.features import FEATURES
+from diffusion_jax.metrics import IMAGE_METRICS, METRICS
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
 
@@ -19,19 +20,7 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: Mod
     Raises:
       InputError: No run in this workdir, or a field that is fixed by the training or decides nothing in this mode.
     """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise InputError(f"--workdir: no trained run in {workdir} (there is no config.json)")
-    try:
-        config = config_lib.from_dict(json_text.parse_object(read_regular(path)))
-    except OSError as error:
-        raise InputError(f"{path}: {reason(error)}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
-    if (
-        config.mesh.fsdp > 1
-    ):  # The devices of the training need not be here, and all have the parameters whole.
-        config.mesh.data, config.mesh.fsdp = -1, 1
+    config = _saved_config(workdir, {name for name, _ in assignments}, mode)
     for name, _ in assignments:
         if name in config_lib.FIELDS and not config_lib.is_settable(name):
             raise InputError(
@@ -47,19 +36,72 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: Mod
             raise InputError(
                 f"config field {name} decides nothing in --mode={mode.name}; it is for {others}"
             )
-    _check_metrics(config, {name for name, _ in assignments})
+    if mode.name == "evaluate":
+        _check_metrics(config, {name for name, _ in assignments})
+    return config
+
+
+def has_run(workdir: Path) -> bool:
+    """Whether there is a trained run in a folder."""
+    return (workdir / "config.json").exists()
+
+
+def _saved_config(workdir: Path, assigned: set[str], mode: Mode) -> ConfigDict:
+    """Returns the config of the run, or the default one if the command line makes a run unnecessary."""
+    path = workdir / "config.json"
+    if not has_run(workdir):
+        if mode.instead_of_run in assigned:
+            config = config_lib.default_config()
+            config.eval.metrics = ("fd",)  # The default is one of models.
+            return config
+        either = f", nor is {mode.instead_of_run} set" if mode.instead_of_run else ""
+        raise InputError(
+            f"--workdir: no trained run in {workdir} (there is no config.json){either}"
+        )
+    try:
+        config = config_lib.from_dict(json_text.parse_object(read_regular(path)))
+    except OSError as error:
+        raise InputError(f"{path}: {reason(error)}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    if config.mesh.fsdp > 1:
+        # The devices of the training need not be here, and all have the parameters whole.
+        config.mesh.data, config.mesh.fsdp = -1, 1
     return config
 
 
 def _check_metrics(config: ConfigDict, assigned: set[str]) -> None:
     """Raises if a field on the command line is only for metrics that are not measured."""
-    for name in METRICS.options:
-        owners = METRICS.owners(name)
-        if f"eval.{name}" in assigned and not set(owners) & set(config.eval.metrics):
+    chosen = set(config.eval.metrics)
+    for name in assigned:
+        owners = _metrics_with(name)
+        if owners and not owners & chosen:
             raise InputError(
-                f"config field eval.{name} decides nothing of eval.metrics={tuple(config.eval.metrics)}; "
-                f"it is for {', '.join(owners)}"
+                f"config field {name} decides nothing of eval.metrics={tuple(config.eval.metrics)}; "
+                f"it is for {', '.join(sorted(owners))}"
             )
+    if config.eval.images is not None and chosen <= set(IMAGE_METRICS):
+        for name in sorted(assigned):
+            if config_lib.group_of(name) in ("sampler", "sample"):
+                raise InputError(
+                    f"config field {name} decides nothing while eval.images is {config.eval.images!r}: nothing is drawn"
+                )
+
+
+# Fields that only metrics of images need, besides these metrics' own options and those of the features.
+_OF_IMAGES = ("images", "reference", "features", "selfcheck", "sweep")
+
+
+def _metrics_with(name: str) -> set[str]:
+    """Returns the metrics that a field of mode evaluate is for; none if it is for all."""
+    group, _, leaf = name.rpartition(".")
+    if group == "sampler" or name in ("sample.seed", "sample.labels", "sample.batch_size"):
+        return set(IMAGE_METRICS)
+    if group != "eval":
+        return set()
+    if leaf in _OF_IMAGES or leaf in FEATURES.options:
+        return set(IMAGE_METRICS)
+    return {*METRICS.owners(leaf), *IMAGE_METRICS.owners(leaf)}
 
 
 def check_trained(config: ConfigDict, trained: ConfigDict, what: str) -> None:

@@ -1,8 +1,9 @@
 """`--mode=sample`: images from a checkpoint, in files and a grid; picks up where it was killed."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,9 +20,12 @@ from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reporting import pictures
 from diffusion_jax.runs import Run
 from diffusion_jax.samplers import Sampler
-from diffusion_jax.samplers.batches import class_of_images, make_batch_sampler
+from diffusion_jax.samplers.batches import Samples, class_of_images, make_batch_sampler
 
 GRID_IMAGES = 100
+
+DrawBatch = Callable[..., Samples]  # (params, traced options, indices, labels) -> samples.
+MakeBatches = Callable[[Run, jax.sharding.Mesh, int, Any], DrawBatch]
 
 
 def sample(config: ConfigDict, workdir: Path) -> int:
@@ -37,41 +41,90 @@ def sample(config: ConfigDict, workdir: Path) -> int:
     """
     started = time.monotonic()
     run, mesh = job.open_run(config, workdir)
+    drawn = draw_job(run, mesh, workdir, "sample")
+    fields, folder = run.config.sample, drawn.folder
+    shared_t = _draw_pictures(run, drawn.sampler, mesh, folder)
+    if jax.process_index() != 0:
+        return 0
+    _save_grid(run, drawn.files, drawn.labels, folder)
+    paths = drawn.files.write(fields.formats, drawn.labels, run.names_to_draw)
+    result = {
+        **drawn.record,
+        "shared_t": shared_t,
+        "files": [path.name for path in paths],
+        "drawn_this_start": drawn.drawn,
+        "seconds_this_start": round(time.monotonic() - started, 1),
+    }
+    said = f"{fields.num_images} images ({drawn.drawn} drawn now)"
+    job.save_result(workdir, "sample", folder, result, said)
+    return 0
+
+
+class Drawn(NamedTuple):
+    """A job whose images are drawn, if not yet in the files that were asked for.
+
+    Attributes:
+      folder: The job's folder.
+      files: Its images.
+      sampler: What drew them.
+      labels: Class of each image; None without classes.
+      record: What the job says of itself.
+      drawn: Number of images that were drawn now.
+    """
+
+    folder: Path
+    files: ImageFiles
+    sampler: Sampler
+    labels: Int[np.ndarray, " n"] | None
+    record: dict[str, Any]
+    drawn: int
+
+
+def draw_job(
+    run: Run,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    mode: str,
+    make_batches: MakeBatches | None = None,
+) -> Drawn:
+    """Draws the images of the job that the config describes, but for those that an earlier start has drawn.
+
+    Args:
+      run: What draws them.
+      mesh: Devices.
+      workdir: Folder of the run.
+      mode: The command's mode, which then owns the job's folder.
+      make_batches: (run, mesh, batch size, progress) -> the compiled sampler of a batch; None: a new one.
+
+    Raises:
+      InputError: Another command owns the folder; an adaptive sampler did not finish an image.
+      RunError: Images that are not finite; disk full.
+    """
     fields = run.config.sample
     num_images, batch_size = fields.num_images, min(fields.batch_size, fields.num_images)
     folder = workdir / "samples" / job.job_name(run, num_images=num_images)
-    own(folder, "sample")
+    own(folder, mode)
     files = ImageFiles(folder, num_images, run.image_shape)
     sampler = sampling.make_sampler(run)
     finished = files.finished()
     costs: list[int] = []  # Image by image.
     bar = ImagesBar(num_images, sampler.grid.num_steps, batch_size, finished=len(finished))
-    draw = _make_draw(run, mesh, batch_size, bar, costs)
-    drawn = job.draw_missing(files, bar, draw, batch_size, finished)
-    shared_t = _draw_pictures(run, sampler, mesh, folder)
-    if jax.process_index() != 0:
-        return 0
+    draw_batch = (make_batches or _make_batches)(run, mesh, batch_size, bar.progress)
+    drawn = job.draw_missing(files, bar, _make_draw(run, draw_batch, costs), batch_size, finished)
     labels = class_of_images(np.arange(num_images), run.num_classes, fields.labels)
-    _save_grid(run, files, labels, folder)
-    paths = files.write(fields.formats, labels, run.names_to_draw)
-    result = {
-        "num_images": num_images,
-        **job.record(run, _nfe(run, sampler, costs, folder), labels),
-        "shared_t": shared_t,
-        "files": [path.name for path in paths],
-        "drawn_this_start": drawn,
-        "seconds_this_start": round(time.monotonic() - started, 1),
-    }
-    job.save_result(workdir, "sample", folder, result, f"{num_images} images ({drawn} drawn now)")
-    return 0
+    record = {"num_images": num_images}
+    if jax.process_index() == 0:
+        record |= job.record(run, _nfe(run, sampler, costs, folder), labels)
+    return Drawn(folder, files, sampler, labels, record, drawn)
 
 
-def _make_draw(
-    run: Run, mesh: jax.sharding.Mesh, batch_size: int, bar: ImagesBar, costs: list[int]
-) -> job.Draw:
+def _make_batches(run: Run, mesh: jax.sharding.Mesh, batch_size: int, progress: Any) -> DrawBatch:
+    program = sampling.make_draw(run, progress=progress)
+    return make_batch_sampler(program, mesh, batch_size, num_classes=run.num_classes)
+
+
+def _make_draw(run: Run, draw_batch: DrawBatch, costs: list[int]) -> job.Draw:
     """Returns indices -> their images; what each of them cost is appended to `costs`."""
-    program = sampling.make_draw(run, progress=bar.progress)
-    draw_batch = make_batch_sampler(program, mesh, batch_size, num_classes=run.num_classes)
     settings, labels = sampling.traced_options(run), run.config.sample.labels
 
     def draw(indices: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:

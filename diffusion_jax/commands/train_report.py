@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.experiment.build import Experiment
+from diffusion_jax.metrics import more_is_better
 from diffusion_jax.models.networks import count_parameters
 from diffusion_jax.reporting import classes, pictures, results
 from diffusion_jax.training.hooks import picture_path
@@ -55,8 +56,10 @@ def write_report(
     """
     curve = workdir / "loss.png"
     pictures.save_loss_curve(curve, log.rows)
+    best = best_steps(log.rows)
     record = {
         **_figures(log.rows, step),
+        "best": best,
         "config_hash": exp.config_hash,
         "data": _data(exp.data_name, split),
         "parameters": count_parameters(params),
@@ -70,7 +73,26 @@ def write_report(
         what: file for what, file in made.items() if file.exists()
     }  # A solver may be cut short.
     made |= {"loss curve": curve, "results": path}
-    log.say("\n".join(f"{what} {file}" for what, file in made.items()))
+    measured = [f"best {n} {b['value']:.5g} at step {b['step']}" for n, b in best.items()]
+    log.say("\n".join([*measured, *(f"{what} {file}" for what, file in made.items())]))
+
+
+def best_steps(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the step with the best value of each metric of held-out images or samples, the first of equal ones."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if not name.startswith("eval_") or value is None or name in _PARTS:
+                continue
+            sign = 1 if more_is_better(name.removeprefix("eval_")) else -1
+            if not name.endswith("_stderr") and (
+                name not in best or sign * value > sign * best[name]["value"]
+            ):
+                best[name] = {"step": row["step"], "value": value}
+    return best
+
+
+_PARTS = ("eval_rate", "eval_distortion")  # Of the bound, whose sum it is.
 
 
 def _figures(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import dataclasses
 
 from diffusion_jax.config.field import SEEDS, Field, merge, option_field, option_fields
-from diffusion_jax.metrics import METRICS
+from diffusion_jax.features import FEATURES
+from diffusion_jax.metrics import IMAGE_METRICS, METRICS
 from diffusion_jax.options import Option
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
 from diffusion_jax.processes.grid import SPACING
@@ -134,13 +135,29 @@ _FIELDS = {
         "interpolate: also along the arc between the x_T that ddim or ode_adaptive maps to the images",
     ),
     # ---- eval
-    "eval.num_images": Field(1000, Int(1, 1_000_000_000), "largest number of images to measure"),
+    "eval.num_images": Field(
+        None,
+        Int(1, 1_000_000_000),
+        "largest number of images to measure, or number to draw; unset: 1000, or all of eval.images",
+    ),
     "eval.batch_size": Field(
         250, Int(1, 1_000_000), "images measured together; no result depends on it"
     ),
     "eval.split": Field("test", Choice(("test", "train")), "images that --mode=evaluate measures"),
     "eval.seed": Field(
         0, SEEDS, "seed of the noise, which depends on it and the image's index alone"
+    ),
+    "eval.images": Field(
+        None,
+        Text("a path"),
+        "images that fd, kid, ... measure: a folder of pictures, an .npz, or the folder of a sampling job; unset: "
+        "drawn from the checkpoint, as by --mode=sample",
+    ),
+    "eval.reference": Field(
+        "train",
+        Text("train, test, or a path"),
+        "what these images are compared with: train or test images of the data, a folder of pictures, or an .npz of "
+        "images or of mu and sigma",
     ),
     # ---- mesh
     "mesh.data": Field(
@@ -185,7 +202,10 @@ def _inverse_fields() -> dict[str, Field]:
 def _metric_fields() -> dict[str, Field]:
     """Returns the fields of the metrics' options; a config may set those of a metric that is not measured."""
     owners = {"eval.u_min": _continuous_owners()}
-    fields = option_fields("eval", METRICS, "eval.metrics")
+    fields = merge(
+        option_fields("eval", METRICS, "eval.metrics"),
+        option_fields("eval", IMAGE_METRICS, "eval.metrics"),
+    )
     return {
         name: dataclasses.replace(field, owners=owners.get(name, {}))
         for name, field in fields.items()
@@ -208,6 +228,7 @@ def inference_fields() -> dict[str, Field]:
             option_fields("edit", CONSTRAINTS, "edit.keep"),
             _inverse_fields(),
             _metric_fields(),
+            option_fields("eval", FEATURES, "eval.features"),
         ).items()
     }
 
@@ -242,7 +263,13 @@ def _registry_fields() -> dict[str, Field]:
         ),
         "eval.metrics": Field(
             ("bpd",),
-            Tuple(METRICS.choice, empty=False),
-            f"what --mode=evaluate measures; {METRICS.help()}",
+            Tuple(Choice((*METRICS, *IMAGE_METRICS)), empty=False),
+            f"what --mode=evaluate measures; of the model: {METRICS.help()}; of images: {IMAGE_METRICS.help()}",
+        ),
+        "eval.features": Field(
+            "inception",
+            FEATURES.choice,
+            f"features of images; {FEATURES.help()}",
+            chooses="features",
         ),
     }

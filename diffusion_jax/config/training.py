@@ -134,6 +134,12 @@ _FIELDS = {
         "steps between measurements of test bits/dim (EMA), by the fields of the eval group; 0: never",
         "on_resume",
     ),
+    "train.metrics_every": Field(
+        0,
+        Int(0, 2**31 - 1),
+        "steps between measurements of eval.metrics (EMA), of samples where they are of images; 0: never",
+        "on_resume",
+    ),
 }
 
 

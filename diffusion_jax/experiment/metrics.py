@@ -1,5 +1,6 @@
 """Metrics of an experiment, with the options in the config's `eval` group, and the held-out loss."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +9,23 @@ import jax
 import numpy as np
 
 from diffusion_jax import config as config_lib, data
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.experiment import image_metrics, sampling
 from diffusion_jax.experiment.build import Experiment, load_split
 from diffusion_jax.experiment.checks import warn_of_grid
 from diffusion_jax.keys import stream
 from diffusion_jax.metrics import METRICS, Metric, make_measure
+from diffusion_jax.parallel.distributed import broadcast_from_first
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.training.held_out import make_held_out_loss
 from diffusion_jax.training.hooks import Measure
 
+NUM_IMAGES = 1000  # Images to measure, or to draw, where eval.num_images is unset.
+
 # (params, the objective's aux) -> figures by name
 Figures = Callable[[Any, Any], dict[str, float]]
+# (experiment, test images, devices) -> name of a figure, and all figures
+Make = Callable[[Experiment, data.Split, jax.sharding.Mesh], tuple[str, Figures]]
 
 
 def metric_options(exp: Experiment, name: str) -> dict[str, Any]:
@@ -51,30 +58,36 @@ def make_measure_of(
         split,
         mesh,
         conditional=exp.conditional,
-        num_images=fields.num_images,
+        num_images=fields.num_images or NUM_IMAGES,
         batch_size=fields.batch_size,
         progress=progress,
     )
 
 
 def held_out_measures(exp: Experiment, mesh: jax.sharding.Mesh) -> list[Measure]:
-    """Returns what the config asks for: the held-out loss, bits per dimension, both or nothing.
+    """Returns what the config asks for: the held-out loss, bits per dimension, the metrics of eval.metrics, or nothing.
 
     Raises:
-      InputError: Something is asked for, but the data has no test images.
+      InputError: Something is asked for, but the data has no test images; or what images are measured with is missing.
     """
     fields = exp.config.train
-    asked = {
-        every: make
-        for every, make in (("eval_every", _loss), ("bpd_every", _bound))
-        if fields[every]
-    }
-    if not asked:
-        return []
-    split = load_split(exp.config, "test")
-    if split.num_images == 0:
-        raise InputError(f"train.{next(iter(asked))} is set, but the data has no test images")
-    made = [(every, *make(exp, split, mesh)) for every, make in asked.items()]
+    asked: list[tuple[str, Make]] = [
+        *((every, make) for every, make in (("eval_every", _loss), ("bpd_every", _bound))),
+        *(
+            ("metrics_every", _bound if name == "bpd" else functools.partial(_metric, name))
+            for name in dict.fromkeys(exp.config.eval.metrics)
+            if name in METRICS
+        ),
+    ]
+    asked = [(every, make) for every, make in asked if fields[every]]
+    made: list[tuple[str, str, Figures]] = []
+    if asked:
+        split = load_split(exp.config, "test")
+        if split.num_images == 0:
+            raise InputError(f"train.{asked[0][0]} is set, but the data has no test images")
+        made = [(every, *make(exp, split, mesh)) for every, make in asked]
+    if fields.metrics_every and image_metrics.image_metrics(exp.config):
+        made.append(("metrics_every", *_of_images(exp, mesh)))
     return [Measure(name, _finite(figures), fields[every]) for every, name, figures in made]
 
 
@@ -95,10 +108,47 @@ def _loss(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[
         mesh,
         stream(exp.config.seed, "eval"),
         conditional=exp.conditional,
-        num_images=exp.config.eval.num_images,
+        num_images=exp.config.eval.num_images or NUM_IMAGES,
         batch_size=exp.config.eval.batch_size,
     )
     return "eval_loss", lambda params, aux: {"eval_loss": held_out(params, aux)}
+
+
+def _metric(
+    metric_name: str, exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh
+) -> tuple[str, Figures]:
+    """The mean of a registered metric of the model, and its standard error."""
+    metric = make_metric(exp, metric_name)
+    measure = make_measure_of(exp, metric, split, mesh)
+    name = f"eval_{metric_name}"
+
+    def figures(params: Any, aux: Any) -> dict[str, float]:
+        del aux
+        total = measure(params).total
+        return {name: total.value, f"{name}_stderr": total.stderr}
+
+    return name, figures
+
+
+def _of_images(exp: Experiment, mesh: jax.sharding.Mesh) -> tuple[str, Figures]:
+    """The metrics of images, of samples drawn as --mode=evaluate would."""
+    judge = image_metrics.make_judge(exp.config, mesh, functools.partial(load_split, exp.config))
+    draw = sampling.make_drawn(exp, mesh, exp.config.eval.num_images or NUM_IMAGES)
+
+    def figures(params: Any, aux: Any) -> dict[str, float]:
+        del aux
+        try:
+            images = draw(params)
+        except (InputError, RunError) as error:  # A later step may draw better.
+            warnings.warn(f"images cannot be measured: {error}; training goes on", stacklevel=2)
+            return {f"eval_{name}": np.nan for name in judge.figure_names}
+        features = judge.features_of(data.from_arrays(images), "eval.images")
+        found = broadcast_from_first(
+            "metrics of images", lambda: judge.figures(judge.measure(features))
+        )
+        return {f"eval_{name}": value for name, value in found.items()}
+
+    return f"eval_{judge.figure_names[0]}", figures
 
 
 def _bound(exp: Experiment, split: data.Split, mesh: jax.sharding.Mesh) -> tuple[str, Figures]:

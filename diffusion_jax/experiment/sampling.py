@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from diffusion_jax import config as config_lib, data
 from diffusion_jax.errors import InputError, RunError
@@ -30,6 +30,7 @@ from diffusion_jax.samplers import (
     sample_loop,
     shared_structure,
 )
+from diffusion_jax.samplers.batches import make_batch_sampler
 
 _DTYPES = {int: np.int32, bool: np.bool_}  # Of other kinds: float32.
 
@@ -204,6 +205,32 @@ def make_draw(
         return SampleResult(images, x_t, x0_hat, result.stats, all_finite(result.images))
 
     return draw
+
+
+def make_drawn(
+    experiment: Experiment, mesh: jax.sharding.Mesh, num_images: int
+) -> Callable[[Any], UInt8[np.ndarray, "n h w c"]]:
+    """Returns params -> the images of the job of so many that the config describes, in memory.
+
+    Raises (when called):
+      RunError: Not all images are finite.
+      InputError: An adaptive sampler has not finished all.
+    """
+    fields = experiment.config.sample
+    draw = make_batch_sampler(
+        make_draw(experiment),
+        mesh,
+        min(fields.batch_size, num_images),
+        num_classes=experiment.num_classes,
+    )
+    settings = traced_options(experiment)
+
+    def drawn(params: Any) -> UInt8[np.ndarray, "n h w c"]:
+        samples = draw(params, settings, np.arange(num_images), fields.labels)
+        check_finished(experiment, params, samples.finite, samples.stats)
+        return samples.images
+
+    return drawn
 
 
 def make_draw_shared(experiment: Experiment, num_samples: int) -> Callable[..., Shared]:

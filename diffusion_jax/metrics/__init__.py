@@ -50,6 +50,7 @@ __all__ = [
     "kernel_distance",
     "make_measure",
     "mean_stderr",
+    "more_is_better",
     "precision_recall",
     "statistics_of",
 ]
@@ -74,3 +75,9 @@ IMAGE_METRICS: Registry[Component[ImageMetric]] = Registry(
     },
     given=("seed",),
 )
+
+
+def more_is_better(name: str) -> bool:
+    """Whether larger values of a figure in results, such as precision_lite0, mean better images."""
+    better = (c.make for c in IMAGE_METRICS.values() if getattr(c.make, "higher_is_better", False))
+    return any(name.startswith(f"{figure}_") for make in better for figure in make.figures)  # pyright: ignore

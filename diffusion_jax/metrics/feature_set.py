@@ -13,13 +13,14 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 
 from diffusion_jax.data.split import Split, from_arrays
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.features import Extractor
 from diffusion_jax.lifecycle.ownership import owned_write
 from diffusion_jax.metrics.moments import Statistics, statistics_of
 from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.distributed import broadcast_from_first
 from diffusion_jax.parallel.map_batches import map_batches, padded_size
-from diffusion_jax.parallel.resumable import Arrays, Batches, explained, rows_of
+from diffusion_jax.parallel.resumable import Arrays, Batches, Compute, explained, rows_of
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import open_regular, read_regular
 
@@ -85,7 +86,7 @@ def extract(
       mesh: Devices; None: all of them.
       batch_size: Images per batch, rounded up to a multiple of the number of devices.
       folder: Where finished batches are kept, so that a killed command goes on, and at the end all features, in a file
-        that the array maps (in process 0; elsewhere it is in memory). None: memory.
+        that the array maps; other processes than the first get none, and measure nothing. None: memory.
       done: Called with the number of images of each batch.
 
     Raises:
@@ -95,31 +96,45 @@ def extract(
     """
     check_channels(images)
     mesh = sharding.make_mesh(-1, 1) if mesh is None else mesh
-    if (
-        folder is not None
-        and (kept := read_features(folder, images.num_images, extractor)) is not None
+    tell = done or (lambda count: None)
+    if folder is not None and broadcast_from_first(
+        "whether features are kept",
+        lambda: read_features(folder, images.num_images, extractor) is not None,
     ):
-        (done or (lambda _: None))(len(kept))
-        return kept
+        tell(images.num_images)
+        return _kept(folder, images.num_images, extractor)
     size = padded_size(min(batch_size, images.num_images), mesh)
-    # Each image is read by the process that computes its features.
+    of_batch = _make_of_batch(extractor, images, mesh, size)
+    sound = rows_of(features=(np.float32, (extractor.num_features,)))
+    batches = Batches(None if folder is None else folder / "parts", images.num_images, sound)
+    if folder is None:
+        read = batches.complete(of_batch, size, done)
+        return np.concatenate([batch["features"] for batch in read])
+    finished = batches.finished()
+    tell(len(finished))
+    for batch in batches.compute(of_batch, size, finished):
+        tell(len(batch["indices"]))
+    if jax.process_index() == 0:
+        _write(batches, folder, extractor)
+    return _kept(folder, images.num_images, extractor)
+
+
+def _make_of_batch(
+    extractor: Extractor, images: Split, mesh: jax.sharding.Mesh, size: int
+) -> Compute:
+    """Returns indices -> features; each image is read by the process that computes its features."""
     mapped = map_batches(
         lambda params, pixels: (extractor.apply(params, pixels),),
         mesh,
         size,
         load=lambda indices: (images.read(indices)["image"],),
     )
-    params = jax.device_put(extractor.params, sharding.replicated(mesh))
-    sound = rows_of(features=(np.float32, (extractor.num_features,)))
-    batches = Batches(None if folder is None else folder / "parts", images.num_images, sound)
+    params = sharding.put(sharding.replicated(mesh), extractor.params)
 
     def of_batch(indices: Int64[np.ndarray, " b"]) -> Arrays:
         return {"features": np.asarray(mapped((params,), (indices,))[0], np.float32)}
 
-    if folder is None or jax.process_index() != 0:
-        read = batches.complete(of_batch, size, done)
-        return np.concatenate([batch["features"] for batch in read])
-    return _on_disk(batches, of_batch, size, folder, extractor, done)
+    return of_batch
 
 
 def check_channels(images: Split) -> None:
@@ -132,19 +147,8 @@ def check_channels(images: Split) -> None:
         )
 
 
-def _on_disk(
-    batches: Batches,
-    of_batch: Callable[[Int64[np.ndarray, " b"]], Arrays],
-    size: int,
-    folder: Path,
-    extractor: Extractor,
-    done: Callable[[int], object] | None,
-) -> Float32[np.ndarray, "n d"]:
-    """Computes the batches that are missing, and writes all features to one file."""
-    tell, finished = done or (lambda _: None), batches.finished()
-    tell(len(finished))
-    for batch in batches.compute(of_batch, size, finished):
-        tell(len(batch["indices"]))
+def _write(batches: Batches, folder: Path, extractor: Extractor) -> None:
+    """Writes the features of all batches to one file, with its seal, and removes the batches."""
     total, digest = 0, hashlib.sha256()
     path = folder / FILE
     with explained(path), owned_write(path) as unfinished, unfinished.open("wb") as file:
@@ -153,18 +157,29 @@ def _on_disk(
             block = batch["features"].tobytes()
             digest.update(block)
             file.write(block)
-    seal = {
-        "shape": [total, extractor.num_features],
-        "sha256": digest.hexdigest(),
+    seal = _seal(total, digest.hexdigest(), extractor)
+    with explained(folder / SEAL), owned_write(folder / SEAL) as unfinished:
+        unfinished.write_text(json.dumps(seal, indent=2) + "\n")
+    batches.remove()
+
+
+def _seal(num_images: int, sha256: str, extractor: Extractor) -> dict[str, Any]:
+    return {
+        "shape": [num_images, extractor.num_features],
+        "sha256": sha256,
         "features": extractor.name,
         "weights_sha256": extractor.weights_sha256,
         "preprocessing": extractor.preprocessing,
     }
-    with explained(folder / SEAL), owned_write(folder / SEAL) as unfinished:
-        unfinished.write_text(json.dumps(seal, indent=2) + "\n")
-    batches.remove()
-    kept = read_features(folder, total, extractor)
-    assert kept is not None
+
+
+def _kept(folder: Path, num_images: int, extractor: Extractor) -> Float32[np.ndarray, "n d"]:
+    """Returns the features in a folder to process 0, which alone measures; to others none."""
+    if jax.process_index() != 0:
+        return np.zeros((0, extractor.num_features), np.float32)
+    kept = read_features(folder, num_images, extractor)
+    if kept is None:
+        raise RunError(f"the features in {folder} are damaged; run the same command again")
     return kept
 
 
@@ -178,16 +193,9 @@ def read_features(
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return None
-    shape = (num_images, extractor.num_features)
-    expected = {
-        "shape": list(shape),
-        "sha256": found,
-        "features": extractor.name,
-        "weights_sha256": extractor.weights_sha256,
-        "preprocessing": extractor.preprocessing,
-    }
-    if seal != expected:
+    if seal != _seal(num_images, found, extractor):
         return None
+    shape = num_images, extractor.num_features
     return np.memmap(folder / FILE, np.float32, "r", shape=shape)
 
 

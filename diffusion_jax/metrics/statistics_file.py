@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data.split import Split, from_arrays
+from diffusion_jax.data.image_source import ARRAYS, images_of
+from diffusion_jax.data.split import Split
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.features import Extractor
 from diffusion_jax.metrics.moments import Statistics
 from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.reporting import results
-
-IMAGES = ("images", "arr_0")  # Names of images in our files, and in ADM's.
 
 
 class NpzContents(NamedTuple):
@@ -47,16 +46,13 @@ def read_statistics_or_images(path: Path, field: str) -> NpzContents:
     except (OSError, ValueError) as error:
         raise InputError(f"{field}: cannot read {path}: {reason(error)}") from error
     statistics = _statistics(arrays, path, field) if {"mu", "sigma"} <= arrays.keys() else None
-    name = next((name for name in IMAGES if name in arrays), None)
-    try:
-        images = None if name is None else from_arrays(arrays[name])
-    except InputError as error:
-        raise InputError(f"{field}: {path}: {error}") from error
-    if statistics is None and images is None:
+    has_images = not arrays.keys().isdisjoint(ARRAYS)
+    if statistics is None and not has_images:
         raise InputError(
             f"{field}: {path} holds {', '.join(sorted(arrays)) or 'nothing'}; it must hold mu and sigma, or images "
-            f"as {' or '.join(IMAGES)}"
+            f"as {' or '.join(ARRAYS)}"
         )
+    images = images_of(arrays, path, field) if has_images else None
     made_by = (
         str(arrays.get(name, "")) for name in ("features", "weights_sha256", "preprocessing")
     )

@@ -199,7 +199,7 @@ def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
 def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Plots the loss, its quarters by noise level and held-out metrics from the rows of metrics.jsonl.
 
-    Bits per dimension, if any, have a separate panel.
+    Metrics other than the held-out loss, such as bits per dimension, have a panel each.
     """
     from matplotlib.figure import Figure
 
@@ -213,12 +213,13 @@ def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     }
     points = {
         name: [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        for name in (*curves, "eval_bpd")
+        for name in (*curves, *_measured(rows))
     }
-    panels = 2 if points["eval_bpd"] else 1
+    measured = [name for name in _measured(rows) if points[name]]
+    panels = 1 + len(measured)
     figure = Figure(figsize=(8, 4.5 + 2.2 * (panels - 1)), layout="constrained")
     axes, *more = figure.subplots(
-        panels, sharex=True, squeeze=False, height_ratios=[2, 1][:panels]
+        panels, sharex=True, squeeze=False, height_ratios=[2, *[1] * len(measured)]
     ).flat
     for name, style in curves.items():
         if points[name]:
@@ -226,11 +227,19 @@ def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     axes.set(ylabel="loss", yscale="log")
     if axes.lines:
         axes.legend(fontsize="small", loc="upper right")
-    for panel in more:
-        panel.plot(*zip(*points["eval_bpd"], strict=True), color="tab:red", marker=".")
-        panel.set(ylabel="test bits/dim (EMA)")
+    for name, panel in zip(measured, more, strict=True):
+        panel.plot(*zip(*points[name], strict=True), color="tab:red", marker=".")
+        label = "test bits/dim" if name == "eval_bpd" else name.removeprefix("eval_")
+        panel.set(ylabel=f"{label} (EMA)")
     for panel in (axes, *more):
         panel.grid(alpha=0.3)
     (axes, *more)[-1].set(xlabel="step")
     with owned_write(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
+
+
+def _measured(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the names of metrics in the rows, without parts of others and standard errors."""
+    parts = ("eval_loss", "eval_rate", "eval_distortion")
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval_"))
+    return [name for name in names if name not in parts and not name.endswith("_stderr")]

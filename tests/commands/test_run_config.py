@@ -96,7 +96,7 @@ def test_every_settable_field_is_for_some_mode_and_no_mode_names_another() -> No
         ("inpaint", "sample.progressive", "--mode=sample"),
         ("interpolate", "edit.mask", "--mode=inpaint"),
         ("interpolate", "sample.formats", "--mode=sample, --mode=inpaint"),
-        ("evaluate", "sampler.clip", "--mode=sample, --mode=inpaint, --mode=interpolate"),
+        ("evaluate", "edit.latents", "--mode=interpolate"),
     ],
 )
 def test_a_field_that_decides_nothing_in_a_mode_is_refused(

@@ -40,6 +40,8 @@ def edges(kind: Kind) -> tuple[list[Any], list[Any]]:
             return list(names), [f"{names[0]}x", ""]
         case Text():
             return ["x"], ["", 3]
+        case Bool():
+            return [True, False], [1, "true"]
     raise NotImplementedError(kind)
 
 

@@ -38,6 +38,7 @@ RESUMABLE = {
     "train.sample_every",
     "train.eval_every",
     "train.bpd_every",
+    "train.metrics_every",
     "train.checkpoint_dir",
     "train.keep_last",
     "train.keep_every",

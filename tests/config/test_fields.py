@@ -9,6 +9,7 @@ import pytest
 from diffusion_jax import data, losses
 from diffusion_jax.config import FIELDS, GROUPS, Field, default_config, fields, validate
 from diffusion_jax.config.table import group_of
+from diffusion_jax.features import FEATURES
 from diffusion_jax.likelihood.divergence import PROBES
 from diffusion_jax.models.guidance import RESCALED
 from diffusion_jax.models.networks import NETWORKS
@@ -45,6 +46,8 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "sampler.spacing": SPACINGS,
     "sampler.variance": VARIANCES,
     "edit.keep": CONSTRAINTS,
+    "eval.features": FEATURES,
+    "eval.resize": ("pytorch", "clean", "tensorflow"),
     "eval.probes": PROBES,
     "eval.split": ("test", "train"),
     "eval.spacing": SPACINGS,
@@ -96,6 +99,7 @@ def test_only_text_is_without_a_range_or_choices() -> None:
     assert not bare
     texts = {name for name, field in FIELDS.items() if isinstance(field.kind, Text)}
     paths = {"data.source_dir", "data.cache_dir", "train.checkpoint_dir", "edit.mask"}
+    paths |= {"eval.images", "eval.reference", "eval.weights"}
     assert texts == {*paths, "data.sha256"}
 
 

@@ -1,0 +1,245 @@
+"""`--mode=evaluate` of images: drawn or given, against data, folders or files; provenance, restarts and refusals."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import digits_in, results, run, write_config
+
+from diffusion_jax.data import load
+from diffusion_jax.features import FEATURES, Extractor
+from diffusion_jax.lifecycle import stopping
+from diffusion_jax.metrics import frechet_distance
+from diffusion_jax.options import Component
+from diffusion_jax.parallel.resumable import Batches
+
+MIX = np.random.default_rng(0).normal(size=(8, 8, 6)).astype(np.float32) / 255
+METRICS = "--config.eval.metrics=fd,kid,is,pr,fd_inf,nearest"
+FEATURES_FLAG = "--config.eval.features=mixed"
+DRAWN = (FEATURES_FLAG, "--config.eval.num_images=30", "--config.eval.batch_size=16")
+
+
+def mixed() -> Extractor:
+    """Six mixtures of an image's pixels, the first four of which are the logits of classes."""
+
+    def apply(params: Any, images: Any) -> Any:
+        return jnp.einsum("bhwc,hwd->bd", images.astype(jnp.float32), params)
+
+    return Extractor("mixed", MIX, apply, 6, "none", "f" * 64, lambda rows: rows[:, :4])
+
+
+def features_of(images: np.ndarray) -> np.ndarray:
+    return np.einsum("bhwc,hwd->bd", images.astype(np.float64), MIX.astype(np.float64))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    FEATURES["mixed"] = Component(mixed, "mixtures of pixels")
+    with digits_in(tmp_path_factory.mktemp("cache")) as folder:
+        yield folder
+    del FEATURES["mixed"]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, which measures images while it trains."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    tiny = write_config(tmp_path_factory.mktemp("config"))
+    flags = ("train.num_steps=2", "train.metrics_every=1", "sampler.num_steps=3")
+    flags = (*flags, "eval.metrics=fd,kid,bpd", "eval.num_terms=2")
+    outcome = run(
+        f"--config={tiny}", f"--workdir={folder}", *(f"--config.{flag}" for flag in flags), *DRAWN
+    )
+    assert outcome.status == 0, outcome.err
+    return folder
+
+
+def pixels(split: str) -> np.ndarray:
+    images = load("digits", split)
+    return images.read(np.arange(images.num_images))["image"]
+
+
+@pytest.fixture
+def two_folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Twenty pictures each of other digits."""
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder, first in zip(folders, (0, 100), strict=True):
+        folder.mkdir()
+        for i, image in enumerate(pixels("train")[first : first + 20]):
+            Image.fromarray(image[..., 0]).save(folder / f"{i:02}.png")
+    return folders
+
+
+def refused(*flags: str | Path) -> str:
+    """Returns the one line that a command with wrong input prints last."""
+    outcome = run("--mode=evaluate", *flags)
+    assert outcome.status == 2, outcome.err
+    return outcome.err.splitlines()[-1]
+
+
+def test_samples_are_measured_as_by_hand_with_all_that_they_depend_on(workdir: Path) -> None:
+    outcome = run("--mode=evaluate", f"--workdir={workdir}", METRICS, *DRAWN)
+    assert outcome.status == 0, outcome.err
+    filed = results(workdir, "evaluate")
+    names = ("fd", "kid", "is", "pr", "fd_inf", "nearest")
+    assert {f"{name}_mixed" for name in names} <= filed.keys()
+    found = filed["fd_mixed"]
+    with np.load(workdir / "samples" / found["images"]["job"] / "images.npz") as arrays:
+        drawn = arrays["images"]
+    assert len(drawn) == 30
+    expected = frechet_distance(features_of(drawn), features_of(pixels("train")))
+    assert found["value"] == pytest.approx(expected, rel=1e-4)  # Features are float32 there.
+    assert found["features"] == {
+        "name": "mixed",
+        "weights_sha256": "f" * 64,
+        "preprocessing": "none",
+    }
+    assert found["reference"]["name"] == "train" and found["reference"]["num_images"] == 1438
+    images = found["images"]
+    assert (images["num_images"], images["step"], images["ema"], images["seed"]) == (30, 2, True, 0)
+    assert images["nfe"] == 3 and images["sampler"]["guidance_scale"] is None
+    assert "reference" not in filed["is_mixed"], "the score has none"
+    assert set(filed["pr_mixed"]) >= {"precision", "recall", "density", "coverage"}
+    picture = next(name for name in filed["nearest_mixed"]["files"] if name.endswith(".png"))
+    assert (workdir / "results" / picture).exists()
+    assert f"fd_mixed {found['value']:.5g} ±" in outcome.err
+
+
+def test_training_logs_metrics_of_images_and_names_the_best_step(workdir: Path) -> None:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    measured = [row for row in rows if "eval_fd_mixed" in row]
+    assert [row["step"] for row in measured] == [1, 2]
+    assert all(row["eval_kid_mixed_stderr"] > 0 for row in measured)
+    assert [row["step"] for row in rows if "eval_bpd" in row] == [1, 2]
+    best = results(workdir, "train")["best"]
+    values = [row["eval_fd_mixed"] for row in measured]
+    assert best["eval_fd_mixed"] == {"step": 1 + int(np.argmin(values)), "value": min(values)}
+    # The last step's are those of the command, whose images are the same.
+    outcome = run("--mode=evaluate", f"--workdir={workdir}", "--config.eval.metrics=fd", *DRAWN)
+    assert outcome.status == 0, outcome.err
+    assert results(workdir, "evaluate")["fd_mixed"]["value"] == pytest.approx(values[-1], rel=1e-3)
+
+
+def test_two_folders_are_compared_without_any_run(
+    two_folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, reference = two_folders
+    flags = (f"--config.eval.images={images}", f"--config.eval.reference={reference}")
+    outcome = run("--mode=evaluate", *flags, FEATURES_FLAG)
+    assert outcome.status == 0, outcome.err
+    found = results(tmp_path / "runs" / "evaluate", "evaluate")["fd_mixed"]
+    train = features_of(pixels("train"))
+    expected = frechet_distance(train[:20], train[100:120])
+    assert found["value"] == pytest.approx(expected, rel=1e-4)
+    assert found["images"]["path"] == str(images) and found["images"]["num_images"] == 20
+
+
+def test_a_finished_job_a_file_and_given_statistics_are_measured_alike(
+    workdir: Path, tmp_path: Path
+) -> None:
+    outcome = run("--mode=evaluate", f"--workdir={workdir}", "--config.eval.metrics=fd", *DRAWN)
+    assert outcome.status == 0, outcome.err
+    drawn = results(workdir, "evaluate")["fd_mixed"]
+    job = workdir / "samples" / drawn["images"]["job"]
+    rows = features_of(pixels("train"))
+    np.savez(tmp_path / "ref.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    for images in (job, job / "images.npz"):
+        flags = (f"--config.eval.images={images}", "--config.eval.metrics=fd")
+        flags = (*flags, f"--config.eval.reference={tmp_path / 'ref.npz'}", FEATURES_FLAG)
+        outcome = run("--mode=evaluate", f"--workdir={tmp_path / 'none'}", *flags)
+        assert outcome.status == 0, outcome.err
+        found = results(tmp_path / "none", "evaluate")["fd_mixed"]
+        assert found["value"] == pytest.approx(drawn["value"], rel=1e-5)
+        assert "does not say which features" in outcome.err
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the features of the samples, whose images are then not drawn again."""
+    write = Batches.write
+
+    def stopping_write(self: Batches, arrays: dict[str, np.ndarray]) -> None:
+        write(self, arrays)
+        if "features" in arrays:
+            raise stopping.Stopped(15)
+
+    flags = (f"--workdir={workdir}", "--config.eval.metrics=fd", "--config.sample.seed=5", *DRAWN)
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "write", stopping_write)
+        assert run("--mode=evaluate", *flags).status == 75
+    computed: list[int] = []
+
+    def counting_write(self: Batches, arrays: dict[str, np.ndarray]) -> None:
+        assert "images" not in arrays, "images are not drawn again"
+        computed.extend(arrays["indices"])
+        write(self, arrays)
+
+    monkeypatch.setattr(Batches, "write", counting_write)
+    outcome = run("--mode=evaluate", *flags)
+    assert outcome.status == 0, outcome.err
+    assert computed == list(range(16, 30))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("eval.metrics=bpd,fd",), "bpd is measured of a trained run, and there is none"),
+        (("eval.reference=train",), "need the train images of a run, but there is none"),
+        (("eval.features=classifier",), "need the train images of a run, but there is none"),
+        (("eval.features=inceptoin",), "Did you mean 'inception'?"),
+        (("eval.num_images=5",), "5 images are fewer than the 6 features"),
+        (("eval.kid_subsets=3",), "eval.kid_subsets decides nothing of eval.metrics=('fd',)"),
+        (("sampler.num_steps=3",), "decides nothing while eval.images is"),
+        (("eval.resize=clean",), "the features 'mixed' has none"),
+        (("eval.reference=nowhere",), "eval.reference: there is no nowhere"),
+    ],
+)
+def test_wrong_fields_for_given_images_get_one_line(
+    two_folders: tuple[Path, Path], tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    images, reference = two_folders
+    given = ("eval.features=mixed", f"eval.images={images}", f"eval.reference={reference}")
+    flags = (*given, *flags)
+    workdir = f"--workdir={tmp_path / 'none'}"
+    assert message in refused(workdir, *(f"--config.{flag}" for flag in flags))
+
+
+def test_images_of_several_sizes_and_floats_are_refused(
+    two_folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    images, reference = two_folders
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(images / "odd.png")
+    flags = (
+        f"--config.eval.reference={reference}",
+        FEATURES_FLAG,
+        f"--workdir={tmp_path / 'none'}",
+    )
+    said = refused(f"--config.eval.images={images}", *flags)
+    assert "have several sizes (height x width: 20 of 8x8, 1 of 8x9" in said
+    np.savez(tmp_path / "floats.npz", images=np.zeros((9, 8, 8, 1), np.float32))
+    said = refused(f"--config.eval.images={tmp_path / 'floats.npz'}", *flags)
+    assert "images have dtype float32; they must be integers" in said
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"features": "inception"}, "have the features 'inception', not 'mixed'"),
+        ({"features": "mixed", "preprocessing": "clean"}, "have the preprocessing 'clean'"),
+        ({"mu": np.zeros(5), "sigma": np.eye(5)}, "of 5 features, but mixed has 6"),
+    ],
+)
+def test_statistics_of_other_features_or_another_resize_are_refused(
+    two_folders: tuple[Path, Path], tmp_path: Path, arrays: dict[str, Any], message: str
+) -> None:
+    np.savez(tmp_path / "ref.npz", **{"mu": np.zeros(6), "sigma": np.eye(6), **arrays})
+    flags = (f"--config.eval.images={two_folders[0]}", FEATURES_FLAG)
+    flags = (*flags, f"--config.eval.reference={tmp_path / 'ref.npz'}")
+    assert message in refused(*flags, f"--workdir={tmp_path / 'none'}")
