@@ -90,7 +90,7 @@ def main() -> None:
     for name, value in rows.items():
         print(f"{name:44} {value:.3g}")
     report.write(args.out, rows)
-    sys.exit(failed)
+    sys.exit(int(failed))
 
 
 if __name__ == "__main__":
