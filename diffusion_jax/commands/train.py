@@ -170,6 +170,12 @@ def _say_beginning(work: _Work, log: RunLog, workdir: Path) -> None:
             f"{config.optimizer.warmup_steps}; set --config.optimizer.warmup_steps",
             stacklevel=1,
         )
+    if config.optimizer.ema_snapshot_every and len(set(config.optimizer.ema_lengths)) < 2:
+        warnings.warn(
+            f"optimizer.ema_lengths is {config.optimizer.ema_lengths}: from snapshots of one length no other average "
+            "is reconstructed well; name two, such as 0.05,0.1",
+            stacklevel=1,
+        )
 
 
 def _hooks(

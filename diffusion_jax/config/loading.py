@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -200,11 +201,21 @@ _FORMERLY: dict[tuple[str, bool], str] = {
 }
 
 
+_LOCKED = re.compile("""'?Key "(.+?)" does not exist and cannot be added""")
+
+
 def _one_line(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return "it calls sys.exit; get_config() must return a ConfigDict"
     try:
-        return " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(error).split())
+        if unknown := _LOCKED.match(text):  # It goes on with the values of all other fields.
+            name = unknown[1]
+            leaves = [field.rpartition(".")[2] for field in FIELDS]
+            return (
+                f"unknown field {name!r}.{_hint(name) if name in leaves else nearest(name, leaves)}"
+            )
+        return text or type(error).__name__
     except Exception:  # A user's class.
         return type(error).__name__
 

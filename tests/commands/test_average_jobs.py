@@ -1,5 +1,6 @@
 """Averages of the parameters: tracked beside the main one, saved, and kept as snapshots."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from diffusion_jax import load_run
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands.modes import MODES
 from diffusion_jax.errors import InputError, RunError
-from diffusion_jax.runs.parameters import snapshot_store
+from diffusion_jax.runs.parameters import Reconstruction, snapshot_store
 from diffusion_jax.training.averages import PowerFunction, fit, weighted_sum
 
 AVERAGES = (
@@ -149,6 +150,23 @@ def test_an_inexact_reconstruction_is_warned_of(trained: Path) -> None:
         match=r"sample.ema=0.01 of step 12 is inexact: the error of its weights is .*%, above 5%: more",
     ):
         load_run(trained, ema=0.01)
+
+
+def test_a_reconstruction_that_multiplies_rounding_is_inexact_too() -> None:
+    good = Reconstruction((0.05, 0.1), (10, 20), error=0.01, amplification=2.0)
+    assert good.problem() is None
+    problem = dataclasses.replace(good, amplification=300.0).problem()
+    assert problem is not None and problem.startswith("it multiplies rounding by 300: more snap")
+    problem = dataclasses.replace(good, lengths=(0.1,), error=0.2).problem()
+    assert problem is not None and "two or more lengths (optimizer.ema_lengths)" in problem
+
+
+def test_snapshots_of_one_length_are_warned_of(config: Path, tmp_path: Path) -> None:
+    fields = ("optimizer.ema_lengths=0.1", "train.num_steps=3", "optimizer.warmup_steps=0")
+    flags = (f"--config.{field}" for field in fields)
+    outcome = run(f"--config={config}", f"--workdir={tmp_path / 'run'}", *flags)
+    assert outcome.status == 0
+    assert "optimizer.ema_lengths is (0.1,): from snapshots of one length no other" in outcome.err
 
 
 def test_a_reconstruction_depends_on_the_snapshots_and_its_digest_says_so(

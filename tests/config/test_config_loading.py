@@ -174,7 +174,14 @@ def test_a_list_in_a_config_file_becomes_a_tuple(tmp_path):
         ("", "has no attribute 'get_config'"),
         ("import no_such_module", "No module named 'no_such_module'"),
         ("def get_config():\n  return {}", r"must return a ConfigDict"),
-        ("def get_config():\n  c = default_config()\n  c.train.num_stepps = 1", "num_stepps"),
+        (
+            "def get_config():\n  c = default_config()\n  c.train.num_stepps = 1",
+            "unknown field 'num_stepps'. Did you mean 'num_steps'.$",
+        ),
+        (
+            "def get_config():\n  c = default_config()\n  c.eval.ema = False",
+            "unknown field 'ema'. Did you mean 'sample.ema'.$",
+        ),
         ("def get_config():\n  c = default_config()\n  c.train.num_steps = 'x'", "num_steps"),
         (
             "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({'seed': 1})",
