@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.commands import job, measured_images, run_config
+from diffusion_jax.commands import job, measured_images, run_config, sweep
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.errors import InputError, RunError
@@ -39,6 +39,10 @@ def evaluate(config: ConfigDict, workdir: Path) -> int:
     """
     of_model = [name for name in dict.fromkeys(config.eval.metrics) if name in METRICS]
     of_images = image_metrics(config)
+    # What is drawn is the job of so many images.
+    config.sample.num_images = config.eval.num_images or NUM_IMAGES
+    if config.eval.sweep is not None:
+        return sweep.sweep(config, workdir)
     if of_model and not run_config.has_run(workdir):
         raise InputError(
             f"eval.metrics is {tuple(config.eval.metrics)}, but {', '.join(of_model)} is measured of a trained run, "
@@ -46,9 +50,6 @@ def evaluate(config: ConfigDict, workdir: Path) -> int:
         )
     if not of_model and config.eval.images is not None:
         return measured_images.measure_given(config, workdir)
-    if of_images:
-        # What is drawn is the job of so many images.
-        config.sample.num_images = config.eval.num_images or NUM_IMAGES
     run, mesh = job.open_run(config, workdir)
     run_config.check_trained(config, run.training_config, f"checkpoint {run.step}")
     if of_model:

@@ -132,32 +132,31 @@ def draw(
     return Measurable(open_images(drawn.folder, "the job"), drawn.folder.name, record)
 
 
-def measure(
-    judge: Judge, images: Measurable, config: ConfigDict, workdir: Path
-) -> dict[str, float]:
-    """Measures images, and writes and says the results; returns all figures by name (process 0).
+def measure(judge: Judge, images: Measurable, config: ConfigDict, workdir: Path) -> None:
+    """Measures images, and writes and says the results.
 
     Raises:
-      InputError: Too few images.
+      InputError: Too few images, or another command owns the folder of their features.
       RunError: Disk full.
     """
     started = time.monotonic()
-    folder = workdir / "results" / "features" / _folder_name(judge, images.name)
+    extractor = judge.extractor
+    decided = (images.name, extractor.weights_sha256, extractor.preprocessing)
+    digest = hashlib.sha256(repr(decided).encode()).hexdigest()[:10]
+    folder = workdir / "results" / "features" / f"{extractor.name}-{digest}"
     own(folder, "evaluate")
     features = judge.features_of(images.images, "eval.images", folder, watch(config))
-    if jax.process_index() != 0:
-        return {}
-    measured = judge.measure(features)
-    for name, result in measured.items():
-        _write(name, result, judge, features, images.record, config, workdir, started)
-    return judge.figures(measured)
+    if jax.process_index() == 0:
+        for name, result in judge.measure(features).items():
+            _write(name, result, judge, features, images.record, config, workdir, started)
 
 
-def _folder_name(judge: Judge, name: str) -> str:
-    extractor = judge.extractor
-    decided = (name, extractor.weights_sha256, extractor.preprocessing)
-    digest = hashlib.sha256(repr(decided).encode()).hexdigest()[:10]
-    return f"{extractor.name}-{digest}"
+def figures_of(
+    judge: Judge, images: Measurable, config: ConfigDict, folder: Path
+) -> dict[str, float]:
+    """Returns all figures of images by name, on every process; see `Judge.figures`."""
+    features = judge.features_of(images.images, "eval.images", folder, watch(config))
+    return broadcast_from_first("metrics of images", lambda: judge.figures(judge.measure(features)))
 
 
 def _write(

@@ -153,6 +153,12 @@ _FIELDS = {
         "images that fd, kid, ... measure: a folder of pictures, an .npz, or the folder of a sampling job; unset: "
         "drawn from the checkpoint, as by --mode=sample",
     ),
+    "eval.sweep": Field(
+        None,
+        Text("FIELD=VALUE,VALUE,...; ..."),
+        "fields of sampler and sample with several values, such as sampler.num_steps=10,20; "
+        "sampler.guidance_scale=1,2: metrics of images at all combinations; unset: none",
+    ),
     "eval.reference": Field(
         "train",
         Text("train, test, or a path"),

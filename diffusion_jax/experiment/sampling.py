@@ -67,6 +67,13 @@ def sampler_options(experiment: Experiment) -> dict[str, Any]:
     return config_lib.options_of(experiment.config, "sampler")
 
 
+def program_key(experiment: Experiment) -> str:
+    """Returns what the compiled program of a sampling job depends on, besides the network and the batch."""
+    traced = traced_options(experiment).sampler
+    options = sampler_options(experiment).items()
+    return repr([(name, "traced" if name in traced else value) for name, value in options])
+
+
 def make_sampler(experiment: Experiment) -> Sampler:
     """Returns the sampler on its grid; warns of a start or of a variance that does not suit it."""
     sampler = sampler_of(experiment)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from tiny_run import digits_in, results, run, write_config
 
 from diffusion_jax.data import load
+from diffusion_jax.experiment import sampling
 from diffusion_jax.features import FEATURES, Extractor
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.metrics import frechet_distance
@@ -243,3 +245,62 @@ def test_statistics_of_other_features_or_another_resize_are_refused(
     flags = (f"--config.eval.images={two_folders[0]}", FEATURES_FLAG)
     flags = (*flags, f"--config.eval.reference={tmp_path / 'ref.npz'}")
     assert message in refused(*flags, f"--workdir={tmp_path / 'none'}")
+
+
+SWEEP = "sampler.name=ddim,ancestral; sampler.num_steps=2,3; sample.seed=0,1"
+
+
+def test_a_sweep_measures_every_combination_and_compiles_once_a_solver(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two solvers of two grids: four programs for eight points, since the seed is an argument."""
+    traced = chex.assert_max_traces(sampling.sample_loop, n=4)
+    monkeypatch.setattr(sampling, "sample_loop", traced)
+    flags = ("--config.eval.metrics=fd,pr", f"--config.eval.sweep={SWEEP}", *DRAWN)
+    outcome = run("--mode=evaluate", f"--workdir={workdir}", *flags)
+    assert outcome.status == 0, outcome.err
+    found = results(workdir, "sweep")
+    table = found["table"]
+    assert [(row["sampler.name"], row["nfe"], row["sample.seed"]) for row in table] == [
+        (name, steps, seed) for name in ("ddim", "ancestral") for steps in (2, 3) for seed in "01"
+    ]
+    assert len({(row["sampler.name"], row["fd_mixed"]) for row in table}) >= 6
+    assert all(a["fd_mixed"] != b["fd_mixed"] for a, b in zip(table[::2], table[1::2], strict=True))
+    assert all(row["precision_mixed_stderr"] is not None for row in table)
+    least = min(table, key=lambda row: row["fd_mixed"])
+    assert found["best"]["fd_mixed"].items() <= least.items()
+    assert "| name | num_steps | seed | nfe | fd_mixed |" in outcome.err
+    assert all((workdir / "results" / name).exists() for name in found["files"])
+    # A point of the sweep is what the command measures with its fields.
+    flags = ("--config.sampler.name=ddim", "--config.sampler.num_steps=2", *DRAWN)
+    alone = run("--mode=evaluate", f"--workdir={workdir}", "--config.eval.metrics=fd", *flags)
+    assert alone.status == 0, alone.err
+    measured = results(workdir, "evaluate")["fd_mixed"]["value"]
+    assert table[0]["fd_mixed"] == pytest.approx(measured, rel=1e-9)
+    # A second start measures nothing.
+    monkeypatch.setattr(Batches, "write", None)
+    again = run(
+        "--mode=evaluate", f"--workdir={workdir}", f"--config.eval.sweep={SWEEP}", *flags_of_sweep()
+    )
+    assert again.status == 0, again.err
+    assert results(workdir, "sweep")["table"] == table
+
+
+def flags_of_sweep() -> tuple[str, ...]:
+    return ("--config.eval.metrics=fd,pr", *DRAWN)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("eval.sweep=sampler.eta=0,1",), "eval.sweep: at eta=1: sampler.eta is 1.0, but"),
+        (("eval.sweep=sampler.num_steps=2", "eval.metrics=bpd,fd"), "bpd depends on none of its"),
+        (("eval.sweep=sampler.num_steps=2", "eval.images=x"), "leave eval.images unset"),
+        (("eval.sweep=sample.ema=0.5",), "0.5"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_it_draws(
+    workdir: Path, flags: tuple[str, ...], message: str
+) -> None:
+    given = ("--config.eval.metrics=fd", *(f"--config.{flag}" for flag in flags))
+    assert message in refused(f"--workdir={workdir}", *DRAWN, *given)

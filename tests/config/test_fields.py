@@ -99,7 +99,7 @@ def test_only_text_is_without_a_range_or_choices() -> None:
     assert not bare
     texts = {name for name, field in FIELDS.items() if isinstance(field.kind, Text)}
     paths = {"data.source_dir", "data.cache_dir", "train.checkpoint_dir", "edit.mask"}
-    paths |= {"eval.images", "eval.reference", "eval.weights"}
+    paths |= {"eval.images", "eval.reference", "eval.sweep", "eval.weights"}
     assert texts == {*paths, "data.sha256"}
 
 
