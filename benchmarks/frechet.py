@@ -6,25 +6,19 @@ samples looks more like the real digits to a network that tells digits apart.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from digits_quality import Images, pixels, real_digits
 from jaxtyping import Float, Int
 from sklearn.neural_network import MLPClassifier
 
+from diffusion_jax.metrics import Statistics, frechet_distance, statistics_of
+
 NAME = "classifier-feature Fréchet distance on 8x8 digits, not FID, comparable with nothing else"
 HIDDEN = (64, 32)  # Widths of the layers; the features are the last one's.
 HALVINGS = 20
 
 Features = Float[np.ndarray, "n d"]
-
-
-class Moments(NamedTuple):
-    """Mean and covariance of features, in float64."""
-
-    mean: Float[np.ndarray, " d"]
-    covariance: Float[np.ndarray, "d d"]
 
 
 def train_classifier(images: Images, labels: Int[np.ndarray, " n"]) -> MLPClassifier:
@@ -41,25 +35,6 @@ def features(classifier: MLPClassifier, images: Images) -> Features:
     return x
 
 
-def moments(of: Features) -> Moments:
-    """Returns the features' mean and covariance."""
-    return Moments(of.mean(0), np.cov(of, rowvar=False))
-
-
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """Returns |mean_a - mean_b|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2)), Heusel et al. (2017), Eq. 6.
-
-    That is the squared 2-Wasserstein distance between normal distributions. The product is taken in its symmetric form,
-    whose eigenvalues are real: they are those of A B.
-    """
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    product = np.linalg.eigvalsh(root @ b.covariance @ root)
-    shared = np.sqrt(np.maximum(product, 0)).sum()
-    squared = np.square(a.mean - b.mean).sum()
-    return float(squared + np.trace(a.covariance) + np.trace(b.covariance) - 2 * shared)
-
-
 def make_judge() -> tuple[Callable[[Images], float], dict[str, float]]:
     """Returns images -> their distance to all real digits, and figures of the real digits alone.
 
@@ -71,8 +46,8 @@ def make_judge() -> tuple[Callable[[Images], float], dict[str, float]]:
     classifier = train_classifier(train, labels)
     real = np.concatenate([train, test])
 
-    def of(images: Images) -> Moments:
-        return moments(features(classifier, images))
+    def of(images: Images) -> Statistics:
+        return statistics_of(features(classifier, images))
 
     halves = halvings(np.concatenate([labels, test_labels]))
     distances = [frechet_distance(of(real[a]), of(real[b])) for a, b in halves]

@@ -16,9 +16,10 @@ from slow import slow
 import diffusion_jax as dj
 from diffusion_jax import data
 from diffusion_jax.config import validate
+from diffusion_jax.features import FEATURES
 from diffusion_jax.losses import LOSSES, TIME_SAMPLERS, WEIGHTINGS
 from diffusion_jax.main import main
-from diffusion_jax.metrics import METRICS, make_measure
+from diffusion_jax.metrics import IMAGE_METRICS, METRICS, FeatureSet, make_measure
 from diffusion_jax.models.networks import NETWORKS
 from diffusion_jax.parallel.sharding import make_mesh
 from diffusion_jax.processes import PROCESSES
@@ -28,6 +29,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 MOST_LINES = 14
 REGISTRIES = (
     *(LOSSES, TIME_SAMPLERS, WEIGHTINGS, METRICS, NETWORKS, PROCESSES, SAMPLERS),
+    *(FEATURES, IMAGE_METRICS),
     data.SOURCES,
 )
 SHAPE = (8, 8, 1)
@@ -239,6 +241,7 @@ CHOICES = {
     "sampler.name": "scaled",
 }
 OTHERS = ("Data", "Processes", "Losses", "Time samplers", "Samplers", "Metrics")
+OTHERS = (*OTHERS, "Metrics of images", "Features")
 
 
 @pytest.mark.parametrize(
@@ -263,6 +266,23 @@ def test_all_of_them_together_are_choices_of_the_command(
     assert command("sample", "sample.num_images=2")["sampler"]["name"] == "scaled"
     evaluated = command("evaluate", "eval.metrics=denoising")["denoising"]
     assert evaluated["num_images"] == 16 and evaluated["value"] > 0
+    fields = ("eval.metrics=shift", "eval.features=thumbnail", "eval.num_images=4")
+    assert command("evaluate", *fields)["shift_thumbnail"]["value"] > 0
+
+
+def check_image_metric(namespace: Namespace) -> None:
+    del namespace
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    metric = IMAGE_METRICS["shift"].from_fields({}, seed=0)
+    found = metric.measure(FeatureSet("x", rows + 3), FeatureSet("y", rows)).record()
+    assert found == {"value": pytest.approx(np.sqrt(18)), "stderr": None}
+
+
+def check_features(namespace: Namespace) -> None:
+    del namespace
+    images = np.full((3, 8, 8, 3), 51, np.uint8)
+    found = dj.metrics.extract(FEATURES["thumbnail"](), data.from_arrays(images))
+    np.testing.assert_allclose(found, np.full((3, 16), 0.2), rtol=1e-6)
 
 
 CHECKS: dict[str, Callable[[Namespace], None]] = {
@@ -279,6 +299,8 @@ CHECKS: dict[str, Callable[[Namespace], None]] = {
     "Time samplers": check_times,
     "Samplers": check_sampler,
     "Metrics": check_metric,
+    "Metrics of images": check_image_metric,
+    "Features": check_features,
 }
 
 
