@@ -10,7 +10,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.metrics.base import MeanStdErr
 from diffusion_jax.metrics.feature_set import FeatureSet, to_statistics
 from diffusion_jax.metrics.image_metric import ImageMetric, Measured
-from diffusion_jax.metrics.moments import Statistics, chunks, statistics_of
+from diffusion_jax.metrics.moments import Statistics, chunks, eigh, statistics_of
 from diffusion_jax.options import Option, kinds
 
 
@@ -53,9 +53,11 @@ def frechet_stderr(
       reference: Statistics of the reference.
     """
     apart, factor = images.mean - reference.mean, images.factor
-    left, singular, _ = np.linalg.svd(factor.T @ reference.factor, full_matrices=False)
-    # T = G diag(singular) Gᵀ, with G = F₁ (F₁ᵀ F₁)⁻¹ left.
-    whitened = (factor / (factor**2).sum(0)) @ (left * np.sqrt(singular))
+    shared = factor.T @ reference.factor
+    squares, left = eigh(shared @ shared.T)
+    # T = G diag(squares)^½ Gᵀ, with G = F₁ (F₁ᵀ F₁)⁻¹ left.
+    left *= np.maximum(squares, 0) ** 0.25
+    whitened = (factor / (factor**2).sum(0)) @ left
     influences = []
     for rows in chunks(features):
         y = rows - images.mean

@@ -2,55 +2,58 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from diffusion_jax.errors import InputError
 
-CHUNK = 2048  # Rows of features converted to float64 at once.
+CHUNK = 1024  # Rows of features converted to float64 at once.
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and scatter of any number of vectors; sums of these are exact but for rounding (Chan et al., 1983).
+    """Sums over vectors, from which mean and covariance follow (Chan et al., 1983); memory for two d × d matrices.
+
+    Args:
+      num_features: d.
 
     Attributes:
-      num: Number of vectors.
-      mean: Their mean.
-      scatter: Sum of the outer products of their deviations from the mean.
+      num: Number of vectors so far.
     """
 
-    num: int
-    mean: Float[np.ndarray, " d"]
-    scatter: Float[np.ndarray, "d d"]
+    def __init__(self, num_features: int) -> None:
+        self.num = 0
+        self._mean = np.zeros(num_features)
+        # Of deviations from the mean, so that a mean that is large beside them costs no digits.
+        self._scatter, self._product = np.zeros((2, num_features, num_features))
 
-    @classmethod
-    def of(cls, features: Float[np.ndarray, "n d"]) -> "Moments":
-        """Returns the moments of some vectors, at least one."""
+    def update(self, features: Float[np.ndarray, "n d"]) -> None:
+        """Adds some vectors."""
         rows = np.asarray(features, np.float64)
-        mean = rows.mean(0)
-        rows = rows - mean
-        return cls(len(rows), mean, rows.T @ rows)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """Returns the moments of both sets of vectors together."""
-        num, apart = self.num + other.num, other.mean - self.mean
-        between = np.outer(apart, apart) * (self.num * other.num / num)
-        return Moments(
-            num, self.mean + apart * (other.num / num), self.scatter + other.scatter + between
-        )
+        if not len(rows):
+            return
+        count, mean = len(rows), rows.mean(0)
+        total, apart = self.num + count, mean - self._mean
+        # The difference of the means counts like one more deviation.
+        between = np.sqrt(self.num * count / total) * apart
+        deviations = np.concatenate([rows - mean, between[None]])
+        self._scatter += np.matmul(deviations.T, deviations, out=self._product)
+        self._mean += apart * count / total
+        self.num = total
 
     def statistics(self) -> "Statistics":
         """Returns mean and unbiased covariance.
 
         Raises:
-          InputError: There is only one vector.
+          InputError: There are fewer than two vectors, or not all are finite.
         """
         if self.num < 2:
             raise InputError(f"a covariance needs two images or more, not {self.num}")
-        return Statistics(self.mean, self.scatter / (self.num - 1), self.num)
+        if not np.isfinite(self._scatter).all():
+            raise InputError("the features of some images are not finite")
+        return Statistics(self._mean.copy(), self._scatter / (self.num - 1), self.num)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,10 +78,22 @@ class Statistics:
     @functools.cached_property
     def factor(self) -> Float[np.ndarray, "d r"]:
         """F with F Fᵀ = cov: an orthogonal column for each eigenvalue that is not zero within rounding."""
-        values, vectors = np.linalg.eigh(self.cov)
+        values, vectors = eigh(self.cov)
         smallest = max(float(values[-1]), 0.0) * len(values) * np.finfo(np.float64).eps
         kept = values > smallest
-        return vectors[:, kept] * np.sqrt(values[kept])
+        factor = vectors[:, kept]
+        factor *= np.sqrt(values[kept])
+        return factor
+
+
+def eigh(matrix: Float[np.ndarray, "d d"]) -> tuple[Any, Any]:
+    """Returns eigenvalues, ascending, and eigenvectors of a symmetric matrix.
+
+    LAPACK's default takes two more matrices of memory.
+    """
+    import scipy.linalg  # Not needed to show the fields.
+
+    return scipy.linalg.eigh(matrix, driver="evr", check_finite=False)
 
 
 def chunks(
@@ -95,21 +110,7 @@ def statistics_of(features: Float[np.ndarray, "n d"]) -> Statistics:
     Raises:
       InputError: There are fewer than two, or not all are finite.
     """
-    return sum_moments(map(Moments.of, chunks(features))).statistics()
-
-
-def sum_moments(parts: Iterable[Moments]) -> Moments:
-    """Returns the moments of all vectors of some sets of them.
-
-    Raises:
-      InputError: There are none, or not all are finite.
-    """
-    parts = iter(parts)
-    total = next(parts, None)
-    if total is None:
-        raise InputError("there are no images to measure")
-    for part in parts:
-        total = total + part
-    if not np.isfinite(total.scatter).all():
-        raise InputError("the features of some images are not finite")
-    return total
+    moments = Moments(features.shape[1])
+    for rows in chunks(features):
+        moments.update(rows)
+    return moments.statistics()
