@@ -156,7 +156,8 @@ def _complete(flags: argparse.Namespace, assigned: set[str]) -> None:
         if value and (owner := mode_of_flag(name)) not in (None, flags.mode):
             raise InputError(f"--{name} is for --mode={owner}, not --mode={flags.mode}")
     mode = MODES[flags.mode]
-    if flags.workdir is None and flags.config is None and mode.instead_of_run in assigned:
+    given = flags.workdir is not None or flags.config is not None
+    if not given and not assigned.isdisjoint(mode.instead_of_run):
         flags.workdir = f"runs/{mode.name}"
     if flags.workdir is None:
         if flags.config is None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,29 @@ def evaluate(config: ConfigDict, workdir: Path) -> int:
             f"eval.metrics is {tuple(config.eval.metrics)}, but {', '.join(of_model)} is measured of a trained run, "
             f"and there is none in {workdir}"
         )
-    if not of_model and config.eval.images is not None:
-        return measured_images.measure_given(config, workdir)
+    of_others = _of_others(config)
+    if not of_model and of_others is not None:
+        return of_others(config, workdir)
     run, mesh = job.open_run(config, workdir)
     run_config.check_trained(config, run.training_config, f"checkpoint {run.step}")
     if of_model:
         split = run.load_split(config.eval.split, labeled=run.conditional)
         for name in of_model:
             _measure(name, run, split, mesh, workdir)
-    if of_images and config.eval.images is not None:
-        return measured_images.measure_given(config, workdir)
+    if of_images and of_others is not None:
+        return of_others(config, workdir)
     if of_images:
         measured_images.measure_drawn(run, mesh, workdir)
     return 0
+
+
+def _of_others(config: ConfigDict) -> Callable[[ConfigDict, Path], int] | None:
+    """Returns what measures other images than those that the run draws, if the config says so."""
+    if config.eval.selfcheck:
+        from diffusion_jax.commands import self_check  # Few need it.
+
+        return self_check.check
+    return None if config.eval.images is None else measured_images.measure_given
 
 
 def _measure(

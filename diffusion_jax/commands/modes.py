@@ -41,7 +41,7 @@ class Mode:
       options: () -> fields of components' options that do so too.
       takes: What else its function takes of the command: flags that are for this mode alone, and `started`.
       same_process: Whether a config file beside the run must have the process that the run was trained with.
-      instead_of_run: Field that, if it is set, makes a trained run unnecessary; "" if there is none.
+      instead_of_run: Fields each of which, if it is set, makes a trained run unnecessary.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Mode:
     options: Callable[[], Iterable[str]] = tuple
     takes: tuple[str, ...] = ()
     same_process: bool = False
-    instead_of_run: str = ""
+    instead_of_run: tuple[str, ...] = ()
 
     @property
     def works_on_run(self) -> bool:
@@ -120,7 +120,7 @@ MODES = {
                 *("sample.batch_size", "sample.seed", "sample.labels"),
             ),
             same_process=True,
-            instead_of_run="eval.images",
+            instead_of_run=("eval.images", "eval.selfcheck"),
         ),
         Mode(
             "plan",

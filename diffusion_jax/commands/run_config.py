@@ -50,11 +50,11 @@ def _saved_config(workdir: Path, assigned: set[str], mode: Mode) -> ConfigDict:
     """Returns the config of the run, or the default one if the command line makes a run unnecessary."""
     path = workdir / "config.json"
     if not has_run(workdir):
-        if mode.instead_of_run in assigned:
+        if not assigned.isdisjoint(mode.instead_of_run):
             config = config_lib.default_config()
             config.eval.metrics = ("fd",)  # The default is one of models.
             return config
-        either = f", nor is {mode.instead_of_run} set" if mode.instead_of_run else ""
+        either = "".join(f", nor is {name} set" for name in mode.instead_of_run)
         raise InputError(
             f"--workdir: no trained run in {workdir} (there is no config.json){either}"
         )
@@ -80,11 +80,17 @@ def _check_metrics(config: ConfigDict, assigned: set[str]) -> None:
                 f"config field {name} decides nothing of eval.metrics={tuple(config.eval.metrics)}; "
                 f"it is for {', '.join(sorted(owners))}"
             )
-    if config.eval.images is not None and chosen <= set(IMAGE_METRICS):
+    others = [f"eval.{name}" for name in ("images", "sweep") if config.eval[name] is not None]
+    if config.eval.selfcheck and others:
+        raise InputError(
+            f"eval.selfcheck measures images of eval.reference alone; leave out {others[0]}, or the check"
+        )
+    given = [f"eval.{name}" for name in ("images", "selfcheck") if config.eval[name]]
+    if given and chosen <= set(IMAGE_METRICS):
         for name in sorted(assigned):
             if config_lib.group_of(name) in ("sampler", "sample"):
                 raise InputError(
-                    f"config field {name} decides nothing while eval.images is {config.eval.images!r}: nothing is drawn"
+                    f"config field {name} decides nothing while {given[0]} is set: nothing is drawn"
                 )
 
 

@@ -165,6 +165,11 @@ _FIELDS = {
         "what these images are compared with: train or test images of the data, a folder of pictures, or an .npz of "
         "images or of mu and sigma",
     ),
+    "eval.selfcheck": Field(
+        False,
+        Bool(),
+        "in place of images, check the metrics on the reference's own: half against half, and degraded more and more",
+    ),
     # ---- mesh
     "mesh.data": Field(
         -1,

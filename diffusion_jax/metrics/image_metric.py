@@ -44,11 +44,13 @@ class ImageMetric(abc.ABC):
     Attributes:
       has_reference: Whether it compares with a reference.
       higher_is_better: Whether larger figures mean better images.
+      unbiased: Whether it is a distance whose mean is 0 where images and reference are of one distribution.
       figures: Names of its figures.
     """
 
     has_reference: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = False
+    unbiased: ClassVar[bool] = False
     figures: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod

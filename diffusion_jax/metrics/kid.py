@@ -148,6 +148,7 @@ class KernelDistance(ImageMetric):
         ),
     ] = 1000
 
+    unbiased: ClassVar = True
     figures: ClassVar = ("kid",)
 
     def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:

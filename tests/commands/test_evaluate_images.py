@@ -201,6 +201,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(
         (("sampler.num_steps=3",), "decides nothing while eval.images is"),
         (("eval.resize=clean",), "the features 'mixed' has none"),
         (("eval.reference=nowhere",), "eval.reference: there is no nowhere"),
+        (("eval.selfcheck=true",), "leave out eval.images, or the check"),
     ],
 )
 def test_wrong_fields_for_given_images_get_one_line(
@@ -228,6 +229,75 @@ def test_images_of_several_sizes_and_floats_are_refused(
     np.savez(tmp_path / "floats.npz", images=np.zeros((9, 8, 8, 1), np.float32))
     said = refused(f"--config.eval.images={tmp_path / 'floats.npz'}", *flags)
     assert "images have dtype float32; they must be integers" in said
+
+
+def test_a_self_check_needs_no_run_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "images.npz", images=pixels("train")[:400])
+    monkeypatch.chdir(tmp_path)
+    flags = ("--config.eval.selfcheck=true", "--config.eval.metrics=fd,kid,fd_inf", FEATURES_FLAG)
+    flags = (*flags, "--config.eval.reference=images.npz", "--config.eval.kid_subsets=1")
+    outcome = run("--mode=evaluate", *flags)
+    assert outcome.status == 0, outcome.err
+    found = results(tmp_path / "runs" / "evaluate", "evaluate")["selfcheck_mixed"]
+    assert found["passed"] is True and found["failures"] == [] == found["published"]
+    assert found["num_images"] == 200 and found["reference"]["num_images"] == 400
+    assert found["features"]["weights_sha256"] == "f" * 64
+    assert abs(found["halves"]["kid"]["value"]) < 3 * found["halves"]["kid"]["stderr"]
+    assert [level["amount"] for level in found["noise"]] == [5, 10, 20, 40, 80]
+    (picture,) = found["files"]
+    assert (tmp_path / "runs" / "evaluate" / "results" / picture).exists()
+    said = outcome.err.splitlines()
+    assert len([line for line in said if line.startswith(("noise", "blur"))]) == 9
+    assert "passed" in said and "no published value of images.npz in these features" in said
+
+    def unwanted(self: Batches, arrays: dict[str, np.ndarray]) -> None:
+        raise AssertionError("features are not computed again")
+
+    monkeypatch.setattr(Batches, "write", unwanted)
+    assert run("--mode=evaluate", *flags, "--config.eval.kid_subsets=2").status == 0
+
+
+def test_a_self_check_of_features_that_see_no_blur_fails_with_one_line(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)  # No blur changes a flat image.
+    levels = rng.integers(0, 256, (200, 1, 1, 1), dtype=np.uint8)
+    np.savez(tmp_path / "flat.npz", images=np.tile(levels, (1, 8, 8, 1)))
+    flags = ("--config.eval.selfcheck=true", "--config.eval.metrics=kid", FEATURES_FLAG)
+    reference = f"--config.eval.reference={tmp_path / 'flat.npz'}"
+    outcome = run("--mode=evaluate", f"--workdir={tmp_path / 'none'}", *flags, reference)
+    assert outcome.status == 1
+    said = outcome.err.splitlines()[-1]
+    assert said.startswith("error: self-check of mixed: kid grows from") and "(blur 1) only" in said
+    found = results(tmp_path / "none", "evaluate")["selfcheck_mixed"]
+    assert found["passed"] is False and found["failures"]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("eval.metrics=is,pr",), "eval.metrics is is, pr; add fd, kid or fd_inf"),
+        (("eval.num_images=11",), "halves of 5 images are fewer than the 6 features of mixed"),
+        (("eval.reference=train",), "need the train images of a run, but there is none"),
+        (("sampler.num_steps=3",), "decides nothing while eval.selfcheck is set"),
+        (("eval.selfcheck=false",), "no checkpoint in"),
+        (("eval.sweep=sampler.num_steps=2,3",), "leave out eval.sweep, or the check"),
+    ],
+)
+def test_wrong_fields_for_a_self_check_get_one_line(
+    two_folders: tuple[Path, Path], tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    given = ("eval.selfcheck=true", "eval.features=mixed", f"eval.reference={two_folders[0]}")
+    flags = (*given, *flags)
+    workdir = f"--workdir={tmp_path / 'none'}"
+    assert message in refused(workdir, *(f"--config.{flag}" for flag in flags))
+
+
+def test_statistics_alone_cannot_be_checked(tmp_path: Path) -> None:
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(6), sigma=np.eye(6))
+    flags = ("--config.eval.selfcheck=true", FEATURES_FLAG, f"--workdir={tmp_path / 'none'}")
+    said = refused(*flags, f"--config.eval.reference={tmp_path / 'ref.npz'}")
+    assert "statistics alone; name the images" in said
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,185 @@
+"""`--mode=evaluate --config.eval.selfcheck=true`: the metrics prove themselves on the reference's own images."""
+
+import hashlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int64
+from ml_collections import ConfigDict
+
+from diffusion_jax import data
+from diffusion_jax.commands.environment import own
+from diffusion_jax.commands.measured_images import judge_of, watch
+from diffusion_jax.errors import InputError, RunError
+from diffusion_jax.experiment.image_metrics import SPLITS, Judge, metric_options
+from diffusion_jax.metrics.feature_set import FeatureSet
+from diffusion_jax.metrics.image_metric import result_name
+from diffusion_jax.metrics.published import Reproduction, reproduce
+from diffusion_jax.metrics.self_check import (
+    Degradation,
+    SelfCheck,
+    is_distance,
+    make_ladders,
+    random_halves,
+    self_check,
+)
+from diffusion_jax.parallel import sharding
+from diffusion_jax.reporting import results
+from diffusion_jax.reporting.ladder_plot import Curve, save_ladders
+from diffusion_jax.writing.writable import check_writable
+
+AXES = {"noise": "noise (standard deviation; white is 255)", "blur": "blur (pixels)"}
+
+
+def check(config: ConfigDict, workdir: Path) -> int:
+    """Checks the metrics that the config names; returns the exit status.
+
+    Raises:
+      InputError: No metric is a distance, the reference has no images, or too few.
+      RunError: A figure contradicts its metric; disk full.
+    """
+    started = time.monotonic()
+    check_writable(workdir)
+    judge = judge_of(config, sharding.make_mesh(config.mesh.data, config.mesh.fsdp), workdir)
+    images, seed = _images(judge), config.eval.seed
+    halves = random_halves(images.num_images, seed, config.eval.num_images)
+    _check_possible(judge, len(halves[0]))
+    full = result_name("selfcheck", judge.extractor.name)
+    folder = workdir / "results" / full / _digest(judge, seed, 2 * len(halves[0]))
+    own(folder, "evaluate")
+
+    def degraded(worse: Degradation) -> FeatureSet:
+        place = folder / worse.name.replace(" ", "-")
+        return judge.features_of(worse.of(images, halves[0]), worse.name, place, watch(config))
+
+    ladders = [
+        [(worse, degraded(worse)) for worse in ladder]
+        for ladder in make_ladders(images.image_shape, seed)
+    ]
+    if jax.process_index() != 0:
+        return 0
+    one, other = (_rows(judge, half) for half in halves)
+    found = self_check(one, other, ladders, judge.metrics)
+    reproduced = _reproduce(judge, config, images.num_images)
+    record = {"num_images": len(halves[0]), **_record(found, reproduced, judge, config)}
+    picture = folder / "ladder.png"
+    save_ladders(picture, _curves(found))
+    record["files"] = [str(picture.relative_to(workdir / "results"))]
+    record["seconds_this_start"] = round(time.monotonic() - started, 1)
+    path = results.add_metric(workdir, "evaluate", full, record)
+    print(_described(found, reproduced, record), file=sys.stderr)
+    print(f"results {path}", f"picture {picture}", sep="\n", file=sys.stderr)
+    if record["failures"]:
+        raise RunError(f"self-check of {judge.extractor.name}: {'; '.join(record['failures'])}")
+    return 0
+
+
+def _images(judge: Judge) -> data.Split:
+    """Returns the images of the reference."""
+    reference = judge.reference
+    if reference is None or not any(map(is_distance, judge.metrics.values())):
+        raise InputError(
+            f"eval.selfcheck is for distances, but eval.metrics is {', '.join(judge.metrics)}; add fd, kid or fd_inf"
+        )
+    read = reference.read
+    if read is None:
+        raise InputError(
+            f"eval.selfcheck needs images, but eval.reference is {reference.name}, statistics alone; name the images"
+        )
+
+    def batch(indices: Int64[np.ndarray, " b"]) -> data.Batch:
+        return {"image": read(indices), "label": np.zeros(len(indices), np.int32)}
+
+    height, width, channels = read(np.zeros(1, np.int64)).shape[1:]
+    count = judge.provenance["reference"]["num_images"]
+    return data.Split(count, (height, width, channels), (), batch)
+
+
+def _check_possible(judge: Judge, size: int) -> None:
+    """Raises before anything is computed if the Fréchet distance would refuse the halves."""
+    needed = judge.extractor.num_features
+    if size < needed and any(
+        getattr(m, "allow_few", True) is False for m in judge.metrics.values()
+    ):
+        raise InputError(
+            f"eval.selfcheck: halves of {size} images are fewer than the {needed} features of {judge.extractor.name}; "
+            "take more images, kid, or eval.allow_few=true"
+        )
+
+
+def _digest(judge: Judge, seed: int, num_images: int) -> str:
+    extractor, reference = judge.extractor, judge.provenance["reference"]["fingerprint"]
+    decided = (reference, extractor.weights_sha256, extractor.preprocessing, seed, num_images)
+    return hashlib.sha256(repr(decided).encode()).hexdigest()[:10]
+
+
+def _rows(judge: Judge, indices: Int64[np.ndarray, " n"]) -> FeatureSet:
+    """Returns the features of some images of the reference."""
+    reference = judge.reference
+    assert reference is not None and reference.read is not None
+    rows, read = reference.rows("eval.selfcheck"), reference.read
+    return FeatureSet(
+        reference.name,
+        np.asarray(rows[indices]),
+        logits=reference.logits,
+        read=lambda chosen: read(indices[chosen]),
+    )
+
+
+def _reproduce(judge: Judge, config: ConfigDict, num_images: int) -> list[Reproduction]:
+    """Returns what is published of the whole reference, and here."""
+    assert judge.reference is not None
+    fields, split = config.data, config.eval.reference
+    as_published = split in SPLITS and fields.sha256 is None and fields.image_size is None
+    name = f"{fields.name} {split}" if as_published else None
+    return reproduce(name, judge.reference, num_images, judge.extractor)
+
+
+def _record(
+    found: SelfCheck, reproduced: list[Reproduction], judge: Judge, config: ConfigDict
+) -> dict[str, Any]:
+    """Returns all figures, and all that they depend on."""
+    failures = [*found.failures, *(r.failure for r in reproduced if r.failure)]
+    options = {name: metric_options(config, name) for name in judge.metrics}
+    return {
+        "passed": not failures,
+        "failures": failures,
+        **found.record(),
+        "published": [r.record() for r in reproduced],
+        "options": {"seed": config.eval.seed, **options},
+        **judge.provenance,
+    }
+
+
+def _curves(found: SelfCheck) -> dict[str, dict[str, Curve]]:
+    curves = {}
+    for ladder in found.ladders:
+        levels = [found.halves, *ladder]
+        amounts = [level.degradation.amount if level.degradation else 0.0 for level in levels]
+        figures = {name: [level.figures[name] for level in levels] for name in found.distances}
+        kind = ladder[0].name.partition(" ")[0]
+        curves[AXES[kind]] = {
+            name: Curve(amounts, [f.value for f in fs], [f.stderr for f in fs])
+            for name, fs in figures.items()
+        }
+    return curves
+
+
+def _described(found: SelfCheck, reproduced: list[Reproduction], record: dict[str, Any]) -> str:
+    """Returns the figures as a table, and the verdict."""
+    features, reference = record["features"]["name"], record["reference"]["name"]
+    halves = f"halves of {record['num_images']} images each of {reference}"
+    lines = [f"self-check of {features}: {halves}", found.table()]
+    for r in reproduced:
+        known = r.published
+        lines.append(
+            f"{known.figure} of {known.reference} {r.found.value:.4g}, published {known.value} ± {known.within} "
+            f"({known.source})"
+        )
+    if not reproduced:
+        lines.append(f"no published value of {reference} in these features")
+    return "\n".join([*lines, "passed" if record["passed"] else "failed"])
