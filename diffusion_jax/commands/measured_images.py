@@ -24,6 +24,7 @@ from diffusion_jax.data.loading import MEMORY_LIMIT
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.image_metrics import (
+    STATISTICS,
     Done,
     Judge,
     Watch,
@@ -33,6 +34,7 @@ from diffusion_jax.experiment.image_metrics import (
 )
 from diffusion_jax.metrics import FeatureSet, Measured
 from diffusion_jax.metrics.image_metric import result_name
+from diffusion_jax.metrics.statistics_file import write_statistics
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.distributed import broadcast_from_first
 from diffusion_jax.reporting import results
@@ -147,6 +149,7 @@ def measure(judge: Judge, images: Measurable, config: ConfigDict, workdir: Path)
     own(folder, "evaluate")
     features = judge.features_of(images.images, "eval.images", folder, watch(config))
     if jax.process_index() == 0:
+        write_statistics(folder / STATISTICS, features.statistics, judge.extractor)
         for name, result in judge.measure(features).items():
             _write(name, result, judge, features, images.record, config, workdir, started)
 

@@ -26,6 +26,7 @@ Done = Callable[[int], object]  # Called with the number of images of each batch
 # (what is computed, number of images) -> context with the function that counts them.
 Watch = Callable[[str, int], contextlib.AbstractContextManager[Done]]
 SPLITS = ("train", "test")
+STATISTICS = "statistics.npz"  # Mean and covariance, beside the features of a reference.
 
 
 @contextlib.contextmanager
@@ -199,8 +200,21 @@ def _reference(
     if images.num_images == 0:
         raise InputError(f"eval.reference is {name!r}, but there are no such images")
     fingerprint = data.fingerprint(images)
-    said = {"name": name, "num_images": images.num_images, "fingerprint": fingerprint}
-    return _kept_features(judge, images, name, fingerprint, cache_dir(config), watch), said
+    folder = _folder(judge.extractor, fingerprint, cache_dir(config))
+    said = {
+        "name": name,
+        "num_images": images.num_images,
+        "fingerprint": fingerprint,
+        "statistics": str(folder / STATISTICS),
+    }
+    return _kept_features(judge, images, name, folder, watch), said
+
+
+def _folder(extractor: Extractor, fingerprint: str, cache: Path) -> Path:
+    """Returns the folder of a reference's features."""
+    decided = (fingerprint, extractor.name, extractor.weights_sha256, extractor.preprocessing)
+    digest = hashlib.sha256(repr(decided).encode()).hexdigest()[:16]
+    return cache / "features" / f"reference-{extractor.name}-{digest}"
 
 
 def _check_made_by(
@@ -230,18 +244,9 @@ def _check_made_by(
 
 
 def _kept_features(
-    judge: Judge,
-    images: data.Split,
-    name: str,
-    fingerprint: str,
-    cache: Path,
-    watch: Watch,
+    judge: Judge, images: data.Split, name: str, folder: Path, watch: Watch
 ) -> FeatureSet:
     """Returns the features of a reference, computed unless they are in the cache."""
-    extractor = judge.extractor
-    decided = (fingerprint, extractor.name, extractor.weights_sha256, extractor.preprocessing)
-    digest = hashlib.sha256(repr(decided).encode()).hexdigest()[:16]
-    folder = cache / "features" / f"reference-{extractor.name}-{digest}"
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if first:  # Another command may be computing them.
@@ -250,11 +255,11 @@ def _kept_features(
         kept = judge.features_of(images, name, folder, watch)
         if not first:
             return kept
-        path, known = folder / "statistics.npz", None
+        path, known = folder / STATISTICS, None
         if path.exists():
             with contextlib.suppress(InputError):
                 known = read_statistics_or_images(path, "").statistics
         if known is None or known.num_images != images.num_images:
             known = kept.statistics
-            write_statistics(path, known, extractor)
+            write_statistics(path, known, judge.extractor)
     return dataclasses.replace(kept, known_statistics=known)

@@ -6,42 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import chex
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_features import features_of, register
 from tiny_run import digits_in, results, run, write_config
 
 from diffusion_jax.data import load
 from diffusion_jax.experiment import sampling
-from diffusion_jax.features import FEATURES, Extractor
+from diffusion_jax.features import FEATURES
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.metrics import frechet_distance
-from diffusion_jax.options import Component
 from diffusion_jax.parallel.resumable import Batches
 
-MIX = np.random.default_rng(0).normal(size=(8, 8, 6)).astype(np.float32) / 255
 METRICS = "--config.eval.metrics=fd,kid,is,pr,fd_inf,nearest"
 FEATURES_FLAG = "--config.eval.features=mixed"
 DRAWN = (FEATURES_FLAG, "--config.eval.num_images=30", "--config.eval.batch_size=16")
 
 
-def mixed() -> Extractor:
-    """Six mixtures of an image's pixels, the first four of which are the logits of classes."""
-
-    def apply(params: Any, images: Any) -> Any:
-        return jnp.einsum("bhwc,hwd->bd", images.astype(jnp.float32), params)
-
-    return Extractor("mixed", MIX, apply, 6, "none", "f" * 64, lambda rows: rows[:, :4])
-
-
-def features_of(images: np.ndarray) -> np.ndarray:
-    return np.einsum("bhwc,hwd->bd", images.astype(np.float64), MIX.astype(np.float64))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    FEATURES["mixed"] = Component(mixed, "mixtures of pixels")
+    register()
     with digits_in(tmp_path_factory.mktemp("cache")) as folder:
         yield folder
     del FEATURES["mixed"]
