@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.measured_images import judge_of, watch
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment.image_metrics import SPLITS, Judge, metric_options
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.metrics.feature_set import FeatureSet
 from diffusion_jax.metrics.image_metric import result_name
 from diffusion_jax.metrics.published import Reproduction, reproduce
 from diffusion_jax.metrics.self_check import (
     Degradation,
+    Level,
     SelfCheck,
     is_distance,
     make_ladders,
     random_halves,
     self_check,
+    table_row,
 )
 from diffusion_jax.parallel import sharding
 from diffusion_jax.reporting import results
@@ -63,7 +67,7 @@ def check(config: ConfigDict, workdir: Path) -> int:
     if jax.process_index() != 0:
         return 0
     one, other = (_rows(judge, half) for half in halves)
-    found = self_check(one, other, ladders, judge.metrics)
+    found = self_check(one, other, ladders, judge.metrics, _teller(judge, len(halves[0])))
     reproduced = _reproduce(judge, config, images.num_images)
     record = {"num_images": len(halves[0]), **_record(found, reproduced, judge, config)}
     picture = folder / "ladder.png"
@@ -71,7 +75,7 @@ def check(config: ConfigDict, workdir: Path) -> int:
     record["files"] = [str(picture.relative_to(workdir / "results"))]
     record["seconds_this_start"] = round(time.monotonic() - started, 1)
     path = results.add_metric(workdir, "evaluate", full, record)
-    print(_described(found, reproduced, record), file=sys.stderr)
+    print(*_verdict(reproduced, record), sep="\n", file=sys.stderr)
     print(f"results {path}", f"picture {picture}", sep="\n", file=sys.stderr)
     if record["failures"]:
         raise RunError(f"self-check of {judge.extractor.name}: {'; '.join(record['failures'])}")
@@ -169,17 +173,32 @@ def _curves(found: SelfCheck) -> dict[str, dict[str, Curve]]:
     return curves
 
 
-def _described(found: SelfCheck, reproduced: list[Reproduction], record: dict[str, Any]) -> str:
-    """Returns the figures as a table, and the verdict."""
-    features, reference = record["features"]["name"], record["reference"]["name"]
-    halves = f"halves of {record['num_images']} images each of {reference}"
-    lines = [f"self-check of {features}: {halves}", found.table()]
-    for r in reproduced:
-        known = r.published
-        lines.append(
-            f"{known.figure} of {known.reference} {r.found.value:.4g}, published {known.value} ± {known.within} "
-            f"({known.source})"
-        )
+def _teller(judge: Judge, size: int) -> Callable[[Level], None]:
+    """Prints the heading of the table; returns what prints a level's line."""
+    compared = [metric for metric in judge.metrics.values() if metric.has_reference]
+    figures = [name for metric in compared for name in metric.figures]
+    reference = judge.provenance["reference"]["name"]
+    of = f"halves of {size} images each of {reference}"
+    print(
+        f"self-check of {judge.extractor.name}: {of}",
+        table_row("", figures),
+        sep="\n",
+        file=sys.stderr,
+    )
+
+    def tell(level: Level) -> None:
+        print(level.row(figures), file=sys.stderr)
+        stopping.check()
+
+    return tell
+
+
+def _verdict(reproduced: list[Reproduction], record: dict[str, Any]) -> list[str]:
+    """Returns what is published, and whether all is well, in lines."""
+    lines = []
+    for known, found in reproduced:
+        published = f"published {known.value} ± {known.within} ({known.source})"
+        lines.append(f"{known.figure} of {known.reference} {found.value:.4g}, {published}")
     if not reproduced:
-        lines.append(f"no published value of {reference} in these features")
-    return "\n".join([*lines, "passed" if record["passed"] else "failed"])
+        lines.append(f"no published value of {record['reference']['name']} in these features")
+    return [*lines, "passed" if record["passed"] else "failed"]

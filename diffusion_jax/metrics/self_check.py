@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,6 +114,16 @@ class Level(NamedTuple):
         figures = {name: m.record() for name, m in self.measured.items()}
         return {**amount, **figures}
 
+    def row(self, figures: Sequence[str]) -> str:
+        """Returns its line in a table of these figures, some of which it may not have."""
+        own = self.figures
+        return table_row(self.name, [_said(*own[name]) if name in own else "" for name in figures])
+
+
+def table_row(first: str, cells: Sequence[str]) -> str:
+    """Returns a line of the table, such as its heading; it can be printed before the others are known."""
+    return f"{first:12}{''.join(f'{cell:20}' for cell in cells)}".rstrip()
+
 
 @dataclasses.dataclass(frozen=True)
 class SelfCheck:
@@ -130,11 +140,6 @@ class SelfCheck:
     unbiased: Sequence[str]
     halves: Level
     ladders: Sequence[Sequence[Level]]
-
-    @property
-    def levels(self) -> list[Level]:
-        """All levels, in the order of a table."""
-        return [self.halves, *itertools.chain.from_iterable(self.ladders)]
 
     @property
     def failures(self) -> list[str]:
@@ -169,19 +174,6 @@ class SelfCheck:
             **by_kind,
         }
 
-    def table(self) -> str:
-        """Returns a line for each level, with a column for each figure."""
-        names = list(self.halves.figures)
-        rows = [["", *names]]
-        for level in self.levels:
-            figures = level.figures
-            rows.append([level.name, *(_said(*figures[n]) if n in figures else "" for n in names)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
-
 
 def _said(value: float, stderr: float) -> str:
     return f"{value:.4g}" + ("" if np.isnan(stderr) else f" ± {stderr:.2g}")
@@ -202,6 +194,7 @@ def self_check(
     other: FeatureSet,
     degraded: Sequence[Sequence[tuple[Degradation, FeatureSet]]],
     metrics: Mapping[str, ImageMetric],
+    tell: Callable[[Level], object] = lambda level: None,
 ) -> SelfCheck:
     """Measures one half against the other, as it is and degraded.
 
@@ -215,6 +208,7 @@ def self_check(
       other: Those of the other half.
       degraded: For each ladder, from little to much: those of the first half, degraded.
       metrics: Metrics by name; those without a reference are passed over, and only distances are taken on ladders.
+      tell: Called with each level once it is measured, which takes minutes if there are thousands of features.
 
     Raises:
       InputError: There are too few images for a metric.
@@ -225,7 +219,9 @@ def self_check(
     def measured(
         degradation: Degradation | None, images: FeatureSet, by: Mapping[str, ImageMetric]
     ) -> Level:
-        return Level(degradation, {name: m.measure(images, other) for name, m in by.items()})
+        level = Level(degradation, {name: m.measure(images, other) for name, m in by.items()})
+        tell(level)
+        return level
 
     return SelfCheck(
         [name for metric in distances.values() for name in metric.figures],

@@ -16,6 +16,7 @@ from diffusion_jax.metrics.self_check import (
     make_ladders,
     random_halves,
     self_check,
+    table_row,
 )
 
 Features = Callable[[np.ndarray, Degradation], np.ndarray]
@@ -65,14 +66,27 @@ def test_sound_features_pass_with_figures_of_each_level(seed: int):
     found = checked(sound, pictures(400, seed), seed)
     assert found.failures == []
     assert found.distances == ["fd", "kid", "fd_inf"] and found.unbiased == ["kid"]
-    lines = found.table().splitlines()
-    levels = ["halves", *(f"noise {amount}" for amount in (5, 10, 20, 40, 80))]
+    levels = [f"noise {amount}" for amount in (5, 10, 20, 40, 80)]
     levels += [f"blur {amount}" for amount in (0.5, 0.794, 1.26, 2)]
-    assert [line.split("  ")[0] for line in lines[1:]] == levels
+    assert [level.name for ladder in found.ladders for level in ladder] == levels
     record = found.record()
     assert [level["amount"] for level in record["noise"]] == [5, 10, 20, 40, 80]
     assert record["halves"].keys() == {"fd", "kid", "fd_inf", "pr"}, "what has a reference"
     assert record["blur"][-1].keys() == {"amount", "fd", "kid", "fd_inf"}, "distances"
+
+
+def test_a_level_is_told_once_it_is_measured_as_a_line_of_a_table():
+    rows = np.random.default_rng(0).normal(size=(2, 50, 2)).astype(np.float32)
+    one, other = (FeatureSet("x", of_half) for of_half in rows)
+    told: list[str] = []
+    ladder = [(Degradation("noise", 5.0), one), (Degradation("noise", 10.0), one)]
+    figures = ["precision", "kid"]
+    self_check(one, other, [ladder], METRICS, lambda level: told.append(level.row(figures)))
+    assert [line.split("  ")[0] for line in told] == ["halves", "noise 5", "noise 10"]
+    heading = table_row("", figures)
+    column = heading.index("kid")
+    assert len({line[column:] for line in told}) == 1, "the same features"
+    assert told[0][:column].split()[1] and not told[1][8:column].strip(), "a ladder has no pr"
 
 
 @pytest.mark.parametrize("kind", ["noise", "blur"])
