@@ -11,6 +11,7 @@ from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.metrics import more_is_better
 from diffusion_jax.models.networks import count_parameters
 from diffusion_jax.reporting import classes, pictures, results
+from diffusion_jax.reporting.figures import PREFIX, figure_names
 from diffusion_jax.training.hooks import picture_path
 from diffusion_jax.training.run_log import RunLog
 
@@ -80,19 +81,13 @@ def write_report(
 def best_steps(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Returns the step with the best value of each metric of held-out images or samples, the first of equal ones."""
     best: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if not name.startswith("eval_") or value is None or name in _PARTS:
-                continue
-            sign = 1 if more_is_better(name.removeprefix("eval_")) else -1
-            if not name.endswith("_stderr") and (
-                name not in best or sign * value > sign * best[name]["value"]
-            ):
-                best[name] = {"step": row["step"], "value": value}
+    for name in figure_names(rows):
+        sign = 1 if more_is_better(name.removeprefix(PREFIX)) else -1
+        known = [row for row in rows if row.get(name) is not None]
+        if known:
+            row = max(known, key=lambda row: sign * row[name])
+            best[name] = {"step": row["step"], "value": row[name]}
     return best
-
-
-_PARTS = ("eval_rate", "eval_distortion")  # Of the bound, whose sum it is.
 
 
 def _figures(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:

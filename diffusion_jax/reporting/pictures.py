@@ -10,6 +10,7 @@ from jaxtyping import Int, UInt8
 
 from diffusion_jax.lifecycle.ownership import owned_write
 from diffusion_jax.reporting import classes as class_words
+from diffusion_jax.reporting.figures import PREFIX, figure_names
 
 MARGIN = 2
 LABEL, GAP = 64, 18  # Room for text beside a row, and above one.
@@ -213,9 +214,9 @@ def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     }
     points = {
         name: [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        for name in (*curves, *_measured(rows))
+        for name in {**curves, **dict.fromkeys(figure_names(rows))}
     }
-    measured = [name for name in _measured(rows) if points[name]]
+    measured = [name for name in points if name not in curves and points[name]]
     panels = 1 + len(measured)
     figure = Figure(figsize=(8, 4.5 + 2.2 * (panels - 1)), layout="constrained")
     axes, *more = figure.subplots(
@@ -229,17 +230,10 @@ def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         axes.legend(fontsize="small", loc="upper right")
     for name, panel in zip(measured, more, strict=True):
         panel.plot(*zip(*points[name], strict=True), color="tab:red", marker=".")
-        label = "test bits/dim" if name == "eval_bpd" else name.removeprefix("eval_")
+        label = "test bits/dim" if name == "eval_bpd" else name.removeprefix(PREFIX)
         panel.set(ylabel=f"{label} (EMA)")
     for panel in (axes, *more):
         panel.grid(alpha=0.3)
     (axes, *more)[-1].set(xlabel="step")
     with owned_write(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
-
-
-def _measured(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the names of metrics in the rows, without parts of others and standard errors."""
-    parts = ("eval_loss", "eval_rate", "eval_distortion")
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval_"))
-    return [name for name in names if name not in parts and not name.endswith("_stderr")]

@@ -12,6 +12,10 @@ from jaxtyping import UInt8
 
 from diffusion_jax.errors import RunError, reason
 from diffusion_jax.reading import metrics_rows
+from diffusion_jax.reporting.figures import PREFIX, figure_names
+
+# What a line of the log calls a figure.
+_WORDS = {"eval_loss": "eval", "eval_bpd": "bits/dim"}
 
 
 class RunLog:
@@ -78,8 +82,10 @@ class RunLog:
         )
         shown = {
             "loss": f"{row['loss']:.4f}" if row.get("loss") is not None else None,
-            "eval": _figure(row["eval_loss"]) if "eval_loss" in row else None,
-            "bits/dim": _figure(row["eval_bpd"]) if "eval_bpd" in row else None,
+            **{
+                _WORDS.get(name, name.removeprefix(PREFIX)): _figure(row[name])
+                for name in figure_names([row])
+            },
             "images/s": f"{row['images_per_sec']:.0f}" if row.get("images_per_sec") else None,
             "input wait": f"{row['input_wait']:.0%}" if "input_wait" in row else None,
         }

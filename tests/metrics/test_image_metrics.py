@@ -93,3 +93,40 @@ def test_the_images_nearest_to_training_images_are_shown_first(
     saved = read_npz(tmp_path / "nearest.npz")
     assert saved["indices"].shape == (12, 2) and saved["indices"][7, 0] == 31
     assert np.argmin(saved["ratios"]) == 7
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("kid", {"kid_subsets": 3}),
+        ("kid", {"kid_subset_size": 10}),
+        ("is", {"is_splits": 3}),
+        ("pr", {"pr_neighbors": 1}),
+        ("pr", {"pr_images": 30}),
+        ("fd_inf", {"fd_inf_sizes": 4}),
+        ("nearest", {"copy_ratio": 0.9}),
+    ],
+)
+def test_an_option_changes_the_result_and_every_option_of_a_figure_is_tried(
+    rng: np.random.Generator, name: str, fields: dict[str, float]
+):
+    sets = feature_set(rng, 60), feature_set(rng, 80)
+    usual, changed = (
+        IMAGE_METRICS[name].from_fields(given, seed=0).measure(*sets).record()
+        for given in ({}, fields)
+    )
+    assert usual != changed
+    tried = {"kid_subsets", "kid_subset_size", "is_splits", "pr_neighbors", "pr_images"}
+    tried |= {"fd_inf_sizes", "copy_ratio", "nearest_count", "nearest_shown", "allow_few"}
+    assert set(IMAGE_METRICS.options) == tried, "an option without a test"
+
+
+@pytest.mark.parametrize("name", ["kid", "is", "pr", "fd_inf"])
+def test_the_seed_decides_what_is_drawn_at_random(rng: np.random.Generator, name: str):
+    sets = feature_set(rng, 60), feature_set(rng, 80)
+    fields = {"pr_images": 30, "kid_subset_size": 20}
+    first, again, other = (
+        IMAGE_METRICS[name].from_fields(fields, seed=seed).measure(*sets).record()
+        for seed in (0, 0, 1)
+    )
+    assert first == again != other
