@@ -115,12 +115,25 @@ def frechet_infinity(
             statistics = whole
         else:
             statistics = statistics_of(features[np.sort(rng.choice(total, size, replace=False))])
-        distances.append(frechet_distance_of(statistics, reference))
+        distances.append(_roughly(statistics, reference))
     value, of_line = _intercept(1 / sizes, np.array(distances))
     of_images = frechet_stderr(features, whole, reference)
     return Extrapolation(
         value, float(np.hypot(of_line, of_images)), sizes.tolist(), list(map(float, distances))
     )
+
+
+def _roughly(images: Statistics, reference: Statistics) -> float:
+    """Returns the distance as `frechet_distance_of` does, in a quarter of the time.
+
+    Roots are taken of the eigenvalues of F₂ᵀ Σ₁ F₂, whose rounding adds up to 1e-8 of the largest root for each that is
+    zero: far below the standard error of what is extrapolated.
+    """
+    apart, factor = images.mean - reference.mean, reference.factor
+    squares = np.linalg.eigvalsh(factor.T @ images.cov @ factor)
+    shared = np.sqrt(np.maximum(squares, 0)).sum()
+    traces = np.trace(images.cov) + np.trace(reference.cov)
+    return float(apart @ apart + traces - 2 * shared)
 
 
 def _intercept(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> MeanStdErr:

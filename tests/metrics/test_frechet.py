@@ -93,7 +93,9 @@ def test_the_extrapolation_has_no_bias_and_an_error_that_covers(
 
 
 def test_the_extrapolation_uses_all_images_and_a_tenth_of_them(rng: np.random.Generator):
-    found = frechet_infinity(rng.normal(size=(200, 3)), normal(rng, 3, 0.0), num_sizes=5)
+    x, reference = rng.normal(size=(200, 3)), normal(rng, 3, 0.0)
+    found = frechet_infinity(x, reference, num_sizes=5)
     assert (found.sizes[0], found.sizes[-1]) == (20, 200)
+    assert found.distances[-1] == pytest.approx(frechet_distance(x, reference), rel=1e-6)
     with pytest.raises(InputError, match="20 images or more"):
         frechet_infinity(rng.normal(size=(19, 3)), normal(rng, 3, 0.0))
