@@ -77,6 +77,11 @@ def _config_of(
     file, note = None if flags.config is None else config_lib.load_file(flags.config), None
     if mode.works_on_run:
         config = run_config.load_config(workdir, assignments, mode)
+        if file is not None and not run_config.has_run(workdir):
+            raise InputError(
+                f"--config={flags.config} describes a run, but there is none in {workdir}; name its --workdir, or leave "
+                "--config out"
+            )
         if file is not None:
             note = run_config.describe_ignored_fields(file, config, assignments)
             if mode.same_process:

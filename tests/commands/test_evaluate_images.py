@@ -199,6 +199,15 @@ def test_wrong_fields_for_given_images_get_one_line(
     assert message in refused(workdir, *(f"--config.{flag}" for flag in flags))
 
 
+def test_a_config_file_without_its_run_is_refused(
+    two_folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Otherwise the data that it names would be taken for the reference's, or left out without a word."""
+    flags = (f"--config={write_config(tmp_path)}", f"--config.eval.images={two_folders[0]}")
+    said = refused(*flags, FEATURES_FLAG, f"--workdir={tmp_path / 'none'}")
+    assert "describes a run, but there is none in" in said
+
+
 def test_images_of_several_sizes_and_floats_are_refused(
     two_folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
