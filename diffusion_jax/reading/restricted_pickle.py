@@ -4,6 +4,9 @@ A pickle is a program: it names functions and calls them. Here each name that a 
 that can make data and nothing else; every other name is refused, and so is every operation that the format does not
 need.
 
+What comes out may still share parts or hold itself, so that a few bytes describe a tree without end: readers bound what
+they walk, and what their functions copy.
+
 The unpickler is the standard library's pure-Python one: the C version crashes the process on deeply nested tuples, and
 allocates whatever memory a number in the pickle asks for.
 """

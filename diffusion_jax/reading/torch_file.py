@@ -7,7 +7,6 @@ version 1.6 they are the entries of a zip archive; before, they followed the pic
 import collections
 import dataclasses
 import io
-import itertools
 import math
 import os
 import pickle
@@ -26,6 +25,8 @@ from diffusion_jax.reading.restricted_pickle import DATA, RestrictedUnpickler
 _ZIP = b"PK\3\4"
 _MAGIC = 0x1950A86A20F9469CFC6C  # Of the older format, and its version.
 _VERSION = 1001
+_MAX_DEPTH = 8  # Of mappings in mappings.
+_MAX_NAME = 500
 _DTYPES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -110,10 +111,10 @@ def _read_stream(content: bytes) -> tuple[object, Callable[[_Storage], bytes]]:
     storages = {storage.key: storage for storage in unpickler.storages}
     found = dict[str, bytes]()
     for key in _TorchUnpickler(stream).load():
-        length = int.from_bytes(stream.read(8), "little")
-        if length != storages[key].length:
-            raise ValueError(f"a storage has {length} numbers, not {storages[key].length}")
-        found[key] = stream.read(length * storages[key].dtype.itemsize)
+        storage, length = storages.get(key), int.from_bytes(stream.read(8), "little")
+        if storage is None or length != storage.length:
+            raise ValueError(f"a storage has {length} numbers, or belongs to no tensor")
+        found[storage.key] = stream.read(length * storage.dtype.itemsize)
     return tree, lambda storage: found[storage.key]
 
 
@@ -134,12 +135,29 @@ def _arrays(tree: object, read: Callable[[_Storage], bytes]) -> Iterator[tuple[s
         yield name, _view(name, tensor, numbers)
 
 
-def _tensors(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, _Tensor]]:
-    for key, value in tree.items():
-        if isinstance(value, _Tensor):
-            yield f"{prefix}{key}", value
-        elif isinstance(value, Mapping):
-            yield from _tensors(value, f"{prefix}{key}.")
+def _tensors(tree: Mapping[Any, Any]) -> Iterator[tuple[str, _Tensor]]:
+    """Yields the tensors of nested mappings, each mapping once: a few that share others have endless paths."""
+    met = set[int]()
+
+    def walk(mapping: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[tuple[str, _Tensor]]:
+        if id(mapping) in met:
+            raise ValueError("it holds one mapping under two names; save the state_dict alone")
+        met.add(id(mapping))
+        if len(path) >= _MAX_DEPTH:
+            raise ValueError(f"its mappings are nested deeper than {_MAX_DEPTH}")
+        for key, value in mapping.items():
+            if isinstance(value, _Tensor):
+                yield ".".join((*path, _name(key))), value
+            elif isinstance(value, Mapping):
+                yield from walk(value, (*path, _name(key)))
+
+    return walk(tree, ())
+
+
+def _name(key: object) -> str:
+    if not isinstance(key, str | int) or len(name := str(key)) > _MAX_NAME:
+        raise ValueError(f"a name in it is no text of at most {_MAX_NAME} characters")
+    return name
 
 
 def _view(name: str, tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
@@ -158,11 +176,11 @@ def _is_count(value: object) -> bool:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: object) -> _Tensor:
-    counts = all(map(_is_count, itertools.chain((offset,), shape, strides)))
-    if not isinstance(storage, _Storage) or not counts or len(shape) != len(strides):
-        raise pickle.UnpicklingError("a tensor is damaged")
     if len(shape) > 32:
         raise pickle.UnpicklingError(f"a tensor has {len(shape)} axes")
+    same = isinstance(storage, _Storage) and len(shape) == len(strides)
+    if not same or not all(map(_is_count, (offset, *shape, *strides))):
+        raise pickle.UnpicklingError("a tensor is damaged")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -170,11 +188,19 @@ def _rebuild_parameter(tensor: Any, *_: object) -> Any:
     return tensor
 
 
+def _ordered_dict(pairs: Any = ()) -> Any:
+    """Returns a dict of the pairs, which are taken out of their list: a pickle can name one list many times."""
+    made = collections.OrderedDict(pairs)
+    if pairs:
+        pairs.clear()
+    return made
+
+
 class _TorchUnpickler(RestrictedUnpickler):
     format = "state_dict"
     operations = DATA | {pickle.BINPERSID[0], pickle.BINFLOAT[0]}
     allowed = {
-        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("collections", "OrderedDict"): _ordered_dict,
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
         **{("torch", name): np.dtype(dtype) for name, dtype in _DTYPES.items()},

@@ -8,6 +8,7 @@ import collections
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -191,10 +192,54 @@ def test_a_damaged_or_foreign_archive_is_refused_in_one_line(tmp_path, program, 
     assert "\n" not in str(caught.value)
 
 
-def test_mappings_nested_beyond_the_stack_are_refused(tmp_path):
-    program = b"}" + b"X\1\0\0\0a}" * 10**5 + b"s" * 10**5 + b"."
-    with pytest.raises(ValueError, match="it is damaged .*recursion"):
+@pytest.mark.parametrize("depth", [9, 10**5])
+def test_mappings_nested_deeply_are_refused(tmp_path, depth):
+    program = b"}" + b"X\1\0\0\0a}" * depth + b"s" * depth + b"."
+    with pytest.raises(ValueError, match="its mappings are nested deeper than 8"):
         read_torch_file(archive(tmp_path / "x.pth", program))
+
+
+@pytest.mark.parametrize("levels", [1, 7, 60])
+def test_mappings_that_share_others_are_refused_rather_than_walked_by_every_path(tmp_path, levels):
+    tree = {"weight": Tensor()}
+    for _ in range(levels):
+        tree = {"a": tree, "b": tree}
+    path = archive(tmp_path / "x.pth", pickled(tree))
+    with pytest.raises(ValueError, match="one mapping under two names|nested deeper than 8"):
+        read_torch_file(path)
+
+
+def test_a_mapping_that_holds_itself_is_refused(tmp_path):
+    tree = {}
+    tree["a"] = tree
+    with pytest.raises(ValueError, match="one mapping under two names"):
+        read_torch_file(archive(tmp_path / "x.pth", pickled(tree)))
+
+
+@pytest.mark.parametrize("key", ["a" * 501, ("a", "b"), None])
+@pytest.mark.parametrize("value", [Tensor(), {"b": Tensor()}])
+def test_names_that_no_tensor_has_are_refused(tmp_path, key, value):
+    with pytest.raises(ValueError, match="no text of at most 500 characters"):
+        read_torch_file(archive(tmp_path / "x.pth", pickled({key: value})))
+
+
+def test_one_list_of_pairs_is_not_copied_into_many_dicts(tmp_path):
+    """Such a list, as Python 2 wrote, may be named again by a few bytes of the pickle."""
+    pairs = pickled([[f"{i:04}", i] for i in range(5000)])[:-1] + b"q\0"
+    named = b"ccollections\nOrderedDict\nq\1"
+    again = b"".join(b"X\4\0\0\0" + b"%04d" % i + b"h\1h\0\x85R" for i in range(2000))
+    tracemalloc.start()
+    found = read_torch_file(archive(tmp_path / "x.pth", pairs + named + b"}(" + again + b"u."))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert not found
+    assert most < 30 * 2**20
+
+
+def test_a_dict_of_pairs_as_python_2_wrote_it_is_read(tmp_path):
+    tensor = pickled([["w", Tensor()]])[:-1]
+    program = b"ccollections\nOrderedDict\n" + tensor[2:] + b"\x85R."
+    assert read_torch_file(archive(tmp_path / "x.pth", program)).keys() == {"w"}
 
 
 @pytest.mark.parametrize("name", BOTH)
