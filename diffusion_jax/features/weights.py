@@ -5,8 +5,10 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
+from diffusion_jax.addresses import expand
 from diffusion_jax.data.sources.download import download
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.options import Option
@@ -66,7 +68,7 @@ def load_weights(
       InputError: There is no such file and it cannot be downloaded; it is not what its name says; or a tensor is
         missing, or has another shape.
     """
-    path = Path(weights) if weights else cache_dir / "features" / published.name
+    path = Path(expand(weights)) if weights else cache_dir / "features" / published.name
     try:
         if not weights:
             download(published.url, path, published.check, "set eval.weights to it")
@@ -125,7 +127,7 @@ def _checked(
     tensor = found[name]
     if tensor.shape != shape:
         raise InputError(f"{name} in {path} has the shape {tensor.shape}; it must be {shape}")
-    if tensor.dtype.kind in "biuSUO":
+    if tensor.dtype.kind != "f" and tensor.dtype != ml_dtypes.bfloat16:
         raise InputError(
             f"{name} in {path} is of {tensor.dtype}; weights are floating-point numbers"
         )

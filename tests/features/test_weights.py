@@ -99,6 +99,8 @@ def test_another_file_of_the_published_name_is_refused(source, tmp_path):
             r"a.weight .*shape \(3, 2\).*must be \(2, 3\)",
         ),
         ({"a.bias": np.zeros(2, np.int64)}, "a.bias .* is of int64"),
+        ({"a.bias": np.array([1.5 + 1j, -2])}, "a.bias .* is of complex128"),
+        ({"a.bias": np.zeros(2, "M8[s]")}, "a.bias .* is of datetime64"),
         ({"a.bias": np.array([np.nan, 1], np.float32)}, "a.bias .* is not finite"),
     ],
 )
@@ -121,6 +123,11 @@ def test_what_does_not_hold_weights_is_refused_in_one_line(source, tmp_path, suf
     with pytest.raises(InputError, match=expected) as error:
         load_weights(source[0], str(path), tmp_path, SHAPES)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_in_the_home_folder_is_found(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(source[1].parent))
+    expect_tensors(load_weights(source[0], "~/net.npz", tmp_path, SHAPES)[0])
 
 
 @pytest.mark.parametrize("name", ["folder.pth", "missing.pth"])
