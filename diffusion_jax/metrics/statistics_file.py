@@ -75,6 +75,12 @@ def _statistics(arrays: dict[str, np.ndarray], path: Path, field: str) -> Statis
         raise InputError(
             f"{field}: sigma in {path} is not symmetric, so it is no covariance matrix"
         )
+    smallest, largest = np.linalg.eigvalsh(cov / 2 + cov.T / 2)[[0, -1]]
+    if not smallest >= -1e-4 * largest:
+        raise InputError(
+            f"{field}: sigma in {path} has eigenvalues from {smallest:.3g} to {largest:.3g}, so it is no covariance "
+            "matrix, which has none below 0"
+        )
     count = arrays.get("num_images")
     whole = count is not None and count.ndim == 0 and np.issubdtype(count.dtype, np.integer)
     return Statistics(mean, (cov + cov.T) / 2, int(count) if whole else None)  # pyright: ignore

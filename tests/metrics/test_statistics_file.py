@@ -37,6 +37,17 @@ def test_adms_batches_have_images_and_statistics(tmp_path: Path, rng: np.random.
     assert found.made_by == ("", "", "")
 
 
+def test_a_covariance_of_low_rank_is_read_though_rounding_leaves_eigenvalues_below_zero(
+    tmp_path: Path, rng: np.random.Generator
+):
+    cov = np.cov(rng.normal(size=(3, 20)).astype(np.float32), rowvar=False).astype(np.float32)
+    assert np.linalg.eigvalsh(cov)[0] < 0
+    np.savez(tmp_path / "s.npz", mu=np.zeros(20), sigma=cov)
+    assert read_statistics_or_images(tmp_path / "s.npz", "eval.reference").statistics is not None
+    np.savez(tmp_path / "zero.npz", mu=np.zeros(2), sigma=np.zeros((2, 2)))  # Of one image.
+    assert read_statistics_or_images(tmp_path / "zero.npz", "eval.reference").statistics is not None
+
+
 @pytest.mark.parametrize(
     "arrays, message",
     [
@@ -45,6 +56,8 @@ def test_adms_batches_have_images_and_statistics(tmp_path: Path, rng: np.random.
         ({"mu": np.zeros(3, int), "sigma": np.eye(3)}, "mu is int64"),
         ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "not all numbers .* are finite"),
         ({"mu": np.zeros(2), "sigma": np.array([[1, 5], [0, 1.0]])}, "not symmetric"),
+        ({"mu": np.zeros(4), "sigma": np.diag([1, 1, -5, 1.0])}, "eigenvalues from -5 to 1, so it"),
+        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "eigenvalues from -1 to -1, so it"),
         ({"arr_0": np.zeros((2, 4, 4, 3))}, "images have dtype float64"),
         ({"images": np.zeros((2, 4, 4), np.uint8)}, r"images have shape \(2, 4, 4\)"),
     ],
