@@ -79,8 +79,8 @@ def _config_of(
         config = run_config.load_config(workdir, assignments, mode)
         if file is not None and not run_config.has_run(workdir):
             raise InputError(
-                f"--config={flags.config} describes a run, but there is none in {workdir}; name its --workdir, or leave "
-                "--config out"
+                f"--config={flags.config} describes a run, but there is none in {workdir}; name its --workdir, or "
+                "leave --config out"
             )
         if file is not None:
             note = run_config.describe_ignored_fields(file, config, assignments)

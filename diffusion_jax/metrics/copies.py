@@ -97,7 +97,7 @@ class NearestTraining(ImageMetric):
             "copies": copies,
             "copy_ratio": self.copy_ratio,
             "num_images": len(found.ratios),
-            "num_training": len(rows),
+            "num_reference": len(rows),
         }
         return Measured({"authentic": found.authentic}, details, found)
 

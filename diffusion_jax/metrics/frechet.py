@@ -23,18 +23,18 @@ def frechet_distance_of(images: Statistics, reference: Statistics) -> float:
     Raises:
       InputError: The two have other numbers of features.
     """
-    check_same_features(images, reference)
+    check_same_features(images.num_features, reference.num_features)
     apart = images.mean - reference.mean
     shared = np.linalg.svd(images.factor.T @ reference.factor, compute_uv=False).sum()
     traces = np.trace(images.cov) + np.trace(reference.cov)
     return max(float(apart @ apart + traces - 2 * shared), 0.0)
 
 
-def check_same_features(images: Statistics, reference: Statistics) -> None:
-    """Raises an InputError if the two have other numbers of features."""
-    if images.num_features != reference.num_features:
+def check_same_features(num_features: int, num_reference: int) -> None:
+    """Raises an InputError if images and reference have other numbers of features."""
+    if num_features != num_reference:
         raise InputError(
-            f"the images have {images.num_features} features, but the reference has {reference.num_features}"
+            f"the images have {num_features} features, but the reference has {num_reference}"
         )
 
 
@@ -45,7 +45,8 @@ def frechet_stderr(
 
     By the delta method it is that of the mean of the distance's influence function,
     2 (μ₁ - μ₂)ᵀ y + yᵀ (I - T) y, with y = x - μ₁ and T the linear map that transports N(0, Σ₁) to N(0, Σ₂). It is no
-    measure of the bias, which is of the order of d / n: see `frechet_infinity`.
+    measure of the bias, which is of the order of d / n: see `frechet_infinity`. Where the two distributions are the
+    same, this first order vanishes, and only what the bias makes of it is left.
 
     Args:
       features: Those of the images.
@@ -70,7 +71,7 @@ class Extrapolation(NamedTuple):
     """A distance at an unlimited number of images.
 
     Attributes:
-      value: The distance that a line through those at several numbers of images has where 1 / n is 0.
+      value: Where the line that is fitted to distances at several numbers of images meets 1 / n = 0.
       stderr: Its standard error: of the line, and of the images that there are.
       sizes: Numbers of images.
       distances: Mean distance of subsets of each number.
@@ -88,33 +89,42 @@ def frechet_infinity(
     *,
     num_sizes: int = 15,
     seed: int = 0,
+    allow_few: bool = False,
 ) -> Extrapolation:
     """Returns the Fréchet distance extrapolated to infinitely many images (Chong & Forsyth, 2020).
 
-    The distance of n images is larger than its limit by about a constant / n. So a line in 1 / n is laid through the
-    distances of random subsets.
+    The distance of n images is larger than its limit by about a constant / n, if n is some times the number d of
+    features. So a line in 1 / n is fitted to the distances of random subsets, of 3 d images or more.
 
     Args:
       features: Those of the images.
       reference: Statistics of the reference.
-      num_sizes: Number of subsets, of n / 10 to n images, evenly spaced in 1 / n.
+      num_sizes: Number of subsets, of n / 10, or 3 d if that is more, to n images, evenly spaced in 1 / n.
       seed: Seed of the subsets.
+      allow_few: Whether to measure fewer than 4 d images, from n / 10 on; the result may then be far too small.
 
     Raises:
-      InputError: There are fewer than 20 images, or other numbers of features.
+      InputError: There are fewer than 20 images, or than 4 d; or other numbers of features.
     """
-    total = len(features)
-    if total < 20:
-        raise InputError(f"fd_inf needs 20 images or more, not {total}")
-    rng = np.random.default_rng(seed)
-    sizes = np.unique((1 / np.linspace(10 / total, 1 / total, num_sizes)).astype(int))
+    total, num_features = features.shape
+    check_same_features(num_features, reference.num_features)
+    if total < 20 or (total < 4 * num_features and not allow_few):
+        raise InputError(
+            f"fd_inf needs {max(20, 4 * num_features)} images or more for {num_features} features, not {total}; "
+            "take more, or eval.allow_few=true"
+        )
+    rng, least = np.random.default_rng(seed), total / 10
+    if total >= 4 * num_features:
+        least = max(least, 3 * num_features)
+    sizes = np.unique((1 / np.linspace(1 / least, 1 / total, num_sizes)).astype(int))
     whole = statistics_of(features)
     distances = []
     for size in sizes:
         if size == total:
             statistics = whole
         else:
-            statistics = statistics_of(features[np.sort(rng.choice(total, size, replace=False))])
+            chosen = np.sort(rng.choice(total, size, replace=False))
+            statistics = statistics_of(features, chosen)
         distances.append(_roughly(statistics, reference))
     value, of_line = _intercept(1 / sizes, np.array(distances))
     of_images = frechet_stderr(features, whole, reference)
@@ -163,7 +173,8 @@ def frechet_distance(images: Any, reference: Any, *, features: Any = None) -> fl
 
 ALLOW_FEW = Option(
     kinds.Bool(),
-    "measure the Fréchet distance of fewer images than there are features, though its bias is then large",
+    "measure the Fréchet distance of fewer images than there are features (fd_inf: than four times as many), though "
+    "its bias is then large",
 )
 
 
@@ -195,7 +206,7 @@ class FrechetDistance(ImageMetric):
 
     def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:
         assert reference is not None
-        check_same_features(images.statistics, reference.statistics)
+        check_same_features(images.statistics.num_features, reference.statistics.num_features)
         check_enough(images, reference, self.allow_few)
         value, stderr = frechet_distance_of(images.statistics, reference.statistics), np.nan
         if images.features is not None:
@@ -229,10 +240,13 @@ class FrechetInfinity(ImageMetric):
     def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:
         assert reference is not None
         rows = images.rows("fd_inf")
-        check_same_features(images.statistics, reference.statistics)
         check_enough(images, reference, self.allow_few)
         found = frechet_infinity(
-            rows, reference.statistics, num_sizes=self.num_sizes, seed=self.seed
+            rows,
+            reference.statistics,
+            num_sizes=self.num_sizes,
+            seed=self.seed,
+            allow_few=self.allow_few,
         )
         details = {"sizes": found.sizes, "distances": found.distances, "num_images": len(rows)}
         return Measured({"fd_inf": MeanStdErr(found.value, found.stderr)}, details)

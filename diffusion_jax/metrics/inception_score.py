@@ -1,15 +1,17 @@
 """The Inception score (Salimans et al., 2016): how sure a classifier is of images, and how varied its classes are."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, ClassVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.metrics.base import MeanStdErr, mean_stderr
 from diffusion_jax.metrics.feature_set import FeatureSet
 from diffusion_jax.metrics.image_metric import ImageMetric, Measured
+from diffusion_jax.metrics.moments import check_finite
 from diffusion_jax.options import Option, kinds
 
 
@@ -27,23 +29,31 @@ def inception_score(
       seed: Seed of the order, as `np.random.RandomState` takes it.
 
     Raises:
-      InputError: There are fewer images than parts.
+      InputError: There are fewer images than parts, or not all logits are finite.
     """
-    count = len(logits)
+    return _mean_of_parts(lambda indices: logits[indices], len(logits), num_splits, seed)
+
+
+def _mean_of_parts(
+    logits_of: Callable[[Int[np.ndarray, " m"]], Float[np.ndarray, "m k"]],
+    count: int,
+    num_splits: int,
+    seed: int,
+) -> MeanStdErr:
     if count < num_splits:
         raise InputError(
             f"the Inception score needs an image or more for each of {num_splits} parts, not {count} in all"
         )
     order = np.random.RandomState(seed).permutation(count)
-    log_p = np.asarray(logits, np.float64)[order]
-    log_p = log_p - log_p.max(1, keepdims=True)
-    log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
     ends = [i * count // num_splits for i in range(num_splits + 1)]
-    scores = [_score(log_p[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
-    return mean_stderr(np.array(scores))
+    parts = (order[a:b] for a, b in zip(ends, ends[1:], strict=False))
+    return mean_stderr(np.array([_score(logits_of(part)) for part in parts]))
 
 
-def _score(log_p: Float[np.ndarray, "n k"]) -> float:
+def _score(logits: Float[np.ndarray, "n k"]) -> float:
+    check_finite(logits)
+    log_p = logits - np.asarray(logits, np.float64).max(1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
     p = np.exp(log_p)
     marginal = np.maximum(
         p.mean(0), np.finfo(np.float64).tiny
@@ -76,5 +86,10 @@ class InceptionScore(ImageMetric):
             raise InputError(
                 "is needs a network with classes, such as the features inception, lite0 or classifier; these have none"
             )
-        score = inception_score(images.logits(rows), num_splits=self.num_splits, seed=self.seed)
+        logits = (
+            images.logits
+        )  # Of a part at a time: of all, they would not fit beside a large network.
+        score = _mean_of_parts(
+            lambda indices: logits(rows[indices]), len(rows), self.num_splits, self.seed
+        )
         return Measured({"is": score})

@@ -10,7 +10,10 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.metrics.base import MeanStdErr
 from diffusion_jax.metrics.feature_set import FeatureSet
 from diffusion_jax.metrics.image_metric import ImageMetric, Measured
+from diffusion_jax.metrics.moments import check_finite
 from diffusion_jax.options import Option, kinds
+
+LEAST = 20  # Images of a set, below which the standard error is too small.
 
 
 class _Terms(NamedTuple):
@@ -38,8 +41,9 @@ def kernel_distance(
     """Returns the squared maximum mean discrepancy of two sets of features, with the kernel (x · y / d + 1)³.
 
     It is the mean of the unbiased estimates of random pairs of subsets. The standard error is over draws of all images
-    and of the reference, by the estimator's Hoeffding decomposition, whose variances the subsets say, plus that of
-    having taken only some subsets. So it also holds where the distributions are the same, and first-order terms vanish.
+    and of the reference, by the estimator's Hoeffding decomposition, whose variances are estimated from the
+    subsets, plus that of having taken only some subsets. So it also holds where the distributions are the same, and
+    first-order terms vanish. It holds for images that are drawn independently, and so do their classes.
 
     Args:
       images: Features of the images.
@@ -49,16 +53,20 @@ def kernel_distance(
       seed: Seed of the subsets, as `np.random.RandomState` takes it.
 
     Raises:
-      InputError: There are fewer than four of either, or other numbers of features.
+      InputError: There are fewer than 20 of either, not all features are finite, or the two have other numbers of them.
     """
     smallest = min(len(images), len(reference))
-    if smallest < 4:
-        raise InputError(f"kid needs four images or more of each set, not {smallest}")
+    if smallest < LEAST:
+        raise InputError(f"kid needs {LEAST} images or more of each set, not {smallest}")
     if images.shape[1] != reference.shape[1]:
         raise InputError(
             f"the images have {images.shape[1]} features, but the reference has {reference.shape[1]}"
         )
+    check_finite(images)
+    check_finite(reference)
     size, rng = min(subset_size, smallest), np.random.RandomState(seed)
+    if size == len(images) == len(reference):
+        num_subsets = 1  # All would be the same.
     terms = [
         _terms(
             np.asarray(images[rng.choice(len(images), size, replace=False)], np.float64),
@@ -142,7 +150,7 @@ class KernelDistance(ImageMetric):
     subset_size: Annotated[
         int,
         Option(
-            kinds.Int(4, 100_000),
+            kinds.Int(20, 100_000),
             "images in a subset; all if there are fewer",
             field="kid_subset_size",
         ),

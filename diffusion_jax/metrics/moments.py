@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from diffusion_jax.errors import InputError
 
@@ -97,20 +97,37 @@ def eigh(matrix: Float[np.ndarray, "d d"]) -> tuple[Any, Any]:
 
 
 def chunks(
-    features: Float[np.ndarray, "n d"], size: int = CHUNK
+    features: Float[np.ndarray, "n d"],
+    size: int = CHUNK,
+    indices: Int[np.ndarray, " m"] | None = None,
 ) -> Iterator[Float[np.ndarray, "b d"]]:
-    """Yields the rows in float64, some at a time: the array may be larger than memory (`np.memmap`)."""
-    for first in range(0, len(features), size):
-        yield np.asarray(features[first : first + size], np.float64)
+    """Yields the rows in float64, some at a time: the array may be larger than memory (`np.memmap`).
+
+    Args:
+      features: All rows.
+      size: Rows at once.
+      indices: Which rows to yield; None: all.
+    """
+    for first in range(0, len(features) if indices is None else len(indices), size):
+        part = slice(first, first + size)
+        yield np.asarray(features[part if indices is None else indices[part]], np.float64)
 
 
-def statistics_of(features: Float[np.ndarray, "n d"]) -> Statistics:
-    """Returns mean and covariance of features.
+def check_finite(features: Float[np.ndarray, "n d"]) -> None:
+    """Raises an InputError unless all features are finite: comparisons with NaN would give plausible numbers."""
+    if not all(np.isfinite(rows).all() for rows in chunks(features)):
+        raise InputError("the features of some images are not finite")
+
+
+def statistics_of(
+    features: Float[np.ndarray, "n d"], indices: Int[np.ndarray, " m"] | None = None
+) -> Statistics:
+    """Returns mean and covariance of features, of all images or of some.
 
     Raises:
       InputError: There are fewer than two, or not all are finite.
     """
     moments = Moments(features.shape[1])
-    for rows in chunks(features):
+    for rows in chunks(features, indices=indices):
         moments.update(rows)
     return moments.statistics()

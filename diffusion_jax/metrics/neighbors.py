@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.metrics.moments import chunks
+from diffusion_jax.metrics.moments import check_finite, chunks
 
 BLOCK = 1024
 
@@ -17,12 +17,20 @@ def distance_blocks(
 ) -> Iterator[tuple[int, int, Float[np.ndarray, "a b"]]]:
     """Yields (i, j, Euclidean distances of x[i : i + a] and y[j : j + b]), all of an i after another; float64.
 
-    Only two blocks of features are in memory at once.
+    Only two blocks of features are in memory at once. Distances much smaller than the spread of the features are
+    rounded to some 1e-8 of it.
+
+    Raises:
+      InputError: Not all features are finite.
     """
-    first_x = 0
+    check_finite(x)
+    check_finite(y)
+    first_x, center = 0, np.asarray(y[:BLOCK], np.float64).mean(0)
     for rows in chunks(x, BLOCK):
+        rows = rows - center  # A mean that is large beside the distances would cost digits.
         first_y, squares = 0, (rows**2).sum(1)
         for columns in chunks(y, BLOCK):
+            columns = columns - center
             squared = squares[:, None] + (columns**2).sum(1) - 2 * rows @ columns.T
             yield first_x, first_y, np.sqrt(np.maximum(squared, 0))
             first_y += len(columns)
@@ -47,11 +55,13 @@ def nearest_neighbors(
     """Returns the `count` vectors of y nearest to each of x; where y is None, of the rest of x.
 
     Raises:
-      InputError: There are too few.
+      InputError: There are too few, or not all features are finite.
     """
-    others = len(x) - 1 if y is None else len(y)
-    if others < count:
-        raise InputError(f"{count} nearest neighbors are asked for, but there are {others} images")
+    num_others = len(x) - 1 if y is None else len(y)
+    if num_others < count:
+        raise InputError(
+            f"{count} nearest neighbors are asked for, but there are {num_others} images"
+        )
     indices = np.full((len(x), count), -1)
     distances = np.full((len(x), count), np.inf)
     for i, j, block in distance_blocks(x, x if y is None else y):
@@ -63,5 +73,11 @@ def nearest_neighbors(
         kept = np.argpartition(candidates, count - 1, 1)[:, :count]
         distances[rows] = np.take_along_axis(candidates, kept, 1)
         indices[rows] = np.take_along_axis(named, kept, 1)
+    for first in range(0, len(x), BLOCK):  # Exactly, so that equal features are at distance 0.
+        part = slice(first, first + BLOCK)
+        rows = np.asarray(x[part], np.float64)
+        for k in range(count):
+            others = np.asarray((x if y is None else y)[indices[part, k]], np.float64)
+            distances[part, k] = np.linalg.norm(rows - others, axis=1)
     order = np.argsort(distances, 1, kind="stable")
     return Nearest(*(np.take_along_axis(a, order, 1) for a in (indices, distances)))

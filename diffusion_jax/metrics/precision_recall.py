@@ -35,6 +35,8 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Returns precision, recall, density and coverage, with standard errors over the images or the reference images.
 
+    "Nearer" is strict, as in Naeem et al.'s prdc: images with k duplicates have a radius of 0, in which none lies.
+
     Args:
       images: Features of the images.
       reference: Features of the reference.

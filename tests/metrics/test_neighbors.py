@@ -7,6 +7,8 @@ from scipy.spatial.distance import cdist
 from diffusion_jax.errors import InputError
 from diffusion_jax.metrics import neighbors
 from diffusion_jax.metrics.copies import find_copies
+from diffusion_jax.metrics.inception_score import inception_score
+from diffusion_jax.metrics.kid import kernel_distance
 from diffusion_jax.metrics.neighbors import nearest_neighbors
 from diffusion_jax.metrics.precision_recall import precision_recall
 
@@ -24,7 +26,7 @@ def test_neighbors_found_in_blocks_are_those_of_all_distances(rng: np.random.Gen
     np.testing.assert_allclose(found.distances, np.sort(distances, 1)[:, :4], rtol=1e-12)
 
 
-def test_a_vector_is_no_neighbor_of_itself_but_its_double_is(rng: np.random.Generator):
+def test_a_vector_is_no_neighbor_of_itself_but_its_duplicate_is(rng: np.random.Generator):
     x = rng.normal(size=(20, 3))
     x[11] = x[2]
     found = nearest_neighbors(x, count=1)
@@ -47,6 +49,18 @@ def test_the_measures_are_those_of_their_definitions(rng: np.random.Generator):
     assert found.precision.stderr == pytest.approx(np.sqrt(p * (1 - p) / 24), rel=1e-12)
 
 
+def test_features_that_are_not_finite_are_refused(rng: np.random.Generator):
+    x, broken = rng.normal(size=(2, 30, 4))
+    broken[3, 2] = np.nan
+    calls = (precision_recall, find_copies, kernel_distance)
+    for function in calls:
+        for sets in ((x, broken), (broken, x)):
+            with pytest.raises(InputError, match="not finite"):
+                function(*sets)
+    with pytest.raises(InputError, match="not finite"):
+        inception_score(broken)
+
+
 def test_a_set_far_away_has_neither_precision_nor_coverage(rng: np.random.Generator):
     x = rng.normal(size=(30, 4))
     far = precision_recall(x + 100, x)
@@ -67,6 +81,15 @@ def test_copies_and_near_copies_of_training_images_are_told_from_new_images(
     # New images of the same distribution: the neighbor's own neighbor is nearer to it in more than half of the cases.
     assert 0.5 < (found.ratios[40:] > 1).mean() < 1
     assert found.authentic.value == (found.ratios > 1).mean()
+
+
+def test_copies_of_training_images_that_are_there_twice_are_copies(rng: np.random.Generator):
+    """In many dimensions and far from 0, where differences of squares are not exactly 0."""
+    training = np.repeat(rng.normal(size=(40, 300)).astype(np.float32) + 1e3, 2, axis=0)
+    new = rng.normal(size=(5, 300)).astype(np.float32) + 1e3
+    found = find_copies(np.concatenate([training[:20:2], new]), training, count=2)
+    assert (found.ratios[:10] == 0).all() and (found.ratios[10:] == np.inf).all()
+    assert found.authentic.value == pytest.approx(5 / 15)
 
 
 def test_doubles_among_the_training_images_do_not_make_every_neighbor_a_copy():
