@@ -173,7 +173,7 @@ def _write(
     started: float,
 ) -> None:
     """Writes one metric to results/evaluate.json, with all that it depends on, and says it."""
-    full, metric = result_name(name, judge.extractor.name), judge.metrics[name]
+    full, metric = result_name(name, judge.extractor), judge.metrics[name]
     folder = workdir / "results" / full / str(images.get("job", images.get("fingerprint")))
     files = metric.save(folder, result, features, judge.reference)
     provenance = dict(judge.provenance)
@@ -192,4 +192,4 @@ def _write(
     if metric.has_reference:
         of += f" against {record['reference']['name']} ({record['reference']['num_images']} images)"
     where = "".join(f"\npicture {file}" for file in files if file.suffix == ".png")
-    print(f"{summarize(result, judge.extractor.name)} {of}\nresults {path}{where}", file=sys.stderr)
+    print(f"{summarize(result, judge.extractor)} {of}\nresults {path}{where}", file=sys.stderr)

@@ -52,7 +52,7 @@ def check(config: ConfigDict, workdir: Path) -> int:
     images, seed = _images(judge), config.eval.seed
     halves = random_halves(images.num_images, seed, config.eval.num_images)
     _check_possible(judge, len(halves[0]))
-    full = result_name("selfcheck", judge.extractor.name)
+    full = result_name("selfcheck", judge.extractor)
     folder = workdir / "results" / full / _digest(judge, seed, 2 * len(halves[0]))
     own(folder, "evaluate")
 

@@ -86,7 +86,7 @@ class Judge:
     def figure_names(self) -> list[str]:
         """Names of all figures."""
         return [
-            result_name(name, self.extractor.name)
+            result_name(name, self.extractor)
             for metric in self.metrics.values()
             for name in metric.figures
         ]
@@ -96,15 +96,15 @@ class Judge:
         figures = {}
         for result in measured.values():
             for name, figure in result.figures.items():
-                full = result_name(name, self.extractor.name)
+                full = result_name(name, self.extractor)
                 figures |= {full: figure.value, f"{full}_stderr": figure.stderr}
         return figures
 
 
-def summarize(result: Measured, features: str) -> str:
+def summarize(result: Measured, extractor: Extractor) -> str:
     """Returns the figures in words, such as "kid_lite0 0.0012 ± 0.0003"."""
     return ", ".join(
-        f"{result_name(name, features)} {figure.value:.5g}"
+        f"{result_name(name, extractor)} {figure.value:.5g}"
         + ("" if np.isnan(figure.stderr) else f" ± {figure.stderr:.2g}")
         for name, figure in result.figures.items()
     )
@@ -168,6 +168,7 @@ def make_judge(
             "name": extractor.name,
             "weights_sha256": extractor.weights_sha256,
             "preprocessing": extractor.preprocessing,
+            "published": extractor.published,
         }
     }
     judge = Judge(extractor, metrics, None, said, mesh, config.eval.batch_size)

@@ -60,4 +60,5 @@ def dinov2(cache_dir: Path, *, weights: Annotated[str | None, WEIGHTS] = None) -
         LARGE.width,
         "antialiased bicubic 224x224 (edm2)",
         sha256,
+        published=PUBLISHED.is_of(sha256),
     )

@@ -22,6 +22,8 @@ class Extractor:
         different preprocessing cannot be compared.
       weights_sha256: Checksum that identifies the weights: of their file, or, if they were trained here, of the arrays.
       logits: Features -> logits of the network's own classes, on the host; None if it has no classes.
+      published: Whether the weights are verified to be the published ones; if not, the Fréchet distance of inception is
+        no FID.
     """
 
     name: str
@@ -31,3 +33,4 @@ class Extractor:
     preprocessing: str
     weights_sha256: str
     logits: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n k"]] | None = None
+    published: bool = False

@@ -91,4 +91,5 @@ def inception(
         PREPROCESSING[resize].description,
         sha256,
         logits,
+        published=PUBLISHED.is_of(sha256),
     )

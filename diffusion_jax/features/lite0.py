@@ -67,6 +67,7 @@ def lite0(cache_dir: Path, *, weights: Annotated[str | None, WEIGHTS] = None) ->
         "antialiased bicubic 224x224",
         sha256,
         logits,
+        published=PUBLISHED.is_of(sha256),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from diffusion_jax.features import Extractor
 from diffusion_jax.metrics.base import MeanStdErr
 from diffusion_jax.metrics.feature_set import FeatureSet
 
@@ -73,6 +74,7 @@ class ImageMetric(abc.ABC):
         return []
 
 
-def result_name(name: str, features: str) -> str:
-    """Returns a figure's name in results, such as kid_dinov2; `fid` is the Fréchet distance of inception alone."""
-    return "fid" if (name, features) == ("fd", "inception") else f"{name}_{features}"
+def result_name(name: str, extractor: Extractor) -> str:
+    """Returns a figure's name in results, such as kid_dinov2; `fid` is fd of inception with its published weights."""
+    is_fid = (name, extractor.name) == ("fd", "inception") and extractor.published
+    return "fid" if is_fid else f"{name}_{extractor.name}"

@@ -85,6 +85,7 @@ def test_samples_are_measured_as_by_hand_with_all_that_they_depend_on(workdir: P
         "name": "mixed",
         "weights_sha256": "f" * 64,
         "preprocessing": "none",
+        "published": False,
     }
     assert found["reference"]["name"] == "train" and found["reference"]["num_images"] == 1438
     images = found["images"]

@@ -29,8 +29,8 @@ def weights():
     return random_weights(SHAPES)
 
 
-def extractor(monkeypatch, weights, resize):
-    monkeypatch.setattr(inception, "load_weights", lambda *_: (weights, "0" * 64))
+def extractor(monkeypatch, weights, resize, sha256="0" * 64):
+    monkeypatch.setattr(inception, "load_weights", lambda *_: (weights, sha256))
     return FEATURES["inception"].from_fields({"resize": resize}, cache_dir=Path())
 
 
@@ -122,3 +122,10 @@ def test_accelerators_round_nothing_that_they_multiply(monkeypatch, weights, pla
     products = [line for line in products if "stablehlo." in line]
     assert len(products) > 30
     assert all("HIGHEST" in line for line in products)
+
+
+@pytest.mark.parametrize(
+    ("sha256", "published"), [("0" * 64, False), (inception.PUBLISHED.sha256, True)]
+)
+def test_weights_count_as_published_by_their_checksum(monkeypatch, weights, sha256, published):
+    assert extractor(monkeypatch, weights, "pytorch", sha256).published is published

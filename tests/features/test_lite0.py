@@ -83,8 +83,10 @@ def test_a_file_of_weights_takes_the_place_of_the_package(
     random = {name: rng.uniform(0.5, 1, shape) for name, shape in tensors().items()}
     np.savez(tmp_path / "mine.npz", **random)  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(importlib.metadata, "distribution", None)
-    mine = FEATURES["lite0"].bind(cache_dir=Path())(weights=str(tmp_path / "mine.npz"))
+    with pytest.warns(UserWarning, match="not verified to be the published ones"):
+        mine = FEATURES["lite0"].bind(cache_dir=Path())(weights=str(tmp_path / "mine.npz"))
     assert mine.weights_sha256 != extractor.weights_sha256
+    assert extractor.published and not mine.published
     features = np.ones((1, 1280), np.float32)
     assert mine.logits
     expected = features @ random["_fc.weight"].T + random["_fc.bias"]

@@ -1,6 +1,7 @@
 """Weights of extractors: which files are taken, and what is said of the others."""
 
 import hashlib
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -50,9 +51,21 @@ def test_converted_files_are_taken_and_identified_by_their_own_checksum(
         np.savez(path, allow_pickle=False, more=np.zeros(2), **tensors)
     else:
         save_file({**tensors, "more": np.zeros(2)}, path)
-    found, checksum = load_weights(source[0], str(path), tmp_path, SHAPES)
+    with pytest.warns(UserWarning, match=f"{path} are not verified to be the published ones"):
+        found, checksum = load_weights(source[0], str(path), tmp_path, SHAPES)
     expect_tensors(found)
     assert checksum == sha256(path)
+    assert not source[0].is_of(checksum)
+
+
+def test_the_published_file_is_verified_under_any_name(source, tmp_path):
+    published, server = source
+    path = server.rename(tmp_path / "mine.npz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, checksum = load_weights(published, str(path), tmp_path, SHAPES)
+    expect_tensors(found)
+    assert published.is_of(checksum)
 
 
 def test_the_published_file_is_downloaded_once(source, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.features import Extractor
 from diffusion_jax.metrics import IMAGE_METRICS, FeatureSet, statistics_of
 from diffusion_jax.metrics.image_metric import result_name
 from diffusion_jax.reading.npz import read_npz
@@ -64,11 +65,16 @@ def test_fewer_images_than_features_are_refused_unless_allowed(
     assert IMAGE_METRICS["fd"].from_fields({"allow_few": True}, seed=0).measure(*sets).figures
 
 
-def test_the_frechet_distance_is_called_fid_for_inception_alone():
-    assert result_name("fd", "inception") == "fid"
-    assert result_name("fd", "dinov2") == "fd_dinov2"
-    assert result_name("kid", "inception") == "kid_inception"
-    assert result_name("fd_inf", "inception") == "fd_inf_inception"
+def test_the_frechet_distance_is_called_fid_for_inceptions_published_weights_alone():
+    def of(features: str, published: bool) -> Extractor:
+        return Extractor(features, None, lambda _, x: x, 6, "none", "a" * 64, published=published)
+
+    inception = of("inception", published=True)
+    assert result_name("fd", inception) == "fid"
+    assert result_name("fd", of("inception", published=False)) == "fd_inception"
+    assert result_name("fd", of("dinov2", published=True)) == "fd_dinov2"
+    assert result_name("kid", inception) == "kid_inception"
+    assert result_name("fd_inf", inception) == "fd_inf_inception"
 
 
 def test_precision_takes_at_most_as_many_images_as_it_is_told(rng: np.random.Generator):
@@ -130,3 +136,7 @@ def test_the_seed_decides_what_is_drawn_at_random(rng: np.random.Generator, name
         for seed in (0, 0, 1)
     )
     assert first == again != other
+
+
+def test_weights_of_which_nothing_is_said_are_not_taken_for_verified_ones():
+    assert not Extractor("inception", None, lambda _, x: x, 6, "none", "a" * 64).published
