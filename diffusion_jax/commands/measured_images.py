@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,7 @@ from diffusion_jax.metrics import FeatureSet, Measured
 from diffusion_jax.metrics.image_metric import result_name
 from diffusion_jax.metrics.statistics_file import write_statistics
 from diffusion_jax.parallel import sharding
-from diffusion_jax.parallel.distributed import broadcast_from_first
+from diffusion_jax.parallel.distributed import broadcast_from_first, run_on_first
 from diffusion_jax.reporting import results
 from diffusion_jax.runs import Run
 from diffusion_jax.writing.writable import check_writable
@@ -148,10 +149,13 @@ def measure(judge: Judge, images: Measurable, config: ConfigDict, workdir: Path)
     folder = workdir / "results" / "features" / f"{extractor.name}-{digest}"
     own(folder, "evaluate")
     features = judge.features_of(images.images, "eval.images", folder, watch(config))
-    if jax.process_index() == 0:
+
+    def write() -> None:
         write_statistics(folder / STATISTICS, features.statistics, judge.extractor)
         for name, result in judge.measure(features).items():
             _write(name, result, judge, features, images.record, config, workdir, started)
+
+    run_on_first("metrics of images", write)
 
 
 def figures_of(
@@ -159,7 +163,9 @@ def figures_of(
 ) -> dict[str, float]:
     """Returns all figures of images by name, on every process; see `Judge.figures`."""
     features = judge.features_of(images.images, "eval.images", folder, watch(config))
-    return broadcast_from_first("metrics of images", lambda: judge.figures(judge.measure(features)))
+    return broadcast_from_first(
+        "metrics of images", lambda: judge.figures(judge.measure(features)), timeout=math.inf
+    )
 
 
 def _write(

@@ -3,11 +3,10 @@
 import hashlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Int64
 from ml_collections import ConfigDict
@@ -32,6 +31,7 @@ from diffusion_jax.metrics.self_check import (
     table_row,
 )
 from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.distributed import run_on_first
 from diffusion_jax.reporting import results
 from diffusion_jax.reporting.ladder_plot import Curve, save_ladders
 from diffusion_jax.writing.writable import check_writable
@@ -64,22 +64,37 @@ def check(config: ConfigDict, workdir: Path) -> int:
         [(worse, degraded(worse)) for worse in ladder]
         for ladder in make_ladders(images.image_shape, seed)
     ]
-    if jax.process_index() != 0:
-        return 0
+    run_on_first(
+        "self-check", lambda: _check(judge, config, halves, ladders, workdir, folder, started)
+    )
+    return 0
+
+
+def _check(
+    judge: Judge,
+    config: ConfigDict,
+    halves: Sequence[Int64[np.ndarray, " n"]],
+    ladders: Sequence[Sequence[tuple[Degradation, FeatureSet]]],
+    workdir: Path,
+    folder: Path,
+    started: float,
+) -> None:
+    """Compares the features, writes and says what was found, and raises if it is wrong."""
     one, other = (_rows(judge, half) for half in halves)
     found = self_check(one, other, ladders, judge.metrics, _teller(judge, len(halves[0])))
-    reproduced = _reproduce(judge, config, images.num_images)
+    reproduced = _reproduce(judge, config, judge.provenance["reference"]["num_images"])
     record = {"num_images": len(halves[0]), **_record(found, reproduced, judge, config)}
     picture = folder / "ladder.png"
     save_ladders(picture, _curves(found))
     record["files"] = [str(picture.relative_to(workdir / "results"))]
     record["seconds_this_start"] = round(time.monotonic() - started, 1)
-    path = results.add_metric(workdir, "evaluate", full, record)
+    path = results.add_metric(
+        workdir, "evaluate", result_name("selfcheck", judge.extractor), record
+    )
     print(*_verdict(reproduced, record), sep="\n", file=sys.stderr)
     print(f"results {path}", f"picture {picture}", sep="\n", file=sys.stderr)
     if record["failures"]:
         raise RunError(f"self-check of {judge.extractor.name}: {'; '.join(record['failures'])}")
-    return 0
 
 
 def _images(judge: Judge) -> data.Split:

@@ -124,7 +124,7 @@ def _measured(
     make_batches: MakeBatches,
 ) -> _Row:
     """Returns the figures of a point, measured unless an earlier start has done so."""
-    from diffusion_jax.parallel.distributed import broadcast_from_first
+    from diffusion_jax.parallel.distributed import broadcast_from_first, run_on_first
 
     name = job.job_name(run, num_images=run.config.sample.num_images)
     path = folder / f"{name}.json"
@@ -136,10 +136,13 @@ def _measured(
     figures = measured_images.figures_of(judge, images, run.config, of_features)
     nfe = images.record.get("nfe")
     nfe = nfe["mean"] if isinstance(nfe, dict) else nfe
-    if jax.process_index() == 0:
+
+    def keep() -> None:
         record = {"point": point, "nfe": nfe, "figures": figures, "images": images.record}
         results.write_text(path, json.dumps(record, indent=2) + "\n")
         remove(of_features)  # Of many points they would fill the disk.
+
+    run_on_first("keep a point of the sweep", keep)
     return _Row(point, nfe, figures)
 
 

@@ -20,7 +20,9 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.features import FEATURES, Extractor
 from diffusion_jax.metrics import IMAGE_METRICS, FeatureSet, ImageMetric, Measured, extract
 from diffusion_jax.metrics.image_metric import result_name
+from diffusion_jax.metrics.moments import Statistics
 from diffusion_jax.metrics.statistics_file import read_statistics_or_images, write_statistics
+from diffusion_jax.parallel.distributed import run_on_first
 
 Done = Callable[[int], object]  # Called with the number of images of each batch.
 # (what is computed, number of images) -> context with the function that counts them.
@@ -248,19 +250,27 @@ def _kept_features(
     judge: Judge, images: data.Split, name: str, folder: Path, watch: Watch
 ) -> FeatureSet:
     """Returns the features of a reference, computed unless they are in the cache."""
-    first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        if first:  # Another command may be computing them.
+
+        def lock() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / "lock"))
+
+        run_on_first("lock of a reference", lock)  # Another command may be computing them.
         kept = judge.features_of(images, name, folder, watch)
-        if not first:
-            return kept
-        path, known = folder / STATISTICS, None
-        if path.exists():
-            with contextlib.suppress(InputError):
-                known = read_statistics_or_images(path, "").statistics
-        if known is None or known.num_images != images.num_images:
-            known = kept.statistics
-            write_statistics(path, known, judge.extractor)
+        known = run_on_first(
+            "statistics of a reference", lambda: _kept_statistics(kept, folder, judge.extractor)
+        )
     return dataclasses.replace(kept, known_statistics=known)
+
+
+def _kept_statistics(kept: FeatureSet, folder: Path, extractor: Extractor) -> Statistics:
+    """Returns the statistics of a reference, computed unless they are beside its features."""
+    path = folder / STATISTICS
+    if path.exists():
+        with contextlib.suppress(InputError):
+            known = read_statistics_or_images(path, "").statistics
+            if known is not None and known.num_images == len(kept.rows("fd")):
+                return known
+    write_statistics(path, kept.statistics, extractor)
+    return kept.statistics

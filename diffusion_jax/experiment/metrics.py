@@ -1,6 +1,7 @@
 """Metrics of an experiment, with the options in the config's `eval` group, and the held-out loss."""
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -144,7 +145,7 @@ def _of_images(exp: Experiment, mesh: jax.sharding.Mesh) -> tuple[str, Figures]:
             return {f"eval_{name}": np.nan for name in judge.figure_names}
         features = judge.features_of(data.from_arrays(images), "eval.images")
         found = broadcast_from_first(
-            "metrics of images", lambda: judge.figures(judge.measure(features))
+            "metrics of images", lambda: judge.figures(judge.measure(features)), timeout=math.inf
         )
         return {f"eval_{name}": value for name, value in found.items()}
 

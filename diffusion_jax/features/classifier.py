@@ -24,6 +24,7 @@ from diffusion_jax.features.classifier_training import (
     train,
 )
 from diffusion_jax.features.extractor import Extractor
+from diffusion_jax.parallel.distributed import arrays_of_first
 from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.writing.atomic import atomic_write
 
@@ -31,7 +32,8 @@ from diffusion_jax.writing.atomic import atomic_write
 def classifier(split: Callable[[], Split], cache_dir: Path) -> Extractor:
     """Trains a classifier on labeled images, or reads the one trained on them before.
 
-    Training takes seconds to minutes. If several processes call this, one trains and the others wait.
+    Training takes seconds to minutes. If several commands call this, one trains and the others wait; of the processes
+    of a command, the first one trains or reads, and all get its weights.
 
     Args:
       split: Opens the labeled training images.
@@ -57,8 +59,11 @@ def trained_on(split: Split, cache_dir: Path, recipe: Recipe) -> Extractor:
     expected = jax.eval_shape(
         lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     )
-    params = _cached(
-        cache_dir / "features" / f"{name}.npz", expected, lambda: train(split, network, recipe)
+    path = cache_dir / "features" / f"{name}.npz"
+    params = arrays_of_first(  # Hosts that train for themselves may round differently.
+        "weights of the classifier",
+        lambda: _cached(path, expected, lambda: train(split, network, recipe)),
+        expected,
     )
 
     def apply(params: Any, images: UInt8[Array, "b h w c"]) -> Float[Array, "b d"]:

@@ -18,7 +18,7 @@ from diffusion_jax.features import Extractor
 from diffusion_jax.lifecycle.ownership import owned_write
 from diffusion_jax.metrics.moments import Statistics, statistics_of
 from diffusion_jax.parallel import sharding
-from diffusion_jax.parallel.distributed import broadcast_from_first
+from diffusion_jax.parallel.distributed import broadcast_from_first, run_on_first
 from diffusion_jax.parallel.map_batches import map_batches, padded_size
 from diffusion_jax.parallel.resumable import Arrays, Batches, Compute, explained, rows_of
 from diffusion_jax.reading import json_text
@@ -97,12 +97,14 @@ def extract(
     check_channels(images)
     mesh = sharding.make_mesh(-1, 1) if mesh is None else mesh
     tell = done or (lambda count: None)
-    if folder is not None and broadcast_from_first(
-        "whether features are kept",
-        lambda: read_features(folder, images.num_images, extractor) is not None,
-    ):
-        tell(images.num_images)
-        return _kept(folder, images.num_images, extractor)
+    none = np.zeros((0, extractor.num_features), np.float32)
+    if folder is not None:
+        kept = run_on_first(
+            "kept features", lambda: read_features(folder, images.num_images, extractor)
+        )
+        if broadcast_from_first("whether features are kept", lambda: kept is not None):
+            tell(images.num_images)
+            return none if kept is None else kept
     size = padded_size(min(batch_size, images.num_images), mesh)
     of_batch = _make_of_batch(extractor, images, mesh, size)
     sound = rows_of(features=(np.float32, (extractor.num_features,)))
@@ -114,9 +116,8 @@ def extract(
     tell(len(finished))
     for batch in batches.compute(of_batch, size, finished):
         tell(len(batch["indices"]))
-    if jax.process_index() == 0:
-        _write(batches, folder, extractor)
-    return _kept(folder, images.num_images, extractor)
+    written = run_on_first("write features", lambda: _write(batches, folder, extractor))
+    return none if written is None else written
 
 
 def _make_of_batch(
@@ -147,8 +148,8 @@ def check_channels(images: Split) -> None:
         )
 
 
-def _write(batches: Batches, folder: Path, extractor: Extractor) -> None:
-    """Writes the features of all batches to one file, with its seal, and removes the batches."""
+def _write(batches: Batches, folder: Path, extractor: Extractor) -> Float32[np.ndarray, "n d"]:
+    """Writes the features of all batches to one file, with its seal; removes the batches, and returns the features."""
     total, digest = 0, hashlib.sha256()
     path = folder / FILE
     with explained(path), owned_write(path) as unfinished, unfinished.open("wb") as file:
@@ -161,6 +162,10 @@ def _write(batches: Batches, folder: Path, extractor: Extractor) -> None:
     with explained(folder / SEAL), owned_write(folder / SEAL) as unfinished:
         unfinished.write_text(json.dumps(seal, indent=2) + "\n")
     batches.remove()
+    kept = read_features(folder, total, extractor)
+    if kept is None:
+        raise RunError(f"the features in {folder} are damaged; run the same command again")
+    return kept
 
 
 def _seal(num_images: int, sha256: str, extractor: Extractor) -> dict[str, Any]:
@@ -171,16 +176,6 @@ def _seal(num_images: int, sha256: str, extractor: Extractor) -> dict[str, Any]:
         "weights_sha256": extractor.weights_sha256,
         "preprocessing": extractor.preprocessing,
     }
-
-
-def _kept(folder: Path, num_images: int, extractor: Extractor) -> Float32[np.ndarray, "n d"]:
-    """Returns the features in a folder to process 0, which alone measures; to others none."""
-    if jax.process_index() != 0:
-        return np.zeros((0, extractor.num_features), np.float32)
-    kept = read_features(folder, num_images, extractor)
-    if kept is None:
-        raise RunError(f"the features in {folder} are damaged; run the same command again")
-    return kept
 
 
 def read_features(

@@ -3,23 +3,25 @@
 import collections
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from diffusion_jax.errors import InputError, RunError, reason
 from diffusion_jax.lifecycle import stopping
 
 T = TypeVar("T")
 
-EXCHANGE_TIMEOUT = 1200
+EXCHANGE_TIMEOUT = 1200.0
 
 _exchanges: dict[str, Any] = collections.defaultdict(itertools.count)
 
 
-def exchange(name: str, text: str) -> list[str]:
+def exchange(name: str, text: str, timeout: float = EXCHANGE_TIMEOUT) -> list[str]:
     """Returns the text of every process, in order of their indices; waits for all of them.
 
     The texts go through the coordination service rather than the devices: a device computation on a
@@ -28,13 +30,14 @@ def exchange(name: str, text: str) -> list[str]:
     Args:
       name: Name of the exchange; every process calls this equally often for each name.
       text: Text of this process.
+      timeout: Seconds to wait for the others; `math.inf`: as long as they live, which `peers` watches.
     """
     if jax.process_count() == 1:
         return [text]
     service = client()
     key = f"diffusion_jax/{name}/{next(_exchanges[name])}"
     service.key_value_set(f"{key}/{jax.process_index()}", f"={text}")
-    deadline = time.monotonic() + EXCHANGE_TIMEOUT
+    deadline = time.monotonic() + timeout
     texts = [_get(f"{key}/{i}", deadline) for i in range(jax.process_count())]
     return [text[1:] for text in texts]
 
@@ -50,12 +53,13 @@ def _get(key: str, deadline: float) -> str:
                 raise
 
 
-def run_on_all(name: str, action: Callable[[], T]) -> T:
+def run_on_all(name: str, action: Callable[[], T], timeout: float = EXCHANGE_TIMEOUT) -> T:
     """Runs an action on every process; if it fails on one, every process raises.
 
     Args:
       name: See `exchange`.
       action: Function to call; each process gets its own value.
+      timeout: See `exchange`.
 
     Raises:
       Exception: The error of this process's own action.
@@ -67,7 +71,7 @@ def run_on_all(name: str, action: Callable[[], T]) -> T:
     except Exception as raised:
         error = raised
     outcome = {"reason": reason(error), "input": isinstance(error, InputError)} if error else {}
-    outcomes = [json.loads(text) for text in exchange(name, json.dumps(outcome))]
+    outcomes = [json.loads(text) for text in exchange(name, json.dumps(outcome), timeout)]
     if error is not None:
         raise error
     for process, outcome in enumerate(outcomes):
@@ -77,7 +81,25 @@ def run_on_all(name: str, action: Callable[[], T]) -> T:
     return value  # pyright: ignore[reportReturnType]
 
 
-def broadcast_from_first(name: str, decide: Callable[[], T]) -> T:
+def run_on_first(name: str, work: Callable[[], T], timeout: float = math.inf) -> T | None:
+    """Runs long work on process 0 and returns its value there; the others wait, and get None.
+
+    They wait as long as process 0 lives: without this they would wait for it where JAX or an exchange soon gives up.
+
+    Args:
+      name: See `exchange`.
+      work: Function called on process 0 alone.
+      timeout: See `exchange`.
+
+    Raises:
+      Exception: The error of `work`; on the other processes as in `run_on_all`.
+    """
+    return run_on_all(name, work if jax.process_index() == 0 else lambda: None, timeout)
+
+
+def broadcast_from_first(
+    name: str, decide: Callable[[], T], timeout: float = EXCHANGE_TIMEOUT
+) -> T:
     """Returns the decision of process 0 on every process.
 
     The others do not decide by themselves: a shared folder may have changed meanwhile, or not show changes there yet.
@@ -85,12 +107,41 @@ def broadcast_from_first(name: str, decide: Callable[[], T]) -> T:
     Args:
       name: See `exchange`.
       decide: Function called on process 0 alone; its value must be JSON-serializable.
+      timeout: See `exchange`; `math.inf` for long work.
 
     Raises:
       Exception: The error of `decide`; on the other processes as in `run_on_all`.
     """
-    decided: Any = run_on_all(name, decide if jax.process_index() == 0 else lambda: None)
+    decided = run_on_first(name, decide, timeout)
     return json.loads(exchange(name, json.dumps(decided))[0])
+
+
+def arrays_of_first(name: str, make: Callable[[], Any], shapes: Any) -> Any:
+    """Returns a tree of arrays of process 0 on every process, equal to the last bit.
+
+    Call it where no other computation of the devices runs, as the arrays go through them.
+
+    Args:
+      name: See `exchange`.
+      make: Function called on process 0 alone; it may take long.
+      shapes: The tree with shapes and dtypes, on every process.
+
+    Raises:
+      Exception: The error of `make`; on the other processes as in `run_on_all`.
+    """
+    made = run_on_first(name, make)
+    if jax.process_count() == 1:
+        return made
+    from jax.experimental import multihost_utils
+
+    if made is None:
+        made = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    # As bytes, since they are summed with the others' zeros: a negative zero would lose its sign.
+    sent = jax.tree.map(lambda array: np.ascontiguousarray(array).view(np.uint8), made)
+    received = multihost_utils.broadcast_one_to_all(sent)
+    return jax.tree.map(
+        lambda leaf, array: np.asarray(array).view(leaf.dtype).reshape(leaf.shape), shapes, received
+    )
 
 
 def is_another_than_first() -> bool:

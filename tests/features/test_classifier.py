@@ -49,6 +49,17 @@ def test_the_weights_are_trained_once_and_kept(trained, monkeypatch: pytest.Monk
     jax.tree.map(np.testing.assert_array_equal, again.params, extractor.params)
 
 
+def test_all_processes_use_the_weights_of_the_first(trained, monkeypatch: pytest.MonkeyPatch):
+    folder, split, extractor = trained
+    halved = jax.tree.map(lambda array: array / 2, extractor.params)
+    monkeypatch.setattr(classifier, "arrays_of_first", lambda *_: halved)
+    other = classifier.trained_on(split, folder, QUICK)
+    assert other.weights_sha256 != extractor.weights_sha256
+    assert other.logits is not None
+    features = np.ones((1, extractor.num_features), np.float32)
+    np.testing.assert_allclose(other.logits(features), extractor.logits(features) / 2, rtol=1e-5)
+
+
 def test_the_training_says_its_accuracy_in_one_line_and_is_the_same_every_time(
     trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -7,9 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from second_process import follow
 
 from diffusion_jax.data import from_arrays
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.features import Extractor
 from diffusion_jax.metrics.feature_set import FILE, FeatureSet, extract
 from diffusion_jax.metrics.frechet import frechet_distance
@@ -93,6 +94,19 @@ def test_kept_features_are_used_if_they_are_whole_and_of_the_same_network(
     np.testing.assert_allclose(
         extract(EXTRACTOR, split, folder=tmp_path), expected(images), rtol=1e-5
     )
+
+
+def test_a_process_learns_that_the_first_could_not_keep_the_features(
+    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    split, mesh = from_arrays(images), sharding.make_mesh(1, 1)
+    decisions = {"whether features are kept": False, "finished batches": []}
+    with monkeypatch.context() as patch:
+        follow(patch, decisions)
+        assert extract(EXTRACTOR, split, mesh, folder=tmp_path).shape == (0, 5)
+    follow(monkeypatch, decisions, {"write features": "disk full"})
+    with pytest.raises(RunError, match="process 0: disk full"):
+        extract(EXTRACTOR, split, mesh, folder=tmp_path)
 
 
 def test_a_set_of_statistics_alone_has_no_features(images: np.ndarray):

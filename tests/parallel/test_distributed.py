@@ -1,6 +1,7 @@
 """Processes of a cluster join with our time-outs, and one that fails does not leave the others waiting."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -336,6 +337,12 @@ def test_process_0_decides_and_tells_the_others():
             raise InputError("not this one")
         print(distributed.broadcast_from_first("one", decide), distributed.broadcast_from_first("one", decide))
         print(distributed.run_on_all("all", lambda: index))
+        import numpy as np
+        tree = {"bias": np.float32([-0.0, index, np.nan]), "count": np.int32(7 + index)}
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+        got = distributed.arrays_of_first("arrays", lambda: tree, shapes)
+        print(got["bias"], np.signbit(got["bias"][0]), got["bias"].dtype, got["count"].shape, got["count"])
+        print(distributed.run_on_first("four", lambda: "mine"))
         for action in (
             lambda: distributed.broadcast_from_first("two", refuse),
             lambda: distributed.run_on_all("three", refuse if index == 1 else int),
@@ -352,9 +359,38 @@ def test_process_0_decides_and_tells_the_others():
         assert lines == [
             "[0, 'decided'] [0, 'decided']",
             str(index),
+            "[-0.  0. nan] True float32 () 7",
+            "None" if index else "mine",
             "process 0: not this one" if index else "not this one",
             "not this one" if index else "process 1: not this one",
         ]
+
+
+def test_long_work_of_process_0_is_waited_for_however_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    now, hours = [0.0], 3600.0
+
+    class Client:
+        def key_value_set(self, *_: str) -> None:
+            pass
+
+        def blocking_key_value_get(self, *_: Any) -> str:
+            if now[0] > 50 * hours:
+                return "={}"
+            now[0] += hours
+            raise RuntimeError("DEADLINE_EXCEEDED")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(distributed, "client", Client)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    assert distributed.run_on_first("work", lambda: pytest.fail("done by another")) is None
+    now[0] = 0.0
+    assert distributed.broadcast_from_first("decision", int, timeout=math.inf) == {}
+    now[0] = 0.0
+    with pytest.raises(RuntimeError, match="DEADLINE"):
+        distributed.exchange("short", "")
 
 
 def test_a_signal_ends_a_process_that_waits_for_another():
