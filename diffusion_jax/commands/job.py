@@ -26,6 +26,8 @@ from diffusion_jax.reporting import classes, results
 from diffusion_jax.runs import Run, load_run
 from diffusion_jax.writing.writable import check_writable
 
+MOST_LABELS = 100  # Classes in turn that a result lists.
+
 # Indices of images -> the images.
 Draw = Callable[[Int64[np.ndarray, " b"]], UInt8[np.ndarray, "b h w c"]]
 
@@ -174,9 +176,17 @@ def record(run: Run, nfe: Any, labels: Int[np.ndarray, " n"] | None) -> dict[str
         "sampler": sampling.sampler_options(run),
         "nfe": nfe,
         "seed": fields.seed,
-        "labels": fields.labels,
+        "labels": _named(fields.labels),
         "classes": None if labels is None else _classes(run, labels),
     }
+
+
+def _named(labels: tuple[Any, ...] | None) -> Any:
+    """Returns classes in turn as JSON holds them; of one for each of many images their number and a hash."""
+    if labels is None or len(labels) <= MOST_LABELS:
+        return labels
+    digest = hashlib.sha256(json.dumps(labels).encode()).hexdigest()
+    return {"number": len(labels), "sha256": digest}
 
 
 def _classes(run: Run, labels: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:

@@ -1,17 +1,20 @@
 """Images that `--mode=evaluate` measures: drawn from a checkpoint, as by `--mode=sample`, or given ones."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import hashlib
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
@@ -29,6 +32,7 @@ from diffusion_jax.experiment.image_metrics import (
     Done,
     Judge,
     Watch,
+    drawn_classes,
     make_judge,
     metric_options,
     summarize,
@@ -38,6 +42,8 @@ from diffusion_jax.metrics.image_metric import result_name
 from diffusion_jax.metrics.statistics_file import write_statistics
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.distributed import broadcast_from_first, run_on_first
+from diffusion_jax.reading import json_text
+from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reporting import results
 from diffusion_jax.runs import Run
 from diffusion_jax.writing.writable import check_writable
@@ -68,16 +74,49 @@ def measure_given(config: ConfigDict, workdir: Path) -> int:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     path = Path(expand(config.eval.images))
     images = open_images(path, "eval.images")
-    if config.eval.num_images is not None:
-        count = min(config.eval.num_images, images.num_images)
-        images = dataclasses.replace(images, num_images=count)
     if images.num_images == 0:
         raise InputError(f"eval.images: {path} has no images")
-    fingerprint = data.fingerprint(images)
-    record = {"path": str(path), "num_images": images.num_images, "fingerprint": fingerprint}
+    count, of = config.eval.num_images or images.num_images, images.num_images
+    if count < of:  # At random: folders are in the order of their classes.
+        chosen = np.random.default_rng(config.eval.seed).choice(of, count, replace=False)
+        images = data.subset(images, np.sort(chosen))
+    fingerprint = data.content_digest(images)
+    record = {
+        **_job_of(path),
+        "path": str(path.absolute()),
+        "num_images": images.num_images,
+        "of": of,
+        "image_shape": images.image_shape,
+        "fingerprint": fingerprint,
+    }
     judge = judge_of(config, mesh, workdir)
+    judge.check_number(images.num_images, "eval.images")
+    _warn_of_reference(record, judge.provenance.get("reference", {}))
     measure(judge, Measurable(images, fingerprint, record), config, workdir)
     return 0
+
+
+def _job_of(path: Path) -> dict[str, Any]:
+    """Returns what the job of a folder says of its images; nothing of other folders."""
+    try:
+        said = json_text.parse_object(read_regular(path / "job.json"), finite=False)
+    except (OSError, ValueError):
+        return {}
+    left_out = ("files", "shared_t", "drawn_this_start", "seconds_this_start")
+    return {name: value for name, value in said.items() if name not in left_out}
+
+
+def _warn_of_reference(images: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+    """Warns of a reference that is the images themselves, or of another shape."""
+    if reference.get("fingerprint") == images["fingerprint"]:
+        warnings.warn("eval.images and eval.reference are the same images", stacklevel=1)
+    shape = reference.get("image_shape", images["image_shape"])
+    if tuple(shape) != tuple(images["image_shape"]):
+        warnings.warn(
+            f"eval.images are {'x'.join(map(str, images['image_shape']))} (height, width, channels), but the reference "
+            f"is {'x'.join(map(str, shape))}; the features see both resized, and gray as RGB",
+            stacklevel=1,
+        )
 
 
 def measure_drawn(run: Run, mesh: jax.sharding.Mesh, workdir: Path) -> None:
@@ -88,6 +127,7 @@ def measure_drawn(run: Run, mesh: jax.sharding.Mesh, workdir: Path) -> None:
       RunError: Images that are not finite; disk full.
     """
     judge = judge_of(run.config, mesh, workdir)  # First, since it may be refused.
+    judge.check_number(run.config.sample.num_images, "eval.num_images")
     measure(judge, draw(run, mesh, workdir), run.config, workdir)
 
 
@@ -121,7 +161,13 @@ def watch(config: ConfigDict) -> Watch:
 def draw(
     run: Run, mesh: jax.sharding.Mesh, workdir: Path, make_batches: MakeBatches | None = None
 ) -> Measurable:
-    """Draws the images of the job that the run's config describes, unless they are there; see `sample.draw_job`."""
+    """Draws the images of the job that the run's config describes, unless they are there; see `sample.draw_job`.
+
+    Their classes are random, with the shares of the training images, unless `sample.labels` is set.
+    """
+    config = copy.deepcopy(run.config)
+    config.sample.labels = drawn_classes(run, config.sample.num_images)
+    run = dataclasses.replace(run, config=config)
     drawn = draw_job(run, mesh, workdir, "evaluate", make_batches)
     num_bytes = drawn.files.num_bytes
     write = functools.partial(
@@ -131,7 +177,12 @@ def draw(
         run.names_to_draw,
     )
     broadcast_from_first("files of the images", lambda: len(write()))
-    record = {"job": drawn.folder.name, **drawn.record}
+    record = {
+        "job": drawn.folder.name,
+        **drawn.record,
+        "ema_decay": config.optimizer.ema_decay if config.sample.ema is True else None,
+        "image_shape": run.image_shape,
+    }
     return Measurable(open_images(drawn.folder, "the job"), drawn.folder.name, record)
 
 
@@ -180,7 +231,15 @@ def _write(
 ) -> None:
     """Writes one metric to results/evaluate.json, with all that it depends on, and says it."""
     full, metric = result_name(name, judge.extractor), judge.metrics[name]
-    folder = workdir / "results" / full / str(images.get("job", images.get("fingerprint")))
+    decided = (
+        images.get("job"),
+        images.get("fingerprint"),
+        judge.extractor.weights_sha256,
+        judge.extractor.preprocessing,
+        judge.provenance.get("reference", {}).get("fingerprint"),
+        sorted(metric_options(config, name).items()),
+    )
+    folder = workdir / "results" / full / hashlib.sha256(repr(decided).encode()).hexdigest()[:16]
     files = metric.save(folder, result, features, judge.reference)
     provenance = dict(judge.provenance)
     if not metric.has_reference:
@@ -196,6 +255,9 @@ def _write(
     path = results.add_metric(workdir, "evaluate", full, record)
     of = f"of {images['num_images']} images"
     if metric.has_reference:
-        of += f" against {record['reference']['name']} ({record['reference']['num_images']} images)"
+        against = record["reference"]
+        of += (
+            f" against {against['name']} ({against['num_images'] or 'an unknown number of'} images)"
+        )
     where = "".join(f"\npicture {file}" for file in files if file.suffix == ".png")
     print(f"{summarize(result, judge.extractor)} {of}\nresults {path}{where}", file=sys.stderr)

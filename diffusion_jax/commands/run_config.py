@@ -73,6 +73,8 @@ def _saved_config(workdir: Path, assigned: set[str], mode: Mode) -> ConfigDict:
 def _check_metrics(config: ConfigDict, assigned: set[str]) -> None:
     """Raises if a field on the command line is only for metrics that are not measured."""
     chosen = set(config.eval.metrics)
+    if not chosen <= {*METRICS, *IMAGE_METRICS}:
+        return  # That is refused with the names that there are.
     for name in assigned:
         owners = _metrics_with(name)
         if owners and not owners & chosen:

@@ -22,6 +22,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.image_metrics import Judge
 from diffusion_jax.metrics import METRICS, more_is_better
+from diffusion_jax.parallel.distributed import broadcast_from_first, run_on_first
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reporting import results
@@ -70,6 +71,7 @@ def sweep(config: ConfigDict, workdir: Path) -> int:
     run, mesh = job.open_run(configs[0], workdir)
     run_config.check_trained(config, run.training_config, f"checkpoint {run.step}")
     judge = measured_images.judge_of(config, mesh, workdir)
+    judge.check_number(config.sample.num_images, "eval.num_images")
     folder = workdir / "results" / "sweep" / _name(config, judge)
     own(folder, "evaluate")
     make_batches, rows = _sharing_programs(), []
@@ -95,7 +97,10 @@ def _config_at(config: ConfigDict, point: dict[str, str]) -> ConfigDict:
 def _name(config: ConfigDict, judge: Judge) -> str:
     """Names the folder by what is measured, not by the points."""
     options = {name: vars(metric) for name, metric in judge.metrics.items()}
-    decided = (dict(judge.provenance), options, config.sample.num_images)
+    reference = {
+        k: v for k, v in judge.provenance.get("reference", {}).items() if k != "statistics"
+    }
+    decided = (judge.provenance["features"], reference, options, config.sample.num_images)
     return hashlib.sha256(repr(decided).encode()).hexdigest()[:10]
 
 
@@ -124,8 +129,6 @@ def _measured(
     make_batches: MakeBatches,
 ) -> _Row:
     """Returns the figures of a point, measured unless an earlier start has done so."""
-    from diffusion_jax.parallel.distributed import broadcast_from_first, run_on_first
-
     name = job.job_name(run, num_images=run.config.sample.num_images)
     path = folder / f"{name}.json"
     kept = broadcast_from_first("a point of the sweep", lambda: _read(path))

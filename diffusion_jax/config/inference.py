@@ -145,7 +145,9 @@ _FIELDS = {
     ),
     "eval.split": Field("test", Choice(("test", "train")), "images that --mode=evaluate measures"),
     "eval.seed": Field(
-        0, SEEDS, "seed of the noise, which depends on it and the image's index alone"
+        0,
+        SEEDS,
+        "seed of the noise, which depends on it and the image's index alone, and of what a metric takes at random",
     ),
     "eval.images": Field(
         None,

@@ -1,6 +1,7 @@
 """Images of any origin to measure: a folder of pictures, an .npz, or the folder of a finished sampling job."""
 
 import os
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def open_images(path: Path, field: str) -> Split:
     if not path.exists():
         raise InputError(f"{field}: there is no {shown(str(path))}")
     if not path.is_dir():
+        if path.suffix.lower() != ".npz":
+            raise InputError(
+                f"{field}: {shown(str(path))} is neither a folder nor an .npz file; np.savez(FILE, images=ARRAY) makes "
+                "one of uint8 images, N x H x W x C"
+            )
         return images_of(_arrays(path, field), path, field)
     if (path / JOB_NPZ).is_file():
         return images_of(_arrays(path / JOB_NPZ, field), path / JOB_NPZ, field)
@@ -77,9 +83,15 @@ def _pictures(folder: Path, field: str) -> Split:
             f"{field}: no images in {shown(str(folder))}; it must hold {picture.KINDS}"
             + (f" ({found.passed_over_in_words()})" if found.passed_over else "")
         )
+    if note := found.note():
+        warnings.warn(f"{field}: {note}", stacklevel=1)
     paths = [os.path.join(folder, name) for name in found.names]
     kinds = list(in_threads(lambda path: _shape(path, field), paths))
-    sizes = Counter((height, width) for height, width, _ in kinds)
+    if clear := sum(transparent for *_, transparent in kinds):
+        warnings.warn(
+            f"{field}: {clear} images have transparency; it is laid over white", stacklevel=1
+        )
+    sizes = Counter((height, width) for height, width, *_ in kinds)
     if len(sizes) > 1:
         common = ", ".join(f"{n} of {h}x{w}" for (h, w), n in sizes.most_common(3))
         odd = next(p for p, kind in zip(paths, kinds, strict=True) if kind[:2] != kinds[0][:2])
@@ -87,7 +99,7 @@ def _pictures(folder: Path, field: str) -> Split:
             f"{field}: the images in {shown(str(folder))} have several sizes (height x width: {common}, such as "
             f"{shown(odd)}); resize them first, since the resize decides the result"
         )
-    mode = "RGB" if any(color for *_, color in kinds) else "L"
+    mode = "RGB" if any(color for _, _, color, _ in kinds) else "L"
     ((height, width),) = sizes
 
     def decode(path: str) -> UInt8[np.ndarray, "h w c"]:
@@ -104,10 +116,10 @@ def _pictures(folder: Path, field: str) -> Split:
     return Split(len(paths), (height, width, len(mode)), (), read)
 
 
-def _shape(path: str, field: str) -> tuple[int, int, bool]:
-    """Returns height, width and whether a picture has colors; all of it is decoded, so that damage shows at once."""
+def _shape(path: str, field: str) -> tuple[int, int, bool, bool]:
+    """Returns height, width, and whether a picture has colors and transparency; it is decoded, so that damage shows."""
     try:
         image = image_file.read(path)
     except (ValueError, OSError) as error:
         raise InputError(f"{field}: cannot read {shown(path)}: {reason(error)}") from error
-    return image.height, image.width, not image_file.is_gray(image)
+    return image.height, image.width, not image_file.is_gray(image), image.mode in ("LA", "RGBA")

@@ -65,6 +65,26 @@ def fingerprint(split: Split) -> str:
     return digest.hexdigest()[:16]
 
 
+def content_digest(split: Split) -> str:
+    """Returns a hash of 16 hexadecimal digits of all images of a split, with their labels and class names."""
+    digest = hashlib.sha256(repr((split.num_images, split.image_shape, split.class_names)).encode())
+    for first in range(0, split.num_images, READ_CHUNK):
+        batch = split.read(np.arange(first, min(first + READ_CHUNK, split.num_images)))
+        digest.update(np.ascontiguousarray(batch["image"]).tobytes())
+        digest.update(batch["label"].astype("<i4").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def subset(split: Split, indices: Int64[np.ndarray, " n"]) -> Split:
+    """Returns some images of a split, in this order."""
+    return dataclasses.replace(
+        split,
+        num_images=len(indices),
+        read=lambda rows: split.read(indices[rows]),
+        class_counts=None,
+    )
+
+
 def from_arrays(
     images: Shaped[np.ndarray, "*image_dims"],
     labels: Shaped[np.ndarray, "*label_dims"] | None = None,

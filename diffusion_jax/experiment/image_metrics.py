@@ -17,6 +17,7 @@ from diffusion_jax.addresses import expand
 from diffusion_jax.data.image_source import open_images
 from diffusion_jax.data.locked import locked
 from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.build import Experiment, load_split
 from diffusion_jax.features import FEATURES, Extractor
 from diffusion_jax.metrics import IMAGE_METRICS, FeatureSet, ImageMetric, Measured, extract
 from diffusion_jax.metrics.image_metric import result_name
@@ -77,6 +78,20 @@ class Judge:
             read=lambda indices: images.read(indices)["image"],
         )
 
+    def check_number(self, num_images: int, name: str) -> None:
+        """Raises if images are too few for one of the metrics, before their features are computed.
+
+        Raises:
+          InputError: They are.
+        """
+        for metric_name, metric in self.metrics.items():
+            least = metric.least(self.extractor.num_features)
+            if num_images < least:
+                raise InputError(
+                    f"{name}: {num_images} images are too few for {metric_name}, which needs {least} with the "
+                    f"{self.extractor.num_features} features of {self.extractor.name}; {metric.remedy}"
+                )
+
     def measure(self, images: FeatureSet) -> dict[str, Measured]:
         """Returns what each metric says, by its name; process 0 calls this."""
         return {
@@ -128,6 +143,29 @@ def _metrics(config: ConfigDict) -> dict[str, ImageMetric]:
 def metric_options(config: ConfigDict, name: str) -> dict[str, Any]:
     """Returns the options of a metric of images that the config sets."""
     return {field: config.eval[field] for field in IMAGE_METRICS[name].options}
+
+
+def drawn_classes(exp: Experiment, num_images: int) -> tuple[int, ...] | None:
+    """Returns the classes of images that are drawn to be measured: at random, as often as in the training images.
+
+    All classes in turn would be a stratified sample, whose kernel distance is biased and whose errors are wrong.
+
+    Args:
+      exp: The experiment.
+      num_images: Number of images; more images have the same first classes.
+
+    Returns:
+      A class for each image; `sample.labels` if that is set; None for an unconditional model.
+    """
+    fields = exp.config.sample
+    if not exp.conditional or fields.labels is not None:
+        return fields.labels
+    counts = np.array(load_split(exp.config, "train").class_counts or (), np.float64)
+    shares = counts[: exp.num_classes]
+    if len(shares) < exp.num_classes or not shares.any():  # They are not counted.
+        shares = np.ones(exp.num_classes)
+    rng = np.random.default_rng([fields.seed, 0])
+    return tuple(rng.choice(exp.num_classes, num_images, p=shares / shares.sum()).tolist())
 
 
 def make_extractor(config: ConfigDict, load_split: Callable[[str], data.Split]) -> Extractor:
@@ -202,11 +240,13 @@ def _reference(
         images = open_images(Path(expand(name)), "eval.reference")
     if images.num_images == 0:
         raise InputError(f"eval.reference is {name!r}, but there are no such images")
-    fingerprint = data.fingerprint(images)
+    judge.check_number(images.num_images, "eval.reference")
+    fingerprint = data.content_digest(images)
     folder = _folder(judge.extractor, fingerprint, cache_dir(config))
     said = {
         "name": name,
         "num_images": images.num_images,
+        "image_shape": images.image_shape,
         "fingerprint": fingerprint,
         "statistics": str(folder / STATISTICS),
     }

@@ -1,7 +1,7 @@
 """Samples of a trained network: the config's sampler and denoiser, and options that need no recompilation."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -215,9 +215,18 @@ def make_draw(
 
 
 def make_drawn(
-    experiment: Experiment, mesh: jax.sharding.Mesh, num_images: int
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    num_images: int,
+    labels: Sequence[int] | None,
 ) -> Callable[[Any], UInt8[np.ndarray, "n h w c"]]:
     """Returns params -> the images of the job of so many that the config describes, in memory.
+
+    Args:
+      experiment: What draws them.
+      mesh: Devices.
+      num_images: Number of images.
+      labels: Classes in turn; None: all.
 
     Raises (when called):
       RunError: Not all images are finite.
@@ -233,7 +242,7 @@ def make_drawn(
     settings = traced_options(experiment)
 
     def drawn(params: Any) -> UInt8[np.ndarray, "n h w c"]:
-        samples = draw(params, settings, np.arange(num_images), fields.labels)
+        samples = draw(params, settings, np.arange(num_images), labels)
         check_finished(experiment, params, samples.finite, samples.stats)
         return samples.images
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from diffusion_jax.data.locked import locked
-from diffusion_jax.data.split import Split, fingerprint
+from diffusion_jax.data.split import Split, content_digest
 from diffusion_jax.errors import RunError, reason
 from diffusion_jax.features.classifier_training import (
     Recipe,
@@ -54,7 +54,7 @@ def trained_on(split: Split, cache_dir: Path, recipe: Recipe) -> Extractor:
     check_labels(split)
     network = Classifier(split.num_classes)
     shape = native_shape(split.image_shape, recipe)
-    identity = repr((fingerprint(split), recipe, network.num_features, network.channels))
+    identity = repr((content_digest(split), recipe, network.num_features, network.channels))
     name = f"classifier-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     expected = jax.eval_shape(
         lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape)))["params"]

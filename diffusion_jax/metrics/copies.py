@@ -88,6 +88,10 @@ class NearestTraining(ImageMetric):
     higher_is_better: ClassVar = True
     figures: ClassVar = ("authentic",)
 
+    def least(self, num_features: int) -> int:
+        del num_features
+        return 2  # Each training image has a neighbor.
+
     def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:
         assert reference is not None
         rows = reference.rows("nearest")

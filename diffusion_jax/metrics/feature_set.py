@@ -24,7 +24,7 @@ from diffusion_jax.parallel.resumable import Arrays, Batches, Compute, explained
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import open_regular, read_regular
 
-FILE, SEAL = "features.npy", "features.json"
+FILE, SEAL = "features.f32", "features.json"  # Numbers alone; shape and checksum.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

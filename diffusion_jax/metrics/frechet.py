@@ -178,6 +178,9 @@ ALLOW_FEW = Option(
 )
 
 
+FEW = "take more, kid, features with fewer numbers, or eval.allow_few=true"
+
+
 def check_enough(images: FeatureSet, reference: FeatureSet, allow_few: bool) -> None:
     """Raises if a covariance has fewer images than rows.
 
@@ -188,7 +191,7 @@ def check_enough(images: FeatureSet, reference: FeatureSet, allow_few: bool) -> 
         if not allow_few and (found.num_images or np.inf) < found.num_features:
             raise InputError(
                 f"eval.{name}: {found.num_images} images are fewer than the {found.num_features} features, so that the "
-                "Fréchet distance is far too large; take more, kid, features with fewer numbers, or eval.allow_few=true"
+                f"Fréchet distance is far too large; {FEW}"
             )
 
 
@@ -203,6 +206,10 @@ class FrechetDistance(ImageMetric):
     allow_few: Annotated[bool, ALLOW_FEW] = False
 
     figures: ClassVar = ("fd",)
+    remedy: ClassVar = FEW
+
+    def least(self, num_features: int) -> int:
+        return 2 if self.allow_few else num_features
 
     def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:
         assert reference is not None
@@ -236,6 +243,10 @@ class FrechetInfinity(ImageMetric):
     allow_few: Annotated[bool, ALLOW_FEW] = False
 
     figures: ClassVar = ("fd_inf",)
+    remedy: ClassVar = FEW
+
+    def least(self, num_features: int) -> int:
+        return 20 if self.allow_few else max(20, num_features)
 
     def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:
         assert reference is not None

@@ -47,12 +47,20 @@ class ImageMetric(abc.ABC):
       higher_is_better: Whether larger figures mean better images.
       unbiased: Whether it is a distance whose mean is 0 where images and reference are of one distribution.
       figures: Names of its figures.
+      remedy: What to do if there are too few images.
     """
 
     has_reference: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = False
     unbiased: ClassVar[bool] = False
     figures: ClassVar[tuple[str, ...]]
+
+    remedy: ClassVar[str] = "take more"
+
+    def least(self, num_features: int) -> int:
+        """Returns the smallest number of images, and of reference images, that it measures."""
+        del num_features
+        return 1
 
     @abc.abstractmethod
     def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:

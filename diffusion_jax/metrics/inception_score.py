@@ -79,6 +79,10 @@ class InceptionScore(ImageMetric):
     higher_is_better: ClassVar = True
     figures: ClassVar = ("is",)
 
+    def least(self, num_features: int) -> int:
+        del num_features
+        return self.num_splits
+
     def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:
         del reference
         rows = images.rows("is")
@@ -92,4 +96,4 @@ class InceptionScore(ImageMetric):
         score = _mean_of_parts(
             lambda indices: logits(rows[indices]), len(rows), self.num_splits, self.seed
         )
-        return Measured({"is": score})
+        return Measured({"is": score}, {"num_images": len(rows)})

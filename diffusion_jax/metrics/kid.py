@@ -159,10 +159,17 @@ class KernelDistance(ImageMetric):
     unbiased: ClassVar = True
     figures: ClassVar = ("kid",)
 
+    def least(self, num_features: int) -> int:
+        del num_features
+        return LEAST
+
     def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:
         assert reference is not None
         rows = images.rows("kid"), reference.rows("kid")
         found = kernel_distance(
             *rows, num_subsets=self.num_subsets, subset_size=self.subset_size, seed=self.seed
         )
-        return Measured({"kid": found}, {"num_images": len(rows[0]), "num_reference": len(rows[1])})
+        counts = {"num_images": len(rows[0]), "num_reference": len(rows[1])}
+        return Measured(
+            {"kid": found}, {**counts, "subset_size": min(self.subset_size, *counts.values())}
+        )

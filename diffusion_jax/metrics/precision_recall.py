@@ -95,6 +95,10 @@ class Manifolds(ImageMetric):
     higher_is_better: ClassVar = True
     figures: ClassVar = PrecisionRecall._fields
 
+    def least(self, num_features: int) -> int:
+        del num_features
+        return self.num_neighbors + 1
+
     def measure(self, images: FeatureSet, reference: FeatureSet | None) -> Measured:
         assert reference is not None
         rng = np.random.default_rng(self.seed)

@@ -12,8 +12,10 @@ from PIL import Image
 from tiny_features import features_of, register
 from tiny_run import digits_in, results, run, write_config
 
+from diffusion_jax.config import default_config
 from diffusion_jax.data import load
-from diffusion_jax.experiment import sampling
+from diffusion_jax.experiment import build, sampling
+from diffusion_jax.experiment.image_metrics import drawn_classes
 from diffusion_jax.features import FEATURES
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.metrics import frechet_distance
@@ -182,7 +184,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(
         (("eval.reference=train",), "need the train images of a run, but there is none"),
         (("eval.features=classifier",), "need the train images of a run, but there is none"),
         (("eval.features=inceptoin",), "Did you mean 'inception'?"),
-        (("eval.num_images=5",), "5 images are fewer than the 6 features"),
+        (("eval.num_images=5",), "5 images are too few for fd, which needs 6"),
         (("eval.kid_subsets=3",), "eval.kid_subsets decides nothing of eval.metrics=('fd',)"),
         (("sampler.num_steps=3",), "decides nothing while eval.images is"),
         (("eval.resize=clean",), "the features 'mixed' has none"),
@@ -362,3 +364,98 @@ def test_a_sweep_that_cannot_be_is_refused_before_it_draws(
 ) -> None:
     given = ("--config.eval.metrics=fd", *(f"--config.{flag}" for flag in flags))
     assert message in refused(f"--workdir={workdir}", *DRAWN, *given)
+
+
+def test_a_part_of_given_images_is_a_random_one_and_so_is_said(
+    two_folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Sorted by name, the first ones of class folders would be of a few classes."""
+    images, reference = two_folders
+    flags = (f"--config.eval.images={images}", f"--config.eval.reference={reference}")
+    flags = (*flags, FEATURES_FLAG, "--config.eval.num_images=9", f"--workdir={tmp_path / 'r'}")
+    outcome = run("--mode=evaluate", *flags)
+    assert outcome.status == 0, outcome.err
+    found = results(tmp_path / "r", "evaluate")["fd_mixed"]
+    assert (found["images"]["num_images"], found["images"]["of"]) == (9, 20)
+    chosen = np.sort(np.random.default_rng(0).choice(20, 9, replace=False))
+    train = features_of(pixels("train"))
+    expected = frechet_distance(train[chosen], train[100:120])
+    assert found["value"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_images_that_differ_anywhere_are_other_images(tmp_path: Path) -> None:
+    """A hash of some would take them for those of a finished measurement, or of a kept reference."""
+    images = pixels("train")[:1200]
+    changed = images.copy()
+    changed[1] = 0  # No image that `fingerprint` looks at.
+    values = []
+    for name, pixels_of in (("a", images), ("b", changed)):
+        np.savez(tmp_path / f"{name}.npz", images=pixels_of)
+        flags = (f"--config.eval.images={tmp_path / name}.npz", f"--workdir={tmp_path / 'r'}")
+        flags = (*flags, f"--config.eval.reference={tmp_path / 'a.npz'}", FEATURES_FLAG)
+        outcome = run("--mode=evaluate", *flags)
+        assert outcome.status == 0, outcome.err
+        assert ("are the same images" in outcome.err) == (name == "a")
+        values.append(results(tmp_path / "r", "evaluate")["fd_mixed"]["value"])
+    assert values[0] < 1e-9 < values[1]
+
+
+def test_what_is_known_of_given_images_is_said(
+    workdir: Path, two_folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A job's own provenance; a reference of another shape; files that are passed over; transparency."""
+    outcome = run("--mode=sample", f"--workdir={workdir}", "--config.sample.num_images=7")
+    assert outcome.status == 0, outcome.err
+    drawn = results(workdir, "sample")
+    images, reference = two_folders
+    (images / "notes.txt").write_text("x")
+    for path in reference.iterdir():
+        Image.open(path).convert("RGBA").save(path)
+    flags = (FEATURES_FLAG, f"--workdir={tmp_path / 'r'}", f"--config.eval.reference={images}")
+    job = workdir / "samples" / drawn["job"]
+    outcome = run("--mode=evaluate", *flags, f"--config.eval.images={job}")
+    assert outcome.status == 0, outcome.err
+    said = results(tmp_path / "r", "evaluate")["fd_mixed"]["images"]
+    assert said.items() >= {name: drawn[name] for name in ("job", "step", "ema", "nfe")}.items()
+    assert "passed over: .txt files: 1 (notes.txt)" in outcome.err
+    flags = (f"--config.eval.images={reference}", *flags)
+    outcome = run("--mode=evaluate", *flags, "--config.eval.metrics=fd")
+    assert "20 images have transparency; it is laid over white" in outcome.err
+    assert "8x8x3 (height, width, channels), but the reference is 8x8x1" in outcome.err
+
+
+def test_classes_of_drawn_images_are_random_with_the_shares_of_the_training_images() -> None:
+    """Independent draws, as standard errors take them to be, and more of them begin with the same ones."""
+    config = default_config()
+    config.model.num_classes = 10
+    config.model.channels, config.model.channel_mult = 32, (1,)
+    config.model.attention_resolutions = ()
+    experiment = build.build(config, (8, 8, 1), 10)
+    many = drawn_classes(experiment, 20_000)
+    assert many is not None and drawn_classes(experiment, 50) == many[:50]
+    counts = load("digits", "train").class_counts
+    assert counts is not None
+    shares = np.bincount(many, minlength=10) / len(many)
+    np.testing.assert_allclose(shares, np.array(counts) / sum(counts), atol=0.01)
+    config.sample.labels = (3, 4)
+    assert drawn_classes(build.build(config, (8, 8, 1), 10), 5) == (3, 4)
+    config.sample.labels, config.model.num_classes = None, 0
+    assert drawn_classes(build.build(config, (8, 8, 1), 10), 5) is None
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("a.npy", "is neither a folder nor an .npz file; np.savez(FILE, images=ARRAY)"),
+        ("none", "eval.images: there is no"),
+    ],
+)
+def test_a_path_that_holds_no_images_is_named(tmp_path: Path, path: str, message: str) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 8, 8, 1), np.uint8))
+    flags = (f"--config.eval.images={tmp_path / path}", "--config.eval.metrics=is", FEATURES_FLAG)
+    assert message in refused(*flags, f"--workdir={tmp_path / 'r'}")
+
+
+def test_the_name_fid_is_refused_as_a_metric_with_those_that_there_are(tmp_path: Path) -> None:
+    flags = ("--config.eval.images=x", "--config.eval.metrics=fid")
+    assert "Did you mean 'fd'?" in refused(*flags, f"--workdir={tmp_path / 'r'}")

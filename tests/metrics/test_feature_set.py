@@ -75,7 +75,7 @@ def test_a_killed_extraction_goes_on_where_it_was(
     np.testing.assert_allclose(found, expected(images), rtol=1e-5)
     assert min(read) == 16, "the first two batches are not computed again"
     assert told == [16, 8, 8, 5]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "features.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.f32", "features.json"]
 
 
 def test_kept_features_are_used_if_they_are_whole_and_of_the_same_network(
