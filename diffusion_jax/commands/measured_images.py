@@ -219,6 +219,19 @@ def figures_of(
     )
 
 
+def _digest(name: str, judge: Judge, images: Mapping[str, Any], config: ConfigDict) -> str:
+    """Names a metric's files by all that decides them."""
+    decided = (
+        images.get("job"),
+        images.get("fingerprint"),
+        judge.extractor.weights_sha256,
+        judge.extractor.preprocessing,
+        judge.provenance.get("reference", {}).get("fingerprint"),
+        sorted(metric_options(config, name).items()),
+    )
+    return hashlib.sha256(repr(decided).encode()).hexdigest()[:16]
+
+
 def _write(
     name: str,
     result: Measured,
@@ -231,15 +244,7 @@ def _write(
 ) -> None:
     """Writes one metric to results/evaluate.json, with all that it depends on, and says it."""
     full, metric = result_name(name, judge.extractor), judge.metrics[name]
-    decided = (
-        images.get("job"),
-        images.get("fingerprint"),
-        judge.extractor.weights_sha256,
-        judge.extractor.preprocessing,
-        judge.provenance.get("reference", {}).get("fingerprint"),
-        sorted(metric_options(config, name).items()),
-    )
-    folder = workdir / "results" / full / hashlib.sha256(repr(decided).encode()).hexdigest()[:16]
+    folder = workdir / "results" / full / _digest(name, judge, images, config)
     files = metric.save(folder, result, features, judge.reference)
     provenance = dict(judge.provenance)
     if not metric.has_reference:

@@ -76,7 +76,13 @@ def load_weights(
     path = Path(expand(weights)) if weights else cache_dir / "features" / published.name
     try:
         if not weights:
-            download(published.url, path, published.check, "set eval.weights to it")
+            download(
+                published.url,
+                path,
+                published.check,
+                "set eval.weights to it, or "
+                "take eval.features=lite0 or classifier, which need no download",
+            )
         sha256 = published.check(path) if path.name == published.name else checksum(path)
         found = read_weights(path)
     except OSError as error:

@@ -158,7 +158,7 @@ def _intercept(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> MeanSt
 
 
 def frechet_distance(images: Any, reference: Any, *, features: Any = None) -> float:
-    """Returns the Fréchet distance of two sets of images, FID if the features are those of the FID Inception network.
+    """Returns the Fréchet distance of two sets of images; FID if the features are those of the published Inception.
 
     Args:
       images: `Statistics`, features (n × d, float), or images (n × h × w × c, uint8, which need `features`).
