@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def extract(
             tell(images.num_images)
             return none if kept is None else kept
     size = padded_size(min(batch_size, images.num_images), mesh)
-    of_batch = _make_of_batch(extractor, images, mesh, size)
+    of_batch = _network(extractor, mesh, size).features(images)
     sound = rows_of(features=(np.float32, (extractor.num_features,)))
     batches = Batches(None if folder is None else folder / "parts", images.num_images, sound)
     if folder is None:
@@ -120,22 +121,42 @@ def extract(
     return none if written is None else written
 
 
-def _make_of_batch(
-    extractor: Extractor, images: Split, mesh: jax.sharding.Mesh, size: int
-) -> Compute:
-    """Returns indices -> features; each image is read by the process that computes its features."""
-    mapped = map_batches(
-        lambda params, pixels: (extractor.apply(params, pixels),),
-        mesh,
-        size,
-        load=lambda indices: (images.read(indices)["image"],),
-    )
-    params = sharding.put(sharding.replicated(mesh), extractor.params)
+class _Network:
+    """The compiled network of an extractor, which many sets of images are measured with."""
 
-    def of_batch(indices: Int64[np.ndarray, " b"]) -> Arrays:
-        return {"features": np.asarray(mapped((params,), (indices,))[0], np.float32)}
+    def __init__(self, extractor: Extractor, mesh: jax.sharding.Mesh, size: int) -> None:
+        apply = extractor.apply  # No reference to the extractor, which then would live on.
+        self._images: Split | None = None
+        self._mapped = map_batches(
+            lambda params, pixels: (apply(params, pixels),), mesh, size, load=self._load
+        )
+        self._params = sharding.put(sharding.replicated(mesh), extractor.params)
 
-    return of_batch
+    def _load(self, indices: Int64[np.ndarray, " b"]) -> tuple[UInt8[np.ndarray, "b h w c"]]:
+        """Reads the images whose features this process computes."""
+        assert self._images is not None
+        return (self._images.read(indices)["image"],)
+
+    def features(self, images: Split) -> Compute:
+        """Returns indices -> features of these images."""
+
+        def of_batch(indices: Int64[np.ndarray, " b"]) -> Arrays:
+            self._images = images
+            rows = self._mapped((self._params,), (indices,))[0]
+            return {"features": np.asarray(rows, np.float32)}
+
+        return of_batch
+
+
+_networks: weakref.WeakKeyDictionary[Extractor, dict[Any, _Network]] = weakref.WeakKeyDictionary()
+
+
+def _network(extractor: Extractor, mesh: jax.sharding.Mesh, size: int) -> _Network:
+    """Returns the compiled network, made at the first call for these devices and this batch."""
+    made = _networks.setdefault(extractor, {})
+    if (mesh, size) not in made:
+        made[mesh, size] = _Network(extractor, mesh, size)
+    return made[mesh, size]
 
 
 def check_channels(images: Split) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,6 +46,15 @@ def test_features_depend_neither_on_batches_nor_on_devices(
     mesh = sharding.make_mesh(devices, 1)
     found = extract(EXTRACTOR, from_arrays(images), mesh, batch_size=batch_size)
     np.testing.assert_allclose(found, expected(images), rtol=1e-5)
+
+
+def test_a_network_is_compiled_once_for_many_sets_of_images(images: np.ndarray):
+    traced = chex.assert_max_traces(EXTRACTOR.apply, n=1)
+    once = dataclasses.replace(EXTRACTOR, apply=traced)
+    mesh = sharding.make_mesh(1, 1)
+    for part in (images[:20], images[17:], images):
+        found = extract(once, from_arrays(part), mesh, batch_size=16)
+        np.testing.assert_allclose(found, expected(part), rtol=1e-5)
 
 
 def test_a_killed_extraction_goes_on_where_it_was(
