@@ -161,6 +161,7 @@ def test_a_reconstruction_that_multiplies_rounding_is_inexact_too() -> None:
     assert problem is not None and "two or more lengths (optimizer.ema_lengths)" in problem
 
 
+@pytest.mark.slow
 def test_snapshots_of_one_length_are_warned_of(config: Path, tmp_path: Path) -> None:
     fields = ("optimizer.ema_lengths=0.1", "train.num_steps=3", "optimizer.warmup_steps=0")
     flags = (f"--config.{field}" for field in fields)

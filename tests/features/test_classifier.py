@@ -138,6 +138,7 @@ def test_of_two_that_need_the_weights_at_once_one_trains(
     assert {one.weights_sha256 for one in made} == {extractor.weights_sha256}
 
 
+@pytest.mark.slow
 def test_two_images_are_enough_and_large_colors_are_resized(tmp_path: Path):
     split = bright_or_dark(8, (40, 36, 3))
     rows = np.array([list(split.read(np.arange(8))["label"]).index(k) for k in (0, 1)])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from slow import slow
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.metrics import kid
@@ -20,7 +21,7 @@ def test_it_is_the_mean_of_the_kernel_over_pairs_of_different_images(rng: np.ran
     assert found.value == pytest.approx(within - 2 * between, rel=1e-12)
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.3])
+@pytest.mark.parametrize("shift", [0.0, slow(0.3)])
 def test_the_standard_error_is_the_spread_over_draws_also_of_equal_distributions(
     rng: np.random.Generator, shift: float
 ):
