@@ -139,6 +139,7 @@ def _measured(
     figures = measured_images.figures_of(judge, images, run.config, of_features)
     nfe = images.record.get("nfe")
     nfe = nfe["mean"] if isinstance(nfe, dict) else nfe
+    nfe = None if nfe is None else float(nfe)
 
     def keep() -> None:
         record = {"point": point, "nfe": nfe, "figures": figures, "images": images.record}
@@ -174,7 +175,8 @@ def _write(
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *table])
     results.write_text(folder / "table.csv", text.getvalue())
-    save_sweep(folder / "sweep.png", _sweep_points(rows), names)
+    points, axis = _sweep_points(rows)
+    save_sweep(folder / "sweep.png", points, names, axis)
     best = {name: _best(rows, name) for name in names}
     record = {
         "sweep": config.eval.sweep,
@@ -199,15 +201,34 @@ def _best(rows: Sequence[_Row], name: str) -> dict[str, str] | None:
     return min(known, key=lambda row: sign * row.figures[name]).point if known else None
 
 
-def _sweep_points(rows: Sequence[_Row]) -> list[SweepPoint]:
-    """Returns the points for the picture: what changes the evaluations, or else the last field, runs along a line."""
-    names = list(rows[0].point)
-    along = {"sampler.num_steps"} & set(names) or {names[-1]}
-    across = set(names) - along
-    return [
-        SweepPoint(label(row.point, across), label(row.point, along), row.nfe, row.figures)
-        for row in rows
+def _sweep_points(rows: Sequence[_Row]) -> tuple[list[SweepPoint], str]:
+    """Returns the points for the picture, and what their x is.
+
+    That is the evaluations if the number of steps varies along a line, or else the last field that varies in numbers.
+    """
+    varied = [name for name in rows[0].point if len({row.point[name] for row in rows}) > 1]
+    if "sampler.num_steps" in varied:
+        along, axis = "sampler.num_steps", "network evaluations an image"
+        xs = [row.nfe for row in rows]
+    else:
+        numbers = {name: [_number(row.point[name]) for row in rows] for name in varied}
+        known = [name for name, values in numbers.items() if None not in values]
+        along = known[-1] if known else ""
+        axis = along.rpartition(".")[2] or "network evaluations an image"
+        xs = numbers.get(along, [row.nfe for row in rows])
+    across = set(varied) - {along}
+    points = [
+        SweepPoint(label(row.point, across), label(row.point, {along} or across), x, row.figures)
+        for row, x in zip(rows, xs, strict=True)
     ]
+    return points, axis
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _as_text(rows: Sequence[_Row], names: Sequence[str]) -> str:

@@ -15,23 +15,24 @@ class SweepPoint(NamedTuple):
     Attributes:
       line: What points of one line have in common, such as "guidance_scale=2".
       label: What tells them apart, such as "num_steps=10".
-      nfe: Network evaluations an image; None if not known.
+      x: Where it stands on the horizontal axis; None if that is not known.
       figures: Figures by name, with standard errors as NAME_stderr.
     """
 
     line: str
     label: str
-    nfe: float | None
+    x: float | None
     figures: dict[str, float]
 
 
-def save_sweep(path: Path, points: Sequence[SweepPoint], figures: Sequence[str]) -> None:
-    """Draws each figure against the evaluations; if there are precision and a distance, also one against the other.
+def save_sweep(path: Path, points: Sequence[SweepPoint], figures: Sequence[str], axis: str) -> None:
+    """Draws each figure against x; if there are precision and a distance, also one against the other.
 
     Args:
       path: A .png file.
       points: All points.
       figures: Names of the figures.
+      axis: What x is.
     """
     from matplotlib.figure import Figure
 
@@ -44,7 +45,8 @@ def save_sweep(path: Path, points: Sequence[SweepPoint], figures: Sequence[str])
     figure = Figure(figsize=(1 + 4.2 * columns, 3.6 * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax, name in zip(axes, figures, strict=False):
-        _against_cost(ax, points, name)
+        _against_x(ax, points, name)
+        ax.set(xlabel=axis)
     for ax, (x, y) in zip(axes[len(figures) :], trade, strict=False):
         _against_each_other(ax, points, x, y)
     for ax in axes[panels:]:
@@ -62,12 +64,12 @@ def _lines(points: Sequence[SweepPoint]) -> dict[str, list[SweepPoint]]:
     return lines
 
 
-def _against_cost(ax, points: Sequence[SweepPoint], name: str) -> None:  # pyright: ignore
+def _against_x(ax, points: Sequence[SweepPoint], name: str) -> None:  # pyright: ignore
     for line, members in _lines(points).items():
-        known = sorted((p for p in members if p.nfe is not None), key=lambda p: p.nfe or 0)
+        known = sorted((p for p in members if p.x is not None), key=lambda p: p.x or 0)
         errors = [p.figures.get(f"{name}_stderr", np.nan) for p in known]
         ax.errorbar(
-            [p.nfe for p in known],
+            [p.x for p in known],
             [p.figures[name] for p in known],
             yerr=np.nan_to_num(errors),
             marker="o",
@@ -76,13 +78,26 @@ def _against_cost(ax, points: Sequence[SweepPoint], name: str) -> None:  # pyrig
             capsize=2,
             label=line or None,
         )
-    ax.set(xlabel="network evaluations an image", ylabel=name)
-    costs = sorted({p.nfe for p in points if p.nfe is not None})
-    if len(costs) > 2:
+    ax.set(ylabel=name)
+    xs = sorted({p.x for p in points if p.x is not None})
+    if xs and xs[0] > 0 and xs[-1] > 4 * xs[0]:
         ax.set_xscale("log")
         ax.minorticks_off()
-        ax.set_xticks(costs, [f"{cost:g}" for cost in costs], fontsize="small")
+        ticks = _apart(xs)
+        ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    values = [p.figures[name] for p in points]
+    if min(values) > 0 and max(values) > 20 * min(values):
+        ax.set_yscale("log")
     ax.grid(alpha=0.3)
+
+
+def _apart(xs: Sequence[float]) -> list[float]:
+    """Returns some of the numbers, in ascending order, whose labels do not overlap on a logarithmic axis."""
+    least, chosen = (xs[-1] / xs[0]) ** (1 / 12), [xs[0]]
+    for x in xs[1:]:
+        if x > least * chosen[-1]:
+            chosen.append(x)
+    return chosen
 
 
 def _against_each_other(ax, points: Sequence[SweepPoint], x: str, y: str) -> None:  # pyright: ignore
