@@ -16,7 +16,7 @@ from pathlib import Path
 
 from command import Command
 
-SOLVERS = "sampler.name=ancestral,ddim,pndm,dpmpp_2m,unipc; sampler.num_steps=5,10,20,50"
+SOLVERS = "sampler.name=ancestral,ddim,dpmpp_2m,dpmpp_3m,unipc; sampler.num_steps=5,10,20,50"
 GUIDANCE = "sampler.guidance_scale=1,1.5,2,3,4; sampler.num_steps=20"
 FAST = ("--config.sampler.name=dpmpp_2m", "--config.sampler.spacing=trailing")
 

@@ -107,5 +107,5 @@ def _against_each_other(ax, points: Sequence[SweepPoint], x: str, y: str) -> Non
             at = (p.figures[x], p.figures[y])
             ax.annotate(p.label, at, fontsize=6, xytext=(3, 3), textcoords="offset points")
     ax.set(xlabel=x, ylabel=y)
-    ax.margins(x=0.15)
+    ax.margins(x=0.3)
     ax.grid(alpha=0.3)
