@@ -202,6 +202,7 @@ def test_interpolations_have_rows_for_times_and_latents_and_columns_from_one_ima
         assert picture.size == (64 + 7 * side + 2, 2 * (4 * side + 2 + 18))
 
 
+@pytest.mark.slow
 def test_a_killed_interpolation_goes_on_where_it_was_and_ends_alike(
     edit: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -308,6 +308,7 @@ def test_a_config_file_or_checkpoint_of_another_process_is_refused(
     assert outcome.status == 2 and "checkpoint 12 was trained with another process" in outcome.err
 
 
+@pytest.mark.slow
 def test_learned_variances_are_refused_of_a_model_without_them(tmp_path: Path) -> None:
     tiny, workdir = write_config(tmp_path), tmp_path / "run"
     assert run(f"--config={tiny}", f"--workdir={workdir}", "--config.train.num_steps=4").status == 0

@@ -80,6 +80,7 @@ def test_the_status_of_wrong_input_stays(started: Started) -> None:
     assert len(started.starts()) == 2
 
 
+@pytest.mark.slow
 def test_signals_and_standard_input_reach_the_second_start(
     started: Started, tmp_path: Path
 ) -> None:

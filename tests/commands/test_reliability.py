@@ -318,6 +318,7 @@ def test_a_finished_run_that_is_started_again_keeps_its_parameters(
     assert len(results(workdir, "train")["earlier"]) == 1
 
 
+@pytest.mark.slow
 def test_a_longer_run_continues_a_finished_one_as_if_it_had_always_been_longer(
     train: Callable[..., Outcome], workdir: Path, tiny: Path, tmp_path: Path
 ) -> None:

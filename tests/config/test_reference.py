@@ -114,6 +114,7 @@ def test_the_page_has_one_row_of_five_cells_for_each_field() -> None:
     assert dict(rows)["seed"].endswith("| no ")
 
 
+@pytest.mark.slow
 def test_the_module_prints_the_page() -> None:
     command = [sys.executable, "-W", "error", "-m", "diffusion_jax.config.reference"]
     result = subprocess.run(command, capture_output=True, text=True)

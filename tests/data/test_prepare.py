@@ -151,6 +151,7 @@ def test_damaged_prepared_data_is_named(tmp_path, pattern):
         load("digits", "train", cache_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_imported(tmp_path):
     code = """
 import sys

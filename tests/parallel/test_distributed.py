@@ -212,6 +212,7 @@ def late() -> "Iterator[list[subprocess.Popen[str]]]":
         process.kill()
 
 
+@pytest.mark.slow
 def test_processes_that_leave_alike_keep_their_own_status():
     outcomes, _ = in_two_processes(
         """
