@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
+from slow import slow
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.features import FEATURES, Extractor
@@ -28,7 +29,7 @@ def extractor() -> Extractor:
     return FEATURES["lite0"].bind(cache_dir=Path("unused"))()
 
 
-@pytest.mark.parametrize("size", [(32, 32), (300, 200)])
+@pytest.mark.parametrize("size", [(32, 32), slow((300, 200))])
 def test_features_and_logits_are_those_of_the_port_to_torch(
     extractor: Extractor, size: tuple[int, int]
 ):

@@ -67,7 +67,7 @@ PROCESS = DDPM(make_schedule("linear", 100))
 @pytest.mark.parametrize(
     "process",
     slow_after(
-        2, [PROCESS, VP(), SubVP(), VE(), NCSN(sigma_min=0.1, sigma_max=9.0, num_timesteps=7)]
+        1, [PROCESS, VP(), SubVP(), VE(), NCSN(sigma_min=0.1, sigma_max=9.0, num_timesteps=7)]
     ),
 )
 def test_times_as_the_likelihood_weighting_estimate_its_integral_with_less_spread(
