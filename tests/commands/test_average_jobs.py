@@ -65,6 +65,7 @@ def test_a_checkpoint_has_every_average_and_each_snapshot_those_of_power_functio
         assert (Path(store.directory) / str(step) / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_again_before_a_snapshot_keeps_it_and_ends_with_the_same_bits(
     trained: Path, config: Path, tmp_path: Path
 ) -> None:

@@ -256,6 +256,7 @@ def test_a_self_check_needs_no_run_and_goes_on_where_it_was(
     assert run("--mode=evaluate", *flags, "--config.eval.kid_subsets=2").status == 0
 
 
+@pytest.mark.slow
 def test_a_self_check_of_features_that_see_no_blur_fails_with_one_line(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)  # No blur changes a flat image.
     levels = rng.integers(0, 256, (200, 1, 1, 1), dtype=np.uint8)

@@ -60,6 +60,7 @@ def test_all_processes_use_the_weights_of_the_first(trained, monkeypatch: pytest
     np.testing.assert_allclose(other.logits(features), extractor.logits(features) / 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_training_says_its_accuracy_in_one_line_and_is_the_same_every_time(
     trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from slow import slow
 
 from diffusion_jax.features import FEATURES, inception
 from diffusion_jax.features.networks.inception import Conv, average_pool, fold, tensors
@@ -111,7 +110,8 @@ def test_logits_leave_out_the_bias(monkeypatch, weights):
     assert made.preprocessing == "bilinear 299x299 (TensorFlow 1)"
 
 
-@pytest.mark.parametrize("platform", ["cuda", slow("tpu")])
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_accelerators_round_nothing_that_they_multiply(monkeypatch, weights, platform):
     made = extractor(monkeypatch, weights, "clean")
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
