@@ -91,7 +91,6 @@ def measure_given(config: ConfigDict, workdir: Path) -> int:
     }
     judge = judge_of(config, mesh, workdir)
     judge.check_number(images.num_images, "eval.images")
-    _warn_of_reference(record, judge.provenance.get("reference", {}))
     measure(judge, Measurable(images, fingerprint, record), config, workdir)
     return 0
 
@@ -108,7 +107,7 @@ def _job_of(path: Path) -> dict[str, Any]:
 
 def _warn_of_reference(images: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
     """Warns of a reference that is the images themselves, or of another shape."""
-    if reference.get("fingerprint") == images["fingerprint"]:
+    if reference and reference.get("fingerprint") == images.get("fingerprint", ""):
         warnings.warn("eval.images and eval.reference are the same images", stacklevel=1)
     shape = reference.get("image_shape", images["image_shape"])
     if tuple(shape) != tuple(images["image_shape"]):
@@ -126,13 +125,15 @@ def measure_drawn(run: Run, mesh: jax.sharding.Mesh, workdir: Path) -> None:
       InputError: Another command owns the job; weights or the reference are wrong; too few images.
       RunError: Images that are not finite; disk full.
     """
-    judge = judge_of(run.config, mesh, workdir)  # First, since it may be refused.
-    judge.check_number(run.config.sample.num_images, "eval.num_images")
+    # First, since it may be refused.
+    judge = judge_of(run.config, mesh, workdir, num_drawn=run.config.sample.num_images)
     measure(judge, draw(run, mesh, workdir), run.config, workdir)
 
 
-def judge_of(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path) -> Judge:
-    """Returns what the config measures images with."""
+def judge_of(
+    config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path, *, num_drawn: int | None = None
+) -> Judge:
+    """Returns what the config measures images with; see `make_judge`."""
 
     def load_split(name: str) -> data.Split:
         if not has_run(workdir):
@@ -142,7 +143,7 @@ def judge_of(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path) -> Judg
             )
         return build.load_split(config, name)
 
-    return make_judge(config, mesh, load_split, watch(config))
+    return make_judge(config, mesh, load_split, watch(config), num_drawn=num_drawn)
 
 
 def watch(config: ConfigDict) -> Watch:
@@ -194,6 +195,7 @@ def measure(judge: Judge, images: Measurable, config: ConfigDict, workdir: Path)
       RunError: Disk full.
     """
     started = time.monotonic()
+    _warn_of_reference(images.record, judge.provenance.get("reference", {}))
     extractor = judge.extractor
     decided = (images.name, extractor.weights_sha256, extractor.preprocessing)
     digest = hashlib.sha256(repr(decided).encode()).hexdigest()[:10]

@@ -70,8 +70,8 @@ def sweep(config: ConfigDict, workdir: Path) -> int:
     ]  # All checked before the first is drawn.
     run, mesh = job.open_run(configs[0], workdir)
     run_config.check_trained(config, run.training_config, f"checkpoint {run.step}")
-    judge = measured_images.judge_of(config, mesh, workdir)
-    judge.check_number(config.sample.num_images, "eval.num_images")
+    num_images = config.sample.num_images
+    judge = measured_images.judge_of(config, mesh, workdir, num_drawn=num_images)
     folder = workdir / "results" / "sweep" / _name(config, judge)
     own(folder, "evaluate")
     make_batches, rows = _sharing_programs(), []

@@ -160,7 +160,11 @@ def drawn_classes(exp: Experiment, num_images: int) -> tuple[int, ...] | None:
     fields = exp.config.sample
     if not exp.conditional or fields.labels is not None:
         return fields.labels
-    counts = np.array(load_split(exp.config, "train").class_counts or (), np.float64)
+    try:
+        counts = np.array(load_split(exp.config, "train").class_counts or (), np.float64)
+    except InputError as error:  # A reference of one's own needs no training images.
+        warnings.warn(f"all classes are drawn equally often, since {error}", stacklevel=2)
+        counts = np.zeros(0)
     shares = counts[: exp.num_classes]
     if len(shares) < exp.num_classes or not shares.any():  # They are not counted.
         shares = np.ones(exp.num_classes)
@@ -190,6 +194,8 @@ def make_judge(
     mesh: jax.sharding.Mesh,
     load_split: Callable[[str], data.Split],
     watch: Watch = _unwatched,
+    *,
+    num_drawn: int | None = None,
 ) -> Judge:
     """Returns what the config measures images with; the reference's features are computed once and kept.
 
@@ -198,6 +204,7 @@ def make_judge(
       mesh: Devices.
       load_split: "train" or "test" -> the data.
       watch: Shows the progress of the reference's features.
+      num_drawn: Number of images that will be drawn, if any: too few are refused before the reference is read.
 
     Raises:
       InputError: Weights, or a reference, that are missing or wrong.
@@ -212,6 +219,8 @@ def make_judge(
         }
     }
     judge = Judge(extractor, metrics, None, said, mesh, config.eval.batch_size)
+    if num_drawn is not None:
+        judge.check_number(num_drawn, "eval.num_images")
     if not any(metric.has_reference for metric in metrics.values()):
         return judge
     reference, of_reference = _reference(judge, config, load_split, watch)

@@ -133,9 +133,9 @@ def _metric(
 
 def _of_images(exp: Experiment, mesh: jax.sharding.Mesh) -> tuple[str, Figures]:
     """The metrics of images, of samples drawn as --mode=evaluate would."""
-    judge = image_metrics.make_judge(exp.config, mesh, functools.partial(load_split, exp.config))
     count = exp.config.eval.num_images or NUM_IMAGES
-    judge.check_number(count, "eval.num_images")
+    load = functools.partial(load_split, exp.config)
+    judge = image_metrics.make_judge(exp.config, mesh, load, num_drawn=count)
     draw = sampling.make_drawn(exp, mesh, count, image_metrics.drawn_classes(exp, count))
 
     def figures(params: Any, aux: Any) -> dict[str, float]:
