@@ -105,14 +105,15 @@ def _job_of(path: Path) -> dict[str, Any]:
     return {name: value for name, value in said.items() if name not in left_out}
 
 
-def _warn_of_reference(images: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+def _warn_of_reference(measured: Measurable, reference: Mapping[str, Any]) -> None:
     """Warns of a reference that is the images themselves, or of another shape."""
-    if reference and reference.get("fingerprint") == images.get("fingerprint", ""):
+    if reference and reference.get("fingerprint") == measured.record.get("fingerprint", ""):
         warnings.warn("eval.images and eval.reference are the same images", stacklevel=1)
-    shape = reference.get("image_shape", images["image_shape"])
-    if tuple(shape) != tuple(images["image_shape"]):
+    own = measured.images.image_shape
+    shape = reference.get("image_shape", own)
+    if tuple(shape) != tuple(own):
         warnings.warn(
-            f"eval.images are {'x'.join(map(str, images['image_shape']))} (height, width, channels), but the reference "
+            f"eval.images are {'x'.join(map(str, own))} (height, width, channels), but the reference "
             f"is {'x'.join(map(str, shape))}; the features see both resized, and gray as RGB",
             stacklevel=1,
         )
@@ -195,7 +196,7 @@ def measure(judge: Judge, images: Measurable, config: ConfigDict, workdir: Path)
       RunError: Disk full.
     """
     started = time.monotonic()
-    _warn_of_reference(images.record, judge.provenance.get("reference", {}))
+    _warn_of_reference(images, judge.provenance.get("reference", {}))
     extractor = judge.extractor
     decided = (images.name, extractor.weights_sha256, extractor.preprocessing)
     digest = hashlib.sha256(repr(decided).encode()).hexdigest()[:10]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import chex
 import numpy as np
@@ -14,7 +15,8 @@ from tiny_run import digits_in, results, run, write_config
 
 from diffusion_jax.config import default_config
 from diffusion_jax.data import load
-from diffusion_jax.experiment import build, sampling
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import build, image_metrics, sampling
 from diffusion_jax.experiment.image_metrics import drawn_classes
 from diffusion_jax.features import FEATURES
 from diffusion_jax.lifecycle import stopping
@@ -425,7 +427,9 @@ def test_what_is_known_of_given_images_is_said(
     assert "8x8x3 (height, width, channels), but the reference is 8x8x1" in outcome.err
 
 
-def test_classes_of_drawn_images_are_random_with_the_shares_of_the_training_images() -> None:
+def test_classes_of_drawn_images_are_random_with_the_shares_of_the_training_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Independent draws, as standard errors take them to be, and more of them begin with the same ones."""
     config = default_config()
     config.model.num_classes = 10
@@ -438,6 +442,13 @@ def test_classes_of_drawn_images_are_random_with_the_shares_of_the_training_imag
     assert counts is not None
     shares = np.bincount(many, minlength=10) / len(many)
     np.testing.assert_allclose(shares, np.array(counts) / sum(counts), atol=0.01)
+    with (
+        monkeypatch.context() as patch,
+        pytest.warns(UserWarning, match="equally often, since gone"),
+    ):
+        patch.setattr(image_metrics, "load_split", Mock(side_effect=InputError("gone")))
+        equal = drawn_classes(experiment, 20_000)
+    np.testing.assert_allclose(np.bincount(equal or (), minlength=10) / 20_000, 0.1, atol=0.01)
     config.sample.labels = (3, 4)
     assert drawn_classes(build.build(config, (8, 8, 1), 10), 5) == (3, 4)
     config.sample.labels, config.model.num_classes = None, 0
@@ -455,6 +466,14 @@ def test_a_path_that_holds_no_images_is_named(tmp_path: Path, path: str, message
     np.save(tmp_path / "a.npy", np.zeros((3, 8, 8, 1), np.uint8))
     flags = (f"--config.eval.images={tmp_path / path}", "--config.eval.metrics=is", FEATURES_FLAG)
     assert message in refused(*flags, f"--workdir={tmp_path / 'r'}")
+
+
+def test_too_few_images_are_refused_before_anything_is_computed(workdir: Path) -> None:
+    flags = (f"--workdir={workdir}", "--config.eval.metrics=fd", FEATURES_FLAG)
+    outcome = run("--mode=evaluate", *flags, "--config.eval.num_images=5")
+    assert outcome.status == 2, outcome.err
+    assert "eval.num_images: 5 images are too few for fd, which needs 6" in outcome.err
+    assert "features of train" not in outcome.err
 
 
 def test_the_name_fid_is_refused_as_a_metric_with_those_that_there_are(tmp_path: Path) -> None:
