@@ -168,10 +168,10 @@ class Process(Protocol):
       prior_std: Standard deviation of the normal distribution of x at the last time.
       ends: Time of the data, and the last time.
 
-    Optional attributes, None and 1000 by default:
-      levels: Times of a discrete process, the only ones that it is trained at: either the integers from 0 to the last
-        time, which are also the only times of a grid; or numbers evenly spaced between both ends, which grids ignore.
-      num_timesteps: Number of steps of the whole grid.
+      levels: Optional, None by default. Times of a discrete process, the only ones that it is trained at: either the
+        integers from 0 to the last time, which are also the only times of a grid; or numbers evenly spaced between
+        both ends, which grids ignore.
+      num_timesteps: Optional, 1000 by default. Number of steps of the whole grid.
     """
 
     @property
