@@ -4,6 +4,8 @@ The most common names are available here; all others are in the packages, such a
 `samplers.heun`. A module is imported when one of its names is first used.
 """
 
+from __future__ import annotations
+
 import lazy_loader
 
 __version__ = "0.1.0"

@@ -1,5 +1,7 @@
 """Addresses of folders, on a file system or in a bucket (gs://)."""
 
+from __future__ import annotations
+
 import importlib.util
 import os
 

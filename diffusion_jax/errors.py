@@ -1,5 +1,7 @@
 """Errors that a command reports in one clear line instead of a stack trace."""
 
+from __future__ import annotations
+
 import difflib
 import errno
 import os

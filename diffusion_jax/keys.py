@@ -4,6 +4,8 @@ Keys are always Threefry's, whatever JAX's default is: with other generators, su
 an image's noise depends on its batch and the device.
 """
 
+from __future__ import annotations
+
 import enum
 import math
 import zlib

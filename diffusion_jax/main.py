@@ -4,6 +4,8 @@ Exit status: 0 the job is complete; 75 a signal stopped it after a save, run it 
 128 + n a second signal, of number n, ended it at once; 1 anything else.
 """
 
+from __future__ import annotations
+
 if (
     __name__ == "__main__"
 ):  # Before the imports, so that they are done once, and signals meanwhile count.

@@ -5,6 +5,8 @@ Each part has a folder of its own, so that one can be verified and read without 
 Orbax takes half a second to import, so it is imported when first used.
 """
 
+from __future__ import annotations
+
 import concurrent.futures
 import functools
 from collections.abc import Mapping

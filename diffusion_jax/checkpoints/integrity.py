@@ -6,6 +6,8 @@ directory, on a file system or in a bucket, holds our own `manifest.json`. Its t
 is canonical, which covers damage to the manifest itself.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os

@@ -1,5 +1,7 @@
 """Contents of a folder of checkpoints: our checkpoints, and other entries, which are left alone."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 

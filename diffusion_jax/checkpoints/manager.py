@@ -4,6 +4,8 @@ Orbax writes a step in the background and commits it once it is complete: on a f
 rename, in a bucket by a last object.
 """
 
+from __future__ import annotations
+
 import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence

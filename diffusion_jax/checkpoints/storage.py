@@ -1,5 +1,7 @@
 """Storage of checkpoints: folders and free space, on a file system or in a bucket."""
 
+from __future__ import annotations
+
 import shutil
 import sys
 

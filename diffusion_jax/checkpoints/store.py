@@ -11,6 +11,8 @@ A process that is killed at any moment leaves a whole checkpoint or none. A fold
 not a checkpoint is left alone, as are all other entries. A checkpoint under another step's name counts as damaged.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib

@@ -1,5 +1,7 @@
 """Messages of commands on standard error, one line per warning or error, and exit statuses."""
 
+from __future__ import annotations
+
 import os
 import sys
 import traceback

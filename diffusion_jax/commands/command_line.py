@@ -1,5 +1,7 @@
 """The command line: flags, overrides of the config, and help."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """Inputs of --mode=inpaint and --mode=interpolate: images, their classes, and the mask."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import warnings

@@ -1,5 +1,7 @@
 """The folders of a command: their layout, and whose they are."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

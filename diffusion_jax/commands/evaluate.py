@@ -1,5 +1,7 @@
 """`--mode=evaluate`: metrics of a trained run, of its samples or of given images; picks up where it was killed."""
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Callable

@@ -5,6 +5,8 @@ afterwards. So the system maps and clears the same hundreds of MiB again and aga
 glibc.malloc.hugetlb=1 glibc asks for pages of 2 MiB. It reads that setting only when a process starts.
 """
 
+from __future__ import annotations
+
 import contextlib
 import importlib.util
 import os

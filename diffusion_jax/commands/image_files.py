@@ -3,6 +3,8 @@
 Nothing here holds all images of a job in memory.
 """
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import math

@@ -1,5 +1,7 @@
 """Progress of an image job: a bar on a terminal, an occasional line in a log."""
 
+from __future__ import annotations
+
 import datetime
 import sys
 import time
@@ -73,7 +75,7 @@ class ImagesBar:
         left = datetime.timedelta(seconds=round((self._total - self._base) / rate))
         return f"{self._base} of {self._total} images  images/s {rate:.3g}  left {left}"
 
-    def __enter__(self) -> "ImagesBar":
+    def __enter__(self) -> ImagesBar:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,5 +1,7 @@
 """`--mode=inpaint`: images that keep a part of given ones: pixels, gray values, coarse blocks, or a noisy start."""
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """`--mode=interpolate`: images between two, mixed at several times (Ho et al., 2020, Figure 8) or as latents."""
 
+from __future__ import annotations
+
 import functools
 import time
 import warnings

@@ -1,5 +1,7 @@
 """JAX as the commands are written for it, whatever the environment says, and its cache of compiled programs."""
 
+from __future__ import annotations
+
 import enum
 import os
 import warnings

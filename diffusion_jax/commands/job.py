@@ -1,5 +1,7 @@
 """Shared parts of jobs: the run, a name, the record, and batches of images that survive a kill."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json

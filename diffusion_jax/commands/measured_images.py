@@ -1,5 +1,7 @@
 """Images that `--mode=evaluate` measures: drawn from a checkpoint, as by `--mode=sample`, or given ones."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import dataclasses

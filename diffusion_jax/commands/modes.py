@@ -1,5 +1,7 @@
 """The modes of the command: an entry of this table and a module of the mode's name, imported when the mode is run."""
 
+from __future__ import annotations
+
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Mapping

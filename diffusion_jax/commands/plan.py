@@ -1,5 +1,7 @@
 """`--mode=plan`: whether a training fits the devices and how fast it can be, from the compiler alone."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from pathlib import Path

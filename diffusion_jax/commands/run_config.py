@@ -1,5 +1,7 @@
 """The config of a trained run, as every mode but train uses it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 

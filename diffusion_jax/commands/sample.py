@@ -1,5 +1,7 @@
 """`--mode=sample`: images from a checkpoint, in files and a grid; picks up where it was killed."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable
 from pathlib import Path

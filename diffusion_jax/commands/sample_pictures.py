@@ -1,5 +1,7 @@
 """Pictures of the reverse process that `--mode=sample` adds to its images."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,5 +1,7 @@
 """`--mode=evaluate --config.eval.selfcheck=true`: the metrics prove themselves on the reference's own images."""
 
+from __future__ import annotations
+
 import hashlib
 import sys
 import time

@@ -4,6 +4,8 @@ But for a repeat within `SAME` seconds, and for SIGTERM while several processes 
 (`parallel.preemption`).
 """
 
+from __future__ import annotations
+
 import atexit
 import contextlib
 import os

@@ -1,5 +1,7 @@
 """`--mode=evaluate --config.eval.sweep=…`: metrics of samples drawn with every combination of some fields' values."""
 
+from __future__ import annotations
+
 import copy
 import csv
 import hashlib

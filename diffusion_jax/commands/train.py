@@ -1,5 +1,7 @@
 """`--mode=train`: trains until done or stopped, and resumes where it was."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import json

@@ -1,5 +1,7 @@
 """The report of a finished training run: the loss curve and results/train.json."""
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
 from typing import Any

@@ -3,6 +3,8 @@
 A config is a locked `ConfigDict`. Only the commands see one; library functions take plain arguments.
 """
 
+from __future__ import annotations
+
 from diffusion_jax.config.checks import validate
 from diffusion_jax.config.compare import (
     changes,

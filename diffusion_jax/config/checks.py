@@ -1,5 +1,7 @@
 """Checks of a config that need no data, devices or process."""
 
+from __future__ import annotations
+
 from ml_collections import ConfigDict
 
 from diffusion_jax.config.data_fields import AUTO

@@ -1,5 +1,7 @@
 """Fields that may change after training has begun, and the hash of the fields that decide its result."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 

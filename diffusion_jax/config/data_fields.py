@@ -1,5 +1,7 @@
 """Config fields that depend on the data: the number of classes, and the numbers of classes given by name."""
 
+from __future__ import annotations
+
 import copy
 import warnings
 from collections.abc import Sequence

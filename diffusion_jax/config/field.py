@@ -1,5 +1,7 @@
 """A field of the config: default, allowed values, meaning, when it may change, and when it has an effect."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 from collections.abc import Mapping

@@ -1,5 +1,7 @@
 """Fields for the use of a trained network, which every mode may set."""
 
+from __future__ import annotations
+
 import dataclasses
 
 from diffusion_jax.config.field import SEEDS, Field, merge, option_field, option_fields

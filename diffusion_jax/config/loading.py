@@ -1,5 +1,7 @@
 """The config as a locked `ConfigDict`: defaults, config files, command-line overrides and JSON."""
 
+from __future__ import annotations
+
 import importlib.util
 import json
 import re

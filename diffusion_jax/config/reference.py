@@ -3,6 +3,8 @@
 `python -m diffusion_jax.config.reference > docs/config.md` writes the page.
 """
 
+from __future__ import annotations
+
 import textwrap
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Sweeps: all combinations of some fields' values, as in "sampler.num_steps=10,20; sampler.guidance_scale=1,2"."""
 
+from __future__ import annotations
+
 import itertools
 
 from diffusion_jax.config.table import FIELDS

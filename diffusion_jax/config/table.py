@@ -4,6 +4,8 @@ Defaults, checks, the rules for resuming, `--help=FIELDS` and docs/config.md are
 samplers, losses and other components are the options that they declare.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Fields that define the training; all other modes take them from the run."""
 
+from __future__ import annotations
+
 import dataclasses
 
 from diffusion_jax.config.data_fields import AUTO

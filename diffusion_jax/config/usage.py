@@ -1,5 +1,7 @@
 """Fields that have an effect: options of the components that a config chooses and of features that are on."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from ml_collections import ConfigDict

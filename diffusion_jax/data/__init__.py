@@ -1,5 +1,7 @@
 """Image data: named sources, prepared once as TFDS data, and batches that depend on (seed, k) alone."""
 
+from __future__ import annotations
+
 from diffusion_jax.data.loading import SOURCES, default_cache_dir, load
 from diffusion_jax.data.pipeline import batch_indices, batches
 from diffusion_jax.data.split import (

@@ -1,5 +1,7 @@
 """Local copies of data in buckets; data is only ever read from the local disk."""
 
+from __future__ import annotations
+
 import hashlib
 import shutil
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """Listings of picture folders: names of the pictures in a fixed order, and the files that are skipped."""
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 import errno

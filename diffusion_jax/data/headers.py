@@ -1,5 +1,7 @@
 """Headers of many picture files, read once and cached in a file with a checksum."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import sys

@@ -1,5 +1,7 @@
 """Conversion of an encoded image to a square array: orientation, transparency, gray, crop and size."""
 
+from __future__ import annotations
+
 import os
 
 import numpy as np

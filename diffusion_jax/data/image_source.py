@@ -1,5 +1,7 @@
 """Images of any origin to measure: a folder of pictures, an .npz, or the folder of a finished sampling job."""
 
+from __future__ import annotations
+
 import os
 import warnings
 from collections import Counter

@@ -1,5 +1,7 @@
 """Data sets by name: finding the source, preparing it once, and reading it."""
 
+from __future__ import annotations
+
 import os
 import warnings
 from collections.abc import Iterator, Mapping

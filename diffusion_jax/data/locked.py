@@ -4,6 +4,8 @@ These differ from the ownership of a folder (`lifecycle.ownership`), which other
 hosts. Here every process waits, however long it takes, and the system releases the lock as soon as its owner dies.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import os

@@ -1,5 +1,7 @@
 """Reading of picture files: allowed formats, size limits and detection of damage."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import importlib

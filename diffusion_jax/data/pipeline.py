@@ -1,5 +1,7 @@
 """Batches as a pure function of (seed, k): order, position and threaded prefetch."""
 
+from __future__ import annotations
+
 import functools
 import sys
 from collections.abc import Generator

@@ -3,6 +3,8 @@
 Pillow does not verify the checksums of all chunks, and reads missing rows as black.
 """
 
+from __future__ import annotations
+
 import struct
 import zlib
 from collections.abc import Iterator

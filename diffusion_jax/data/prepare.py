@@ -1,5 +1,7 @@
 """Preparation of a source as a TFDS data set of array_record files, without TensorFlow."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import io

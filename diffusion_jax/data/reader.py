@@ -1,5 +1,7 @@
 """Reading of prepared TFDS data through tfds.data_source, many images per call, without TensorFlow."""
 
+from __future__ import annotations
+
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence

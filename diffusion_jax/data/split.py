@@ -1,5 +1,7 @@
 """Splits of data sets: uint8 images and labels, read many at a time by index."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence

@@ -1,5 +1,7 @@
 """Transforms of images on the device: pixel range and random flips, pure and jittable."""
 
+from __future__ import annotations
+
 import warnings
 
 import jax

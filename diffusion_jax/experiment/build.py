@@ -1,5 +1,7 @@
 """Construction of process, network, data, objective and bound from a config."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Checks that the fields of a config fit one another, the components that they choose, and the data."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterable
 

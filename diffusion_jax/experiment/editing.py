@@ -1,5 +1,7 @@
 """Edits of images by a trained network, as compiled functions from a config."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

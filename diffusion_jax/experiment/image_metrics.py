@@ -1,5 +1,7 @@
 """Metrics of images in an experiment: the features, the reference and the metrics that the config names."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import hashlib

@@ -1,5 +1,7 @@
 """Metrics of an experiment, with the options in the config's `eval` group, and the held-out loss."""
 
+from __future__ import annotations
+
 import functools
 import math
 import warnings

@@ -1,5 +1,7 @@
 """Inputs of a training plan from a config: images, the step on given devices, and the step with changed fields."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,5 +1,7 @@
 """Samples of a trained network: the config's sampler and denoiser, and options that need no recompilation."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,5 +1,7 @@
 """Training of a config on a mesh: the state, its shardings, and the compiled steps."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

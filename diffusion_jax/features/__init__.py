@@ -1,5 +1,7 @@
 """Feature extractors for metrics of sample quality: one file and one entry of `FEATURES` each."""
 
+from __future__ import annotations
+
 from diffusion_jax.features import classifier, dinov2, inception, lite0
 from diffusion_jax.features.extractor import Extractor
 from diffusion_jax.options import Component, Registry

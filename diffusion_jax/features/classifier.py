@@ -1,5 +1,7 @@
 """Features of a small classifier that is trained on the data's own labels: they need no download."""
 
+from __future__ import annotations
+
 import hashlib
 import sys
 import time

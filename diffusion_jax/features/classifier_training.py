@@ -1,5 +1,7 @@
 """Training of the small classifier, from a fixed seed: the same data give the same features on one machine."""
 
+from __future__ import annotations
+
 import dataclasses
 import sys
 from typing import Any

@@ -1,5 +1,7 @@
 """Features of DINOv2 ViT-L/14 (Oquab et al., 2023), for the distance FD-DINOv2 (Stein et al., 2023)."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,5 +1,7 @@
 """The interface of feature extractors: networks whose features stand for images in metrics of sample quality."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Any

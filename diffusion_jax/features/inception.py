@@ -1,5 +1,7 @@
 """Features of the Inception-v3 that defines the FID."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple

@@ -1,5 +1,7 @@
 """Features of EfficientNet-Lite0, whose weights a package brings: they need no download when a run asks for them."""
 
+from __future__ import annotations
+
 import importlib.metadata
 from pathlib import Path
 from typing import Annotated, Any

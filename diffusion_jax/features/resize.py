@@ -5,6 +5,8 @@ agree on hardly anything here (where pixels lie, the cubic's parameter, what is 
 shrinks is smoothed first), which is what makes published FIDs differ, so each rule has a name.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math

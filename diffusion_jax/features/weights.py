@@ -1,5 +1,7 @@
 """Weights of published networks, from a file of the user or the published one, which is downloaded once and checked."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import warnings

@@ -1,5 +1,7 @@
 """Owner of a folder: the process named by its lock, and whether it is still alive."""
 
+from __future__ import annotations
+
 import contextlib
 import datetime
 import hashlib

@@ -5,6 +5,8 @@ atomic on NFS too. To take over a lock, a process first claims a lock named by t
 of several processes that found the same owner gone replaces the file; if it dies, that lock is taken over likewise.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
@@ -36,7 +38,7 @@ POLL_SECONDS = 0.05
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-_held: list["Lock"] = []
+_held: list[Lock] = []
 
 
 def own(folder: Path, what: str) -> None:

@@ -4,6 +4,8 @@ An exception raised by a signal handler would be swallowed if Python happens to 
 program, a destructor or a hook of the garbage collector. So a handler only calls `request`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import threading
 from collections.abc import Iterator

@@ -18,6 +18,8 @@ The derivatives are taken from the same forms: d log P/dz = (phi(z + h) - phi(z 
 standard deviation: there no digits are lost, though z and h may be far larger.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 
@@ -199,7 +201,7 @@ def gaussian_density(
 Decoder = Callable[[Array, Array, Array], Array]
 
 
-def check_levels(x0: Float[np.ndarray, "..."] | Float[Array, "..."]) -> None:
+def check_levels(x0: Float[np.ndarray, ...] | Float[Array, ...]) -> None:
     """Raises for images without 256 levels, whose bits a discretized decoder cannot count.
 
     Raises:

@@ -12,6 +12,8 @@ For a Gaussian process, the ODE is solved in z = x_t / r and s = log(std / signa
 r^2 = signal^2 + std^2: with D dimensions, log p(x) = log p(z) - D log r at both ends.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -185,7 +187,7 @@ def dequantize(
             check_levels(images)
         x0 = images
 
-    def uniform(key: Key[Array, ""]) -> Float[Array, "..."]:
+    def uniform(key: Key[Array, ""]) -> Float[Array, ...]:
         return jax.random.uniform(key, (math.prod(x0.shape[1:]),)).reshape(x0.shape[1:])
 
     return x0 + (2 * jax.vmap(uniform)(keys) - 1) / 255

@@ -4,6 +4,8 @@ The sender transmits x_T, then x_{T-1} given x_T, and so on. The code of x_t cos
 before; the receiver's best guess of the image is then x0_hat(x_t).
 """
 
+from __future__ import annotations
+
 import numpy as np
 from jaxtyping import Float
 

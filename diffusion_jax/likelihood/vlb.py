@@ -7,6 +7,8 @@ q(x_t | x_0), and L_0 is -log p(x_0 | x_1). The steps are those of any grid, so 
 progressive code, L_T and the L_{t-1} are the rate and L_0 is the distortion (Section 4.3).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import NamedTuple

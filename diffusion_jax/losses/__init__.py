@@ -1,5 +1,7 @@
 """Training objectives, by name."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The interface of objectives: the noise of a batch, and the loss of each image."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """L_simple of Ho et al. (2020), Eq. 14, its analogs for other predictions, and weighted forms of both."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp

@@ -9,6 +9,8 @@ Gaussian process, `sliced_objective` for any SDE that can be simulated: its dens
 are twice this, per dimension, so they differ from the mean squared error of s by a term independent of s.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Annotated, Any

@@ -4,6 +4,8 @@ Times are drawn as u in [0, 1), which `training_time` maps to those of the proce
 distributions, so only the variance of the mean of weight * loss depends on the sampler, not its expectation.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 

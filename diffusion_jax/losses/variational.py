@@ -1,5 +1,7 @@
 """L_vlb, the variational bound itself as a loss, and L_hybrid (Nichol & Dhariwal, 2021, Section 3)."""
 
+from __future__ import annotations
+
 from typing import Annotated, Any, NamedTuple
 
 import jax

@@ -4,6 +4,8 @@ With SNR = signal^2 / std^2, the x0-MSE is the eps-MSE divided by SNR. So a pape
 here times 1 / SNR, and an objective that is defined by one prediction can be trained with any.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Annotated
 

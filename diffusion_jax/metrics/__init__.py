@@ -1,5 +1,7 @@
 """Metrics of a trained model on a data set (`METRICS`) and of images beside others (`IMAGE_METRICS`); one file each."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from diffusion_jax.metrics.base import MeanStdErr, Metric, Shard, make_measure, mean_stderr

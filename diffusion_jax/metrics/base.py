@@ -4,6 +4,8 @@ Each finished shard is written to a file, so that a killed job resumes, and a la
 a smaller one.
 """
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 import functools

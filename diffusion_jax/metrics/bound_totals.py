@@ -1,5 +1,7 @@
 """Totals of the variational bound over the images of a split, with standard errors, and its terms step by step."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import numpy as np

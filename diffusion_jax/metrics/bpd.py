@@ -1,5 +1,7 @@
 """The metric bpd: bits per dimension by the variational bound, its terms, and their plots."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial

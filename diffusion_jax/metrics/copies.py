@@ -1,5 +1,7 @@
 """Nearest training images of samples, and how many samples are copies of them (Alaa et al., 2022)."""
 
+from __future__ import annotations
+
 import dataclasses
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple

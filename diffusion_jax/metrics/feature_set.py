@@ -1,5 +1,7 @@
 """Features of sets of images: computed in batches over the mesh, kept on disk, and read back some at a time."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import hashlib

@@ -1,5 +1,7 @@
 """The Fréchet distance of two normal distributions of features (Heusel et al., 2017), its error and its limit."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Annotated, Any, ClassVar, NamedTuple
 

@@ -1,5 +1,7 @@
 """The interface of metrics that compare the features of two sets of images: samples and a reference."""
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 from collections.abc import Mapping

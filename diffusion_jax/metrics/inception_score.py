@@ -1,5 +1,7 @@
 """The Inception score (Salimans et al., 2016): how sure a classifier is of images, and how varied its classes are."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Annotated, ClassVar

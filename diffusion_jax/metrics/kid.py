@@ -1,5 +1,7 @@
 """The kernel distance of two sets of features (Bińkowski et al., 2018), with its standard error."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -83,9 +85,7 @@ def kernel_distance(
     return MeanStdErr(float(distances.mean()), float(np.sqrt(of_all + of_subsets)))
 
 
-def _variance(
-    first: Float[np.ndarray, "2"], second: Float[np.ndarray, "3"], n: int, m: int
-) -> float:
+def _variance(first: Float[np.ndarray, 2], second: Float[np.ndarray, 3], n: int, m: int) -> float:
     """Returns the variance of the estimate of n images and m reference images."""
     of_pairs = 2 * second[0] / n**2 + 2 * second[1] / m**2 + 4 * second[2] / (n * m)
     return float(4 * first[0] / n + 4 * first[1] / m + of_pairs)

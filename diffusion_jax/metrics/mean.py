@@ -1,5 +1,7 @@
 """A metric that is the mean of one number per image, the easiest base of a custom metric."""
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """Mean and covariance of features, summed up batch by batch in float64."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -43,7 +45,7 @@ class Moments:
         self._mean += apart * count / total
         self.num = total
 
-    def statistics(self) -> "Statistics":
+    def statistics(self) -> Statistics:
         """Returns mean and unbiased covariance.
 
         Raises:

@@ -1,5 +1,7 @@
 """Distances between features in blocks, and nearest neighbors."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """The metric ode_bpd: bits per dimension of the images by the exact likelihood of the probability-flow ODE."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable

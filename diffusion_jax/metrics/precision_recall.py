@@ -1,5 +1,7 @@
 """Improved precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem et al., 2020)."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Annotated, ClassVar, NamedTuple
 

@@ -1,5 +1,7 @@
 """Published figures of reference images, which features, weights and resizing must reproduce."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Any, NamedTuple
 

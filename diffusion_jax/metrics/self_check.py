@@ -1,5 +1,7 @@
 """Proof of distances of images: halves of one set are alike, and what is degraded more is farther away."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence

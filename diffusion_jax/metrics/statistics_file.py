@@ -1,5 +1,7 @@
 """The field's files of statistics and images: mu and sigma of pytorch-fid and EDM, reference batches of ADM."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import NamedTuple
 

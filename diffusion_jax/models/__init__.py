@@ -1,5 +1,7 @@
 """Diffusion models: networks, their preconditioning, and the denoisers built from them."""
 
+from __future__ import annotations
+
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

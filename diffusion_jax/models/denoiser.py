@@ -1,5 +1,7 @@
 """The prediction of a denoiser: x0, eps, v and the score, whatever its network predicts."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """A diffusion model: a process, a network, and the meaning of the network's output."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property

@@ -9,6 +9,8 @@ as dphi/ds = sin(phi) cos(phi). So the field needs no time derivatives of a proc
 time has kinks, and is bounded: z stays of the size of the data or the noise.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """Wrappers of denoisers: clipping, dynamic thresholding, classifier-free and classifier guidance."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax

@@ -4,6 +4,8 @@ All are linear in x_0 and eps with coefficients of the point alone, so each exac
 and its error is the error of eps times a factor.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Annotated, NamedTuple

@@ -1,5 +1,7 @@
 """Scaled dot-product attention (Vaswani et al., 2017)."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float

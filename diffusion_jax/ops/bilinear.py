@@ -5,6 +5,8 @@ JAX. So these are JAX primitives: df = f(da, b) + f(a, db), and the transposes o
 terms are further bilinear operations.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Hashable
 from typing import Any
 

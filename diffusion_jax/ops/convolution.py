@@ -5,6 +5,8 @@ they are in `ops.cpu.convolution`. The three products, of image and kernel, of g
 gradient, are each other's transposes (`bilinear`), so that derivatives of any order and mode have them.
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float

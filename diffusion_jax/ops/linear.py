@@ -4,6 +4,8 @@ Like `bilinear`, for several inputs and outputs: f(v, *fixed) is linear in the a
 the arrays `fixed`. df = f(dv, fixed) + (the derivative by `fixed` that JAX derives).
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Hashable
 from typing import Any

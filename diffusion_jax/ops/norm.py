@@ -5,6 +5,8 @@ gradient is an operation of its own (`linear`), on the CPU a few images at a tim
 and writes its output once.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 

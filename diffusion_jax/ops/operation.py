@@ -1,5 +1,7 @@
 """JAX primitives from given functions, optionally with another on the CPU; `bilinear` and `linear` add derivatives."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Hashable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The window of a kernel that moves over images, and XLA's convolution under it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,7 +30,7 @@ class Window(NamedTuple):
         height, width = ((n + sum(edges) - k) // self.stride + 1 for n, k, edges in sizes)
         return height, width
 
-    def transposed(self) -> "Window":
+    def transposed(self) -> Window:
         """Returns the window of the convolution that computes the images' gradient, for stride 1."""
         (kh, kw), ((top, bottom), (left, right)) = self.kernel, self.padding
         padding = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))

@@ -4,6 +4,8 @@ A component is a function or a dataclass. An option is one of its keyword parame
 which the config's fields, their help and checks, names of jobs and arguments of compiled programs are derived.
 """
 
+from __future__ import annotations
+
 from diffusion_jax.options.component import Component, Option
 from diffusion_jax.options.registry import Registry
 

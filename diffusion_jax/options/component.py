@@ -1,10 +1,12 @@
 """A component, such as a sampler or a loss, and the options that its signature declares."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from diffusion_jax.options.kinds import Kind
 
@@ -43,7 +45,7 @@ class Option:
     inherits: str = ""
     parameter: str = ""
 
-    def difference(self, other: "Option") -> str | None:
+    def difference(self, other: Option) -> str | None:
         """Returns how the meaning of a value differs from another's, as in "default 3, not 2", or None.
 
         The names and the help may differ.
@@ -65,9 +67,9 @@ def declared_options(make: Callable[..., Any]) -> dict[str, Option]:
     Raises:
       TypeError: A parameter is annotated with an option but has no default, or one that the option does not allow.
     """
-    found = {}
+    found, annotations = {}, _annotations(make)
     for name, parameter in inspect.signature(make).parameters.items():
-        annotation = parameter.annotation
+        annotation = annotations.get(name)
         extras = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
         for option in extras:
             if not isinstance(option, Option):
@@ -83,6 +85,13 @@ def declared_options(make: Callable[..., Any]) -> dict[str, Option]:
             field = option.field or name
             found[field] = dataclasses.replace(option, field=field, default=default, parameter=name)
     return found
+
+
+def _annotations(make: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the annotations of the parameters, also where these are strings (PEP 563)."""
+    plain_class = inspect.isclass(make) and not dataclasses.is_dataclass(make)
+    described: Any = make.__init__ if plain_class else getattr(make, "func", make)
+    return get_type_hints(described, include_extras=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

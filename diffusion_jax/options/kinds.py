@@ -1,5 +1,7 @@
 """Kinds of option values: parsing, validation and description."""
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 import math

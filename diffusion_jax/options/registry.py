@@ -1,5 +1,7 @@
 """Registry of the components of one kind, by name."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Generic, TypeVar
 

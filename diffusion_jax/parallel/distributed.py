@@ -1,5 +1,7 @@
 """Coordination of the processes of a run: exchange of texts, actions on all, decisions by the first."""
 
+from __future__ import annotations
+
 import collections
 import itertools
 import json

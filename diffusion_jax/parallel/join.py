@@ -4,6 +4,8 @@ Each process runs the same command. Under Slurm's `srun`, Open MPI's `mpirun`, a
 of processes from the environment; elsewhere three variables or flags give it (`ProcessId`).
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import time

@@ -1,5 +1,7 @@
 """Batched map: functions of many rows, compiled for one batch size and run batch by batch over the mesh."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

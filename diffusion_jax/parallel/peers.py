@@ -4,6 +4,8 @@ A collective operation waits forever for a dead process, and JAX's own heartbeat
 process writes a counter to the coordination service every few seconds and reads those of the others.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import json
@@ -26,7 +28,7 @@ SILENCE = 20.0  # Seconds without a heartbeat after which a process is considere
 LEAVE_TIMEOUT = 10.0
 _FOLDER = "diffusion_jax/alive"
 
-_watch: "_Watch | None" = None
+_watch: _Watch | None = None
 
 
 def watch() -> None:

@@ -1,5 +1,7 @@
 """Preemption: all processes stop training at the same step after any of them receives SIGTERM."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal

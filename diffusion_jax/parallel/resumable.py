@@ -1,5 +1,7 @@
 """Batches of a job on disk: a killed command that is run again computes only the missing ones."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The device mesh and array shardings: batches over both of its axes, large arrays of the state over `fsdp`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -4,6 +4,8 @@ Peaks are for dense matrix products in bfloat16, and in float32 as JAX multiplie
 bfloat16, on NVIDIA's GPUs in TF32. `interconnect` is the bandwidth of all links of one chip in one direction.
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 TERA, GIGA, GIB = 1e12, 1e9, 2**30

@@ -1,5 +1,7 @@
 """Traffic of a compiled program between devices: number and bytes of its collective operations."""
 
+from __future__ import annotations
+
 import math
 import re
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """Search for the first change, each of them compiled, that makes a training fit into memory."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

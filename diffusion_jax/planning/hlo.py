@@ -4,6 +4,8 @@ XLA's own cost analysis counts the body of a loop once. Here a computation's cou
 trip count of a loop if the compiler knows it.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import re

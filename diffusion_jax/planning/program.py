@@ -1,5 +1,7 @@
 """Train steps compiled without data or arrays, and the compiler's report on them."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import re

@@ -3,6 +3,8 @@
 step >= max(operations / peak, bytes accessed / memory bandwidth, bytes sent / link bandwidth)
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 from diffusion_jax.planning.chips import Chip

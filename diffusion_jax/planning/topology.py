@@ -1,5 +1,7 @@
 """Abstract devices of TPU slices, for which the TPU compiler works on any machine."""
 
+from __future__ import annotations
+
 import importlib.util
 import os
 from typing import Any

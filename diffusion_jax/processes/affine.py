@@ -7,6 +7,8 @@ The moments of dx = f(u) x du + g(u) dw obey (Särkkä & Solin, 2019, Section 5.
 Both are integrated once on the host, over knots that are dense near the data, and interpolated cubically between knots.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property

@@ -1,5 +1,7 @@
 """The discrete chain of Ho et al. (2020), extended to the times between its steps."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Annotated, NamedTuple, overload
 
@@ -134,7 +136,7 @@ class DDPM:
         return 2 * (chain.log_signal[1:] - namespace(chain.std).log(chain.std[1:]))
 
     @property
-    def _chain(self) -> "_Chain":
+    def _chain(self) -> _Chain:
         xp = namespace(self.schedule.log_alpha_bar)
         log_signal = xp.append(0.0, self.schedule.log_alpha_bar / 2)
         times = np.arange(-1.0, self.num_timesteps)

@@ -5,6 +5,8 @@ Nothing here needs a closed form of x_t, so the drift may be any function of x. 
 denoiser gives `lambda x, t: denoise(x, process.at(t)).score`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import NamedTuple

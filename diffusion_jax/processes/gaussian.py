@@ -21,6 +21,8 @@ Between neighboring steps of DDPM, var_{t|s} is beta_t and the variance is beta_
 numbers that float32 cannot tell apart, so they are computed in float64, on grids.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax.numpy as jnp

@@ -4,6 +4,8 @@ A spacing rule places N times along T timesteps, 0 the least noisy. For a proces
 between timesteps and may be more than T.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

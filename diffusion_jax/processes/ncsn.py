@@ -5,6 +5,8 @@ a `VE` that is trained at these levels alone; they are also its whole grid. Its 
 sigma^2 times the squared error of the score, is `simple`.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Annotated, Any
 

@@ -9,6 +9,8 @@ The loop is our own: diffrax's takes one step size per batch or needs a batching
 not pass the checks of `jax.shard_map`. Here the network is called on whole batches, and images are independent.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -4,6 +4,8 @@ DDPM, NCSN and the score SDEs differ only in how signal and std depend on time (
 al., 2022), so everything else in the package is written on this pair.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from types import ModuleType
 from typing import NamedTuple, Protocol, TypeGuard, TypeVar, overload, runtime_checkable
@@ -181,10 +183,10 @@ class Process(Protocol):
     def ends(self) -> tuple[Scalar, Scalar]: ...
 
     @overload
-    def at(self, time: Float[np.ndarray, " n"]) -> "Points": ...
+    def at(self, time: Float[np.ndarray, " n"]) -> Points: ...
     @overload
     def at(self, time: Real[Array, " b"]) -> Point: ...
-    def at(self, time: Real[Array, " b"] | Float[np.ndarray, " n"]) -> "Point | Points":
+    def at(self, time: Real[Array, " b"] | Float[np.ndarray, " n"]) -> Point | Points:
         """Returns the points at these times; NaN outside the process's range."""
         ...
 

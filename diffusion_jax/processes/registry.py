@@ -1,5 +1,7 @@
 """All processes by name."""
 
+from __future__ import annotations
+
 import dataclasses
 
 from diffusion_jax.options import Component, Registry

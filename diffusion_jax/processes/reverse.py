@@ -16,6 +16,8 @@ In the last step, to the data, beta_tilde is 0 and replaced by that of the step 
 as in Ho et al.'s results. Only learned variances have beta_t as their upper bound in every step.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax.numpy as jnp

@@ -4,6 +4,8 @@ Row t of every array, t in {0, ..., T - 1}, is the paper's step t + 1: betas[0] 
 alpha_bar 1, precedes the first step. A `Schedule` holds log alpha_bar in float64, from which all else is computed.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import warnings

@@ -9,6 +9,8 @@ the score of the data is undefined or not learned, so grids and training each ha
 `losses.time_samplers`).
 """
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 from numbers import Real as RealNumber

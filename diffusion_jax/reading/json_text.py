@@ -1,5 +1,7 @@
 """Strict JSON parsing: anything that this library does not write raises a `ValueError`."""
 
+from __future__ import annotations
+
 import json
 import math
 from typing import Any

@@ -1,5 +1,7 @@
 """Rows of metrics.jsonl, each written with a checksum that is verified when it is read."""
 
+from __future__ import annotations
+
 import bisect
 import contextlib
 import json

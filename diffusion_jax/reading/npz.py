@@ -3,6 +3,8 @@
 NumPy's own reader raises a dozen kinds of errors, and trusts a header that claims terabytes.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import math

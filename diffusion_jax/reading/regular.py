@@ -1,5 +1,7 @@
 """Opening of regular files only: a pipe or a device in a file's place would block its reader forever."""
 
+from __future__ import annotations
+
 import errno
 import io
 import os

@@ -11,6 +11,8 @@ The unpickler is the standard library's pure-Python one: the C version crashes t
 allocates whatever memory a number in the pickle asks for.
 """
 
+from __future__ import annotations
+
 import pickle
 from collections.abc import Mapping
 from typing import Any, ClassVar

@@ -4,6 +4,8 @@ Both of torch's formats are a pickle whose tensors name a part of a storage, and
 version 1.6 they are the entries of a zip archive; before, they followed the pickle in one stream.
 """
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 import io

@@ -1,5 +1,7 @@
 """Outputs of commands: pictures, plots and result files."""
 
+from __future__ import annotations
+
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,5 +1,7 @@
 """Plots of the variational bound: its terms over time, and rate and distortion (Ho et al., 2020, Figure 5)."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Descriptions of classes: numbers, names and image counts."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Names of the figures in the rows of metrics.jsonl that were measured, rather than computed by the training step."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """A plot of distances against the amount of what degrades images, a panel for each kind of it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple

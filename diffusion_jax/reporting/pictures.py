@@ -1,5 +1,7 @@
 """Pictures of samples and runs: grids, strips of the reverse process, the loss curve."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Progress reports from a compiled loop to the host."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax

@@ -1,5 +1,7 @@
 """Result files, results/<mode>.json: the metrics of each finished command with their provenance."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib.metadata
 import json

@@ -1,5 +1,7 @@
 """The picture of a sweep: quality against network evaluations, and distances against precision."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

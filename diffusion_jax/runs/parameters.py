@@ -1,5 +1,7 @@
 """The parameters of a checkpoint: as they are, an average that was tracked, or one reconstructed from snapshots."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import hashlib

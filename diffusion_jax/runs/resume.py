@@ -1,5 +1,7 @@
 """Resumed runs: checks that config, data and classes are unchanged, and the restored state."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import warnings

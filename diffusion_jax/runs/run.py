@@ -1,5 +1,7 @@
 """Trained runs loaded from a checkpoint: config, process, network and parameters."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import dataclasses

@@ -1,5 +1,7 @@
 """Samplers: one update rule per file, and the loop that they share."""
 
+from __future__ import annotations
+
 from diffusion_jax.processes.ode import SolverStats
 from diffusion_jax.samplers.adaptive import ode_adaptive, ode_decode, ode_encode
 from diffusion_jax.samplers.ancestral import ancestral

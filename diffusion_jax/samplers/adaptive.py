@@ -3,6 +3,8 @@
 Each image has its own step sizes, so it does not depend on others; see `processes/ode.py` and `models/flow.py`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Annotated, Any
 

@@ -1,5 +1,7 @@
 """Ancestral sampling (Ho et al., 2020, Algorithm 2): each step draws from p(x_{t-1} | x_t)."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """Compiled sampling in batches of one shape, over a mesh; for notebooks, training and `--mode=sample`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """DDIM (Song et al., 2021): from the deterministic map of x_T to an image (eta = 0) to ancestral sampling (eta = 1)."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import jax

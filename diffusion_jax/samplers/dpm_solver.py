@@ -7,6 +7,8 @@ The order grows from 1 as predictions are remembered, and falls to 1 again at th
 and x_s = signal_s x0_hat. So any number of steps works.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from diffusion_jax.processes.gaussian import steps

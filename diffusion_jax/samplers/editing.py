@@ -5,6 +5,8 @@ subspace: so the known part of x_0, be it some pixels, the gray values or the me
 (Song et al., 2021, Appendix I). A `Constraint` sets it.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any

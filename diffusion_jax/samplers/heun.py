@@ -10,6 +10,8 @@ from sigma_t to sigma_s first raises the noise to sigma_hat = (1 + gamma) sigma_
 with eps_hat' at Euler's x_s. At the data there is no eps_hat': the last step is Euler's, which ends at x0_hat.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Annotated, Any
 

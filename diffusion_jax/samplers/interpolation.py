@@ -1,5 +1,7 @@
 """Interpolation of two images: of their x_t (Ho et al., 2020, Figure 8), or their latents (Song et al., 2021)."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 

@@ -1,5 +1,7 @@
 """DDIM's inversion (Song et al., 2021, Section 4.3): from an image to the x_T that it would be sampled from."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import jax

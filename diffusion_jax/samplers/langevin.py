@@ -8,6 +8,8 @@ whose stationary distribution is nearly q(x_t); then the next, smaller sigma. If
 a variance of s^2 sigma^2, a move has s^2 <- (1 - eta)^2 s^2 + 2 eta (Song & Ermon, 2020, Proposition 3).
 """
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import jax

@@ -6,6 +6,8 @@ time that the step begins at: neither depends on the number of steps or the samp
 and with 1000 steps can be compared. Keys sharded over a mesh are enough to shard the whole loop.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,7 +73,7 @@ def refined_cost(grid: Grid, refinements: int) -> Callable[[Index, Index], Index
     return cost
 
 
-def planned_stats(sampler: "Sampler", state: State, start: Index, stop: Index) -> SolverStats:
+def planned_stats(sampler: Sampler, state: State, start: Index, stop: Index) -> SolverStats:
     """Returns the statistics of a run of known cost, the same for all images."""
     reached = take(sampler.grid.time, jnp.asarray(stop))
     return equal_stats(state.x, sampler.cost(start, stop), reached)
@@ -112,7 +114,7 @@ class Sampler(NamedTuple):
     init: Callable[[Array], State] = no_memory
     refine: Update | None = None
     cost: Callable[[Any, Any], Any] = one_per_step
-    stats: Callable[["Sampler", State, Index, Index], SolverStats] = planned_stats
+    stats: Callable[[Sampler, State, Index, Index], SolverStats] = planned_stats
     temperature: float | Float[Array, ""] = 1.0
 
     @property

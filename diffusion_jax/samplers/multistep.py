@@ -8,6 +8,8 @@ et al., 2022b, Eq. 8)
 A solver replaces x0_hat by the polynomial through some predictions, so the table of their weights defines it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import jax.numpy as jnp

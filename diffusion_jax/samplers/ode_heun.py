@@ -12,6 +12,8 @@ to phi_s is the trapezoidal rule,
     z' = z + (phi_s - phi_t) v_hat(z)           z_s = z + (phi_s - phi_t) (v_hat(z) + v_hat(z')) / 2.
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key

@@ -13,6 +13,8 @@ the others pseudo linear multistep, where e, e', ... are those at x_t and at the
     eps = (55 e - 59 e' + 37 e'' - 9 e''') / 24.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -9,6 +9,8 @@ ratio that a move targets. The paper takes the norms' means over a batch. Here t
 D^(1/2) and D^(1/2) / std, so that an image does not depend on its batch: epsilon = 2 alpha (r std)^2.
 """
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import numpy as np

@@ -12,6 +12,8 @@ which uses signal and variance of the whole step instead of the rates at its sta
 `ancestral` is the third of the paper's rules.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np

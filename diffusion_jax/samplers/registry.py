@@ -1,5 +1,7 @@
 """All samplers by name, with their processes, inverses and default numbers of steps."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any

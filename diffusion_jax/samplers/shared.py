@@ -1,5 +1,7 @@
 """Images that share high-level structure: several samples from one x_t (Ho et al., 2020, Figure 7)."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

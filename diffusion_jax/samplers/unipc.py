@@ -15,6 +15,8 @@ Both results have the same factor of x_t. So a correction adds a sum of predicti
 by its own factor: together they are one multistep step, with other weights.
 """
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import numpy as np

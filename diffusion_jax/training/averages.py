@@ -5,6 +5,8 @@ Saved averages with known weights can be added up so that the sum has nearly any
 Section 3.2 and Appendix C). All is float64 on the host.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence

@@ -1,5 +1,7 @@
 """The loss on held-out images, comparable from one checkpoint to the next and between machines."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

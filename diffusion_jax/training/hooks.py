@@ -1,5 +1,7 @@
 """Hooks that a run calls every n steps: metrics of held-out images, pictures, checkpoints."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The training loop: dispatches steps to the devices, reads their metrics, and runs hooks every n steps."""
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence

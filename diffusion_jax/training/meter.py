@@ -1,5 +1,7 @@
 """The host's view of a run's speed and metrics: reads finished steps, times them, logs rows."""
 
+from __future__ import annotations
+
 import dataclasses
 import time
 from typing import Any
@@ -77,11 +79,11 @@ class Meter:
         self._since = time.monotonic()
         self._waited = self._paused = 0.0
 
-    def waiting(self) -> "_Stopwatch":
+    def waiting(self) -> _Stopwatch:
         """Times the wait for input."""
         return _Stopwatch(self, "_waited")
 
-    def paused(self) -> "_Stopwatch":
+    def paused(self) -> _Stopwatch:
         """Excludes what happens between steps (checkpoints, pictures) from the speed."""
         return _Stopwatch(self, "_paused")
 

@@ -1,5 +1,7 @@
 """The optimizer, its learning rate, and the decay of parameter averages."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """Logs of a training run: progress bar, metrics.jsonl, TensorBoard."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import sys

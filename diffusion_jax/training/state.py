@@ -1,5 +1,7 @@
 """The state that training carries from step to step."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterable
 from typing import Any

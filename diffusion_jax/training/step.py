@@ -1,5 +1,7 @@
 """One training step (Ho et al., 2020, Algorithm 1), as a pure function of state and batch."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,5 +1,7 @@
 """The averages of the parameters that a training tracks: their names in its state, and what asks for them."""
 
+from __future__ import annotations
+
 import dataclasses
 
 from diffusion_jax.training.averages import Exponential, PowerFunction, Profile

@@ -1,5 +1,7 @@
 """A watchdog that ends the process when a step hangs, and prints the stacks of all threads."""
 
+from __future__ import annotations
+
 import contextlib
 import faulthandler
 import os

@@ -1,5 +1,7 @@
 """Check that a folder can be written to, on a file system or in a bucket."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

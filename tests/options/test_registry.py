@@ -10,6 +10,7 @@ from diffusion_jax.options import Component, Option, Registry
 from diffusion_jax.options.kinds import Float, Int
 
 ORDER = Option(Int(1, 3), "order")
+HOW_MUCH = Option(Float(0), "how much")
 
 
 def plain(grid: str, *, order: Annotated[int, ORDER] = 3) -> str:
@@ -134,3 +135,17 @@ def test_an_option_has_a_default() -> None:
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="unknown rule 'plane'; choose one of plain, fancy"):
         registry().choose("plane")
+
+
+def test_a_component_may_have_its_annotations_evaluated_or_not():
+    def mine(*, much: Annotated[float, HOW_MUCH] = 1.0) -> float:
+        return much
+
+    evaluated = Component(mine, "mine").options
+    mine.__annotations__ = {"much": "annotated_elsewhere"}
+    mine.__globals__["annotated_elsewhere"] = Annotated[float, HOW_MUCH]
+    try:
+        assert Component(mine, "mine").options == evaluated
+    finally:
+        del mine.__globals__["annotated_elsewhere"]
+    assert evaluated["much"].help == "how much"

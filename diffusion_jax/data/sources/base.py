@@ -1,5 +1,7 @@
 """Sources of images: their contents, common options and shared helpers."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import os

@@ -5,6 +5,8 @@ by calls into NumPy and the codecs module. Here each of those names is replaced 
 can make an array of bytes and nothing else; every other name is refused.
 """
 
+from __future__ import annotations
+
 import io
 import pickle
 from typing import Any

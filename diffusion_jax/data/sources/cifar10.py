@@ -1,5 +1,7 @@
 """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 images of 32x32x3, cifar-10-python.tar.gz."""
 
+from __future__ import annotations
+
 import gzip
 import hashlib
 import re

@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits: 1,797 images of 8x8x1, embedded in the library."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Download of a file, tried once, with a helpful error if there is no network."""
 
+from __future__ import annotations
+
 import http.client
 import urllib.request
 from collections.abc import Callable

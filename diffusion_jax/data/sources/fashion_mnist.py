@@ -1,5 +1,7 @@
 """Fashion-MNIST (Xiao et al., 2017): 60,000 + 10,000 images of 28x28x1, gzip IDX files."""
 
+from __future__ import annotations
+
 import functools
 import gzip
 import hashlib

@@ -1,5 +1,7 @@
 """Any tree of picture files, cropped and resized to squares of one size."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import os

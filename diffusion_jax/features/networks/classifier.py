@@ -1,5 +1,7 @@
 """A small convolutional classifier, whose layer before the last gives features."""
 
+from __future__ import annotations
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -1,5 +1,7 @@
 """EfficientNet-Lite0 (Tan & Le, 2019; the variant of 2020 for small devices), its norms part of the convolutions."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 from collections.abc import Mapping
@@ -141,8 +143,8 @@ def tensors() -> dict[str, tuple[int, ...]]:
 
 
 def fold(
-    found: Mapping[str, Float[np.ndarray, "..."]],
-) -> dict[str, dict[str, Float[np.ndarray, "..."]]]:
+    found: Mapping[str, Float[np.ndarray, ...]],
+) -> dict[str, dict[str, Float[np.ndarray, ...]]]:
     """Returns the parameters of an `EfficientNetLite0`: each norm is part of the convolution before it.
 
     Args:

@@ -5,6 +5,8 @@ Layers have the names of torchvision's `inception_v3`. Two things differ from th
 normalization is part of each convolution (`fold`). All 1x1 convolutions of a block are one matrix product.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from typing import Any
 

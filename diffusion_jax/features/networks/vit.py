@@ -1,5 +1,7 @@
 """Vision transformer of DINOv2 (Oquab et al., 2023), and its weights as Hugging Face's transformers names them."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 from collections.abc import Mapping
@@ -145,7 +147,7 @@ def tensors(size: Size) -> dict[str, tuple[int, ...]]:
 
 
 def from_transformers(
-    found: Mapping[str, Float[np.ndarray, "..."]],
+    found: Mapping[str, Float[np.ndarray, ...]],
     size: Size,
     image_size: int,
     positions: Literal["hub", "transformers"] = "hub",

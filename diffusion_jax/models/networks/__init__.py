@@ -1,5 +1,7 @@
 """Networks as pairs of pure functions; the only package that imports flax.linen."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol

@@ -1,5 +1,7 @@
 """Layers of the U-Net: normalization, convolution, time embedding, residual and attention blocks."""
 
+from __future__ import annotations
+
 import math
 import zlib
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """A small denoiser for low-dimensional data."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import flax.linen as nn

@@ -1,5 +1,7 @@
 """Options that networks share."""
 
+from __future__ import annotations
+
 from diffusion_jax.options import Option
 from diffusion_jax.options.kinds import Choice, Float, Int
 

@@ -1,5 +1,7 @@
 """The U-Net of Ho et al. (2020), Appendix B."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, TypeVar

@@ -1,5 +1,7 @@
 """Work on a few images at a time, so that what it reads and writes in between stays in the CPU's cache."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -10,6 +10,8 @@ A convolution of stride s is one of stride 1 over the s x s pixels of each block
 pays, half of the multiplications are saved (`winograd`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """The gradient of group normalization on the CPU, a few images at a time."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -14,6 +14,8 @@ The transforms add to the rounding: with 3 x 3 taps of 128 channels the error is
 the symmetric ones tried (0, ±1, ±2: 1.15e-6).
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
