@@ -12,7 +12,7 @@ from diffusion_jax.writing.writable import check_writable
 
 # What a run has in its workdir.
 _FOLDERS = ("checkpoints", "samples", "edits", "results", "tensorboard")
-_FILES = ("config.json", "metrics.jsonl", "metrics.damaged.jsonl", "loss.png")
+_FILES = ("config.json", "metrics.jsonl", "metrics.damaged.jsonl", "loss.png", "report.html")
 
 
 def check_layout(workdir: Path) -> None:

@@ -129,6 +129,11 @@ MODES = {
             "say whether a training fits these devices, or --topology, and how fast it can be",
             takes=("topology",),
         ),
+        Mode(
+            "report",
+            "write report.html, a page of what the run has: curves, samples, metrics",
+            always_uses=("report",),
+        ),
     )
 }
 

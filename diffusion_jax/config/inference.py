@@ -174,6 +174,12 @@ _FIELDS = {
         Bool(),
         "in place of images, check the metrics on the reference's own: half against half, and degraded more and more",
     ),
+    # ---- report
+    "report.runs": Field(
+        None,
+        Tuple(Text("a folder"), empty=False),
+        "folders of other runs, which the page compares with this one; unset: none",
+    ),
     # ---- mesh
     "mesh.data": Field(
         -1,

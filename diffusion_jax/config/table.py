@@ -27,6 +27,7 @@ GROUPS = {
     "sample": "images drawn by --mode=sample",
     "edit": "edits of images by --mode=inpaint and --mode=interpolate",
     "eval": "the held-out loss and the metrics of --mode=evaluate",
+    "report": "the page that --mode=report writes",
     "mesh": "distribution of the work over devices",
 }
 

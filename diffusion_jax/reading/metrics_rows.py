@@ -40,7 +40,17 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
       OSError: The file cannot be read.
     """
-    return [row for _, row in _sort_out(path)[0]]
+    return read_sound(path)[0]
+
+
+def read_sound(path: Path) -> tuple[list[Row], list[int]]:
+    """Reads metrics.jsonl like `read_rows`; returns the numbers of the damaged lines too, from 1.
+
+    Raises:
+      OSError: The file cannot be read.
+    """
+    sound, damaged = _sort_out(path)
+    return [row for _, row in sound], [number for number, _ in damaged]
 
 
 def go_on_from(path: Path, step: int) -> tuple[list[Row], list[str]]:

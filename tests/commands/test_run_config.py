@@ -23,7 +23,7 @@ from diffusion_jax.runs.run import saved_checkpoint_dir
 
 LINE = re.compile(
     r"note: --config differs from the run in (.*); the run's own values are used "
-    r"\(--config.FIELD=VALUE may set sampler, sample, edit, eval, mesh\)"
+    r"\(--config.FIELD=VALUE may set sampler, sample, edit, eval, report, mesh\)"
 )
 
 

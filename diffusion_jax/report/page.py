@@ -1,0 +1,89 @@
+"""The page from the folders of runs: one HTML file, which loads nothing else."""
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+import diffusion_jax
+from diffusion_jax.errors import reason
+from diffusion_jax.lifecycle.ownership import owned_write
+from diffusion_jax.report import charts
+from diffusion_jax.report.album import Album
+from diffusion_jax.report.blocks import Block, Note
+from diffusion_jax.report.run_folder import RunFolder
+from diffusion_jax.report.sections.inputs import Inputs, text
+from diffusion_jax.report.sections.registry import SECTIONS, Section
+
+NAME = "report.html"
+# What a file that another program has written or changed can lead to.
+_FOREIGN = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
+
+
+def write_page(workdir: Path, others: Sequence[Path] = ()) -> Path:
+    """Writes report.html of a run, beside which others are set; returns its path.
+
+    Args:
+      workdir: Folder of the run.
+      others: Folders of the others.
+    """
+    path = workdir / NAME
+    page = render(_folders([workdir, *others]))
+    with owned_write(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(runs: Sequence[RunFolder]) -> str:
+    """Returns the page of the first run, beside which the others are set."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    inputs = Inputs(runs[0], runs[1:], Album())
+    environment = Environment(
+        loader=PackageLoader(__package__ or ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        run=runs[0],
+        summary=_summary(runs[0]),
+        sections=[(section, _blocks(section, inputs)) for section in SECTIONS],
+        chart=charts,
+        version=diffusion_jax.__version__,
+        written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _summary(run: RunFolder) -> str:
+    """Returns the line below the heading: what was trained on what, how far."""
+    fields, trained = run.fields, run.result("train")
+    parts = (
+        [f"{text(fields.get('model.name'))} on {text(fields.get('data.name'))}"] if fields else []
+    )
+    if isinstance(parameters := trained.get("parameters"), int):
+        parts.append(f"{parameters:,} parameters")
+    if run.rows:
+        parts.append(f"step {run.rows[-1]['step']:,}")
+    return ", ".join(parts)
+
+
+def _blocks(section: Section, inputs: Inputs) -> Sequence[Block]:
+    """Returns what a section shows; a file that says what no command writes costs this section alone."""
+    try:
+        return section.make(inputs)
+    except _FOREIGN as error:
+        said = f"{type(error).__name__}: {reason(error)}"
+        return [
+            Note(f"This part cannot be shown, since a file of the run is not as expected ({said}).")
+        ]
+
+
+def _folders(paths: Sequence[Path]) -> list[RunFolder]:
+    """Returns the folders, each once, by their own names, or by their paths where these are the same."""
+    unique = list({path.resolve(): path for path in paths}.values())
+    names = [path.resolve().name for path in unique]
+    return [
+        RunFolder(path, name if names.count(name) == 1 else str(path))
+        for path, name in zip(unique, names, strict=True)
+    ]

@@ -1,0 +1,83 @@
+"""Bits per dimension, term by term, and rate against distortion."""
+
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.report.blocks import Block, Chart, Note, Row, Table
+from diffusion_jax.report.charts import Curve, chart
+from diffusion_jax.report.run_folder import RunFolder
+from diffusion_jax.report.sections.inputs import Inputs, figures, measured, text
+
+_METRICS = {"bpd": "variational bound", "ode_bpd": "exact, by the flow"}
+_PARTS = {
+    "total": "total (bits/dim)",
+    "rate": "rate (bits/dim)",
+    "prior": "prior, L_T (bits/dim)",
+    "distortion": "distortion, L_0 (bits/dim)",
+    "rmse": "error of the decoded image (gray levels)",
+}
+
+
+def likelihood(inputs: Inputs) -> list[Block]:
+    """Returns the table of bits/dim, and the plots of the bound."""
+    run, rows, blocks = inputs.run, [], list[Block]()
+    found = measured(run)
+    for name, words in _METRICS.items():
+        record = found.get(name, {})
+        for label, figure in figures(name, record):
+            part = label.removeprefix(name).removeprefix(": ")
+            of = f"{text(record.get('num_images'))} {text(record.get('split'))} images"
+            what = _PARTS.get(part, part or "total (bits/dim)")
+            rows.append((f"{words}: {what}", str(figure), of, text(record.get("step"))))
+    if rows:
+        blocks.append(Table("Bits per dimension", ("Quantity", "Value", "Of", "Step"), rows))
+    if "bpd" in found:
+        charts = _plots(run, found["bpd"])
+        blocks.append(
+            Row(charts) if charts else Note("The arrays of the bound, bpd.npz, are gone.")
+        )
+    else:
+        command = run.command("evaluate", "eval.metrics=bpd")
+        blocks.append(Note("The variational bound is not measured yet:", command))
+    return blocks
+
+
+def _plots(run: RunFolder, record: dict[str, Any]) -> list[Chart]:
+    """Returns the last panels of Ho et al.'s Figure 5, and the terms of the bound."""
+    files = [str(f) for f in record.get("files") or [] if str(f).endswith("bpd.npz")]
+    arrays = run.arrays(run.path / "results" / files[0]) if files else {}
+    if not {"time", "terms", "rate", "rmse", "count"} <= arrays.keys():
+        return []
+    drawn = arrays["count"] > 0
+    time, terms, rate, rmse = (arrays[n][drawn] for n in ("time", "terms", "rate", "rmse"))
+    steps = np.flatnonzero(drawn).astype(np.float64)
+
+    def one(title: str, axis: str, label: str, color: int, x: Any, y: Any, **more: Any) -> Any:
+        points = sorted(zip(x.tolist(), y.tolist(), strict=True))
+        return chart(title, axis, [Curve(label, points, color, True)], **more)
+
+    rmse_of = "Distortion (RMSE of x̂_0, 0 … 255)"
+    made = [
+        one(f"{rmse_of} against rate", "rate (bits/dim)", "distortion", 4, rate, rmse, log_y=False),
+        one(
+            f"{rmse_of} over the steps",
+            "reverse steps done",
+            "distortion",
+            2,
+            steps,
+            rmse,
+            log_y=False,
+        ),
+        one(
+            "Rate (bits/dim) over the steps",
+            "reverse steps done",
+            "rate",
+            3,
+            steps,
+            rate,
+            log_y=False,
+        ),
+        one("Terms of the bound (bits/dim)", "t", "term", 1, time, terms),
+    ]
+    return [plot for plot in made if plot is not None]

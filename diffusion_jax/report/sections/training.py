@@ -1,0 +1,108 @@
+"""The curves of the training: loss, loss by noise level, gradients, speed, and what was measured on the way."""
+
+import re
+import statistics
+from typing import Any
+
+from diffusion_jax.planning.chips import chip_of
+from diffusion_jax.report.blocks import Block, Facts, Note, Row
+from diffusion_jax.report.charts import Curve, Point, chart, shown
+from diffusion_jax.report.run_folder import RunFolder
+from diffusion_jax.report.sections.inputs import Inputs, number
+from diffusion_jax.reporting.figures import PREFIX, figure_names
+
+HELD_OUT = 1  # Its color, which no other curve has.
+_QUARTERS = {
+    "loss_q1": "first quarter of t (least noise)",
+    "loss_q2": "second",
+    "loss_q3": "third",
+    "loss_q4": "last (most noise)",
+}
+
+
+def training(inputs: Inputs) -> list[Block]:
+    """Returns the curves of metrics.jsonl."""
+    run = inputs.run
+    if not run.rows:
+        return [Note("No row of metrics yet: train the run.", run.training())]
+    charts = [
+        chart(
+            "Loss",
+            "step",
+            [
+                Curve("training loss", points(run, "loss"), 0),
+                Curve("held-out loss (EMA)", points(run, "eval_loss"), HELD_OUT, True),
+            ],
+        ),
+        chart(
+            "Loss by noise level",
+            "step",
+            [Curve(text, points(run, n), i) for i, (n, text) in enumerate(_QUARTERS.items(), 2)],
+        ),
+        chart("Gradient norm", "step", [Curve("gradient norm", points(run, "grad_norm"), 0)]),
+        chart(
+            "Throughput (images/s)",
+            "step",
+            [Curve("images/s", points(run, "images_per_sec"), 0)],
+            log_y=False,
+        ),
+    ]
+    for name in figure_names(run.rows):
+        if name != "eval_loss":
+            curve = Curve(name.removeprefix(PREFIX), points(run, name), HELD_OUT, True)
+            charts.append(chart(f"{curve.label} (EMA)", "step", [curve]))
+    blocks: list[Block] = [_speed(run), Row([c for c in charts if c is not None])]
+    if not points(run, "eval_loss"):
+        advice = "No held-out loss yet: train with it on."
+        blocks.append(Note(advice, run.training("train.eval_every=500")))
+    return blocks
+
+
+def points(run: RunFolder, name: str) -> list[Point]:
+    """Returns step and value of the rows that have it."""
+    return [(float(row["step"]), number(row[name])) for row in run.rows if name in row]
+
+
+def _speed(run: RunFolder) -> Facts:
+    speeds = [y for _, y in points(run, "images_per_sec") if y]
+    speed = statistics.median(speeds) if speeds else None
+    rows = [
+        (name, shown(known[-1]))
+        for name, label in (("Last loss", "loss"), ("Last held-out loss", "eval_loss"))
+        if (known := [y for _, y in points(run, label) if y is not None])
+    ]
+    rows.append(("Throughput", f"{shown(speed)} images/s (median)" if speed else "unknown"))
+    rows.append(("Model FLOPs utilization", utilization(run, speed)))
+    return Facts(rows, "Last values")
+
+
+def utilization(run: RunFolder, images_per_sec: float | None) -> str:
+    """Returns the share of the published peak that the training reaches, or why it is not known."""
+    provenance = run.result("train").get("provenance") or {}
+    found = re.fullmatch(r"(\d+) x (.+) \((\w+)\)", str(provenance.get("device")))
+    if not found or not images_per_sec:
+        return "unknown: the training has not ended yet"
+    chip = chip_of(found[2])
+    if chip is None:
+        return f"unknown: there is no published peak of {found[2]}"
+    gflop, dtype = _gflop_per_image(run), str(run.fields.get("model.dtype"))
+    if gflop is None:
+        command = run.training().replace(" --workdir", " --mode=plan --workdir", 1)
+        return f"unknown: the FLOPs of an image are counted by {command}"
+    if dtype not in chip.flops:
+        return f"unknown: there is no published peak of {chip.name} in {dtype}"
+    share = images_per_sec * gflop * 1e9 / (int(found[1]) * chip.flops[dtype])
+    return f"{share:.1%} of {found[1]} × {chip.name} in {dtype}"
+
+
+def _gflop_per_image(run: RunFolder) -> float | None:
+    """Returns what results/plan.json says of an image, if it is the plan of this training."""
+    plan, trained = run.result("plan"), run.result("train")
+    fields = {"batch_size": "train.batch_size", "dtype": "model.dtype"}
+    plans: Any = plan.get("plans") or [{}]
+    bytes_of = (plans[0].get("memory") or {}).get("parameters", 0)
+    fsdp = (plans[0].get("mesh") or {}).get("fsdp", 1)
+    same = all(plan.get(name) == run.fields.get(field) for name, field in fields.items())
+    same &= plan.get("image_shape") == (trained.get("data") or {}).get("image_shape")
+    same &= abs(bytes_of * fsdp - 4 * trained.get("parameters", -1)) <= 0.01 * bytes_of * fsdp
+    return number(plans[0].get("gflop_per_image")) if same else None
