@@ -1,5 +1,7 @@
 """`--mode=report`: a page of what lies in the folder of a run, beside other runs."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

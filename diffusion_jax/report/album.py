@@ -1,5 +1,7 @@
 """Pictures as data URIs, made small enough that the page stays below 5 MB."""
 
+from __future__ import annotations
+
 import base64
 import io
 from pathlib import Path
@@ -48,7 +50,7 @@ class Album:
         return self._shown(image, alt, alt, caption, limit)
 
     def _shown(
-        self, image: "Image.Image", name: str, alt: str, caption: str, limit: int
+        self, image: Image.Image, name: str, alt: str, caption: str, limit: int
     ) -> Picture | Note:
         width, height = image.size
         limit = min(limit, self._left)
@@ -64,7 +66,7 @@ class Album:
         return Picture(source, small[0] * factor, small[1] * factor, alt, caption, factor > 1)
 
 
-def _plain(image: "Image.Image") -> "Image.Image":
+def _plain(image: Image.Image) -> Image.Image:
     """Returns the image in gray or RGB, on white if it is transparent."""
     from PIL import Image
 
@@ -76,7 +78,7 @@ def _plain(image: "Image.Image") -> "Image.Image":
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _encoded(image: "Image.Image", limit: int) -> tuple[str, tuple[int, int]] | None:
+def _encoded(image: Image.Image, limit: int) -> tuple[str, tuple[int, int]] | None:
     """Returns the data URI of at most so many bytes, and its size in pixels; None if that cannot be."""
     from PIL import Image
 

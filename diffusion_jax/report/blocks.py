@@ -1,5 +1,7 @@
 """What a section of the page consists of; the template has a macro for each kind."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,5 +1,7 @@
 """Charts as numbers that the template draws in SVG: scales, ticks, and curves thinned so that spikes survive."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """The page from the folders of runs: one HTML file, which loads nothing else."""
 
+from __future__ import annotations
+
 import datetime
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,5 +1,7 @@
 """What lies in the folder of a run, read once; what cannot be read is named, and is no error."""
 
+from __future__ import annotations
+
 import shlex
 from pathlib import Path
 from typing import Any

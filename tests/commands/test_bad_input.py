@@ -403,7 +403,10 @@ def test_sampling_without_a_run_or_a_checkpoint_says_so(
 @pytest.mark.parametrize(
     "field, fragments",
     [
-        ("model.channels=32", ["model.channels", "fixed", "set sampler, sample, edit, eval, report, mesh"]),
+        (
+            "model.channels=32",
+            ["model.channels", "fixed", "set sampler, sample, edit, eval, report, mesh"],
+        ),
         ("process.variance=fixed_small", ["process.variance", "fixed"]),
         ("seed=1", ["seed", "fixed"]),
         ("sampler.nam=x", ["'sampler.nam'", "Did you mean 'sampler.name'?"]),

@@ -1,5 +1,7 @@
 """Several runs side by side: curves in one chart, last grids, differences of config, and results."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from diffusion_jax.report.blocks import Block, Note, Row, Table

@@ -1,5 +1,7 @@
 """What a section is made of, and how results are written out."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple

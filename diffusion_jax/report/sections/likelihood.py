@@ -1,5 +1,7 @@
 """Bits per dimension, term by term, and rate against distortion."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -1,5 +1,7 @@
 """All metrics, and all that they depend on."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

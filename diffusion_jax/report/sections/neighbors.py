@@ -1,5 +1,7 @@
 """Samples beside the training images that are nearest to them."""
 
+from __future__ import annotations
+
 from diffusion_jax.report.blocks import Block, Note
 from diffusion_jax.report.run_folder import RunFolder
 from diffusion_jax.report.sections.inputs import Figure, Inputs, measured, number, text

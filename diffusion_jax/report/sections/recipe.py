@@ -1,5 +1,7 @@
 """What was trained, and where: the recipe card, the fields that matter, versions and devices."""
 
+from __future__ import annotations
+
 import ast
 from pathlib import Path
 from typing import Any

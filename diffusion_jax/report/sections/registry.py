@@ -1,5 +1,7 @@
 """The sections of the page, in its order."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """The reverse process: x_t, and the clean image predicted from it, with a slider over t."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import NamedTuple
 

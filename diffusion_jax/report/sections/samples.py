@@ -1,5 +1,7 @@
 """Samples over the training, all drawn from the same noise."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 

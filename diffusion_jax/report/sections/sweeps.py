@@ -1,5 +1,7 @@
 """Quality against network evaluations, and against the scale of guidance."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

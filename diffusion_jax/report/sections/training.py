@@ -1,5 +1,7 @@
 """The curves of the training: loss, loss by noise level, gradients, speed, and what was measured on the way."""
 
+from __future__ import annotations
+
 import re
 import statistics
 from typing import Any
