@@ -27,7 +27,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["**/.ipynb_checkpoints"]
+exclude_patterns = ["_templates", "**/.ipynb_checkpoints"]
 default_role = (
     "autolink"  # `name` in a docstring is a link if it is a public name, and code if not.
 )

@@ -17,7 +17,17 @@ REPOSITORY = "https://github.com/diffusion-jax/diffusion_jax"
 # Namespaces with public names, in the order in which an image takes its way.
 NAMESPACES = (
     *("diffusion_jax", "data", "processes", "models", "losses", "training", "checkpoints"),
-    *("runs", "samplers", "likelihood", "metrics", "features", "options", "config", "errors"),
+    *(
+        "runs",
+        "samplers",
+        "likelihood",
+        "metrics",
+        "features",
+        "reporting",
+        "options",
+        "config",
+        "errors",
+    ),
 )
 # Pages made from files elsewhere.
 COPIES = {"CHANGELOG.md": "changelog.md", "benchmarks/README.md": "benchmarks.md"}
@@ -128,8 +138,18 @@ def _escaped(text: str) -> str:
     """Returns text in which `*`, `|` and a final `_` outside of code mean themselves."""
     parts = re.split(r"(`+[^`]*`+)", text)
     return "".join(
-        part if i % 2 else re.sub(r"(?<!\\)([*|]|(?<=\w)_(?!\w))", r"\\\1", part)
+        _code(part) if i % 2 else re.sub(r"(?<!\\)([*|]|(?<=\w)_(?!\w))", r"\\\1", part)
         for i, part in enumerate(parts)
+    )
+
+
+def _code(text: str) -> str:
+    """Returns code in which a public name is a link."""
+    name = text.strip("`")
+    return (
+        f"`{name}`"
+        if re.fullmatch(r"[\w.]+", name) and name.rpartition(".")[2] in _links()
+        else f"``{name}``"
     )
 
 
