@@ -31,7 +31,10 @@ def comparison(inputs: Inputs) -> list[Block]:
         chart(
             title,
             "step",
-            [Curve(r.name, points(r, name), i % COLORS, True) for i, r in enumerate(runs)],
+            [
+                Curve(r.name, points(r, name), i % COLORS, name == "eval_loss")
+                for i, r in enumerate(runs)
+            ],
         )
         for name, title in CURVES.items()
     ]

@@ -111,7 +111,8 @@ def _row(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "gh gw c"]:
     small = images[:count, : images.shape[1] // skip * skip, : images.shape[2] // skip * skip]
     n, height, width, channels = small.shape
     blocks = small.reshape(n, height // skip, skip, width // skip, skip, channels)
-    return pictures.grid(blocks.mean((2, 4)).round().astype(np.uint8), columns=n)
+    reduced = blocks.mean((2, 4)).round().astype(np.uint8)
+    return pictures.grid(pictures.magnified(reduced), columns=n)
 
 
 def _strip(inputs: Inputs) -> list[Block]:
