@@ -64,8 +64,8 @@ def chart(
     ys = [y for curve in shown for _, y in curve.points if y is not None]
     if log_y is None:
         log_y = min(ys) > 0 and max(ys) > 8 * min(ys)
-    across = _Scale(xs, LEFT, WIDTH - RIGHT, log_x and min(xs) > 0)
-    up = _Scale(ys, HEIGHT - BOTTOM, TOP, log_y and min(ys) > 0)
+    across = _Scale(xs, LEFT, WIDTH - RIGHT, log_x and min(xs) > 0, True)
+    up = _Scale(ys, HEIGHT - BOTTOM, TOP, log_y and min(ys) > 0, False)
     remarks = [f"{gaps} values that are not finite are left out"] if gaps else []
     if after < before:
         remarks.append(f"{before:,} points are thinned to {after:,}; extremes are kept")
@@ -104,9 +104,14 @@ def shown(value: float) -> str:
 class _Scale:
     """A linear or logarithmic map from values to a side of the chart."""
 
-    def __init__(self, values: Sequence[float], start: int, stop: int, log: bool) -> None:
+    def __init__(
+        self, values: Sequence[float], start: int, stop: int, log: bool, horizontal: bool
+    ) -> None:
         self.log, self.start, self.stop = log, start, stop
-        low, high = min(values), max(values)
+        distinct = sorted({*values})
+        # A logarithmic axis of few places, such as numbers of steps, is marked at these.
+        self.own = distinct if log and len(distinct) <= MOST_TICKS and horizontal else []
+        low, high = distinct[0], distinct[-1]
         low, high = (math.log10(low), math.log10(high)) if log else (low, high)
         if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
             room = 0.5 if log else abs(low) / 2 or 1.0
@@ -120,7 +125,7 @@ class _Scale:
         return round(self.start + part * (self.stop - self.start), 1)
 
     def ticks(self) -> list[tuple[float, str]]:
-        values = self._decades() if self.log else []
+        values = self.own or (self._decades() if self.log else [])
         if len(values) < 2:
             values = self._even()
         return [(self(value), shown(value)) for value in values]

@@ -1,4 +1,4 @@
-"""The page in Chromium, where it is installed: no error, a slider that slides, two widths, two schemes, and on paper."""
+"""The page in Chromium, where it is installed: no error, a slider that slides, two widths and schemes, and paper."""
 
 import json
 import re
@@ -56,9 +56,7 @@ addEventListener("load", async () => {
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = write_rest(
-        write_training(tmp_path_factory.mktemp("runs") / ("a-very-long-name" * 6))
-    )
+    run = write_rest(write_training(tmp_path_factory.mktemp("runs") / ("a-very-long-name" * 6)))
     return write_page(run, [write_training(tmp_path_factory.mktemp("runs") / "other")])
 
 
