@@ -28,7 +28,7 @@ def images_in_words(split: data.Split, conditioned_on: int) -> str:
     test = f" and {split.sizes['test']:,} test" if split.sizes.get("test") else ""
     images = f"{split.num_images:,} training{test} images {'x'.join(map(str, split.image_shape))}; "
     if split.num_classes == 0:
-        return images + "no classes"
+        return images + "no classes, so the model is unconditional"
     unused = "" if conditioned_on else ", unused since model.num_classes is 0"
     counted = "" if split.class_counts is None else " (training images)"
     named = classes.listed(split.class_names, split.class_counts)

@@ -24,11 +24,16 @@ def left_open(config: ConfigDict) -> set[str]:
 
 
 def with_num_classes(config: ConfigDict, num_classes: int) -> ConfigDict:
-    """Returns the config with "auto" replaced by the number of classes; the same object if there is no "auto"."""
+    """Returns the config with "auto" replaced by the number of classes; the same object if there is no "auto".
+
+    Where there are no classes, the model is unconditional, and there are no labels to drop in training.
+    """
     if config.model.num_classes != AUTO:
         return config
     config = copy.deepcopy(config)  # ConfigDict(config) would share its values.
     config.model.num_classes = num_classes
+    if num_classes == 0:
+        config.train.label_dropout = 0.0
     return config
 
 

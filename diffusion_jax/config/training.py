@@ -29,7 +29,7 @@ _FIELDS = {
     "model.num_classes": Field(
         0,
         Either(Int(0, 1_000_000), Choice((AUTO,))),
-        "number of classes to condition on; auto: that of the data; 0: unconditional",
+        "number of classes to condition on; auto: that of the data, of which it may have none; 0: unconditional",
     ),
     # ---- process
     "process.variance": Field(

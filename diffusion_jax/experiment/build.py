@@ -186,10 +186,6 @@ def build(
     Raises:
       InputError: Image size or classes that the model does not fit, or a name that no class has.
     """
-    if config.model.num_classes == config_lib.AUTO and num_classes == 0:
-        raise InputError(
-            f"model.num_classes is 'auto', but {config.data.name} has no classes; set it to 0 for a model without them"
-        )
     open_fields = config_lib.left_open(config)
     config = config_lib.with_num_classes(config, num_classes)
     config = config_lib.with_numbers(config, class_names)

@@ -24,7 +24,7 @@ def test_the_data_are_named_with_their_number_shape_and_classes() -> None:
 def test_it_is_said_that_classes_are_not_used_or_that_there_are_none() -> None:
     assert "2 classes, unused since model.num_classes is 0 (training" in images_in_words(SPLIT, 0)
     assert images_in_words(from_arrays(np.zeros((3, 8, 8, 1), np.uint8)), 0) == (
-        "3 training images 8x8x1; no classes"
+        "3 training images 8x8x1; no classes, so the model is unconditional"
     )
 
 

@@ -406,9 +406,11 @@ def test_a_process_of_the_recipes_is_not_warned_of(fields) -> None:
         sampling.make_sampler(experiment(*fields))
 
 
-def test_auto_asks_for_classes_that_the_data_must_have() -> None:
+def test_auto_conditions_on_the_classes_of_the_data_and_on_none_where_it_has_none() -> None:
     config = default_config()
-    override(config, [("model.num_classes", "auto"), ("model.name", "mlp")])
-    assert build.build(config, (8, 8, 1), 3).config.model.num_classes == 3
-    with pytest.raises(InputError, match="num_classes is 'auto', but digits has no classes; set"):
-        build.build(config, (8, 8, 1), 0)
+    auto = {"model.num_classes": "auto", "model.name": "mlp", "train.label_dropout": "0.1"}
+    override(config, list(auto.items()))
+    labeled = build.build(config, (8, 8, 1), 3)
+    assert labeled.num_classes == 3 and labeled.classless
+    unlabeled = build.build(config, (8, 8, 1), 0)
+    assert not unlabeled.conditional and unlabeled.config.train.label_dropout == 0
