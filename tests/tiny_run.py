@@ -45,6 +45,7 @@ def get_config():
     config.train.log_every = 3
     config.train.checkpoint_every = 4
     config.train.sample_images = 4
+    config.train.eval_every = 0
     config.sample.num_images = 4
     config.mesh.data = 1
     return config

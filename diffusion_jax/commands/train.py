@@ -144,7 +144,7 @@ def _begin(
     resume.check_classes(saved, split, config.data.name, allow_change)
     exp = build.build(config, split.image_shape, split.num_classes, split.class_names)
     training = make_training(exp, mesh)
-    measures = held_out_measures(exp, mesh)
+    measures = held_out_measures(exp, mesh, has_test=bool(split.sizes.get("test")))
     if saved is None:
         state, meta = training.create(), {}
     else:

@@ -128,7 +128,10 @@ _FIELDS = {
     ),
     "train.sample_images": Field(36, Int(1, 10_000), "images in these grids", "on_resume"),
     "train.eval_every": Field(
-        0, Int(0, 2**31 - 1), "steps between held-out losses; 0: never", "on_resume"
+        None,
+        Int(0, 2**31 - 1),
+        "steps between held-out losses; unset: train.checkpoint_every if the data has test images; 0: never",
+        "on_resume",
     ),
     "train.bpd_every": Field(
         0,

@@ -67,13 +67,24 @@ def make_measure_of(
     )
 
 
-def held_out_measures(exp: Experiment, mesh: jax.sharding.Mesh) -> list[Measure]:
+def held_out_measures(
+    exp: Experiment, mesh: jax.sharding.Mesh, *, has_test: bool = True
+) -> list[Measure]:
     """Returns what the config asks for: the held-out loss, bits per dimension, the metrics of eval.metrics, or nothing.
+
+    The held-out loss is measured without being asked for: at each checkpoint, so that the best one can be sampled.
+
+    Args:
+      exp: What is trained.
+      mesh: Devices.
+      has_test: Whether the data has test images.
 
     Raises:
       InputError: Something is asked for, but the data has no test images; or what images are measured with is missing.
     """
-    fields = exp.config.train
+    fields = dict(exp.config.train)
+    if fields["eval_every"] is None:
+        fields["eval_every"] = fields["checkpoint_every"] if has_test else 0
     asked: list[tuple[str, Make]] = [
         *((every, make) for every, make in (("eval_every", _loss), ("bpd_every", _bound))),
         *(
@@ -89,7 +100,7 @@ def held_out_measures(exp: Experiment, mesh: jax.sharding.Mesh) -> list[Measure]
         if split.num_images == 0:
             raise InputError(f"train.{asked[0][0]} is set, but the data has no test images")
         made = [(every, *make(exp, split, mesh)) for every, make in asked]
-    if fields.metrics_every and image_metrics.image_metrics(exp.config):
+    if fields["metrics_every"] and image_metrics.image_metrics(exp.config):
         made.append(("metrics_every", *_of_images(exp, mesh)))
     return [Measure(name, _finite(figures), fields[every]) for every, name, figures in made]
 

@@ -17,6 +17,14 @@ from diffusion_jax.reporting.figures import PREFIX, figure_names
 MARGIN = 2
 LABEL, GAP = 64, 18  # Room for text beside a row, and above one.
 LONGEST = 24  # Characters of a text beside a row.
+HELD_OUT = "eval_loss"
+# Blues, so that only the held-out loss is red.
+QUARTERS = {
+    1: {"color": "#9ecae1", "label": "t in the first quarter (least noise)"},
+    2: {"color": "#6baed6", "label": "second"},
+    3: {"color": "#3182bd", "label": "third"},
+    4: {"color": "#08519c", "label": "last (most noise)"},
+}
 SMALLEST_SIDE = 56  # Tiny images are magnified, by repeated pixels, to about this size.
 
 
@@ -208,11 +216,13 @@ def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
     curves = {
         "loss": {"color": "black", "linewidth": 1.8, "label": "training loss"},
-        "loss_q1": {"linewidth": 0.8, "label": "t in the first quarter (least noise)"},
-        "loss_q2": {"linewidth": 0.8, "label": "second"},
-        "loss_q3": {"linewidth": 0.8, "label": "third"},
-        "loss_q4": {"linewidth": 0.8, "label": "last (most noise)"},
-        "eval_loss": {"color": "tab:red", "marker": ".", "label": "held-out loss (EMA)"},
+        **{f"loss_q{q}": {**QUARTERS[q], "linewidth": 0.8} for q in QUARTERS},
+        HELD_OUT: {
+            "color": "tab:red",
+            "marker": "o",
+            "markersize": 4,
+            "label": "held-out loss (EMA)",
+        },
     }
     points = {
         name: [(row["step"], row[name]) for row in rows if row.get(name) is not None]

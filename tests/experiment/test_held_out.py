@@ -1,5 +1,7 @@
 """Bits per dimension in a training run: they are those of --mode=evaluate, and change nothing of the training."""
 
+import copy
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +50,24 @@ def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert outcome.status == 0 and "warning" not in outcome.err, outcome.err
     assert outcome.err.count("bits/dim ") == 3
     return workdir
+
+
+def test_the_held_out_loss_is_measured_at_each_checkpoint_if_nobody_says_when_and_there_are_test_images(
+    measured: Path,
+) -> None:
+    run = diffusion_jax.load_run(measured)
+    config = copy.deepcopy(run.config)
+    config.train.bpd_every = 0
+    for told, has_test, every in (
+        (None, True, [4]),
+        (None, False, []),
+        (7, True, [7]),
+        (0, True, []),
+    ):
+        config.train.eval_every = told
+        exp = dataclasses.replace(run, config=config)
+        made = metrics.held_out_measures(exp, sharding.make_mesh(1), has_test=has_test)
+        assert [(m.name, m.every) for m in made] == [("eval_loss", n) for n in every]
 
 
 def bounds(workdir: Path) -> dict[int, dict[str, Any]]:

@@ -147,6 +147,20 @@ def test_the_loss_curve_is_a_png_with_a_line_for_each_metric_there_is(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
 
 
+def test_only_the_held_out_loss_is_red_in_the_loss_curve(tmp_path):
+    def red_pixels(rows: list[dict[str, float]]) -> int:
+        save_loss_curve(tmp_path / "loss.png", rows)
+        red, green, blue, *_ = np.moveaxis(
+            image_file.pixels(tmp_path / "loss.png").astype(int), -1, 0
+        )
+        return int(((red - np.maximum(green, blue)) > 60).sum())
+
+    quarters = {f"loss_q{q}": 0.1 * q for q in range(1, 5)}
+    rows = [{"step": k, "loss": 1.0, **quarters} for k in range(1, 5)]
+    assert red_pixels(rows) == 0
+    assert red_pixels([*rows, {"step": 2, "eval_loss": 0.5}, {"step": 4, "eval_loss": 0.6}]) > 100
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rows_of_classes_have_their_number_and_name_beside_them(channels: int) -> None:
     images = flat_images(150, 160, 170, 180, shape=(56, 56, channels))
