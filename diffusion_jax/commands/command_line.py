@@ -8,16 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from diffusion_jax.commands.help_page import COMMAND, help_page
 from diffusion_jax.commands.modes import MODES, mode_of_flag
 from diffusion_jax.errors import InputError, nearest, shortened
 from diffusion_jax.options.kinds import Text
-
-DESCRIPTION = """Denoising diffusion models of images in JAX.
-
-  python -m diffusion_jax.main --config=configs/digits.py
-  python -m diffusion_jax.main --config=configs/digits.py --mode=sample --config.sample.num_images=500
-"""
-EPILOG = "modes:\n" + "\n".join(f"  {name:11} {mode.help}" for name, mode in MODES.items())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,12 +44,14 @@ def _config_of(argv: Sequence[str]) -> str | None:
 
 
 class _Help(argparse.Action):
-    """Prints the help, or what the table of config fields says, and ends the command."""
+    """Prints the first page of help, all flags, or what the table of config fields says, and ends the command."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any
     ) -> None:
         if values is None:
+            print(help_page())
+        elif values.upper() == "FLAGS":
             print(parser.format_help().rstrip())
         else:
             from diffusion_jax import config as config_lib
@@ -72,10 +68,7 @@ class _Help(argparse.Action):
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="python -m diffusion_jax.main",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=COMMAND,
         allow_abbrev=False,
         add_help=False,
     )
@@ -84,9 +77,9 @@ def _parser() -> _Parser:
         "--help",
         action=_Help,
         nargs="?",
-        metavar="FIELDS",
-        help="show this; --help=FIELDS: every field of the config; --help=train: those of a group; "
-        "--help=train.num_steps: one field",
+        metavar="WHAT",
+        help="show the first page of help; --help=FLAGS: this; --help=FIELDS: every field of the config; "
+        "--help=train: those of a group; --help=train.num_steps: one field",
     )
     parser.add_argument("--config", help="Python file with get_config(), such as configs/digits.py")
     parser.add_argument(

@@ -37,7 +37,7 @@ class Mode:
 
     Attributes:
       name: What --mode calls it.
-      help: One line, without a period.
+      help: One line, without a period, of at most 86 columns: it stands in the first page of help.
       always_uses: Groups and fields that decide what it does with a trained run, of those that any mode may set; empty:
         it works on the config of a file, not on a run.
       options: () -> fields of components' options that do so too.
@@ -116,7 +116,7 @@ MODES = {
         ),
         Mode(
             "evaluate",
-            "measure a checkpoint, its samples, or images of your own: config.eval.metrics, such as bits/dim, FID",
+            "measure a checkpoint, its samples or your images (bits/dim, FID, …): config.eval",
             always_uses=(
                 *("eval", "sampler", "mesh", *_PARAMETERS),
                 *("sample.batch_size", "sample.seed", "sample.labels"),

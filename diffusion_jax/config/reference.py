@@ -52,7 +52,7 @@ def help_text(name: str) -> str:
         groups = ", ".join(filter(None, GROUPS))
         hint = nearest(name, [*filter(None, GROUPS), *FIELDS])
         raise InputError(
-            f"--help: unknown {name!r}; choose FIELDS, a field or a group: {groups}.{hint}"
+            f"--help: unknown {name!r}; choose FIELDS, FLAGS, a field or a group: {groups}.{hint}"
         )
     lines = [
         "--config.FIELD=VALUE sets a field; none unsets it. Below: FIELD = DEFAULT, meaning (values)."

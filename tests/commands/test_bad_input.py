@@ -88,17 +88,6 @@ def test_wrong_flags_are_named(arguments: list[str], fragments: list[str]) -> No
     assert_refused(run(*arguments), *fragments)
 
 
-def test_help_lists_the_modes_that_are_built_and_no_other() -> None:
-    outcome = run("--help")
-    assert outcome.status == 0
-    listed = outcome.out.split("modes:")[1].split()
-    planned = (
-        "train sample inpaint interpolate evaluate compress decompress plan report import export"
-    )
-    assert [mode for mode in planned.split() if mode in listed] == list(MODES)
-    assert "--allow_config_change" in outcome.out
-
-
 def test_a_real_process_answers_a_wrong_flag_and_a_wrong_field(tiny: Path) -> None:
     for argument, fragment in {
         "--mode=no": "'no'",

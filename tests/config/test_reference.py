@@ -64,7 +64,8 @@ def test_the_command_prints_all_fields(arguments: list[str]) -> None:
 def test_plain_help_mentions_the_others() -> None:
     outcome = run("--help")
     assert outcome.status == 0 and outcome.out.startswith("usage:")
-    assert all(f"--help={name}" in outcome.out for name in ("FIELDS", "train:", "train.num_steps:"))
+    names = ("FLAGS:", "FIELDS:", "train:", "train.num_steps:")
+    assert all(f"--help={name}" in outcome.out for name in names)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_help_of_an_unknown_group_lists_the_groups(name: str, hint: str) -> None
     groups = ", ".join(group for group in GROUPS if group)
     assert (outcome.status, outcome.out) == (2, "")
     assert outcome.err == (
-        f"error: --help: unknown {name!r}; choose FIELDS, a field or a group: {groups}.{hint}\n"
+        f"error: --help: unknown {name!r}; choose FIELDS, FLAGS, a field or a group: {groups}.{hint}\n"
     )
 
 
