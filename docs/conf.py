@@ -39,6 +39,7 @@ myst_heading_anchors = 4  # As on GitHub: the same links work there.
 nb_execution_mode = "force" if os.environ.get("DOCS_EXECUTE") else "off"
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # Progress bars.
 
 autosummary_generate = True
 autosummary_imported_members = False

@@ -1,0 +1,59 @@
+"""The notebooks: each runs from top to bottom, is kept without outputs, and equals the script beside it."""
+
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+BADGE = (
+    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/diffusion-jax/diffusion_jax/blob/main/notebooks/{})"
+)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_is_kept_without_outputs_and_has_its_own_badge(path: Path):
+    cells = nbformat.read(path, as_version=4).cells
+    for cell in cells:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+    assert BADGE.format(path.name) in cells[0].source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_equals_the_script_beside_it(path: Path):
+    """`jupytext --sync notebooks/*.ipynb` makes them equal."""
+    cells, scripts = (
+        [(cell.cell_type, cell.source) for cell in read.cells]
+        for read in (nbformat.read(path, as_version=4), jupytext.read(path.with_suffix(".py")))
+    )
+    assert cells == scripts
+
+
+def test_all_begin_by_the_same_installation():
+    first = {nbformat.read(path, as_version=4).cells[1].source for path in NOTEBOOKS}
+    (cell,) = first
+    assert re.search(r"%pip install .*package", cell) and "jax.devices()" in cell
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_runs_from_top_to_bottom(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With a few steps of training; `benchmarks/notebooks.py` runs them whole."""
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # Else a kernel shows no figures.
+    monkeypatch.setenv("NOTEBOOK_STEPS", "20")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # Most of its time is compilation.
+    monkeypatch.chdir(tmp_path)  # What it writes stays there.
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) >= 4
+    said = "".join(output.get("text", "") for output in outputs)
+    assert "Traceback" not in said
