@@ -88,11 +88,14 @@ def _config_of(
             note = run_config.describe_ignored_fields(file, config, assignments)
             if mode.same_process:
                 run_config.check_trained(file, config, f"the run in {workdir}")
-    elif file is not None:
-        config = file
-        config_lib.override(config, assignments)
     else:
-        raise InputError("--config=FILE is needed, such as --config=configs/digits.py")
+        if file is None and not run_config.has_run(workdir):
+            raise InputError(
+                f"--workdir: no run in {workdir} to continue; --config=FILE, such as "
+                "--config=configs/digits.py, begins one"
+            )
+        config = run_config.read_config(workdir) if file is None else file
+        config_lib.override(config, assignments)
     build.validate(config, trained=mode.works_on_run)
     return config, note
 

@@ -156,8 +156,9 @@ def _complete(flags: argparse.Namespace, assigned: set[str]) -> None:
         flags.workdir = f"runs/{mode.name}"
     if flags.workdir is None:
         if flags.config is None:
-            either = "--workdir=FOLDER of the run, or " if MODES[flags.mode].works_on_run else ""
-            raise InputError(f"{either}--config=FILE is needed, such as --config=configs/digits.py")
+            raise InputError(
+                "--config=FILE, such as --config=configs/digits.py, or --workdir=FOLDER of a run is needed"
+            )
         flags.workdir = f"runs/{Path(flags.config).stem}"
     if not (folder := Text("a folder")).accepts(flags.workdir):
         raise InputError(f"--workdir is {shortened(flags.workdir)}; it must be {folder.allowed}")

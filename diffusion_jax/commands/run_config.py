@@ -1,4 +1,4 @@
-"""The config of a trained run, as every mode but train uses it."""
+"""The config that a run saved: as every mode but train uses it, and as a run that is continued goes on with it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,6 @@ def has_run(workdir: Path) -> bool:
 
 def _saved_config(workdir: Path, assigned: set[str], mode: Mode) -> ConfigDict:
     """Returns the config of the run, or the default one if the command line makes a run unnecessary."""
-    path = workdir / "config.json"
     if not has_run(workdir):
         if not assigned.isdisjoint(mode.instead_of_run):
             config = config_lib.default_config()
@@ -60,16 +59,26 @@ def _saved_config(workdir: Path, assigned: set[str], mode: Mode) -> ConfigDict:
         raise InputError(
             f"--workdir: no trained run in {workdir} (there is no config.json){either}"
         )
-    try:
-        config = config_lib.from_dict(json_text.parse_object(read_regular(path)))
-    except OSError as error:
-        raise InputError(f"{path}: {reason(error)}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+    config = read_config(workdir)
     if config.mesh.fsdp > 1:
         # The devices of the training need not be here, and all have the parameters whole.
         config.mesh.data, config.mesh.fsdp = -1, 1
     return config
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Returns the config that a run saved, as it stands there.
+
+    Raises:
+      InputError: It cannot be read, or a field is unknown or of the wrong type.
+    """
+    path = workdir / "config.json"
+    try:
+        return config_lib.from_dict(json_text.parse_object(read_regular(path)))
+    except OSError as error:
+        raise InputError(f"{path}: {reason(error)}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _check_metrics(config: ConfigDict, assigned: set[str]) -> None:

@@ -66,10 +66,11 @@ class RunFolder:
         return shlex.join([*words, *flags])
 
     def training(self, *assignments: str) -> str:
-        """Returns the command that begins or continues the training."""
+        """Returns the command that continues the training, or begins it if there is no config."""
         flags = [shlex.quote(f"--config.{assignment}") for assignment in assignments]
+        file = [] if self.fields else ["--config=CONFIG.py"]
         workdir = shlex.quote(f"--workdir={self.path}")
-        return " ".join(["python -m diffusion_jax.main --config=CONFIG.py", workdir, *flags])
+        return " ".join(["python -m diffusion_jax.main", *file, workdir, *flags])
 
     def _read_rows(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"

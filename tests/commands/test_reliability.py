@@ -318,6 +318,20 @@ def test_a_finished_run_that_is_started_again_keeps_its_parameters(
     assert len(results(workdir, "train")["earlier"]) == 1
 
 
+def test_the_workdir_alone_continues_a_run_with_its_own_config(
+    workdir: Path, uninterrupted: Path
+) -> None:
+    config = (workdir / "config.json").read_text()
+    refused = run(f"--workdir={workdir}", "--config.seed=7")
+    assert refused.status == 2 and "seed: 0 -> 7" in refused.err
+    assert run(f"--workdir={workdir}").status == 0
+    assert (workdir / "config.json").read_text() == config
+    assert_same_run(workdir, uninterrupted)
+    longer = run(f"--workdir={workdir}", "--config.train.num_steps=13")
+    assert longer.status == 0 and "resuming at step 12" in longer.err
+    assert checkpoint_steps(workdir)[-1] == 13
+
+
 @pytest.mark.slow
 def test_a_longer_run_continues_a_finished_one_as_if_it_had_always_been_longer(
     train: Callable[..., Outcome], workdir: Path, tiny: Path, tmp_path: Path

@@ -2,11 +2,12 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny_run import Outcome, digits_in, results, run, write_config
+from tiny_run import Outcome, checkpoint_steps, digits_in, results, run, write_config
 
 from diffusion_jax.commands.modes import MODES
 from diffusion_jax.commands.run_config import describe_ignored_fields, load_config
@@ -110,8 +111,8 @@ def test_a_field_that_decides_nothing_in_a_mode_is_refused(
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Outcome]]:
-    """Samples a run of two steps with these lines more in its config file."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The workdir of a run of two steps, two of whose fields the command line has set."""
     with digits_in(tmp_path_factory.mktemp("cache")):
         workdir = tmp_path_factory.mktemp("run")
         tiny = write_config(tmp_path_factory.mktemp("config"))
@@ -119,17 +120,51 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., O
         flags = [f"--config.{field}" for field in fields]
         outcome = run(f"--config={tiny}", f"--workdir={workdir}", *flags)
         assert outcome.status == 0, outcome.err
+        yield workdir
 
-        def sample(lines: str | None, *flags: str) -> Outcome:
-            if lines is not None:
-                file = write_config(tmp_path_factory.mktemp("other"), lines)
-                flags = (f"--config={file}", *flags)
-            outcome = run("--mode=sample", f"--workdir={workdir}", *flags)
-            assert outcome.status == 0, outcome.err
-            assert results(workdir, "sample")["num_images"] == 2
-            return outcome
 
-        yield sample
+@pytest.fixture(scope="module")
+def sample(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
+    """Samples the run with these lines more in its config file."""
+
+    def sample(lines: str | None, *flags: str) -> Outcome:
+        if lines is not None:
+            file = write_config(tmp_path_factory.mktemp("other"), lines)
+            flags = (f"--config={file}", *flags)
+        outcome = run("--mode=sample", f"--workdir={trained}", *flags)
+        assert outcome.status == 0, outcome.err
+        assert results(trained, "sample")["num_images"] == 2
+        return outcome
+
+    return sample
+
+
+def test_the_workdir_alone_continues_a_run_with_its_own_config(
+    trained: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    outcome = run(f"--workdir={workdir}", "--config.train.num_steps=4")
+    assert outcome.status == 0 and "resuming at step 2" in outcome.err, outcome.err
+    assert checkpoint_steps(workdir)[-1] == 4
+    saved, before = (
+        json.loads((folder / "config.json").read_text()) for folder in (workdir, trained)
+    )
+    before["train"]["num_steps"] = 4
+    assert saved == before
+    refused = run(f"--workdir={workdir}", "--config.train.num_steps=4", "--config.model.channels=8")
+    assert refused.status == 2 and "model.channels: 16 -> 8" in refused.err, refused.err
+
+
+def test_a_plan_takes_the_config_of_the_run_in_the_workdir(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = []
+    monkeypatch.setattr(
+        "diffusion_jax.commands.plan.plan", lambda config, *_, **__: planned.append(config) or 0
+    )
+    assert run(f"--workdir={trained}", "--mode=plan").status == 0
+    assert planned[0].sampler.num_steps == 2 and planned[0].model.name == "mlp"
 
 
 def notes(outcome: Outcome) -> list[str]:
