@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 
 def main() -> None:
     """Prints minutes and pictures of each notebook, and of all."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Runs the notebooks whole.")
     parser.add_argument("names", nargs="*", help="such as 01_quickstart; all by default")
     parser.add_argument("--output", type=Path, help="folder for the executed notebooks")
     flags = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The page in Chromium, where it is installed: no error, a slider that slides, two widths and schemes, and paper."""
+"""The page in Chromium, where it is installed: no error, a slider that slides, two widths, two schemes, paper."""
 
 import json
 import re
