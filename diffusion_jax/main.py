@@ -120,7 +120,22 @@ def run(argv: list[str], started: float) -> int:
     stopping.check()
     if not flags.topology:  # None of its processes is here to be joined.
         _join(flags, config, note)
-    return mode.run(config, workdir, {**vars(flags), "started": started})
+    status = mode.run(config, workdir, {**vars(flags), "started": started})
+    if status == 0:
+        _tell_next_steps(mode, workdir, flags, assignments)
+    return status
+
+
+def _tell_next_steps(
+    mode: Mode, workdir: Path, flags: argparse.Namespace, assignments: list[tuple[str, str]]
+) -> None:
+    """Prints what to run next; of several processes, the first one does."""
+    from diffusion_jax.commands.next_steps import next_steps
+    from diffusion_jax.parallel import distributed
+
+    if not distributed.is_another_than_first():
+        for line in next_steps(mode, workdir, flags.config, assignments):
+            print(line, file=sys.stderr)
 
 
 def _prepare_jax() -> None:

@@ -31,6 +31,37 @@ def _inversion_fields() -> list[str]:
     return [f"edit.{name}" for rule in SAMPLERS.values() for name in rule.inversion_options]
 
 
+def _flags_that_fit(workdir: Path) -> str | None:
+    """Returns the flags with which a planned training fits; None: it does not."""
+    from diffusion_jax.reading import json_text
+    from diffusion_jax.reading.regular import read_regular
+
+    try:
+        return json_text.parse_object(read_regular(workdir / "results" / "plan.json"))["flags"]
+    except (OSError, ValueError, KeyError):  # Another command is writing there.
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Next:
+    """A command that follows from one that is done, with its workdir.
+
+    Attributes:
+      mode: Its mode.
+      what: What it does, for a person.
+      flags: Its flags; a value in capitals is for the user to choose.
+      more: Workdir -> further flags; None: there is nothing to run.
+    """
+
+    mode: str
+    what: str
+    flags: str = ""
+    more: Callable[[Path], str | None] = lambda _: ""
+
+
+_REPORT = Next("report", "a page of the run")
+
+
 @dataclasses.dataclass(frozen=True)
 class Mode:
     """One mode; its module `commands/<name>.py` has a function of its name, (config, workdir, …) -> exit status.
@@ -44,6 +75,7 @@ class Mode:
       takes: What else its function takes of the command: flags that are for this mode alone, and `started`.
       same_process: Whether a config file beside the run must have the process that the run was trained with.
       instead_of_run: Fields each of which, if it is set, makes a trained run unnecessary.
+      next: What to run after it.
     """
 
     name: str
@@ -53,6 +85,7 @@ class Mode:
     takes: tuple[str, ...] = ()
     same_process: bool = False
     instead_of_run: tuple[str, ...] = ()
+    next: tuple[Next, ...] = ()
 
     @property
     def works_on_run(self) -> bool:
@@ -87,11 +120,24 @@ MODES = {
             "train",
             "train the config's model; continue the run if the workdir holds one",
             takes=("allow_config_change", "started"),
+            next=(
+                Next("sample", "images in files"),
+                Next("evaluate", "bits/dim of the test images"),
+                _REPORT,
+            ),
         ),
         Mode(
             "sample",
             "draw images from a checkpoint of the workdir",
             always_uses=("sampler", "sample", "mesh"),
+            next=(
+                Next(
+                    "evaluate",
+                    "such images measured against the data",
+                    "--config.eval.metrics=fd,kid",
+                ),
+                _REPORT,
+            ),
         ),
         Mode(
             "inpaint",
@@ -101,6 +147,7 @@ MODES = {
                 *("edit.start_t", "edit.resamplings", "edit.jump"),
             ),
             options=_constraint_fields,
+            next=(Next("inpaint", "other images of the same kind", "--config.sample.seed=NUMBER"),),
         ),
         Mode(
             "interpolate",
@@ -113,6 +160,9 @@ MODES = {
                 "edit.latents",
             ),
             options=_inversion_fields,
+            next=(
+                Next("interpolate", "other images of the same kind", "--config.sample.seed=NUMBER"),
+            ),
         ),
         Mode(
             "evaluate",
@@ -123,16 +173,19 @@ MODES = {
             ),
             same_process=True,
             instead_of_run=("eval.images", "eval.selfcheck"),
+            next=(_REPORT,),
         ),
         Mode(
             "plan",
             "say whether a training fits these devices, or --topology, and how fast it can be",
             takes=("topology",),
+            next=(Next("train", "the training", more=_flags_that_fit),),
         ),
         Mode(
             "report",
             "write report.html, a page of what the run has: curves, samples, metrics",
             always_uses=("report",),
+            next=(Next("report", "beside another run", "--config.report.runs=FOLDER"),),
         ),
     )
 }
