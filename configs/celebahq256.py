@@ -41,4 +41,5 @@ def get_config() -> ConfigDict:
     config.train.sample_every = 50_000
     config.train.sample_images = 16
     config.sample.batch_size = 16
+    config.train.sample_steps = 0  # The chain of the paper.
     return config

@@ -46,4 +46,5 @@ def get_config() -> ConfigDict:
     config.train.keep_every = 100_000
     config.train.sample_every = 50_000
     config.train.eval_every = 10_000
+    config.train.sample_steps = 0  # The chain of the paper.
     return config

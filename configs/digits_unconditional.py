@@ -32,4 +32,5 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 32
     config.train.checkpoint_every = 550
     config.train.log_every = 50
+    config.train.sample_steps = 0  # The chain of the paper.
     return config

@@ -40,4 +40,5 @@ def get_config() -> ConfigDict:
     config.train.sample_every = 100_000
     config.train.sample_images = 16
     config.sample.batch_size = 16
+    config.train.sample_steps = 0  # The chain of the paper.
     return config

@@ -221,7 +221,11 @@ def _finish(
     started: float,
 ) -> None:
     """Draws the last pictures, and writes the report."""
-    log.say(f"trained {step} steps; drawing {work.config.train.sample_images} samples")
+    sampler = sampling.sampler_of(sampling.for_pictures(work.exp))
+    log.say(
+        f"trained {step} steps; drawing {work.config.train.sample_images} samples "
+        f"({sampling.for_pictures(work.exp).sampler_name}, {sampler.grid.num_steps} steps)"
+    )
     drawing = time.monotonic()
     draw_pictures(draw, state.ema[AVERAGE], workdir, log, step)
     stopping.check()
@@ -296,6 +300,7 @@ def _own_checkpoints(store: CheckpointStore) -> None:
 
 def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Draw:
     """Returns params -> the samples that the run's pictures show: always the same images."""
+    exp = sampling.for_pictures(exp)
     sample, num_images = exp.config.sample, exp.config.train.sample_images
     sampler = sampling.make_sampler(exp)
     draw = make_batch_sampler(

@@ -127,6 +127,13 @@ _FIELDS = {
         0, Int(0, 2**31 - 1), "steps between sample grids; 0: only at the end", "on_resume"
     ),
     "train.sample_images": Field(36, Int(1, 10_000), "images in these grids", "on_resume"),
+    "train.sample_steps": Field(
+        20,
+        Int(0, 1_000_000),
+        "steps of dpmpp_2m (trailing) that draw these grids, if no field says which sampler takes which steps; "
+        "0: the sampler group's own",
+        "on_resume",
+    ),
     "train.eval_every": Field(
         None,
         Int(0, 2**31 - 1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +36,8 @@ from diffusion_jax.samplers import (
 )
 from diffusion_jax.samplers.batches import make_batch_sampler
 
+FAST = "dpmpp_2m"  # For pictures while training.
+_STEPS = ("name", "num_steps", "spacing", "u_min")
 _DTYPES = {int: np.int32, bool: np.bool_}  # Of other kinds: float32.
 
 
@@ -74,6 +78,36 @@ def program_key(experiment: Experiment) -> str:
     traced = traced_options(experiment).sampler
     options = sampler_options(experiment).items()
     return repr([(name, "traced" if name in traced else value) for name, value in options])
+
+
+def for_pictures(experiment: Experiment) -> Experiment:
+    """Returns the experiment with the sampler of a training's own pictures.
+
+    That is the one of the sampler group if its fields say which sampler, or where its steps are; otherwise a fast
+    solver in `train.sample_steps` steps, guided and limited as the group says.
+    """
+    num_steps, values = (
+        experiment.config.train.sample_steps,
+        dict(config_lib.fields(experiment.config)),
+    )
+    decide = [
+        name
+        for name, field in config_lib.FIELDS.items()
+        if config_lib.group_of(name) == "sampler"
+        and (field.owners or name.removeprefix("sampler.") in _STEPS)
+    ]
+    told = any(values[name] != config_lib.FIELDS[name].default for name in decide)
+    fitting = SAMPLERS[FAST].processes
+    if (
+        told
+        or (fitting and experiment.config.process.name not in fitting)
+        or not 0 < num_steps < make_grid(experiment.process).num_steps
+    ):
+        return experiment
+    config = copy.deepcopy(experiment.config)
+    config_lib.select(config, "sampler.name", FAST)
+    config.sampler.num_steps, config.sampler.spacing = num_steps, "trailing"
+    return dataclasses.replace(experiment, config=config)
 
 
 def make_sampler(experiment: Experiment) -> Sampler:

@@ -99,6 +99,8 @@ def pictures_hook(
 
         if distributed.broadcast_from_first("whether to draw", missing):
             draw_pictures(draw, state.ema[average], workdir, log, step)
+            if not missing():
+                log.say(f"step {step}: samples {picture_path(workdir, 'grid', step)}")
 
     return Hook(run, every, resumed=True)
 
