@@ -29,7 +29,7 @@ Required:
   --workdir DIR       of run and resume: where the run is kept: an absolute path on a file system that all
                       workers share, such as an NFS mount; a gs:// bucket will not do. With checkpoints in a
                       bucket (--config.train.checkpoint_dir=gs://...) any folder of the workers will
-  --config FILE       of run and resume: config file, relative to the top of the repository
+  --config FILE       of run and resume: config file, relative to the top of the repository, or a name, such as digits
   --accelerator TYPE  of create and resume: such as v4-16, v5litepod-16 (v5e), v5p-16 or v6e-16
 
 Options:
@@ -159,8 +159,10 @@ check_accelerator() { # Sets runtime_version, if it is not given.
 check_commit() {
   git -C "$root" rev-parse --quiet --verify "$ref^{commit}" >/dev/null ||
     fail "--ref '$ref' is not a commit of the checkout at $root"
-  [[ -z $config ]] || git -C "$root" cat-file -e "$ref:${config%%:*}" 2>/dev/null ||
-    fail "--config '${config%%:*}' is not a file of commit '$ref'"
+  local file=${config%%:*}
+  [[ $file == *[./]* ]] || file=${file:+configs/$file.py} # A recipe's name, such as digits.
+  [[ -z $file ]] || git -C "$root" cat-file -e "$ref:$file" 2>/dev/null ||
+    fail "--config '$file' is not a file of commit '$ref'"
   if [[ -n $(git -C "$root" status --porcelain) ]]; then
     echo "tpu_pod.sh: note: uncommitted changes are not sent; running commit '$ref'" >&2
   fi

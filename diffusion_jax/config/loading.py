@@ -7,11 +7,11 @@ import json
 import re
 import signal
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from diffusion_jax import recipes
 from diffusion_jax.config.table import FIELDS, GROUPS, chooses_owner
 from diffusion_jax.errors import InputError, nearest
 from diffusion_jax.lifecycle.stopping import Stopped
@@ -34,14 +34,16 @@ def default_config() -> ConfigDict:
 def load_file(path: str) -> ConfigDict:
     """Runs get_config() of a Python file.
 
+    Args:
+      path: The file, or the name of a config that comes with the package, such as "digits".
+
     Raises:
-      InputError: There is no such file or no get_config, or it sets an unknown field or a value of the wrong type.
+      InputError: There is no such file or name, or no get_config, or it sets an unknown field or a value of the
+        wrong type.
     """
     from diffusion_jax.addresses import expand  # Not needed to show the fields.
 
-    path = expand(path)
-    if not Path(path).is_file():
-        raise InputError(f"--config: no such file: {path}")
+    path = str(recipes.file_of(expand(path)))
     spec = importlib.util.spec_from_file_location("diffusion_jax_user_config", path)
     if spec is None or spec.loader is None:
         raise InputError(f"--config: {path} is not a Python file")

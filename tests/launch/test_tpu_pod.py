@@ -373,6 +373,7 @@ def test_dry_run_prints_exactly_the_commands_of_a_real_run_and_runs_none(pod: Po
         ([*TARGET, *RUN, "--workdir=runs/x"], "--workdir 'runs/x' is not an absolute path"),
         ([*TARGET, *RUN, "--workdir=gs://b/r"], "--workdir 'gs://b/r' is not an absolute path"),
         ([*TARGET, *RUN, "--config=configs/none.py"], "'configs/none.py' is not a file of commit"),
+        ([*TARGET, *RUN, "--config=none"], "'configs/none.py' is not a file of commit"),
         ([*TARGET, *RUN, "--ref=nowhere"], "--ref 'nowhere' is not a commit"),
         ([*TARGET, *RUN, "--max-restarts=-1"], "'-1' is not a whole number"),
         ([*TARGET, *RUN, "--max-restarts=08"], "'08' is not a whole number"),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 from typing import Any
 
-import diffusion_jax
-from diffusion_jax import config as config_lib
+from diffusion_jax import config as config_lib, recipes
 from diffusion_jax.errors import InputError
 from diffusion_jax.report.blocks import Block, Card, Details, Facts, Note, Row, Table
 from diffusion_jax.report.run_folder import RunFolder
@@ -53,7 +51,7 @@ def recipe_card(run: RunFolder) -> tuple[str, str] | None:
     """Returns the docstring of the recipe that decides the same trained result as the run's config, and its name."""
     if run.config_hash is None:
         return None
-    for path in sorted((Path(diffusion_jax.__file__).parents[1] / "configs").glob("*.py")):
+    for path in map(recipes.file_of, recipes.names()):
         try:
             same = config_lib.config_hash(config_lib.load_file(str(path))) == run.config_hash
         except InputError:  # A user's own file.
