@@ -141,10 +141,11 @@ def _tell_next_steps(
 def _prepare_jax() -> None:
     """Imports JAX and pins its settings, whatever the environment says."""
     _import_jax()
-    from diffusion_jax.commands import jax_settings
+    from diffusion_jax.commands import compiling, jax_settings
 
     jax_settings.pin_settings()
     jax_settings.check_xla_flags()
+    compiling.announce_long_compilations()
 
 
 def _check_workdir(mode: Mode, workdir: Path) -> None:

@@ -13,13 +13,13 @@ modes:
 {modes}
 
 flags:
-  --config=FILE                 Python file with get_config(), such as configs/digits.py
-  --workdir=FOLDER              folder of the run (default: runs/<config name>)
+  --config=FILE                 Python file with get_config(), or a config by name, such as digits
+  --workdir=FOLDER              folder of the run (default: runs/<config>); alone, it goes on
   --config.train.num_steps=200  a field of the config, here train.num_steps
   --help=FLAGS: every flag, such as --allow_config_change, or those of several processes
   --help=FIELDS: every field of the config; --help=train: a group's; --help=train.num_steps: one
 
-start with: {command} --config=configs/digits.py
+start with: {command} --config=digits
   It trains on small digits, and says at its end where its pictures are and what to run next."""
 
 

@@ -172,13 +172,13 @@ def make_measure(
         raise InputError("this split of the data has no images")
     size = padded_size(min(batch_size, total), mesh)
 
-    def of_rows(params: Any, batch: dict[str, Any], indices: Any) -> tuple:
+    def metric_of(params: Any, batch: dict[str, Any], indices: Any) -> tuple:
         labels = batch["label"] if conditional else None
         x0 = to_model_range(batch["image"])
         return metric.compute(params, x0, labels, indices, progress=progress)
 
     mapped = map_batches(
-        of_rows,
+        metric_of,
         mesh,
         size,
         out_axes=metric.axes,

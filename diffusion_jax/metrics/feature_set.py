@@ -129,9 +129,11 @@ class _Network:
     def __init__(self, extractor: Extractor, mesh: jax.sharding.Mesh, size: int) -> None:
         apply = extractor.apply  # No reference to the extractor, which then would live on.
         self._images: Split | None = None
-        self._mapped = map_batches(
-            lambda params, pixels: (apply(params, pixels),), mesh, size, load=self._load
-        )
+
+        def features_of(params: Any, pixels: Any) -> tuple:
+            return (apply(params, pixels),)
+
+        self._mapped = map_batches(features_of, mesh, size, load=self._load)
         self._params = sharding.put(sharding.replicated(mesh), extractor.params)
 
     def _load(self, indices: Int64[np.ndarray, " b"]) -> tuple[UInt8[np.ndarray, "b h w c"]]:

@@ -30,7 +30,7 @@ def map_batches(
     Each batch is padded to one compiled shape, a multiple of the number of devices.
 
     Args:
-      function: (*whole, *rows) -> outputs, which is compiled.
+      function: (*whole, *rows) -> outputs, which is compiled; its name is the program's.
       mesh: Devices; each gets all of `whole` and its part of `rows`, pytrees of arrays with the batch as first axis.
       batch_size: Rows per batch, rounded up to a multiple of the number of devices.
       out_axes: Batch axis of each output, a pytree of arrays; None: the output is None.
@@ -82,8 +82,12 @@ def _over_mesh(
     def of_rows(whole: tuple, *rows: Any) -> tuple:
         return tuple(function(*whole, *rows))
 
+    program = sharding.over_batch(of_rows, mesh, out_axes=tuple(axis or 0 for axis in out_axes))
+    program.__name__ = getattr(
+        function, "__name__", of_rows.__name__
+    )  # JAX takes the name from it.
     return jax.jit(
-        sharding.over_batch(of_rows, mesh, out_axes=tuple(axis or 0 for axis in out_axes)),
+        program,
         out_shardings=tuple(
             None if axis is None else sharding.batch_sharding(mesh, axis) for axis in out_axes
         ),
