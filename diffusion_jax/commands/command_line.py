@@ -66,21 +66,31 @@ class _Help(argparse.Action):
         parser.exit()
 
 
+class _Completion(argparse.Action):
+    """Prints a script with which a shell completes the command, and ends the command."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any
+    ) -> None:
+        from diffusion_jax.commands import completion  # It loads JAX, as all components do.
+
+        takers = {
+            name: "" if action.nargs == 0 else "="
+            for name, action in parser._option_string_actions.items()
+            if name.startswith("--") and action.dest != "field"
+        }
+        print(completion.script(values, [name + end for name, end in takers.items()]), end="")
+        sys.stdout.flush()
+        parser.exit()
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog=COMMAND,
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument(
-        "-h",
-        "--help",
-        action=_Help,
-        nargs="?",
-        metavar="WHAT",
-        help="show the first page of help; --help=FLAGS: this; --help=FIELDS: every field of the config; "
-        "--help=train: those of a group; --help=train.num_steps: one field",
-    )
+    _add_help(parser)
     parser.add_argument("--config", help="Python file with get_config(), such as configs/digits.py")
     parser.add_argument(
         "--mode", default="train", help=f"one of {', '.join(MODES)} (default: train)"
@@ -102,6 +112,24 @@ def _parser() -> _Parser:
         help="override any field of the config, such as --config.train.num_steps=200",
     )
     return parser
+
+
+def _add_help(parser: _Parser) -> None:
+    parser.add_argument(
+        "-h",
+        "--help",
+        action=_Help,
+        nargs="?",
+        metavar="WHAT",
+        help="show the first page of help; --help=FLAGS: this; --help=FIELDS: every field of the config; "
+        "--help=train: those of a group; --help=train.num_steps: one field",
+    )
+    parser.add_argument(
+        "--completion",
+        action=_Completion,
+        metavar="SHELL",
+        help="print a script with which bash or zsh completes diffusion-jax: its modes, configs and fields",
+    )
 
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:

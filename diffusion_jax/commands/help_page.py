@@ -16,7 +16,7 @@ flags:
   --config=FILE                 Python file with get_config(), or a config by name, such as digits
   --workdir=FOLDER              folder of the run (default: runs/<config>); alone, it goes on
   --config.train.num_steps=200  a field of the config, here train.num_steps
-  --help=FLAGS: every flag, such as --allow_config_change, or those of several processes
+  --help=FLAGS: every flag, such as --allow_config_change, --completion=bash, or --topology
   --help=FIELDS: every field of the config; --help=train: a group's; --help=train.num_steps: one
 
 start with: {command} --config=digits
