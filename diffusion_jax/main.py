@@ -6,14 +6,10 @@ Exit status: 0 the job is complete; 75 a signal stopped it after a save, run it 
 
 from __future__ import annotations
 
-if (
-    __name__ == "__main__"
-):  # Before the imports, so that they are done once, and signals meanwhile count.
-    from diffusion_jax.commands import huge_pages, signals
+if __name__ == "__main__":
+    from diffusion_jax.console import begin
 
-    signals.block()
-    huge_pages.start_again_with_huge_pages()
-    signals.install()
+    begin()
 
 import argparse
 import logging

@@ -18,25 +18,25 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
-def is_name(config: str) -> bool:
+def is_name(given: str) -> bool:
     """Whether what `--config` says is the name of a recipe, and not the path of a file."""
-    return bool(config) and not set(config) & set("./\\")
+    return bool(given) and not set(given) & set("./\\")
 
 
-def file_of(config: str) -> Path:
+def file_of(given: str) -> Path:
     """Returns the file that `--config` means: that of a recipe, or the path as it is.
 
     Raises:
       InputError: There is no recipe of that name, or no such file.
     """
-    path = FOLDER / f"{config}.py" if is_name(config) else Path(config)
+    path = FOLDER / f"{given}.py" if is_name(given) else Path(given)
     if path.is_file():
         return path
     known = names()
     near = difflib.get_close_matches(path.stem, known, n=3)
-    if is_name(config):
+    if is_name(given):
         raise InputError(
-            f"--config: no config is named {config!r}; choose one of {', '.join(near or known)}, or name a file of "
+            f"--config: no config is named {given!r}; choose one of {', '.join(near or known)}, or name a file of "
             "your own by its path, such as ./my_config.py"
         )
     also = f"; --config={path.stem} is the one that comes with the package" * (path.stem in known)

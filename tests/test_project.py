@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import diffusion_jax
-from diffusion_jax import config as config_lib
+from diffusion_jax import config as config_lib, console
+from diffusion_jax.commands import huge_pages
 from diffusion_jax.commands.modes import MODES
 from diffusion_jax.experiment import build
 
@@ -76,6 +77,15 @@ def test_the_installed_version_is_the_packages_and_in_the_changelogs_form():
     assert importlib.metadata.version("diffusion_jax") == diffusion_jax.__version__
     assert setup_cfg()["metadata"]["version"] == "attr: diffusion_jax.__version__"
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_installed_command_is_the_one_that_starts_again_with_huge_pages():
+    scripts = setup_cfg()["options.entry_points"]["console_scripts"].split(" = ")
+    assert [part.strip() for part in scripts] == [
+        huge_pages.INSTALLED,
+        "diffusion_jax.console:main",
+    ]
+    assert callable(console.main)
 
 
 def test_every_imported_package_is_declared_and_every_declared_one_is_used():

@@ -18,6 +18,7 @@ from pathlib import Path
 OPT_OUT = "DIFFUSION_JAX_NO_REEXEC"  # Set to anything: the command stays as it was started.
 TUNABLE = "glibc.malloc.hugetlb"
 COMMAND = "diffusion_jax.main"
+INSTALLED = "diffusion-jax"
 POLICY = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -25,7 +26,7 @@ def start_again_with_huge_pages() -> None:
     """Replaces this process by the same command with huge pages, once, or returns if they are not to be had.
 
     Process id, arguments, interpreter flags, folder, open files and so the exit status stay. It returns at once
-    in a notebook, a test or a script, which did not start as `python -m diffusion_jax.main`. Call it before
+    in a notebook, a test or a script, which did not start as the command. Call it before
     anything is imported that takes long.
     """
     environ = with_huge_pages(os.environ)
@@ -46,8 +47,9 @@ def with_huge_pages(environ: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def is_the_command() -> bool:
-    """Whether this process is `python -m diffusion_jax.main ARGUMENTS`, and nothing around it."""
-    end = ["-m", COMMAND, *sys.argv[1:]]
+    """Whether this process is `python -m diffusion_jax.main` or `diffusion-jax`, and nothing around it."""
+    installed = os.path.basename(sys.argv[0]) == INSTALLED
+    end = [*(sys.argv[:1] if installed else ("-m", COMMAND)), *sys.argv[1:]]
     return bool(sys.executable) and sys.orig_argv[-len(end) :] == end
 
 

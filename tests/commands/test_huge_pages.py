@@ -57,24 +57,44 @@ def started(tmp_path: Path) -> Started:
 
 
 COMMAND = ("-m", "diffusion_jax.main")
+# What pip writes for the entry point of setup.cfg, below its first line.
+SCRIPT = """
+import sys
+from diffusion_jax.console import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
 
 
-def test_the_command_starts_again_once_with_the_same_arguments_and_flags(started: Started) -> None:
+@pytest.fixture(params=["module", "installed"])
+def command(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ...]:
+    """Both forms of the command, as arguments of the interpreter."""
+    if request.param == "module":
+        return COMMAND
+    script = tmp_path / "bin" / "diffusion-jax"
+    script.parent.mkdir()
+    script.write_text(SCRIPT)
+    return (str(script),)
+
+
+def test_the_command_starts_again_once_with_the_same_arguments_and_flags(
+    started: Started, command: tuple[str, ...]
+) -> None:
     flags = ["-O", "-X", "utf8=1"]
     arguments = ["--help=train", "with space", "", "--config.seed=3"]
-    process = started.start(*flags, *COMMAND, *arguments, GLIBC_TUNABLES="glibc.malloc.check=0")
+    process = started.start(*flags, *command, *arguments, GLIBC_TUNABLES="glibc.malloc.check=0")
     out, err = process.communicate()
     first, second = started.starts()
     assert first[0] == second[0] == process.pid
-    assert first[1] == second[1] == [sys.executable, *flags, *COMMAND, *arguments]
+    assert first[1] == second[1] == [sys.executable, *flags, *command, *arguments]
     assert first[2] == second[2] == [1, 1]
     setting = "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
     assert second[3] == first[3] | {"GLIBC_TUNABLES": setting, huge_pages.OPT_OUT: "1"}
     assert process.returncode == 0 and "train.num_steps" in out, err
 
 
-def test_the_status_of_wrong_input_stays(started: Started) -> None:
-    process = started.start(*COMMAND, "--mode=trian")
+def test_the_status_of_wrong_input_stays(started: Started, command: tuple[str, ...]) -> None:
+    process = started.start(*command, "--mode=trian")
     _, err = process.communicate()
     assert process.returncode == 2 and "'trian'" in err and len(err.splitlines()) == 1
     assert len(started.starts()) == 2
@@ -82,7 +102,7 @@ def test_the_status_of_wrong_input_stays(started: Started) -> None:
 
 @pytest.mark.slow
 def test_signals_and_standard_input_reach_the_second_start(
-    started: Started, tmp_path: Path
+    started: Started, command: tuple[str, ...], tmp_path: Path
 ) -> None:
     config, ready = tmp_path / "config.py", tmp_path / "ready"
     waiting = f"open({str(ready)!r}, 'w').write(input()); time.sleep(1.5)"
@@ -90,7 +110,7 @@ def test_signals_and_standard_input_reach_the_second_start(
         f"import time\nfrom diffusion_jax.config import default_config\n"
         f"def get_config():\n    {waiting}\n    return default_config()\n"
     )
-    process = started.start(*COMMAND, f"--config={config}")
+    process = started.start(*command, f"--config={config}")
     assert process.stdin is not None
     print("asked for", file=process.stdin, flush=True)
     deadline = time.monotonic() + 60
@@ -192,6 +212,7 @@ def test_not_where_asking_for_huge_pages_changes_nothing(
         (sys, "executable", ""),
         (sys, "orig_argv", ["python", "-m", "ipykernel_launcher", "-f", "x.json"]),
         (sys, "orig_argv", ["python", "-m", "pytest", "--help"]),
+        (sys, "argv", ["bin/diffusion-jax", "--help"]),  # A program that only says so.
         (sys, "orig_argv", ["python", "-m", "diffusion_jax.main", "--mode=sample"]),
     ],
 )
