@@ -180,6 +180,12 @@ _FIELDS = {
         Tuple(Text("a folder"), empty=False),
         "folders of other runs, which the page compares with this one; unset: none",
     ),
+    "report.draw": Field(
+        True,
+        Bool(),
+        "draw the reverse process of 8 images for the page, and find the training images nearest to them, if that is "
+        "not done yet",
+    ),
     # ---- mesh
     "mesh.data": Field(
         -1,

@@ -45,6 +45,12 @@ class RunFolder:
         """Whether the network is conditioned on classes."""
         return bool(self.fields.get("model.num_classes"))
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there can be a checkpoint to draw from."""
+        folder = self.path / "checkpoints"
+        return bool(self.fields.get("train.checkpoint_dir")) or any(folder.glob("*"))
+
     def result(self, mode: str) -> dict[str, Any]:
         """Returns results/<mode>.json; empty if there is none."""
         if mode not in self._results:

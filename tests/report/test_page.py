@@ -11,6 +11,7 @@ import pytest
 from run_folders import noise, rows, write_json, write_rest, write_rows, write_training
 
 from diffusion_jax.reading.metrics_rows import line_of
+from diffusion_jax.report.drawn import keep
 from diffusion_jax.report.page import write_page
 from diffusion_jax.report.sections.registry import SECTIONS
 from diffusion_jax.reporting.pictures import save_png
@@ -93,7 +94,11 @@ def test_parts_that_are_missing_are_named_with_the_command_for_this_folder(tmp_p
     workdir = write_training(tmp_path / "a run")
     named = commands(parsed(write_page(workdir)))
     start = f"python -m diffusion_jax.main '--workdir={workdir}' --mode="
-    assert named["reverse"] == f"{start}sample --config.sample.progressive=true"
+    assert (
+        named["reverse"] == f"python -m diffusion_jax.main '--workdir={workdir}'"
+    )  # No checkpoint.
+    (workdir / "checkpoints" / "200").mkdir(parents=True)
+    assert commands(parsed(write_page(workdir)))["reverse"] == f"{start}report"
     assert named["neighbors"].startswith(f"{start}evaluate --config.eval.metrics=nearest")
     assert named["likelihood"] == f"{start}evaluate --config.eval.metrics=bpd"
     assert "eval.sweep=sampler.num_steps" in named["sweeps"]
@@ -214,3 +219,14 @@ def test_moments_of_a_sampling_job_stand_in_for_those_of_the_page(tmp_path: Path
     shown = section(parsed(write_page(workdir)), "reverse")
     assert len([*shown.iter("img")]) == 4
     assert "progressive.npz has the predictions alone, not x_t" in words(shown)
+
+
+def test_images_drawn_for_the_page_stand_beside_their_nearest_training_images(
+    tmp_path: Path,
+) -> None:
+    workdir = write_training(tmp_path / "run")
+    images, beside = noise(24, 8, 1).reshape(3, 8, 8, 1), noise(96, 8, 1).reshape(3, 4, 8, 8, 1)
+    keep(workdir, "nearest", {"step": 40}, images=images, neighbors=beside, rms=np.ones((3, 4)))
+    shown = section(parsed(write_page(workdir)), "neighbors")
+    assert "an image drawn after step 40, then the 4 training images nearest to it" in words(shown)
+    assert len([*shown.iter("img")]) == 1 and "eval.metrics=nearest" in words(shown)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from diffusion_jax.report import drawn
 from diffusion_jax.report.blocks import Block, Note
 from diffusion_jax.report.run_folder import RunFolder
 from diffusion_jax.report.sections.inputs import Figure, Inputs, measured, number, text
+from diffusion_jax.reporting import pictures
 
 SMALL = 32
 
@@ -28,7 +32,28 @@ def neighbors(inputs: Inputs) -> list[Block]:
     if blocks:
         return blocks
     command = run.command("evaluate", "eval.metrics=nearest", *features(run))
+    if (picture := _in_pixels(inputs)) is not None:
+        return [picture, Note("How many of more samples are copies, by features:", command)]
     return [Note("Nearest training images are not there yet:", command)]
+
+
+def _in_pixels(inputs: Inputs) -> Block | None:
+    """Returns the images drawn for the page beside the training images nearest to them; None if there are none."""
+    found = inputs.run.arrays(inputs.run.path / drawn.FOLDER / "nearest.npz")
+    if not {"images", "neighbors", "rms"} <= found.keys():
+        return None
+    rows = np.concatenate([found["images"][:, None], found["neighbors"]], 1)
+    picture = pictures.grid(
+        pictures.magnified(rows.reshape(-1, *rows.shape[2:])), columns=rows.shape[1]
+    )
+    step = text(drawn.told(inputs.run.path, "nearest").get("step"))
+    caption = (
+        f"Each row: an image drawn after step {step}, then the {rows.shape[1] - 1} training images nearest to it in "
+        f"pixels, nearest first; the nearest one differs by {found['rms'][:, 0].min():.3g} to "
+        f"{found['rms'][:, 0].max():.3g} gray levels (root mean square)"
+    )
+    alt = "Images, each in a row with the training images nearest to it in pixels"
+    return inputs.album.array(picture, alt, caption)
 
 
 def features(run: RunFolder) -> list[str]:

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from diffusion_jax.report import drawn
 from diffusion_jax.report.blocks import Block, Frame, Note, Picture, Slider
 from diffusion_jax.report.run_folder import RunFolder
 from diffusion_jax.report.sections.inputs import Inputs
 from diffusion_jax.report.sections.samples import evenly
 from diffusion_jax.reporting import pictures
 
-KEPT = Path("results/report/reverse.npz")  # x_t, x0_hat (both: moments, images, h, w, c) and t.
+KEPT = drawn.FOLDER / "reverse.npz"  # x_t, x0_hat (both: moments, images, h, w, c) and t.
 MOST_FRAMES, MOST_IMAGES, PRINTED = 31, 8, 6
 MOST_SIDE = 64
 BUDGET = 1_200_000  # Bytes of all frames.
@@ -39,7 +40,7 @@ class Reverse(NamedTuple):
 def reverse(inputs: Inputs) -> list[Block]:
     """Returns a slider over t, or the strip of the training if no moments were kept."""
     run = inputs.run
-    draw = run.command("sample", "sample.progressive=true")
+    draw = run.command("report") if run.has_checkpoint else run.training()
     found = read_reverse(run)
     if found is None:
         return [
