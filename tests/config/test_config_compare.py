@@ -23,7 +23,7 @@ from diffusion_jax.config import (
 from diffusion_jax.config.compare import ALWAYS_HASHED
 
 # Written here once more: neither alters the trained parameters beyond float rounding.
-SETTABLE_GROUPS = {"sampler", "sample", "edit", "eval", "mesh"}
+SETTABLE_GROUPS = {"sampler", "sample", "edit", "eval", "mesh", "report"}
 RESUMABLE = {
     "data.source_dir",
     "data.cache_dir",
@@ -43,6 +43,7 @@ RESUMABLE = {
     "train.keep_last",
     "train.keep_every",
     "train.sample_images",
+    "train.sample_steps",
 }
 
 
@@ -143,7 +144,7 @@ def test_the_length_of_a_training_counts_only_if_the_learning_rate_decays(decay:
 
 
 def test_what_every_mode_may_set_is_said_by_groups() -> None:
-    assert settable_groups() == ["sampler", "sample", "edit", "eval", "mesh"]
+    assert settable_groups() == ["sampler", "sample", "edit", "eval", "report", "mesh"]
 
 
 def test_differing_names_the_fields_that_differ_in_the_order_of_the_table() -> None:
