@@ -88,6 +88,18 @@ def test_the_installed_command_is_the_one_that_starts_again_with_huge_pages():
     assert callable(console.main)
 
 
+def test_the_page_of_the_command_line_names_its_modes_flags_statuses_and_variables():
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    sources = "".join(path.read_text() for path in (ROOT / "diffusion_jax").rglob("*.py"))
+    variables = set(re.findall(r"\bDIFFUSION_JAX_[A-Z_]+", sources))
+    flags = set(re.findall(r"""add_argument\(\s*"(--[a-z_]+)""", sources))
+    assert len(variables) >= 3 and {"--config", "--workdir", "--process_id"} <= flags
+    assert {f"`{name}`" for name in variables} <= set(re.findall("`[A-Z_]+`", page))
+    assert flags - {name for name in flags if f"`{name}" in page} == set()
+    rows = set(re.findall(r"^\| `?(\w+)", page, re.MULTILINE))
+    assert {*MODES, "0", "1", "2", "75", "128"} <= rows
+
+
 def test_every_imported_package_is_declared_and_every_declared_one_is_used():
     sources = list((ROOT / "diffusion_jax").rglob("*.py"))
     imported = set().union(*(imported_packages(path) for path in sources))
