@@ -1,5 +1,7 @@
 """The blocks of docs/extending.md run as they stand, and what they add does what the page says."""
 
+import contextlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -29,7 +31,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 MOST_LINES = 14
 REGISTRIES = (
     *(LOSSES, TIME_SAMPLERS, WEIGHTINGS, METRICS, NETWORKS, PROCESSES, SAMPLERS),
-    *(FEATURES, IMAGE_METRICS),
+    *(FEATURES, IMAGE_METRICS, dj.training.LOGGERS),
     data.SOURCES,
 )
 SHAPE = (8, 8, 1)
@@ -285,6 +287,16 @@ def check_features(namespace: Namespace) -> None:
     np.testing.assert_allclose(found, np.full((3, 16), 0.2), rtol=1e-6)
 
 
+def check_logger(namespace: Namespace) -> None:
+    logger = dj.training.LOGGERS["printed"].from_fields(
+        {}, workdir=Path("r"), start=3, settings={"seed": 7}
+    )
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        logger.scalars({"loss": 0.5}, 4)
+        logger.close()
+    assert "{'loss': 0.5}" in said.getvalue()
+
+
 CHECKS: dict[str, Callable[[Namespace], None]] = {
     "A config file with your own components": check_config,
     "Data": check_data,
@@ -301,6 +313,7 @@ CHECKS: dict[str, Callable[[Namespace], None]] = {
     "Metrics": check_metric,
     "Metrics of images": check_image_metric,
     "Features": check_features,
+    "Loggers": check_logger,
 }
 
 

@@ -35,7 +35,7 @@ class Announcer:
         self._timers: dict[int, threading.Timer] = {}  # By thread: each compiles one at a time.
         self._kept: set[int] = set()
 
-    def begin(self, event: str, value: float, **about: str | int) -> None:
+    def begin(self, event: str, value: float, **about: object) -> None:
         """Notes what has begun."""
         del value
         if event == _COMPILATION:
@@ -47,12 +47,12 @@ class Announcer:
             self._timers[thread] = timer
             timer.start()
 
-    def note(self, event: str, **_: str | int) -> None:
+    def note(self, event: str, **_: object) -> None:
         """Notes that the program is one of those that are kept: not all can be, such as those that call the host."""
         if event == _KEPT:
             self._kept.add(threading.get_ident())
 
-    def end(self, event: str, duration_secs: float, **_: str | int) -> None:
+    def end(self, event: str, duration_secs: float, **_: object) -> None:
         """Notes what has ended."""
         del duration_secs
         if event == _COMPILATION and (timer := self._timers.pop(threading.get_ident(), None)):

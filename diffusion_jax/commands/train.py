@@ -25,9 +25,13 @@ from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.experiment.metrics import held_out_measures
-from diffusion_jax.experiment.training import Training, make_training, make_training_mesh
+from diffusion_jax.experiment.training import (
+    Training,
+    make_loggers,
+    make_training,
+    make_training_mesh,
+)
 from diffusion_jax.lifecycle import stopping
-from diffusion_jax.models.networks import count_parameters
 from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.parallel.preemption import stop_point
 from diffusion_jax.reporting import classes, results
@@ -78,13 +82,13 @@ def train(
     store = _open_store(config, workdir)
     work, meta = _begin(config, mesh, store, allow_config_change)
     config, start, num_steps = work.config, int(work.state.step), work.config.train.num_steps
-    if jax.process_index() == 0:
+    writes = jax.process_index() == 0
+    if writes:
         _write_config(work, workdir)
-    if start > num_steps:
-        raise InputError(f"train.num_steps is {num_steps}; this run has done {start} steps already")
     stopping.check()
-    log = RunLog(workdir, start, num_steps, writes=jax.process_index() == 0)
-    _say_beginning(work, log, workdir)
+    log = RunLog(workdir, start, num_steps, writes=writes, loggers=make_loggers(config))
+    train_report.say_beginning(work.exp, work.split, work.state, mesh.size, log, workdir)
+    _warn_of_the_optimizer(config)
     meter = Meter(
         log,
         start=start,
@@ -151,6 +155,8 @@ def _begin(
         state, meta = resume.restore_state(training, store, split, exp.data_name, allow_change)
     resume.check_snapshots(snapshot_store(store), int(state.step), exp.config_hash)
     _own_checkpoints(store)
+    if (done := int(state.step)) > (last := config.train.num_steps):
+        raise InputError(f"train.num_steps is {last}; this run has done {done} steps already")
     return _Work(exp, split, training, measures, state), meta
 
 
@@ -159,23 +165,18 @@ def _write_config(work: _Work, workdir: Path) -> None:
     results.write_text(workdir / "config.json", config_lib.to_json(work.config, of_data))
 
 
-def _say_beginning(work: _Work, log: RunLog, workdir: Path) -> None:
-    config, start = work.config, int(work.state.step)
-    log.say(
-        f"{config.data.name}: {train_report.images_in_words(work.split, work.exp.num_classes)}\n"
-        f"{count_parameters(work.state.params):,} parameters; {work.training.mesh.size} device(s); "
-        + (f"resuming at step {start}" if start else f"workdir {workdir}")
-    )
-    if config.train.num_steps < config.optimizer.warmup_steps:
+def _warn_of_the_optimizer(config: ConfigDict) -> None:
+    fields, num_steps = config.optimizer, config.train.num_steps
+    if num_steps < fields.warmup_steps:
         warnings.warn(
-            f"train.num_steps is {config.train.num_steps}, but the learning rate rises until step "
-            f"{config.optimizer.warmup_steps}; set --config.optimizer.warmup_steps",
+            f"train.num_steps is {num_steps}, but the learning rate rises until step {fields.warmup_steps}; "
+            "set --config.optimizer.warmup_steps",
             stacklevel=1,
         )
-    if config.optimizer.ema_snapshot_every and len(set(config.optimizer.ema_lengths)) < 2:
+    if fields.ema_snapshot_every and len(set(fields.ema_lengths)) < 2:
         warnings.warn(
-            f"optimizer.ema_lengths is {config.optimizer.ema_lengths}: from snapshots of one length no other average "
-            "is reconstructed well; name two, such as 0.05,0.1",
+            f"optimizer.ema_lengths is {fields.ema_lengths}: from snapshots of one length no other average is "
+            "reconstructed well; name two, such as 0.05,0.1",
             stacklevel=1,
         )
 

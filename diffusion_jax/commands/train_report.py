@@ -16,6 +16,7 @@ from diffusion_jax.reporting import classes, pictures, results
 from diffusion_jax.reporting.figures import PREFIX, figure_names
 from diffusion_jax.training.hooks import picture_path
 from diffusion_jax.training.run_log import RunLog
+from diffusion_jax.training.state import TrainState
 
 
 def images_in_words(split: data.Split, conditioned_on: int) -> str:
@@ -33,6 +34,23 @@ def images_in_words(split: data.Split, conditioned_on: int) -> str:
     counted = "" if split.class_counts is None else " (training images)"
     named = classes.listed(split.class_names, split.class_counts)
     return f"{images}{split.num_classes:,} classes{unused}{counted}: {named}"
+
+
+def say_beginning(
+    exp: Experiment,
+    split: data.Split,
+    state: TrainState,
+    num_devices: int,
+    log: RunLog,
+    workdir: Path,
+) -> None:
+    """Says what is trained, on what, and from where on."""
+    start = int(state.step)
+    log.say(
+        f"{exp.data_name}: {images_in_words(split, exp.num_classes)}\n"
+        f"{count_parameters(state.params):,} parameters; {num_devices} device(s); "
+        + (f"resuming at step {start}" if start else f"workdir {workdir}")
+    )
 
 
 def write_report(

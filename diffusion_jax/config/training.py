@@ -13,6 +13,7 @@ from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
 from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.training.averages import MAX_LENGTH
+from diffusion_jax.training.loggers import LOGGERS
 
 # Fields that do not depend on a registry.
 _FIELDS = {
@@ -167,7 +168,14 @@ def training_fields() -> dict[str, Field]:
         _time_fields(),
         option_fields("loss", LOSSES, "loss.name"),
         option_fields("loss", WEIGHTINGS, "loss.weighting"),
+        _logger_fields(),
     )
+
+
+def _logger_fields() -> dict[str, Field]:
+    """Returns the fields of the loggers' options; several loggers may be chosen."""
+    fields = option_fields("train", LOGGERS, "train.loggers")
+    return {name: dataclasses.replace(field, owners={}) for name, field in fields.items()}
 
 
 def _time_fields() -> dict[str, Field]:
@@ -203,5 +211,11 @@ def _registry_fields() -> dict[str, Field]:
             "weight of the eps error at each noise level; unset: equal weights for errors of the prediction",
             chooses="weighting",
             owners={"loss.name": LOSSES.takers("weighting")},
+        ),
+        "train.loggers": Field(
+            ("tensorboard",),
+            Tuple(LOGGERS.choice),
+            f"where metrics and pictures go besides the workdir's own files; {LOGGERS.help()}",
+            "on_resume",
         ),
     }

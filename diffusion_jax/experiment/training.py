@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,11 +12,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from diffusion_jax import config as config_lib
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.keys import stream
 from diffusion_jax.parallel import sharding
+from diffusion_jax.training.loggers import LOGGERS, Logger
 from diffusion_jax.training.loop import compile_steps
 from diffusion_jax.training.state import TrainState, abstract_like, create_state, state_shardings
 from diffusion_jax.training.step import DeviceBatch, make_train_step
@@ -116,3 +119,16 @@ def batch_template(exp: Experiment, mesh: jax.sharding.Mesh) -> DeviceBatch:
         "image": jax.ShapeDtypeStruct((size, *exp.image_shape), jnp.uint8, sharding=rows),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows),
     }
+
+
+def make_loggers(config: ConfigDict) -> list[Callable[..., Logger]]:
+    """Returns what makes the loggers that the config names, from workdir=… and start=….
+
+    Raises:
+      InputError: Of an unknown logger.
+    """
+    fields, saved = dict(config.train), json.loads(config_lib.to_json(config))
+    return [
+        partial(LOGGERS.choose(name).from_fields, fields, settings=saved)
+        for name in dict.fromkeys(config.train.loggers)
+    ]

@@ -7,6 +7,7 @@ from .averages import (
     step_weights as step_weights,
     weighted_sum as weighted_sum,
 )
+from .loggers import LOGGERS as LOGGERS, Logger as Logger
 from .optimizer import (
     DECAYS as DECAYS,
     ema_decay as ema_decay,

@@ -1,11 +1,10 @@
-"""Logs of a training run: progress bar, metrics.jsonl, TensorBoard."""
+"""Logs of a training run: progress bar, metrics.jsonl, and its loggers."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import UInt8
 from diffusion_jax.errors import RunError, reason
 from diffusion_jax.reading import metrics_rows
 from diffusion_jax.reporting.figures import PREFIX, figure_names
+from diffusion_jax.training.loggers import Logger, TensorBoard
 
 # What a line of the log calls a figure.
 _WORDS = {"eval_loss": "eval", "eval_bpd": "bits/dim"}
@@ -31,9 +31,18 @@ class RunLog:
       start: Step that the run resumes from.
       num_steps: Step that it ends at.
       writes: False on all processes but the first.
+      loggers: Where else to report to: functions that are called with workdir=…, start=….
     """
 
-    def __init__(self, workdir: Path, start: int, num_steps: int, *, writes: bool = True) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        num_steps: int,
+        *,
+        writes: bool = True,
+        loggers: Sequence[Callable[..., Logger]] = (TensorBoard,),
+    ) -> None:
         from tqdm import tqdm
 
         self._writes = writes
@@ -46,6 +55,7 @@ class RunLog:
             disable=not (writes and sys.stderr.isatty()),
         )
         self._rows: list[dict[str, Any]] = []
+        self._loggers: list[Logger] = []
         if not writes:
             return
         try:
@@ -57,7 +67,7 @@ class RunLog:
             ) from error
         for line in said:
             self.say(line)
-        self._board = _Board(workdir / "tensorboard", start)
+        self._loggers = [make(workdir=workdir, start=start) for make in loggers]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -79,9 +89,9 @@ class RunLog:
             return
         self._file.write(metrics_rows.line_of(row))
         self._file.flush()
-        self._board.scalars(
-            {name: value for name, value in row.items() if name != "step"}, row["step"]
-        )
+        values = {name: value for name, value in row.items() if name != "step"}
+        for logger in self._loggers:
+            logger.scalars(values, row["step"])
         shown = {
             "loss": f"{row['loss']:.4f}" if row.get("loss") is not None else None,
             **{
@@ -100,9 +110,9 @@ class RunLog:
             self._bar.set_postfix(shown)
 
     def image(self, name: str, picture: UInt8[np.ndarray, "h w c"], step: int) -> None:
-        """Shows a picture in TensorBoard."""
-        if self._writes:
-            self._board.image(name, picture, step)
+        """Gives a picture to the loggers."""
+        for logger in self._loggers:
+            logger.image(name, picture, step)
 
     def say(self, text: str) -> None:
         """Prints a line without tearing the progress bar."""
@@ -113,46 +123,10 @@ class RunLog:
         """Flushes and closes everything."""
         self._bar.close()
         if self._writes:
-            with contextlib.closing(self._board), self._file:
-                pass  # Both are closed, whichever fails.
-
-
-class _Board:
-    """Writes TensorBoard's events.
-
-    It replaces tensorboardX's SummaryWriter, whose thread dies on a full disk, so that the run would never end.
-    """
-
-    def __init__(self, folder: Path, start: int) -> None:
-        from tensorboardX import event_file_writer, summary
-        from tensorboardX.proto import event_pb2
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._summary, self._event = summary, getattr(event_pb2, "Event")  # noqa: B009
-        # The name includes the process, since a restart may fall into the same second.
-        self._writer = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        # TensorBoard discards what an earlier start has written beyond this step.
-        log = getattr(event_pb2, "SessionLog")  # noqa: B009
-        self._write(start + 1, session_log=log(status=log.START))
-
-    def scalars(self, values: dict[str, float | None], step: int) -> None:
-        """Adds a point to the curve of each value that is known."""
-        for name, value in values.items():
-            if value is not None:
-                self._write(step, summary=self._summary.scalar(name, value))
-        self._writer.flush()
-
-    def image(self, name: str, picture: UInt8[np.ndarray, "h w c"], step: int) -> None:
-        """Adds a picture."""
-        self._write(step, summary=self._summary.image(name, picture, dataformats="HWC"))
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._writer.close()
-
-    def _write(self, step: int, **content: Any) -> None:
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
+            with contextlib.ExitStack() as stack:  # All are closed, whichever fails.
+                stack.enter_context(self._file)
+                for logger in self._loggers:
+                    stack.callback(logger.close)
 
 
 def _figure(value: float | None) -> str:

@@ -24,6 +24,7 @@ from diffusion_jax.config.compare import ALWAYS_HASHED
 
 # Written here once more: neither alters the trained parameters beyond float rounding.
 SETTABLE_GROUPS = {"sampler", "sample", "edit", "eval", "mesh", "report"}
+SETTABLE_GROUPS = {"sampler", "sample", "edit", "eval", "report", "mesh"}
 RESUMABLE = {
     "data.source_dir",
     "data.cache_dir",
@@ -44,6 +45,8 @@ RESUMABLE = {
     "train.keep_every",
     "train.sample_images",
     "train.sample_steps",
+    "train.loggers",
+    "train.wandb_project",
 }
 
 

@@ -101,7 +101,7 @@ def test_only_text_is_without_a_range_or_choices() -> None:
     texts = {name for name, field in FIELDS.items() if isinstance(field.kind, Text)}
     paths = {"data.source_dir", "data.cache_dir", "train.checkpoint_dir", "edit.mask"}
     paths |= {"eval.images", "eval.reference", "eval.sweep", "eval.weights"}
-    assert texts == {*paths, "data.sha256"}
+    assert texts == {*paths, "data.sha256", "train.wandb_project"}
 
 
 # A field of a kind that no field of the table has yet.
