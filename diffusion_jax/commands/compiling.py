@@ -35,7 +35,7 @@ class Announcer:
         self._timers: dict[int, threading.Timer] = {}  # By thread: each compiles one at a time.
         self._kept: set[int] = set()
 
-    def begin(self, event: str, value: float, **about: object) -> None:
+    def begin(self, event: str, value: object, **about: object) -> None:
         """Notes what has begun."""
         del value
         if event == _COMPILATION:
@@ -52,7 +52,7 @@ class Announcer:
         if event == _KEPT:
             self._kept.add(threading.get_ident())
 
-    def end(self, event: str, duration_secs: float, **_: object) -> None:
+    def end(self, event: str, duration_secs: object, **_: object) -> None:
         """Notes what has ended."""
         del duration_secs
         if event == _COMPILATION and (timer := self._timers.pop(threading.get_ident(), None)):

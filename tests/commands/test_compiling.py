@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +16,10 @@ from diffusion_jax.parallel.map_batches import map_batches
 
 
 @pytest.fixture
-def announcer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Announcer]:
-    """Listens to JAX, and tells at once."""
+def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one announcer of this process, whichever test was first to need it, tells at once."""
     monkeypatch.setattr(compiling, "AFTER", 0.0)
-    announcer = Announcer()
-    jax.monitoring.register_scalar_listener(announcer.begin)
-    jax.monitoring.register_event_listener(announcer.note)
-    jax.monitoring.register_event_duration_secs_listener(announcer.end)
-    yield announcer
-    jax.monitoring.unregister_scalar_listener(announcer.begin)
-    jax.monitoring.unregister_event_listener(announcer.note)
-    jax.monitoring.unregister_event_duration_listener(announcer.end)
+    compiling.announce_long_compilations()
 
 
 def long_program(x: jax.Array, base: float) -> jax.Array:
@@ -36,9 +28,10 @@ def long_program(x: jax.Array, base: float) -> jax.Array:
     return x
 
 
+@pytest.mark.usefixtures("told_at_once")
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_compilation_is_told_once_by_the_name_of_what_is_compiled(
-    devices: int, announcer: Announcer, capsys: pytest.CaptureFixture[str]
+    devices: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def draw(x: jax.Array) -> tuple[jax.Array]:
         return (long_program(x, time.time()),)  # No earlier test has left it in the cache.
