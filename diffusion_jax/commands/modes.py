@@ -185,7 +185,7 @@ MODES = {
             "report",
             "write report.html, a page of what the run has: curves, samples, metrics",
             always_uses=(
-                *("report", "sampler", "mesh", *_PARAMETERS),
+                *("report.runs", "report.draw", "sampler", "mesh", *_PARAMETERS),
                 *("sample.seed", "sample.labels"),
             ),
             next=(Next("report", "beside another run", "--config.report.runs=FOLDER"),),

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.commands import report_pictures
 from diffusion_jax.commands.job import open_run
 from diffusion_jax.errors import InputError, RunError
-from diffusion_jax.report.page import write_page
+from diffusion_jax.report.page import runs_beside, write_page
 
 
 def report(config: ConfigDict, workdir: Path) -> int:
@@ -20,12 +20,7 @@ def report(config: ConfigDict, workdir: Path) -> int:
     Raises:
       InputError: A folder of `report.runs` holds no run.
     """
-    others = [Path(folder).expanduser() for folder in config.report.runs or ()]
-    for folder in others:
-        if not any((folder / name).is_file() for name in ("config.json", "metrics.jsonl")):
-            raise InputError(
-                f"report.runs: no run in {folder} (there is neither config.json nor metrics.jsonl)"
-            )
+    others = runs_beside(config.report.runs)
     if config.report.draw:
         _draw(config, workdir)
     if jax.process_index() == 0:

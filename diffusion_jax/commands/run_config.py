@@ -36,7 +36,8 @@ def load_config(workdir: Path, assignments: Sequence[tuple[str, str]], mode: Mod
                 f"--mode={other.name}" for other in MODES.values() if other.decides(name)
             )
             raise InputError(
-                f"config field {name} decides nothing in --mode={mode.name}; it is for {others}"
+                f"config field {name} decides nothing in --mode={mode.name}; "
+                f"it is for {others or '--mode=train'}"
             )
     if mode.name == "evaluate":
         _check_metrics(config, {name for name, _ in assignments})

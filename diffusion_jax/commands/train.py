@@ -21,6 +21,7 @@ from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands import train_report
 from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.signals import EXIT_STOPPED
+from diffusion_jax.commands.training_page import finish_page, page_hook
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import Experiment
@@ -209,6 +210,7 @@ def _hooks(
             after=store,
         ),
         checkpoint_hook(store, position, every=fields.checkpoint_every, after=snapshots),
+        page_hook(workdir, work.config.report.runs, every=work.config.report.every),
     ]
 
 
@@ -228,13 +230,14 @@ def _finish(
         f"({sampling.for_pictures(work.exp).sampler_name}, {sampler.grid.num_steps} steps)"
     )
     drawing = time.monotonic()
-    draw_pictures(draw, state.ema[AVERAGE], workdir, log, step)
+    samples = draw_pictures(draw, state.ema[AVERAGE], workdir, log, step)
     stopping.check()
     if jax.process_index() == 0:
         seconds = time.monotonic() - drawing
         train_report.write_report(
             work.exp, work.split, workdir, log, state.params, step, seconds, started
         )
+        finish_page(work.exp, workdir, work.config.report.runs, samples, step, log.say)
 
 
 @contextlib.contextmanager

@@ -180,6 +180,11 @@ _FIELDS = {
         Tuple(Text("a folder"), empty=False),
         "folders of other runs, which the page compares with this one; unset: none",
     ),
+    "report.every": Field(
+        0,
+        Int(0, 2**31 - 1),
+        "steps of a training between two writings of its report.html; 0: only at the end",
+    ),
     "report.draw": Field(
         True,
         Bool(),

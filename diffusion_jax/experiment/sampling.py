@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Float64, Key, UInt8
 
 from diffusion_jax import config as config_lib, data
 from diffusion_jax.errors import InputError, RunError
@@ -30,11 +30,12 @@ from diffusion_jax.samplers import (
     SampleResult,
     Shared,
     SolverStats,
+    frame_steps,
     image_keys,
     sample_loop,
     shared_structure,
 )
-from diffusion_jax.samplers.batches import make_batch_sampler
+from diffusion_jax.samplers.batches import COLUMNS, make_batch_sampler
 
 FAST = "dpmpp_2m"  # For pictures while training.
 _STEPS = ("name", "num_steps", "spacing", "u_min")
@@ -108,6 +109,30 @@ def for_pictures(experiment: Experiment) -> Experiment:
     config_lib.select(config, "sampler.name", FAST)
     config.sampler.num_steps, config.sampler.spacing = num_steps, "trailing"
     return dataclasses.replace(experiment, config=config)
+
+
+def decides_pictures(experiment: Experiment, step: int, average: dict[str, Any]) -> dict[str, Any]:
+    """Returns what decides pictures drawn from a checkpoint.
+
+    Args:
+      experiment: The experiment with the sampler that draws them.
+      step: Of the checkpoint.
+      average: Which average of its parameters.
+    """
+    return {
+        "config_hash": experiment.config_hash,
+        "step": step,
+        **average,
+        "sampler": sampler_options(experiment),
+        "seed": experiment.config.sample.seed,
+        "labels": experiment.config.sample.labels,
+    }
+
+
+def picture_times(experiment: Experiment) -> Float64[np.ndarray, " f"]:
+    """Returns the times of the moments of the reverse process that pictures show, from noise to data."""
+    grid = sampler_of(experiment).grid
+    return grid.time[frame_steps(grid.num_steps, min(COLUMNS, grid.num_steps + 1))]
 
 
 def make_sampler(experiment: Experiment) -> Sampler:

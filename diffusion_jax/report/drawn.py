@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reporting import results
+from diffusion_jax.samplers.batches import Samples
 
 FOLDER = Path("results/report")
+REVERSE, NEAREST = "reverse", "nearest"
+IMAGES = 8
 
 
 def keep(workdir: Path, name: str, decided_by: dict[str, Any], **arrays: Any) -> None:
@@ -46,3 +50,12 @@ def told(workdir: Path, name: str) -> dict[str, Any]:
         return {}
     known = record.get("decided_by")
     return known if isinstance(known, dict) else {}
+
+
+def keep_reverse(
+    workdir: Path, samples: Samples, times: Float64[np.ndarray, " f"], decided_by: dict[str, Any]
+) -> None:
+    """Writes the moments of the first images, as reverse.npz; `samples` has frames at these times."""
+    assert samples.frames_x_t is not None and samples.frames_x0 is not None
+    x_t, x0_hat = (frames[:, :IMAGES] for frames in (samples.frames_x_t, samples.frames_x0))
+    keep(workdir, REVERSE, decided_by, x_t=x_t, x0_hat=x0_hat, t=times)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import diffusion_jax
-from diffusion_jax.errors import reason
+from diffusion_jax.errors import InputError, reason
 from diffusion_jax.lifecycle.ownership import owned_write
 from diffusion_jax.report import charts
 from diffusion_jax.report.album import Album
@@ -33,6 +33,21 @@ def write_page(workdir: Path, others: Sequence[Path] = ()) -> Path:
     with owned_write(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return path
+
+
+def runs_beside(folders: Sequence[str] | None) -> list[Path]:
+    """Returns the folders of the field `report.runs`.
+
+    Raises:
+      InputError: One of them holds no run.
+    """
+    others = [Path(folder).expanduser() for folder in folders or ()]
+    for folder in others:
+        if not any((folder / name).is_file() for name in ("config.json", "metrics.jsonl")):
+            raise InputError(
+                f"report.runs: no run in {folder} (there is neither config.json nor metrics.jsonl)"
+            )
+    return others
 
 
 def render(runs: Sequence[RunFolder]) -> str:

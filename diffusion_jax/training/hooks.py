@@ -59,11 +59,15 @@ def picture_path(workdir: Path, name: str, step: int) -> Path:
 
 def draw_pictures(
     draw: Callable[[Any], Samples], params: Any, workdir: Path, log: RunLog, step: int
-) -> None:
-    """Draws a grid of samples, and the reverse process of the first of them; every process calls this."""
+) -> Samples | None:
+    """Draws a grid of samples, and the reverse process of the first of them; every process calls this.
+
+    Returns:
+      The samples on process 0, if all are finite; None otherwise.
+    """
     result = draw(params)
     if jax.process_index() != 0:
-        return
+        return None
     if not result.finite.all():
         cut_short = not result.stats.finished.all()
         advice = "reached sampler.max_steps; allow more, or larger sampler.rtol and sampler.atol"
@@ -72,12 +76,13 @@ def draw_pictures(
             f"{advice if cut_short else 'are not finite'}",
             stacklevel=1,
         )
-        return
+        return None
     drawn = {"grid": result.grid(), "strip": result.strip()}
     for name, picture in drawn.items():
         assert picture is not None
         pictures.save_png(picture_path(workdir, name, step), picture)
         log.image(name, picture, step)
+    return result
 
 
 def pictures_hook(
