@@ -18,10 +18,13 @@ class BuildWithConfigs(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            target = str(Path(self.build_lib, "diffusion_jax", "configs"))
-            self.mkpath(target)
-            for path in sorted(Path("configs").glob("*.py")):
-                self.copy_file(str(path), target)
+            package = Path(self.build_lib, "diffusion_jax")
+            for path in sorted(
+                [*Path("configs").glob("*.py"), *Path("configs/curves").glob("*.json")]
+            ):
+                target = package / path
+                self.mkpath(str(target.parent))
+                self.copy_file(str(path), str(target))
 
 
 setup(cmdclass={"build_py": BuildWithConfigs})

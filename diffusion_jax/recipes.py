@@ -18,6 +18,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
+def curves() -> list[Path]:
+    """Returns the files of the curves that runs of recipes are expected to follow; see `reporting.expected`."""
+    return sorted((FOLDER / "curves").glob("*.json"))
+
+
 def is_name(given: str) -> bool:
     """Whether what `--config` says is the name of a recipe, and not the path of a file."""
     return bool(given) and not set(given) & set("./\\")

@@ -44,6 +44,7 @@ from diffusion_jax.training.hooks import (
     Measure,
     checkpoint_hook,
     draw_pictures,
+    expected_hook,
     held_out_hook,
     pictures_hook,
     snapshot_hook,
@@ -201,6 +202,7 @@ def _hooks(
     )
     return [
         *(held_out_hook(measure, AVERAGE, log) for measure in work.measures),
+        expected_hook(work.exp.expected, log, every=fields.log_every),
         pictures_hook(draw, AVERAGE, workdir, log, every=fields.sample_every),
         snapshot_hook(
             snapshots,

@@ -76,7 +76,7 @@ def write_report(
       started: `time.monotonic()` when the command began.
     """
     curve = workdir / "loss.png"
-    pictures.save_loss_curve(curve, log.rows)
+    pictures.save_loss_curve(curve, log.rows, exp.expected)
     best = best_steps(log.rows)
     record = {
         **_figures(log.rows, step),

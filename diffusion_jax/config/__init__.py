@@ -12,6 +12,7 @@ from diffusion_jax.config.compare import (
     differing,
     is_free,
     is_settable,
+    recipe_hash,
     settable_groups,
 )
 from diffusion_jax.config.data_fields import AUTO, left_open, with_num_classes, with_numbers
@@ -37,6 +38,7 @@ __all__ = [
     "changes",
     "check_used",
     "config_hash",
+    "recipe_hash",
     "default_config",
     "differing",
     "effective",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 
@@ -72,6 +73,13 @@ def changes(saved: ConfigDict, current: ConfigDict) -> list[str]:
         for name in differing(saved, current)
         if name in decisive
     ]
+
+
+def recipe_hash(config: ConfigDict) -> str:
+    """Returns the hash that runs of one recipe share, whatever their seeds."""
+    config = copy.deepcopy(config)
+    config.seed = FIELDS["seed"].default
+    return config_hash(config)
 
 
 def config_hash(config: ConfigDict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import optax
@@ -36,6 +37,8 @@ from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Process, levels_of
 from diffusion_jax.processes.registry import PROCESSES
+from diffusion_jax.reporting import expected
+from diffusion_jax.reporting.expected import Expected
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.tracked import Tracked
 
@@ -120,6 +123,11 @@ class Experiment:
     def config_hash(self) -> str:
         """The hash of all fields that decide the trained result."""
         return config_lib.config_hash(self.config)
+
+    @functools.cached_property
+    def expected(self) -> Expected | None:
+        """What runs of this recipe have had as losses; None if the config is no recipe's with such a record."""
+        return expected.find(config_lib.recipe_hash(self.config))
 
 
 def _weighting(config: ConfigDict, process: Process) -> Weighting | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -13,6 +13,11 @@ from jaxtyping import Int, UInt8
 from diffusion_jax.lifecycle.ownership import owned_write
 from diffusion_jax.reporting import classes as class_words
 from diffusion_jax.reporting.figures import PREFIX, figure_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from diffusion_jax.reporting.expected import Expected
 
 MARGIN = 2
 LABEL, GAP = 64, 18  # Room for text beside a row, and above one.
@@ -207,22 +212,24 @@ def save_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
         Image.fromarray(pixels).save(unfinished, format="PNG")
 
 
-def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def save_loss_curve(
+    path: Path, rows: Sequence[dict[str, Any]], expected: Expected | None = None
+) -> None:
     """Plots the loss, its quarters by noise level and held-out metrics from the rows of metrics.jsonl.
 
     Metrics other than the held-out loss, such as bits per dimension, have a panel each.
+
+    Args:
+      path: The picture to write.
+      rows: The rows.
+      expected: What the run's recipe expects, drawn as bands behind the curves.
     """
     from matplotlib.figure import Figure
 
     curves = {
         "loss": {"color": "black", "linewidth": 1.8, "label": "training loss"},
         **{f"loss_q{q}": {**QUARTERS[q], "linewidth": 0.8} for q in QUARTERS},
-        HELD_OUT: {
-            "color": "tab:red",
-            "marker": "o",
-            "markersize": 4,
-            "label": "held-out loss (EMA)",
-        },
+        HELD_OUT: dict(color="tab:red", marker="o", markersize=4, label="held-out loss (EMA)"),
     }
     points = {
         name: [(row["step"], row[name]) for row in rows if row.get(name) is not None]
@@ -234,6 +241,8 @@ def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     axes, *more = figure.subplots(
         panels, sharex=True, squeeze=False, height_ratios=[2, *[1] * len(measured)]
     ).flat
+    if expected is not None:
+        _draw_bands(axes, expected, max([row["step"] for row in rows], default=0))
     for name, style in curves.items():
         if points[name]:
             axes.plot(*zip(*points[name], strict=True), **style)
@@ -249,3 +258,18 @@ def save_loss_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     (axes, *more)[-1].set(xlabel="step")
     with owned_write(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
+
+
+def _draw_bands(axes: Axes, expected: Expected, last: int) -> None:
+    """Draws what a recipe expects of the training loss in gray, and of the held-out loss in light red."""
+    runs = f"{expected.runs} runs" if expected.runs > 1 else "one run"
+    styles = {"loss": ("0.55", "training"), HELD_OUT: ("#e8a09a", "held-out")}
+    for name, (color, what) in styles.items():
+        if name not in expected.bands:
+            continue
+        step, low, middle, high = (
+            column[expected.bands[name].step <= last] for column in expected.bands[name]
+        )
+        label = f"expected {what} loss ({expected.recipe}, {runs})"
+        axes.fill_between(step, low, high, color=color, alpha=0.3, linewidth=0, label=label)
+        axes.plot(step, middle, color=color, linewidth=0.8, linestyle="--")

@@ -13,6 +13,7 @@ from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.lifecycle import ownership
 from diffusion_jax.parallel import distributed
 from diffusion_jax.reporting import pictures
+from diffusion_jax.reporting.expected import Expected, Watch
 from diffusion_jax.samplers.batches import Samples
 from diffusion_jax.training.loop import Hook
 from diffusion_jax.training.run_log import RunLog
@@ -108,6 +109,26 @@ def pictures_hook(
                 log.say(f"step {step}: samples {picture_path(workdir, 'grid', step)}")
 
     return Hook(run, every, resumed=True)
+
+
+def expected_hook(expected: Expected | None, log: RunLog, *, every: int) -> Hook:
+    """Says once where the loss leaves the band of the run's recipe.
+
+    Args:
+      expected: The recipe's curves; None: there are none, and the hook is never due.
+      log: The run's log.
+      every: Steps between two rows of the log.
+    """
+    if expected is None:
+        return Hook(lambda state, step: None, 0)
+    watch = Watch(expected)
+    watch.read(log.rows)  # What an earlier start said is not said again.
+
+    def run(state: TrainState, step: int) -> None:
+        if line := watch.read(log.rows):
+            log.say(line)
+
+    return Hook(run, every, last=True)
 
 
 def checkpoint_hook(
