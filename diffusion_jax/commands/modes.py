@@ -185,8 +185,8 @@ MODES = {
             "report",
             "write report.html, a page of what the run has: curves, samples, metrics",
             always_uses=(
-                *("report.runs", "report.draw", "sampler", "mesh", *_PARAMETERS),
-                *("sample.seed", "sample.labels"),
+                *("report.runs", "report.draw", "report.paper"),
+                *("sampler", "mesh", *_PARAMETERS, "sample.seed", "sample.labels"),
             ),
             next=(Next("report", "beside another run", "--config.report.runs=FOLDER"),),
         ),

@@ -24,7 +24,7 @@ def report(config: ConfigDict, workdir: Path) -> int:
     if config.report.draw:
         _draw(config, workdir)
     if jax.process_index() == 0:
-        path = write_page(workdir, others)
+        path = write_page(workdir, others, paper=config.report.paper)
         print(f"report {path} ({path.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
     return 0
 

@@ -185,6 +185,11 @@ _FIELDS = {
         Int(0, 2**31 - 1),
         "steps of a training between two writings of its report.html; 0: only at the end",
     ),
+    "report.paper": Field(
+        False,
+        Bool(),
+        "add the figures and tables of Ho et al. (2020) that the run has, beside the paper's numbers",
+    ),
     "report.draw": Field(
         True,
         Bool(),

@@ -21,15 +21,16 @@ NAME = "report.html"
 _FOREIGN = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
 
 
-def write_page(workdir: Path, others: Sequence[Path] = ()) -> Path:
+def write_page(workdir: Path, others: Sequence[Path] = (), *, paper: bool = False) -> Path:
     """Writes report.html of a run, beside which others are set; returns its path.
 
     Args:
       workdir: Folder of the run.
       others: Folders of the others.
+      paper: Whether it has the figures and tables of Ho et al. (2020).
     """
     path = workdir / NAME
-    page = render(_folders([workdir, *others]))
+    page = render(_folders([workdir, *others]), paper=paper)
     with owned_write(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return path
@@ -50,11 +51,11 @@ def runs_beside(folders: Sequence[str] | None) -> list[Path]:
     return others
 
 
-def render(runs: Sequence[RunFolder]) -> str:
+def render(runs: Sequence[RunFolder], *, paper: bool = False) -> str:
     """Returns the page of the first run, beside which the others are set."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    inputs = Inputs(runs[0], runs[1:], Album())
+    inputs = Inputs(runs[0], runs[1:], Album(), paper)
     environment = Environment(
         loader=PackageLoader(__package__ or ""),
         autoescape=True,

@@ -65,7 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_section_shows_what_the_run_has(whole: Path) -> None:
     tree = parsed(write_page(whole))
-    assert {*commands(tree)} == {"comparison"}  # Nothing else is missing.
+    assert {*commands(tree)} == {"comparison", "paper"}  # Nothing else is missing.
     assert "cannot be shown" not in words(tree)
     assert "1,234,567" in words(section(tree, "recipe")) and "0.10.2" in words(tree)
     assert "0123456789ab" in words(section(tree, "recipe"))
@@ -230,3 +230,35 @@ def test_images_drawn_for_the_page_stand_beside_their_nearest_training_images(
     shown = section(parsed(write_page(workdir)), "neighbors")
     assert "an image drawn after step 40, then the 4 training images nearest to it" in words(shown)
     assert len([*shown.iter("img")]) == 1 and "eval.metrics=nearest" in words(shown)
+
+
+def test_the_papers_tables_stand_beside_its_numbers_and_what_is_missing_has_a_command(
+    tmp_path: Path,
+) -> None:
+    workdir = write_rest(write_training(tmp_path / "run"))
+    other = write_rest(write_training(tmp_path / "other", prediction="mean"))
+    for name in ("progressive", "shared"):
+        save_png(workdir / "samples" / "job" / f"{name}.png", noise(40, 40, 1))
+    metrics = json.loads((workdir / "results" / "evaluate.json").read_text())
+    metrics["fid"] = {"value": 4.56, "stderr": None, "images": {"num_images": 50000, "step": 40}}
+    write_json(workdir / "results" / "evaluate.json", metrics)
+    tree = parsed(write_page(workdir, [other], paper=True))
+    shown = section(tree, "paper")
+    assert "FID 4.56 50,000 images, step 40 3.17 13.51" in words(shown)
+    assert "NLL, test (bits/dim) 3.21 ± 0.02" in words(shown) and "≤ 3.75 ≤ 3.70" in words(shown)
+    assert "Inception score not measured – 9.46 ± 0.11" in words(shown)
+    assert "ε, L_simple run: 4.56 3.17" in words(shown)
+    assert "11 0.9 0.1 1.78 0.95" in words(shown)  # The last reverse step.
+    assert len([*shown.iter("img")]) == 3 and len([*shown.iter("figure")]) >= 3
+    named = [words(code) for code in shown.iter("code")]
+    assert any("--mode=interpolate" in command for command in named)
+    assert any("eval.metrics=is" in command for command in named)
+    assert "cannot be shown" not in words(tree)
+
+
+def test_the_paper_section_of_an_empty_run_is_made_of_commands(tmp_path: Path) -> None:
+    workdir = write_training(tmp_path / "run")
+    shown = section(parsed(write_page(workdir, paper=True)), "paper")
+    named = " ".join(words(code) for code in shown.iter("code"))
+    for flag in ("sample.progressive=true", "sample.shared_t=249,499,749,999", "eval.metrics=bpd"):
+        assert flag in named

@@ -11,11 +11,12 @@ from diffusion_jax.report.run_folder import RunFolder
 
 
 class Inputs(NamedTuple):
-    """The run of the page, those that it is compared with, and its pictures."""
+    """The run of the page, those that it is compared with, its pictures, and whether the paper's are among them."""
 
     run: RunFolder
     others: Sequence[RunFolder]
     album: Album
+    paper: bool = False
 
 
 class Figure(NamedTuple):

@@ -35,7 +35,7 @@ def likelihood(inputs: Inputs) -> list[Block]:
     if rows:
         blocks.append(Table("Bits per dimension", ("Quantity", "Value", "Of", "Step"), rows))
     if "bpd" in found:
-        charts = _plots(run, found["bpd"])
+        charts = plots_of_bound(run, found["bpd"])
         blocks.append(
             Row(charts) if charts else Note("The arrays of the bound, bpd.npz, are gone.")
         )
@@ -45,15 +45,12 @@ def likelihood(inputs: Inputs) -> list[Block]:
     return blocks
 
 
-def _plots(run: RunFolder, record: dict[str, Any]) -> list[Chart]:
+def plots_of_bound(run: RunFolder, record: dict[str, Any]) -> list[Chart]:
     """Returns the last panels of Ho et al.'s Figure 5, and the terms of the bound."""
-    files = [str(f) for f in record.get("files") or [] if str(f).endswith("bpd.npz")]
-    arrays = run.arrays(run.path / "results" / files[0]) if files else {}
-    if not {"time", "terms", "rate", "rmse", "count"} <= arrays.keys():
+    arrays = arrays_of_bound(run, record)
+    if not arrays:
         return []
-    drawn = arrays["count"] > 0
-    time, terms, rate, rmse = (arrays[n][drawn] for n in ("time", "terms", "rate", "rmse"))
-    steps = np.flatnonzero(drawn).astype(np.float64)
+    time, terms, rate, rmse, steps = (arrays[n] for n in ("time", "terms", "rate", "rmse", "step"))
 
     def one(title: str, axis: str, label: str, color: int, x: Any, y: Any, **more: Any) -> Any:
         points = sorted(zip(x.tolist(), y.tolist(), strict=True))
@@ -83,3 +80,14 @@ def _plots(run: RunFolder, record: dict[str, Any]) -> list[Chart]:
         one("Terms of the bound (bits/dim)", "t", "term", 1, time, terms),
     ]
     return [plot for plot in made if plot is not None]
+
+
+def arrays_of_bound(run: RunFolder, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns time, terms, rate, rmse and reverse steps done of what was measured; empty if it is gone."""
+    files = [str(f) for f in record.get("files") or [] if str(f).endswith("bpd.npz")]
+    arrays = run.arrays(run.path / "results" / files[0]) if files else {}
+    if not {"time", "terms", "rate", "rmse", "count"} <= arrays.keys():
+        return {}
+    drawn = arrays["count"] > 0
+    found = {name: arrays[name][drawn] for name in ("time", "terms", "rate", "rmse")}
+    return {**found, "step": np.flatnonzero(drawn).astype(np.float64)}

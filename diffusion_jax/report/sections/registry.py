@@ -11,6 +11,7 @@ from diffusion_jax.report.sections.inputs import Inputs
 from diffusion_jax.report.sections.likelihood import likelihood
 from diffusion_jax.report.sections.metrics import metrics
 from diffusion_jax.report.sections.neighbors import neighbors
+from diffusion_jax.report.sections.paper import paper
 from diffusion_jax.report.sections.recipe import recipe
 from diffusion_jax.report.sections.reverse import reverse
 from diffusion_jax.report.sections.samples import samples
@@ -41,5 +42,6 @@ SECTIONS = (
     Section("likelihood", "Bits per dimension", likelihood),
     Section("sweeps", "Quality, speed and guidance", sweeps),
     Section("comparison", "Comparison of runs", comparison),
+    Section("paper", "The paper's figures and tables", paper),
     Section("recipe", "Recipe and environment", recipe),
 )
