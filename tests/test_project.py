@@ -245,17 +245,21 @@ def test_every_promised_config_is_there():
     assert promised <= {path.stem for path in CONFIGS}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/score_models.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/your_own_images.md", "docs/score_models.md"])
 def test_the_commands_for_images_of_ones_own_set_fields_that_fit(page: str):
     text = (ROOT / page).read_text().replace("\\\n", " ")
-    commands = re.findall(
-        r"^    python -m diffusion_jax.main (.*image_folder.*)$", text, re.MULTILINE
-    )
+    command = r"^    (?:python -m diffusion_jax.main|diffusion-jax) (.*image_folder.*)$"
+    commands = re.findall(command, text, re.MULTILINE)
     assert commands
     for command in commands:
-        config = config_lib.load_file(str(ROOT / "configs" / "image_folder.py"))
+        (name,) = re.findall(r"--config=(?:configs/)?(\w+)", command)
+        config = config_lib.load_file(str(ROOT / "configs" / f"{name}.py"))
         config_lib.override(config, re.findall(r"--config\.(\S+?)=(\S+)", command))
         build.validate(config)
+
+
+def test_the_readme_is_one_screen_and_a_half():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 90
 
 
 @pytest.mark.parametrize("stub", sorted((ROOT / "diffusion_jax").rglob("*.pyi")), ids=str)

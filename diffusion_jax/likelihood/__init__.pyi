@@ -6,6 +6,7 @@ from .decoder import (
 )
 from .divergence import (
     PROBES as PROBES,
+    draw_probes as draw_probes,
     exact_divergence as exact_divergence,
     hutchinson as hutchinson,
 )
