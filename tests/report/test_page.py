@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from run_folders import noise, rows, write_json, write_rest, write_rows, write_training
 
+from diffusion_jax.config import default_config, load_file, to_json
+from diffusion_jax.planning.chips import chip_of
 from diffusion_jax.reading.metrics_rows import line_of
 from diffusion_jax.report.drawn import keep
 from diffusion_jax.report.page import write_page
@@ -262,3 +264,38 @@ def test_the_paper_section_of_an_empty_run_is_made_of_commands(tmp_path: Path) -
     named = " ".join(words(code) for code in shown.iter("code"))
     for flag in ("sample.progressive=true", "sample.shared_t=249,499,749,999", "eval.metrics=bpd"):
         assert flag in named
+
+
+def test_the_card_of_a_recipe_is_shown_and_a_config_of_ones_own_has_none(tmp_path: Path) -> None:
+    own = write_training(tmp_path / "own", num_timesteps=123)
+    assert "Recipe card" not in words(section(parsed(write_page(own)), "recipe"))
+    packaged = write_training(tmp_path / "packaged")
+    (packaged / "config.json").write_text(to_json(load_file("digits")))
+    said = words(section(parsed(write_page(packaged)), "recipe"))
+    assert "Recipe card of configs/digits.py, whose config hash this run has" in said
+
+
+def test_utilization_is_the_share_of_the_published_peak(tmp_path: Path) -> None:
+    workdir = write_training(tmp_path / "run")
+    record = json.loads((workdir / "results" / "train.json").read_text())
+    record["provenance"]["device"] = "2 x NVIDIA H100 80GB HBM3 (gpu)"
+    write_json(workdir / "results" / "train.json", record)
+    config = default_config()
+    peak = chip_of("NVIDIA H100 80GB HBM3")
+    assert peak is not None
+    plan = {
+        "memory": {"parameters": 4 * record["parameters"]},
+        "mesh": {"fsdp": 1},
+        "gflop_per_image": 0.25 * 2 * peak.flops[config.model.dtype] / 90.0 / 1e9,
+    }
+    write_json(
+        workdir / "results" / "plan.json",
+        {
+            "batch_size": config.train.batch_size,
+            "dtype": config.model.dtype,
+            "image_shape": [8, 8, 1],
+            "plans": [plan],
+        },
+    )
+    said = words(section(parsed(write_page(workdir)), "training"))
+    assert f"25.0% of 2 × {peak.name} in {config.model.dtype}" in said
