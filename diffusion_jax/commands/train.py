@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from diffusion_jax.experiment.training import (
     make_loggers,
     make_training,
     make_training_mesh,
+    warn_of_the_optimizer,
 )
 from diffusion_jax.lifecycle import stopping
 from diffusion_jax.parallel import distributed, sharding
@@ -90,7 +90,7 @@ def train(
     stopping.check()
     log = RunLog(workdir, start, num_steps, writes=writes, loggers=make_loggers(config))
     train_report.say_beginning(work.exp, work.split, work.state, mesh.size, log, workdir)
-    _warn_of_the_optimizer(config)
+    warn_of_the_optimizer(config)
     meter = Meter(
         log,
         start=start,
@@ -165,22 +165,6 @@ def _begin(
 def _write_config(work: _Work, workdir: Path) -> None:
     of_data = classes.table(work.split.class_names, work.split.class_counts)
     results.write_text(workdir / "config.json", config_lib.to_json(work.config, of_data))
-
-
-def _warn_of_the_optimizer(config: ConfigDict) -> None:
-    fields, num_steps = config.optimizer, config.train.num_steps
-    if num_steps < fields.warmup_steps:
-        warnings.warn(
-            f"train.num_steps is {num_steps}, but the learning rate rises until step {fields.warmup_steps}; "
-            "set --config.optimizer.warmup_steps",
-            stacklevel=1,
-        )
-    if fields.ema_snapshot_every and len(set(fields.ema_lengths)) < 2:
-        warnings.warn(
-            f"optimizer.ema_lengths is {fields.ema_lengths}: from snapshots of one length no other average is "
-            "reconstructed well; name two, such as 0.05,0.1",
-            stacklevel=1,
-        )
 
 
 def _hooks(

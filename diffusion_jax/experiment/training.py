@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -132,3 +133,20 @@ def make_loggers(config: ConfigDict) -> list[Callable[..., Logger]]:
         partial(LOGGERS.choose(name).from_fields, fields, settings=saved)
         for name in dict.fromkeys(config.train.loggers)
     ]
+
+
+def warn_of_the_optimizer(config: ConfigDict) -> None:
+    """Warns of a training shorter than its warm-up, and of snapshots from which no average is reconstructed."""
+    fields, num_steps = config.optimizer, config.train.num_steps
+    if num_steps < fields.warmup_steps:
+        warnings.warn(
+            f"train.num_steps is {num_steps}, but the learning rate rises until step {fields.warmup_steps}; "
+            "set --config.optimizer.warmup_steps",
+            stacklevel=1,
+        )
+    if fields.ema_snapshot_every and len(set(fields.ema_lengths)) < 2:
+        warnings.warn(
+            f"optimizer.ema_lengths is {fields.ema_lengths}: from snapshots of one length no other average is "
+            "reconstructed well; name two, such as 0.05,0.1",
+            stacklevel=1,
+        )
