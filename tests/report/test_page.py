@@ -238,7 +238,7 @@ def test_the_papers_tables_stand_beside_its_numbers_and_what_is_missing_has_a_co
     tmp_path: Path,
 ) -> None:
     workdir = write_rest(write_training(tmp_path / "run"))
-    other = write_rest(write_training(tmp_path / "other", prediction="mean"))
+    other = write_rest(write_training(tmp_path / "other", prediction="v"))
     for name in ("progressive", "shared"):
         save_png(workdir / "samples" / "job" / f"{name}.png", noise(40, 40, 1))
     metrics = json.loads((workdir / "results" / "evaluate.json").read_text())
@@ -250,6 +250,7 @@ def test_the_papers_tables_stand_beside_its_numbers_and_what_is_missing_has_a_co
     assert "NLL, test (bits/dim) 3.21 ± 0.02" in words(shown) and "≤ 3.75 ≤ 3.70" in words(shown)
     assert "Inception score not measured – 9.46 ± 0.11" in words(shown)
     assert "ε, L_simple run: 4.56 3.17" in words(shown)
+    assert "v, L_simple, not in the paper other: FID not measured –" in words(shown)
     assert "11 0.9 0.1 1.78 0.95" in words(shown)  # The last reverse step.
     assert len([*shown.iter("img")]) == 3 and len([*shown.iter("figure")]) >= 3
     named = [words(code) for code in shown.iter("code")]

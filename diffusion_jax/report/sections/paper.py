@@ -116,6 +116,12 @@ def _table_2(runs: Sequence[RunFolder]) -> list[Block]:
         ours = [run for run in runs if _variant(run) == variant]
         said = [f"{run.name}: {_measured(run, 'fid')[0] or 'FID not measured'}" for run in ours]
         rows.append((what, "; ".join(said) or "no run", published))
+    published = {variant for _, variant, _ in _TABLE_2}
+    for run in runs:
+        if run.fields and (variant := _variant(run)) not in published:
+            loss = "L_simple" if variant[1] else f"loss {run.fields.get('loss.name')}"
+            said = f"{run.name}: {_measured(run, 'fid')[0] or 'FID not measured'}"
+            rows.append((f"{variant[0]}, {loss}, not in the paper", said, "–"))
     table = Table("Table 2: prediction and objective", ("Variant", "Runs", "Paper, FID"), rows)
     if all(row[1] != "no run" for row in rows):
         return [table]
