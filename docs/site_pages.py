@@ -3,9 +3,9 @@
 import functools
 import importlib
 import inspect
+import json
 import os
 import re
-import shutil
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +31,7 @@ NAMESPACES = (
 )
 # Pages made from files elsewhere.
 COPIES = {"CHANGELOG.md": "changelog.md", "benchmarks/README.md": "benchmarks.md"}
+_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 
 
@@ -42,9 +43,9 @@ def write_pages(folder: Path) -> None:
         text = (ROOT / source).read_text()
         _write(folder / page, rewrite_links(text, (ROOT / source).parent, folder))
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        target = folder / "notebooks" / notebook.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(notebook, target)
+        contents = json.loads(notebook.read_text())
+        contents["metadata"]["kernelspec"] = _KERNEL  # A pair with a script names none.
+        _write(folder / "notebooks" / notebook.name, json.dumps(contents))
 
 
 def public_names(namespace: str) -> list[str]:
