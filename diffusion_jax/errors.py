@@ -50,13 +50,25 @@ def shortened(value: object) -> str:
 
 
 def expect(name: str, value: object, kind: Any, such_as: str) -> None:
-    """Raises an InputError, which says what is expected, if an argument is not an instance of a kind."""
+    """Raises an InputError, which says what is expected, if an argument is not an instance of a kind.
+
+    Args:
+      name: Name of the argument.
+      value: The argument.
+      kind: A type, or a protocol.
+      such_as: What is expected, for the message.
+    """
     if not isinstance(value, kind):
         raise InputError(f"{name} is {shortened(value)}; it must be {such_as}")
 
 
 def choose(what: str, name: str, known: Mapping[str, T]) -> T:
     """Returns known[name].
+
+    Args:
+      what: What the known things are, for the message.
+      name: Key to look up.
+      known: Things by name.
 
     Raises:
       InputError: The name is unknown; the message lists the known names and suggests the nearest.

@@ -55,7 +55,12 @@ def settable_groups() -> list[str]:
 
 
 def differing(one: ConfigDict, other: ConfigDict) -> list[str]:
-    """Returns the names of the fields in which two configs differ, in the table's order."""
+    """Returns the names of the fields in which two configs differ, in the table's order.
+
+    Args:
+      one: A config.
+      other: Another one.
+    """
     ours, theirs = dict(fields(one)), dict(fields(other))
     return [name for name in FIELDS if ours[name] != theirs[name]]
 
@@ -64,6 +69,10 @@ def changes(saved: ConfigDict, current: ConfigDict) -> list[str]:
     """Returns "field: old -> new" for each changed field that a resume may not change.
 
     The entry of train.num_steps includes the reason, since that field can usually be changed.
+
+    Args:
+      saved: Config of the run.
+      current: Config of this start.
     """
     old, new = dict(fields(saved)), dict(fields(current))
     decisive = {*deciding(saved), *deciding(current)}

@@ -27,6 +27,10 @@ def with_num_classes(config: ConfigDict, num_classes: int) -> ConfigDict:
     """Returns the config with "auto" replaced by the number of classes; the same object if there is no "auto".
 
     Where there are no classes, the model is unconditional, and there are no labels to drop in training.
+
+    Args:
+      config: A config.
+      num_classes: Number of the data's classes; 0: none.
     """
     if config.model.num_classes != AUTO:
         return config

@@ -85,6 +85,11 @@ def select(config: ConfigDict, name: str, value: Any) -> None:
       select(config, "process.name", "vp")
 
     An option may choose a component in turn, as loss.weighting does: options of that one are reset as well.
+
+    Args:
+      config: The config to change.
+      name: "group.field".
+      value: Name of the component.
     """
     group, leaf = locate(config, name)
     group[leaf] = value
@@ -97,6 +102,10 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
     """Sets fields in place from ("train.num_steps", "200") pairs, as given on the command line.
 
     Choosing another component resets the options of the former one to their defaults.
+
+    Args:
+      config: The config to change.
+      assignments: Pairs of a field and its text.
 
     Raises:
       InputError: The field is unknown (the message suggests the nearest), or the value has the wrong type.
@@ -133,13 +142,23 @@ def _parse(name: str, text: str) -> Any:
 
 
 def locate(config: ConfigDict, name: str) -> tuple[Any, str]:
-    """Returns (group, field) such that group[field] is the config's "group.field"."""
+    """Returns (group, field) such that group[field] is the config's "group.field".
+
+    Args:
+      config: A config.
+      name: "group.field".
+    """
     parent, _, leaf = name.rpartition(".")
     return (config[parent] if parent else config), leaf
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields ("group.field", value) for every field."""
+    """Yields ("group.field", value) for every field.
+
+    Args:
+      config: A config, or a group of one.
+      prefix: What stands before the names.
+    """
     for name, value in config.items():
         if isinstance(value, FieldReference):
             value = value.get()

@@ -66,7 +66,12 @@ FIELDS = FieldTable()
 
 
 def full_name(chooser: str, value: Any) -> Any:
-    """Returns the component's name for a field's value, which may be an alias or have a prefix."""
+    """Returns the component's name for a field's value, which may be an alias or have a prefix.
+
+    Args:
+      chooser: Field that chooses a component, such as sampler.name.
+      value: Its value.
+    """
     kind = FIELDS[chooser].kind
     return kind.full_name(value) if isinstance(kind, Choice) and isinstance(value, str) else value
 
@@ -79,7 +84,12 @@ def chooses_owner(option: str, chooser: str, value: Any) -> bool:
 
 
 def first_name(chooser: str, value: Any) -> Any:
-    """Returns the name that a field's value had before it was renamed, the same for the name and for its alias."""
+    """Returns the name that a field's value had before it was renamed, the same for the name and for its alias.
+
+    Args:
+      chooser: Field that chooses a component, such as sampler.name.
+      value: Its value.
+    """
     kind = FIELDS[chooser].kind
     if not isinstance(kind, Choice) or not isinstance(value, str):
         return value

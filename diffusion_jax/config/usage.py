@@ -15,6 +15,10 @@ def options_of(config: ConfigDict, group: str) -> dict[str, Any]:
     """Returns the fields of a group by their names in it, excluding options of components that are not chosen.
 
     An unset field that inherits from another has that one's value.
+
+    Args:
+      config: A config.
+      group: Name of the group, such as sampler.
     """
     values = dict(fields(config))
     return {

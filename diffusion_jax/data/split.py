@@ -78,7 +78,12 @@ def content_digest(split: Split) -> str:
 
 
 def subset(split: Split, indices: Int64[np.ndarray, " n"]) -> Split:
-    """Returns some images of a split, in this order."""
+    """Returns some images of a split, in this order.
+
+    Args:
+      split: All images.
+      indices: Their numbers in `split`, each at most once or several times.
+    """
     return dataclasses.replace(
         split,
         num_images=len(indices),

@@ -69,7 +69,12 @@ def to_uint8(images: Float[Array, "*dims"]) -> UInt8[Array, "*dims"]:
 
 
 def random_flip(key: Key[Array, ""], images: Shaped[Array, "b h w c"]) -> Shaped[Array, "b h w c"]:
-    """Mirrors each image left to right with probability 1/2, independently."""
+    """Mirrors each image left to right with probability 1/2, independently.
+
+    Args:
+      key: Key of the batch.
+      images: Images, of any type.
+    """
     flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
     return jax.lax.select(jnp.broadcast_to(flip, images.shape), images[:, :, ::-1], images)
 

@@ -192,7 +192,13 @@ def gaussian_density(
     mean: Float[Array, " b *dims"],
     log_variance: Float[Array, " b *#dims"],
 ) -> Float[Array, " b *dims"]:
-    """Returns the log density of each dimension in nats: a decoder for data that is not discrete."""
+    """Returns the log density of each dimension in nats: a decoder for data that is not discrete.
+
+    Args:
+      x0: Data.
+      mean: Means.
+      log_variance: Log variances, of each dimension or of all.
+    """
     scaled = jnp.square(x0 - mean) * jnp.exp(-log_variance)
     return -(scaled + log_variance) / 2 - LOG_SQRT_2PI
 

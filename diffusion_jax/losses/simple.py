@@ -68,7 +68,13 @@ def simple(
     weighting: Weighting | None = None,
     times: TimeSampler | None = None,
 ) -> Objective:
-    """Returns L_simple over the process's own distribution of times (DDPM: uniform over the T steps)."""
+    """Returns L_simple over the process's own distribution of times (DDPM: uniform over the T steps).
+
+    Args:
+      model: The model to train.
+      weighting: Weight of each noise level; None: equal weights for errors of what the model predicts.
+      times: Distribution of times; None: independent and even.
+    """
     times = times or uniform()
 
     def loss(

@@ -126,6 +126,10 @@ def statistics_of(
 ) -> Statistics:
     """Returns mean and covariance of features, of all images or of some.
 
+    Args:
+      features: A row for each image.
+      indices: Rows to use; None: all.
+
     Raises:
       InputError: There are fewer than two, or not all are finite.
     """

@@ -40,6 +40,13 @@ def complete(
     eps: Float[Array, " b *dims"],
     fraction: Float[Array, " b *dims"] | None = None,
 ) -> Prediction:
-    """Returns the prediction in every form, from x0 and eps of the same x_t."""
+    """Returns the prediction in every form, from x0 and eps of the same x_t.
+
+    Args:
+      point: Where on their way the images are: time, signal and std of each.
+      x0: Clean images.
+      eps: Unit noise.
+      fraction: Where a predicted log variance lies between its ends, in [0, 1]; None: it is not predicted.
+    """
     v, score = gaussian.v_from_x0_eps(point, x0, eps), gaussian.score_from_eps(point, eps)
     return Prediction(x0, eps, v, score, fraction)

@@ -38,6 +38,10 @@ def unit_inputs(point: Point, x_t: Float[Array, " b *dims"]) -> Inputs:
 
     x_t / r has the scale of data and noise for every process: r is 1 for DDPM and VP; for VE it is the input
     scaling of Karras et al. (2022) for data of standard deviation 1.
+
+    Args:
+      point: Where on their way the images are: time, signal and std of each.
+      x_t: Images at that point.
     """
     return Inputs(x_t / per_image(point.scale, x_t), point.time)
 

@@ -166,5 +166,12 @@ def discrete_chain(
         Option(kinds.Float(0, 1, open=True), "last beta, if the schedule has one; unset: 20 / T"),
     ] = None,
 ) -> DDPM:
-    """Returns the chain with a schedule from `make_schedule`; see there for the options and errors."""
+    """Returns the chain with a schedule from `make_schedule`; see there for the options and errors.
+
+    Args:
+      schedule: A key of `SCHEDULES`.
+      num_timesteps: Number T of steps.
+      beta_start: First beta, if the schedule has one; None: 0.1 / T.
+      beta_end: Last beta, if the schedule has one; None: 20 / T.
+    """
     return DDPM(make_schedule(schedule, num_timesteps, beta_start, beta_end))

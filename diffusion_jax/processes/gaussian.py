@@ -54,21 +54,39 @@ def q_sample(
 def x0_from_eps(
     point: Point, x_t: Float[Array, " b *dims"], eps: Float[Array, " b *dims"]
 ) -> Float[Array, " b *dims"]:
-    """Solves x_t for x_0. Where the signal is nearly 0, eps does not determine x_0: the result is finite but huge."""
+    """Solves x_t for x_0. Where the signal is nearly 0, eps does not determine x_0: the result is finite but huge.
+
+    Args:
+      point: Where on their way the images are: time, signal and std of each.
+      x_t: Images at that point.
+      eps: Unit noise.
+    """
     return (x_t - per_image(point.std, x_t) * eps) / per_image(point.signal, x_t)
 
 
 def eps_from_x0(
     point: Point, x_t: Float[Array, " b *dims"], x0: Float[Array, " b *dims"]
 ) -> Float[Array, " b *dims"]:
-    """Solves x_t for eps; undefined at the data, where std is 0."""
+    """Solves x_t for eps; undefined at the data, where std is 0.
+
+    Args:
+      point: Where on their way the images are: time, signal and std of each.
+      x_t: Images at that point.
+      x0: Clean images.
+    """
     return (x_t - per_image(point.signal, x_t) * x0) / per_image(point.std, x_t)
 
 
 def v_from_x0_eps(
     point: Point, x0: Float[Array, " b *dims"], eps: Float[Array, " b *dims"]
 ) -> Float[Array, " b *dims"]:
-    """Returns v = (signal eps - std x_0) / r, Salimans & Ho (2022), Appendix D."""
+    """Returns v = (signal eps - std x_0) / r, Salimans & Ho (2022), Appendix D.
+
+    Args:
+      point: Where on their way the images are: time, signal and std of each.
+      x0: Clean images.
+      eps: Unit noise.
+    """
     r = point.scale
     return per_image(point.signal / r, x0) * eps - per_image(point.std / r, x0) * x0
 
@@ -76,7 +94,13 @@ def v_from_x0_eps(
 def x0_from_v(
     point: Point, x_t: Float[Array, " b *dims"], v: Float[Array, " b *dims"]
 ) -> Float[Array, " b *dims"]:
-    """Returns x_0 = (signal x_t / r - std v) / r."""
+    """Returns x_0 = (signal x_t / r - std v) / r.
+
+    Args:
+      point: Where on their way the images are: time, signal and std of each.
+      x_t: Images at that point.
+      v: Their v.
+    """
     r = point.scale
     return per_image(point.signal / r**2, x_t) * x_t - per_image(point.std / r, x_t) * v
 
@@ -84,13 +108,24 @@ def x0_from_v(
 def eps_from_v(
     point: Point, x_t: Float[Array, " b *dims"], v: Float[Array, " b *dims"]
 ) -> Float[Array, " b *dims"]:
-    """Returns eps = (std x_t / r + signal v) / r."""
+    """Returns eps = (std x_t / r + signal v) / r.
+
+    Args:
+      point: Where on their way the images are: time, signal and std of each.
+      x_t: Images at that point.
+      v: Their v.
+    """
     r = point.scale
     return per_image(point.std / r**2, x_t) * x_t + per_image(point.signal / r, x_t) * v
 
 
 def score_from_eps(point: Point, eps: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
-    """Returns grad log q(x_t) = -eps / std, for eps = E[eps | x_t] (Tweedie)."""
+    """Returns grad log q(x_t) = -eps / std, for eps = E[eps | x_t] (Tweedie).
+
+    Args:
+      point: Where on their way the images are: time, signal and std of each.
+      eps: Mean of the noise, given x_t.
+    """
     return -eps / per_image(point.std, eps)
 
 

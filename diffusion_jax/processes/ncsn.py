@@ -98,6 +98,12 @@ def ladder_ratio(dims: int, overlap: float = 0.5) -> float:
 def num_levels(sigma_min: float, sigma_max: float, dims: int, overlap: float = 0.5) -> int:
     """Returns the number L of levels whose neighbors' ratio is `ladder_ratio`, rounded; at least 2.
 
+    Args:
+      sigma_min: Smallest noise level.
+      sigma_max: Largest noise level.
+      dims: Dimensions D of an image.
+      overlap: Overlap of neighboring levels; see `ladder_ratio`.
+
     Raises:
       InputError: Unless 0 < sigma_min < sigma_max < infinity.
     """

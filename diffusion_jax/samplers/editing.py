@@ -223,7 +223,14 @@ def _together(before: SolverStats, after: SolverStats) -> SolverStats:
 def inpaint_nfe(
     sampler: Sampler, *, start: int = 0, resamplings: int = 1, jump: int = 10
 ) -> int | None:
-    """Returns the network evaluations per image of `inpaint` with these numbers; None for an adaptive sampler."""
+    """Returns the network evaluations per image of `inpaint` with these numbers; None for an adaptive sampler.
+
+    Args:
+      sampler: The sampler.
+      start: Index of the first step.
+      resamplings: Times that each stretch is drawn.
+      jump: Steps of a stretch.
+    """
     num_steps = sampler.grid.num_steps
     if resamplings == 1:
         return sampler.cost(start, num_steps)

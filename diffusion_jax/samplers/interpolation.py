@@ -49,6 +49,11 @@ def slerp(
     """Returns the point at that fraction of the arc from x to another, image by image (Shoemake, 1985).
 
     Between two normal noises it is as long as they are; a straight line would be shorter in the middle.
+
+    Args:
+      x: Images at fraction 0.
+      other: Images at fraction 1.
+      fraction: Part of the way, in [0, 1].
     """
 
     def inner(a: Array, b: Array) -> Array:

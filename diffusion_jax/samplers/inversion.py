@@ -18,7 +18,12 @@ from diffusion_jax.samplers.loop import at_one_point, equal_stats
 
 
 def encoding_nfe(grid: Grid, iterations: int = 0) -> int:
-    """Returns the network evaluations per image of `encode`: iterations + 1 per step."""
+    """Returns the network evaluations per image of `encode`: iterations + 1 per step.
+
+    Args:
+      grid: Grid of `encode`.
+      iterations: Fixed-point iterations per step.
+    """
     return grid.num_steps * (iterations + 1)
 
 

@@ -184,7 +184,12 @@ def image_keys(seed: int | Array, indices: Int[Array | np.ndarray, " b"]) -> Key
 
 
 def first_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, " b ..."]:
-    """Returns the standard normal noise of x_T of each image, the same for all samplers."""
+    """Returns the standard normal noise of x_T of each image, the same for all samplers.
+
+    Args:
+      keys: One key per image, as from `image_keys`.
+      shape: Shape of one image, (H, W, C).
+    """
     return image_normal(fold_in(keys, SampleStream.FIRST_NOISE), shape)
 
 

@@ -64,5 +64,10 @@ def shared_structure(
 
 
 def nearest_point(grid: Grid, time: float | int) -> int:
-    """Returns the index of the point nearest to a time, among those where a step begins; of two, the noisier."""
+    """Returns the index of the point nearest to a time, among those where a step begins; of two, the noisier.
+
+    Args:
+      grid: Points from noise to data.
+      time: Time of the grid's process.
+    """
     return int(np.argmin(np.abs(grid.time[:-1] - time)))

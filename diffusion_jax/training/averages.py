@@ -106,7 +106,12 @@ def power_exponent(length: float) -> float:
 
 
 def step_weights(profile: Profile, step: int) -> Float64[np.ndarray, " steps"]:
-    """Returns the weights of steps 0 to t of the average after t steps; their sum is 1."""
+    """Returns the weights of steps 0 to t of the average after t steps; their sum is 1.
+
+    Args:
+      profile: The average, such as `Exponential(0.999)`.
+      step: Number t of steps.
+    """
     kept = np.exp(profile.log_kept(step) - profile.log_kept(np.arange(step + 1)))
     return kept * np.append(1, profile.share(np.arange(1, step + 1)))
 

@@ -210,6 +210,10 @@ def make_multi_step(train_step: TrainStep, num_steps: int) -> TrainStep:
     """Returns a step that takes batches stacked along a new first axis and does them in one `lax.scan`.
 
     Its metrics are stacked likewise. With one step it is `train_step` itself, and nothing is stacked.
+
+    Args:
+      train_step: From `make_train_step`.
+      num_steps: Number of steps in one program, at least 1.
     """
     if num_steps == 1:
         return train_step

@@ -53,12 +53,15 @@ def test_links_of_a_page_are_rewritten_for_the_site():
     )
 
 
-def test_every_public_name_says_what_it_is():
+def test_every_public_name_says_what_it_is_and_what_it_takes():
     """Constants aside, which the site describes by what they hold."""
     for namespace, name in NAMES:
         value: Any = getattr(import_module(site_pages.module_name(namespace)), name)
         if inspect.isroutine(value) or inspect.isclass(value):
             assert inspect.getdoc(value) not in (None, inspect.getdoc(dict)), name
+        if inspect.isfunction(value) and len(taken := inspect.signature(value).parameters) > 1:
+            missing = [p for p in taken if not re.search(rf"\b{p}\b", inspect.getdoc(value) or "")]
+            assert not missing, f"{namespace}.{name} does not describe {missing}"
 
 
 @pytest.mark.slow
