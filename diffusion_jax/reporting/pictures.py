@@ -70,8 +70,12 @@ def grid_by_class(
     picture = grid(rows.reshape(-1, *images.shape[1:]), columns=rows.shape[1])
     if class_names is None:
         return picture
-    names = [class_words.label(number, class_names, LONGEST) for number in classes.tolist()]
-    return _named_rows(picture, names, 0)
+    return _named_rows(picture, class_labels(classes.tolist(), class_names), 0)
+
+
+def class_labels(numbers: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Returns classes as rows of pictures call them, such as "3: cat"; see `classes.label`."""
+    return [class_words.label(number, names, LONGEST) for number in numbers]
 
 
 def magnified(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n mh mw c"]:
@@ -81,19 +85,25 @@ def magnified(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n mh m
 
 
 def strip(
-    frames_x_t: UInt8[np.ndarray, "f n h w c"], frames_x0: UInt8[np.ndarray, "f n h w c"]
+    frames_x_t: UInt8[np.ndarray, "f n h w c"],
+    frames_x0: UInt8[np.ndarray, "f n h w c"],
+    names: Sequence[str] = (),
 ) -> UInt8[np.ndarray, "gh gw c"]:
-    """Shows the reverse process in two rows per image, x_t above x0_hat, with noise on the left."""
+    """Shows the reverse process in two rows per image, x_t above x0_hat, with noise on the left, and names beside."""
     num_frames, n = frames_x_t.shape[:2]
     rows = np.stack([frames_x_t, frames_x0]).transpose(2, 0, 1, 3, 4, 5)
-    return grid(magnified(rows.reshape(n * 2 * num_frames, *rows.shape[3:])), columns=num_frames)
+    picture = grid(magnified(rows.reshape(n * 2 * num_frames, *rows.shape[3:])), columns=num_frames)
+    return _named_rows(picture, names, 0) if names else picture
 
 
-def progressive(frames_x0: UInt8[np.ndarray, "f n h w c"]) -> UInt8[np.ndarray, "gh gw c"]:
-    """Shows progressive generation (Ho et al., 2020, Figure 6): one row of x0_hat per image, with noise on the left."""
+def progressive(
+    frames_x0: UInt8[np.ndarray, "f n h w c"], names: Sequence[str] = ()
+) -> UInt8[np.ndarray, "gh gw c"]:
+    """Shows progressive generation (Ho et al., 2020, Figure 6): a row of x0_hat per image, with noise on the left."""
     num_frames, n = frames_x0.shape[:2]
     rows = frames_x0.swapaxes(0, 1).reshape(n * num_frames, *frames_x0.shape[2:])
-    return grid(magnified(rows), columns=num_frames)
+    picture = grid(magnified(rows), columns=num_frames)
+    return _named_rows(picture, names, 0) if names else picture
 
 
 def shared(
@@ -172,6 +182,7 @@ def _named_rows(
     picture: UInt8[np.ndarray, "h w c"], names: Sequence[str], least: int
 ) -> UInt8[np.ndarray, "h gw c"]:
     """Writes a name on the left of each row of a grid, in a margin of at least that width."""
+    names = [_drawable(name) for name in names]
     font, row = _font("".join(names)), (picture.shape[0] - MARGIN) // len(names)
     widest = math.ceil(max(font.getlength(name) for name in names))
     room = ((0, 0), (max(least, widest + 3 * MARGIN), 0), (0, 0))
@@ -188,6 +199,19 @@ def _font(text: str) -> Any:
     import matplotlib
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12)
+
+
+def _drawable(text: str) -> str:
+    """Returns text whose characters the font has; others, such as Chinese ones, are escaped."""
+    if text.isascii():
+        return text
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    font = FT2Font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf")
+    return "".join(
+        c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def _with_texts(

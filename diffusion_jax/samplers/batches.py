@@ -61,15 +61,20 @@ class Samples(NamedTuple):
             return None
         shown = _columns(len(self.frames_x0))
         x_t, x0_hat = (f[shown, :STRIP_IMAGES] for f in (self.frames_x_t, self.frames_x0))
-        return pictures.strip(x_t, x0_hat)
+        return pictures.strip(x_t, x0_hat, self._names(x0_hat.shape[1]))
 
     def progressive(self) -> UInt8[np.ndarray, "gh gw c"] | None:
         """Returns a picture of x0_hat over the reverse process of the first images; None without frames."""
         if self.frames_x0 is None:
             return None
-        return pictures.progressive(
-            self.frames_x0[_columns(len(self.frames_x0)), :PROGRESSIVE_IMAGES]
-        )
+        shown = self.frames_x0[_columns(len(self.frames_x0)), :PROGRESSIVE_IMAGES]
+        return pictures.progressive(shown, self._names(shown.shape[1]))
+
+    def _names(self, count: int) -> list[str]:
+        """Returns the class of each of the first images in words; none without classes."""
+        if self.labels is None:
+            return []
+        return pictures.class_labels(self.labels[:count].tolist(), self.class_names)
 
 
 def _columns(num_frames: int) -> np.ndarray:

@@ -130,7 +130,9 @@ def test_checkpoints_pictures_and_the_loss_curve_are_there(unet: Path) -> None:
         grid = pixels(unet / "samples" / f"grid-{step:08}.png")
         strip = pixels(unet / "samples" / f"strip-{step:08}.png")
         assert grid.shape == (2 * side + 2, 2 * side + 2)
-        assert strip.shape == (4 * 2 * side + 2, 11 * side + 2)
+        room = strip.shape[1] - (11 * side + 2)  # For the names of the classes.
+    assert strip.shape[0] == 4 * 2 * side + 2 and room > 0
+    strip = strip[:, room:]
     assert pixels(unet / "loss.png").ndim == 3
     assert not list(unet.rglob("*.part"))
 

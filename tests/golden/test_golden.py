@@ -55,6 +55,7 @@ def test_the_likelihood_of_normal_data_is_the_closed_form(derived: dict[str, Any
     assert log_p == pytest.approx(float(derived["normal_likelihood"]), abs=3e-4)
 
 
+@pytest.mark.slow
 def test_a_train_step_has_the_pinned_loss_and_gradient(pinned: dict[str, Any]) -> None:
     """A pin of this library's own result: it shows a change, not an error."""
     found = golden.train_step()

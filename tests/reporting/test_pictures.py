@@ -177,6 +177,25 @@ def test_rows_of_classes_have_their_number_and_name_beside_them(channels: int) -
     np.testing.assert_array_equal(grid_by_class(images, np.arange(4), ("a",)), grid(images))
 
 
+def test_strips_and_progressive_generation_name_the_class_of_each_image() -> None:
+    frames = np.stack([flat_images(100 + f, 150 + f, shape=(64, 64, 1)) for f in range(3)])
+    for named, bare in (
+        (strip(frames, frames, ["0: cat", "1: dog"]), strip(frames, frames)),
+        (progressive(frames, ["0: cat", "1: dog"]), progressive(frames)),
+    ):
+        room = named.shape[1] - bare.shape[1]
+        np.testing.assert_array_equal(named[:, room:], bare)
+        for half in np.split(named[2:, :room], 2):
+            assert (half < 100).any()
+
+
+def test_letters_that_the_font_lacks_are_escaped() -> None:
+    images, labels = np.full((4, 56, 56, 1), 255, np.uint8), np.array([0, 0, 1, 1])
+    written = grid_by_class(images, labels, ("中", "é"))
+    escaped = grid_by_class(images, labels, (r"\u4e2d", "é"))
+    np.testing.assert_array_equal(written, escaped)
+
+
 def test_names_in_other_letters_are_written_and_not_as_boxes() -> None:
     images, labels = np.full((4, 56, 56, 1), 255, np.uint8), np.array([0, 0, 1, 1])
     one, two = np.split(grid_by_class(images, labels, ("кот", "пёс"))[2:118], 2)

@@ -52,7 +52,8 @@ def reverse(inputs: Inputs) -> list[Block]:
     limit = BUDGET // (len(chosen) * len(found.frames))
     frames, notes = [], list[Note]()
     for i in chosen:
-        label = f"t = {found.times[i]:.4g}"
+        time = found.times[i]  # A chain's data lie one step before its first.
+        label = "the end" if i == len(found.times) - 1 and time < 0 else f"t = {time:.4g}"
         made = [
             inputs.album.array(_row(images[i]), f"{what}, at {label}", what, limit=limit)
             for what, images in found.frames.items()
