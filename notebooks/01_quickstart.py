@@ -55,7 +55,8 @@ show(first["image"], f"40 of {digits.num_images} digits", columns=20)
 # %% [markdown]
 # ## Process, network, model
 #
-# The process turns images into noise in 1,000 steps. The network is asked which noise was added. It knows the digit, too.
+# The process turns images into noise in 1,000 steps. The network learns
+# $v$, a mix of noise and image from which both follow. It is told the digit, too.
 
 # %%
 process = dj.DDPM(dj.make_schedule("cosine", 1000))

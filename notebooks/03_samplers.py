@@ -85,7 +85,7 @@ params = state.ema["ema"]
 # %% [markdown]
 # ## All solvers from one $x_T$
 #
-# With $\lambda = \log(\text{signal}/\text{std})$ a sampler solves either the reverse SDE or the probability-flow ODE
+# A sampler solves either the reverse SDE or the probability-flow ODE
 # (Song et al., 2021, Equations 6 and 13):
 #
 # $$dx = \big[f x - g^2\, \nabla \log q_t(x)\big]\, dt + g\, d\bar w, \qquad \frac{dx}{dt} = f x - \tfrac12\, g^2\, \nabla \log q_t(x).$$
@@ -249,12 +249,12 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# The slopes come near the orders in theory: 1, 2, 2, 3 and, for UniPC with its corrector, 4. (`ode_heun` has two evaluations a step.)
+# In theory the orders are 1, 2, 2, 3 and, for UniPC with its corrector, 4; with so few steps the slopes are a little less, and rise with more. (`ode_heun` has two evaluations a step.)
 #
 # ## Guidance
 #
 # Guidance goes beyond the conditional model, away from the unconditional one:
-# $\hat\varepsilon = \hat\varepsilon(x_t) + s\,(\hat\varepsilon(x_t, y) - \hat\varepsilon(x_t))$. Here $s = 0$ is unconditional and $s = 1$ conditional.
+# $\hat\varepsilon = \hat\varepsilon(x_t) + w\,(\hat\varepsilon(x_t, y) - \hat\varepsilon(x_t))$. Here $w = 0$ is unconditional and $w = 1$ conditional.
 
 
 # %%
@@ -305,8 +305,8 @@ show_rows(rows)
 # %% [markdown]
 # ## Interpolation
 #
-# Mix two noised images at time $t$, with the same noise, and go back (Ho et al., 2020, Figure 8):
-# $\bar x_t = (1 - \lambda)\, x_t + \lambda\, x_t'$. With little noise both digits shine through each other; with much, little of either is left.
+# Mix two noised images at time $t$ and go back, as in Ho et al. (2020), Figure 8; here both have the same noise, so that the mixture has the noise of time $t$ as well:
+# $\bar x_t = (1 - a)\, x_t + a\, x_t'$. With little noise both digits shine through each other; with much, little of either is left.
 
 
 # %%

@@ -255,7 +255,7 @@ for ax, ((name, kind), (x, grid)) in zip(axes.T.ravel(), paths.items()):
 plt.show()
 
 # %% [markdown]
-# Both end in the same distribution. The paths of the ODE do not cross one another in the plane; below are forty of them, from $x_T$ (dots) to the data.
+# Both end in the same distribution. Two paths of the ODE are never at one point at the same time; below are forty of them, from $x_T$ (dots) to the data.
 
 # %%
 _, axes = plt.subplots(2, 3, figsize=(11, 7.4), layout="constrained")
@@ -308,7 +308,7 @@ for ax, (name, density) in zip(axes, densities.items()):
 plt.show()
 
 # %% [markdown]
-# The mean of that difference estimates the Kullback-Leibler divergence of model and truth. VE learned the lower moon best, since its times
+# The mean of that difference estimates the Kullback-Leibler divergence of model and truth. In our runs VE learned the lower moon best, since its times
 # are mostly ones of little noise; VP and sub-VP do as well with times and weights that bound the likelihood (Song et al., 2021b), as in
 # [`plane.py`](https://github.com/diffusion-jax/diffusion_jax/blob/main/notebooks/plane.py).
 #

@@ -176,7 +176,7 @@ def _hooks(
     workdir: Path,
     draw: Draw,
 ) -> list[Hook]:
-    fields = work.config.train
+    fields, report = work.config.train, work.config.report
     fingerprint = data.fingerprint(work.split)
     position = functools.partial(
         resume.describe,
@@ -196,7 +196,7 @@ def _hooks(
             after=store,
         ),
         checkpoint_hook(store, position, every=fields.checkpoint_every, after=snapshots),
-        page_hook(workdir, work.config.report.runs, every=work.config.report.every),
+        page_hook(workdir, report.runs, report.paper, every=report.every),
     ]
 
 
@@ -223,7 +223,8 @@ def _finish(
         train_report.write_report(
             work.exp, work.split, workdir, log, state.params, step, seconds, started
         )
-        finish_page(work.exp, workdir, work.config.report.runs, samples, step, log.say)
+        report = work.config.report
+        finish_page(work.exp, workdir, report.runs, report.paper, samples, step, log.say)
 
 
 @contextlib.contextmanager

@@ -16,21 +16,23 @@ from diffusion_jax.samplers.batches import Samples
 from diffusion_jax.training.loop import Hook
 
 
-def page_hook(workdir: Path, beside: Sequence[str] | None, *, every: int) -> Hook:
+def page_hook(workdir: Path, beside: Sequence[str] | None, paper: bool, *, every: int) -> Hook:
     """Writes report.html every n steps but the last, which `finish_page` follows.
 
     Args:
       workdir: Folder of the run.
       beside: The field `report.runs`.
+      paper: The field `report.paper`.
       every: Steps between two writings; 0 for none.
     """
-    return Hook(lambda state, step: _write(workdir, beside, lambda _: None), every)
+    return Hook(lambda state, step: _write(workdir, beside, paper, lambda _: None), every)
 
 
 def finish_page(
     exp: Experiment,
     workdir: Path,
     beside: Sequence[str] | None,
+    paper: bool,
     samples: Samples | None,
     step: int,
     say: Callable[[str], None],
@@ -41,6 +43,7 @@ def finish_page(
       exp: What was trained.
       workdir: Folder of the run.
       beside: The field `report.runs`.
+      paper: The field `report.paper`.
       samples: The images of the last pictures, with frames; None if they could not be drawn.
       step: Number of steps done.
       say: Tells the user where it is.
@@ -52,12 +55,13 @@ def finish_page(
             decided_by = sampling.decides_pictures(drawn_by, step, {"ema": True})
             drawn.keep_reverse(workdir, samples, sampling.picture_times(drawn_by), decided_by)
 
-    _write(workdir, beside, say, keep)
+    _write(workdir, beside, paper, say, keep)
 
 
 def _write(
     workdir: Path,
     beside: Sequence[str] | None,
+    paper: bool,
     say: Callable[[str], None],
     before: Callable[[], None] = lambda: None,
 ) -> None:
@@ -68,6 +72,7 @@ def _write(
         from diffusion_jax.report import page
 
         before()
-        say(f"page of the run {page.write_page(workdir, page.runs_beside(beside))}")
+        path = page.write_page(workdir, page.runs_beside(beside), paper=paper)
+        say(f"page of the run {path}")
     except Exception as error:
         warnings.warn(f"the page of the run is not written: {reason(error)}", stacklevel=1)

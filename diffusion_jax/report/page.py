@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,6 +93,7 @@ def _blocks(section: Section, inputs: Inputs) -> Sequence[Block]:
         return section.make(inputs)
     except _FOREIGN as error:
         said = f"{type(error).__name__}: {reason(error)}"
+        warnings.warn(f"the page's section {section.title!r} is left out: {said}", stacklevel=2)
         return [
             Note(f"This part cannot be shown, since a file of the run is not as expected ({said}).")
         ]

@@ -97,9 +97,8 @@ class WeightsAndBiases:
         *,
         wandb_project: Annotated[str, PROJECT] = "diffusion_jax",
     ) -> None:
-        del (
-            start
-        )  # Curves are drawn over the logged step, so rows written again replace the earlier ones.
+        # Rows that a resumed run writes again are drawn again, at the same place: the resumed run is the same.
+        del start
         try:
             wandb = importlib.import_module("wandb")  # Of an extra.
         except ImportError as error:

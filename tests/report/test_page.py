@@ -249,14 +249,39 @@ def test_the_papers_tables_stand_beside_its_numbers_and_what_is_missing_has_a_co
     assert "FID 4.56 50,000 images, step 40 3.17 13.51" in words(shown)
     assert "NLL, test (bits/dim) 3.21 ± 0.02" in words(shown) and "≤ 3.75 ≤ 3.70" in words(shown)
     assert "Inception score not measured – 9.46 ± 0.11" in words(shown)
-    assert "ε, L_simple run: 4.56 3.17" in words(shown)
-    assert "v, L_simple, not in the paper other: FID not measured –" in words(shown)
-    assert "11 0.9 0.1 1.78 0.95" in words(shown)  # The last reverse step.
+    assert "ε, L_simple run: 4.56 9.46 ± 0.11 3.17" in words(shown)
+    assert "v, fixed_large, simple: not in the paper other: FID not measured –" in words(shown)
+    assert "12 0.90000 0.10000 – –" in words(
+        shown
+    )  # The last reverse step, of another chain than the paper's.
     assert len([*shown.iter("img")]) == 3 and len([*shown.iter("figure")]) >= 3
     named = [words(code) for code in shown.iter("code")]
     assert any("--mode=interpolate" in command for command in named)
     assert any("eval.metrics=is" in command for command in named)
     assert "cannot be shown" not in words(tree)
+
+
+@pytest.mark.parametrize(
+    "fields, row",
+    [
+        ({"loss.name": "vlb"}, "ε, L, fixed isotropic Σ"),
+        ({"loss.name": "hybrid"}, None),
+        ({"loss.weighting": "min_snr"}, None),
+        ({"process.name": "vp"}, None),
+        ({"loss.name": "vlb", "process.variance": "learned"}, None),
+    ],
+)
+def test_a_recipe_stands_in_the_papers_row_only_if_it_is_the_papers(
+    tmp_path: Path, fields: dict[str, str], row: str | None
+) -> None:
+    workdir = write_training(tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    for name, value in fields.items():
+        group, leaf = name.split(".")
+        config[group][leaf] = value
+    write_json(workdir / "config.json", config)
+    shown = words(section(parsed(write_page(workdir, paper=True)), "paper"))
+    assert (f"{row} run" in shown) if row else ("not in the paper run" in shown)
 
 
 def test_the_paper_section_of_an_empty_run_is_made_of_commands(tmp_path: Path) -> None:

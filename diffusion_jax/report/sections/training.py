@@ -89,7 +89,7 @@ def utilization(run: RunFolder, images_per_sec: float | None) -> str:
         return f"unknown: there is no published peak of {found[2]}"
     gflop, dtype = _gflop_per_image(run), str(run.fields.get("model.dtype"))
     if gflop is None:
-        command = run.training().replace(" --workdir", " --mode=plan --workdir", 1)
+        command = run.command("plan")
         return f"unknown: the FLOPs of an image are counted by {command}"
     if dtype not in chip.flops:
         return f"unknown: there is no published peak of {chip.name} in {dtype}"
