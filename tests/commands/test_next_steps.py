@@ -58,7 +58,8 @@ def test_a_measurement_is_proposed_with_the_fields_that_the_images_were_drawn_wi
     measured, page = commands(next_steps(MODES["sample"], workdir, None, fields))
     assert "--config.sampler.num_steps=20" in measured and "--config.sample.seed=3" in measured
     assert not any("num_images" in word for word in measured)
-    assert page == ["--mode=report", f"--workdir={workdir}"]
+    assert page[:2] == ["--mode=report", f"--workdir={workdir}"]  # It draws, too.
+    assert page[2:] == ["--config.sampler.num_steps=20", "--config.sample.seed=3"]
 
 
 def test_what_trained_a_run_need_not_be_said_again_but_what_was_planned_must(workdir: Path) -> None:

@@ -48,7 +48,7 @@ def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "run"
     outcome = run(*flags_of(tiny, workdir, "train.bpd_every=4", "train.eval_every=12"))
     assert outcome.status == 0 and "warning" not in outcome.err, outcome.err
-    assert outcome.err.count("bits/dim ") == 3
+    assert outcome.err.count("  bits/dim ") == 3
     return workdir
 
 
