@@ -58,7 +58,7 @@ def loaded(browser: str, page: Path, width: int) -> dict[str, Any]:
 def main() -> None:
     from diffusion_jax.report.page import write_page
 
-    workdir = Path(sys.argv[1])
+    workdir = page = Path(sys.argv[1])
     for _ in range(2):
         started, busy = time.perf_counter(), time.process_time()
         page = write_page(workdir)
