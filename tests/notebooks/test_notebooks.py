@@ -40,12 +40,11 @@ def test_all_begin_by_the_same_installation():
     assert re.search(r"%pip install .*package", cell) and "jax.devices()" in cell
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebook_runs_from_top_to_bottom(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """With a few steps of training; `benchmarks/notebooks.py` runs them whole."""
+def run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a notebook from top to bottom.
+
+    With a few steps of training; `benchmarks/notebooks.py` runs them whole.
+    """
     monkeypatch.delenv("MPLBACKEND", raising=False)  # Else a kernel shows no figures.
     monkeypatch.setenv("NOTEBOOK_STEPS", "20")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # Most of its time is compilation.
@@ -57,3 +56,18 @@ def test_notebook_runs_from_top_to_bottom(
     assert len(pictures) >= 4
     said = "".join(output.get("text", "") for output in outputs)
     assert "Traceback" not in said
+
+
+# Two classes, since each is one process's.
+@pytest.mark.slow
+class TestOneHalf:
+    @pytest.mark.parametrize("path", NOTEBOOKS[::2], ids=lambda path: path.name)
+    def test_notebook_runs(self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        run(path, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+class TestOtherHalf:
+    @pytest.mark.parametrize("path", NOTEBOOKS[1::2], ids=lambda path: path.name)
+    def test_notebook_runs(self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        run(path, tmp_path, monkeypatch)

@@ -33,7 +33,13 @@ def test_the_true_density_integrates_to_1_and_gives_the_mean_of_its_points(name,
 def test_it_trains_draws_scores_and_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(plane, "SIDE", 6)
     monkeypatch.setattr(plane, "TOLERANCE", 0.01)
-    flags = ["--steps=100", "--batch_size=16", "--held_out=20", "--drawn=40", f"--picture={tmp_path / 'p.png'}"]
+    flags = [
+        "--steps=100",
+        "--batch_size=16",
+        "--held_out=20",
+        "--drawn=40",
+        f"--picture={tmp_path / 'p.png'}",
+    ]
     figures = plane.main(plane.parse([*flags, "--process=ve"]))
     assert all(np.isfinite(value) for value in figures.values())
     assert figures["divergence"] > 0 and (tmp_path / "p.png").stat().st_size > 10_000
