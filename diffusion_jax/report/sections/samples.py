@@ -29,8 +29,8 @@ def samples(inputs: Inputs) -> list[Block]:
     if len(found) > SHOWN:
         blocks.append(Note(f"{SHOWN} of {len(found)} grids are shown, evenly over the training."))
     if len(frames) == 1:
-        again = run.training("train.sample_every=200")
-        blocks.append(Note("Only one grid yet: train with grids on the way.", again))
+        again = run.training("train.sample_every=200", "train.num_steps=MORE")
+        blocks.append(Note("Only one grid yet: a longer training draws others on its way.", again))
     if frames:
         blocks.insert(0, Slider("training", "Step of the training", frames, len(frames) - 1))
     return blocks

@@ -94,7 +94,8 @@ def utilization(run: RunFolder, images_per_sec: float | None) -> str:
     if dtype not in chip.flops:
         return f"unknown: there is no published peak of {chip.name} in {dtype}"
     share = images_per_sec * gflop * 1e9 / (int(found[1]) * chip.flops[dtype])
-    return f"{share:.1%} of {found[1]} × {chip.name} in {dtype}"
+    counted = "" if run.fields.get("model.remat", "none") == "none" else ", recomputation counted"
+    return f"{share:.1%} of {found[1]} × {chip.name} in {dtype}{counted}"
 
 
 def _gflop_per_image(run: RunFolder) -> float | None:
