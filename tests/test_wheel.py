@@ -30,7 +30,6 @@ def build(kind: str, source: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel made of the sdist, so that this has all that a wheel takes."""
-    pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("build")
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode()

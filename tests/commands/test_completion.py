@@ -26,7 +26,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answers(script: Path, line: str, word_breaks: str = " =:") -> list[str]:
     """Returns what bash proposes at the end of a line."""
     if shutil.which("bash") is None:
-        pytest.skip("bash is not installed")
+        pytest.skip("needs bash, to complete in")
     program = (
         f'source "$1"; complete -p diffusion-jax >/dev/null || exit 3; COMP_WORDBREAKS="{word_breaks}"; '
         'COMP_LINE="$2" COMP_POINT=${#2}; _diffusion_jax; printf "%s\\n" "${COMPREPLY[@]}"'

@@ -110,7 +110,10 @@ def test_a_topology_is_for_plans_alone(tmp_path: Path):
     refused(run(f"--config={config}", "--topology=v5e:4x4"), "--topology is for --mode=plan")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs libtpu, of the extra [tpu]; a job in CI has it",
+)
 def test_a_slice_of_tpus_is_planned_on_a_machine_without_one(tmp_path: Path):
     """In another process, as the TPU's compiler changes what JAX sees of the machine."""
     more = 'config.model.name = "unet"\nconfig.model.channel_mult = (1,)\nconfig.mesh.data = -1\n'

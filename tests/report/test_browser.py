@@ -13,7 +13,9 @@ from run_folders import write_rest, write_training
 from diffusion_jax.report.page import write_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs chromium or google-chrome on the PATH"
+)
 
 # Writes into the page what a reader meets in frames of two widths, and how the sliders answer the keyboard.
 PROBE = """
