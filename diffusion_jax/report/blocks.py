@@ -147,6 +147,7 @@ class Chart(Block):
       title: What is drawn.
       axis: What x is.
       lines: The curves.
+      bands: Areas behind them; the path of each is its outline.
       x_ticks: Places and texts along x.
       y_ticks: Places and texts along y.
       said: What the curves say, in words.
@@ -156,6 +157,7 @@ class Chart(Block):
     title: str
     axis: str
     lines: Sequence[Line]
+    bands: Sequence[Line]
     x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[tuple[float, str]]
     said: str

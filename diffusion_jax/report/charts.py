@@ -35,11 +35,26 @@ class Curve(NamedTuple):
     marked: bool = False
 
 
+class Strip(NamedTuple):
+    """An area between two curves, before it is scaled.
+
+    Attributes:
+      label: Its name.
+      points: x, the lower and the upper edge, all finite; ascending in x.
+      color: Number of its color.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float, float]]
+    color: int
+
+
 def chart(
     title: str,
     axis: str,
     curves: Sequence[Curve],
     *,
+    strips: Sequence[Strip] = (),
     log_x: bool = False,
     log_y: bool | None = None,
 ) -> Chart | None:
@@ -49,6 +64,7 @@ def chart(
       title: What y is.
       axis: What x is.
       curves: The curves.
+      strips: Areas behind them.
       log_x: Whether x is logarithmic, if all of it is positive.
       log_y: Whether y is; None: where all of it is positive and the largest is over 8 times the smallest.
     """
@@ -60,8 +76,9 @@ def chart(
     each = max(40, MOST_POINTS // len(curves))
     shown = [curve._replace(points=thinned(curve.points, each)) for curve in curves]
     before, after = (sum(len(curve.points) for curve in some) for some in (curves, shown))
-    xs = [x for curve in shown for x, y in curve.points if y is not None]
-    ys = [y for curve in shown for _, y in curve.points if y is not None]
+    edges = [(x, y) for strip in strips for x, *ends in strip.points for y in ends]
+    known = [(x, y) for curve in shown for x, y in curve.points if y is not None]
+    xs, ys = ([point[i] for point in (*known, *edges)] for i in (0, 1))
     if log_y is None:
         log_y = min(ys) > 0 and max(ys) > 8 * min(ys)
     across = _Scale(xs, LEFT, WIDTH - RIGHT, log_x and min(xs) > 0, True)
@@ -73,9 +90,10 @@ def chart(
         title,
         axis,
         [_line(curve, across, up) for curve in shown],
+        [_band(strip, across, up) for strip in strips],
         across.ticks(),
         up.ticks(),
-        "; ".join(map(_in_words, curves)),
+        "; ".join([*map(_in_words, curves), *map(_strip_in_words, strips)]),
         ". ".join(remarks),
     )
 
@@ -171,6 +189,19 @@ def _line(curve: Curve, across: _Scale, up: _Scale) -> Line:
     mark = len(known) == 1 or (curve.marked and len(known) <= MARKED)
     dots = [(across(x), up(y), f"{curve.label}: {shown(y)} at {shown(x)}") for x, y in known]
     return Line(curve.label, curve.color, "".join(parts), dots if mark else [])
+
+
+def _band(strip: Strip, across: _Scale, up: _Scale) -> Line:
+    low = [(x, low) for x, low, _ in strip.points]
+    high = [(x, high) for x, _, high in strip.points]
+    outline = "L".join(f"{across(x):g} {up(y):g}" for x, y in [*low, *reversed(high)])
+    return Line(strip.label, strip.color, f"M{outline}Z", [])
+
+
+def _strip_in_words(strip: Strip) -> str:
+    (_, *first), (_, *last) = strip.points[0], strip.points[-1]
+    first, last = (f"{shown(low)} to {shown(high)}" for low, high in (first, last))
+    return f"{strip.label}: {first} at first, {last} at last"
 
 
 def _in_words(curve: Curve) -> str:

@@ -13,6 +13,8 @@ from diffusion_jax.errors import InputError, reason
 from diffusion_jax.reading import json_text, metrics_rows
 from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.reading.regular import read_regular
+from diffusion_jax.reporting import expected
+from diffusion_jax.reporting.expected import Expected
 
 CLASSES = "classes"
 MANY = 5
@@ -26,6 +28,8 @@ class RunFolder:
       name: What the page calls it.
       fields: Its config, by "group.field"; fields of other versions included; empty if it cannot be read.
       rows: Rows of metrics.jsonl.
+      config_hash: The hash of its config; None if this version does not know all of its fields.
+      expected: What runs of its recipe have had as losses; None if it is no recipe's with such a record.
       problems: What could not be read, in sentences.
     """
 
@@ -34,6 +38,7 @@ class RunFolder:
         self.problems: list[str] = []
         self._results: dict[str, dict[str, Any]] = {}
         self.config_hash: str | None = None
+        self.expected: Expected | None = None
         saved = self._json(path / "config.json")
         self.classes: list[Any] = saved.pop(CLASSES, None) or []
         self.fields = _flat(saved)
@@ -104,7 +109,9 @@ class RunFolder:
         if not saved:
             return
         try:
-            self.config_hash = config_lib.config_hash(config_lib.from_dict(saved))
+            config = config_lib.from_dict(saved)
+            self.config_hash = config_lib.config_hash(config)
+            self.expected = expected.find(config_lib.recipe_hash(config))
         except (InputError, TypeError, AttributeError) as error:
             self.problems.append(f"config.json is of another version: {reason(error)}.")
 

@@ -4,7 +4,19 @@ import re
 
 import pytest
 
-from diffusion_jax.report.charts import HEIGHT, LEFT, WIDTH, Curve, Point, chart, thinned
+from diffusion_jax.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Curve,
+    Point,
+    Strip,
+    chart,
+    thinned,
+)
 
 
 def test_thinning_keeps_ends_spikes_and_gaps() -> None:
@@ -41,6 +53,22 @@ def test_an_axis_of_few_numbers_of_steps_is_marked_at_these() -> None:
     points = [(float(n), 1.0 / n) for n in (10, 20, 40)]
     made = chart("title", "steps", [Curve("a", points, 0)], log_x=True)
     assert made is not None and [text for _, text in made.x_ticks] == ["10", "20", "40"]
+
+
+def test_a_strip_is_the_area_between_its_edges_and_is_within_the_chart() -> None:
+    strip = Strip("expected", [(1.0, 1.0, 4.0), (3.0, 2.0, 5.0)], 1)
+    made = chart("title", "x", [Curve("a", [(2.0, 3.0)], 0)], strips=[strip], log_y=False)
+    assert made is not None
+    (band,) = made.bands
+    corners = [(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", band.path)]
+    left, right, low, high = LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM, TOP
+    assert corners == [
+        (left, low),
+        (right, pytest.approx(low + (high - low) / 4, abs=0.05)),
+        (right, high),
+        (left, pytest.approx(low + 3 * (high - low) / 4, abs=0.05)),
+    ]
+    assert band.path.endswith("Z") and "expected: 1 to 4 at first, 2 to 5 at last" in made.said
 
 
 def test_without_a_finite_value_there_is_no_chart() -> None:

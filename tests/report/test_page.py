@@ -51,6 +51,10 @@ def words(element: Element) -> str:
     return " ".join(" ".join(main.itertext()).split())
 
 
+def areas(element: Element) -> list[Element]:
+    return [e for e in element.iter() if e.get("class", "").startswith("band ") and e.get("d")]
+
+
 def commands(tree: Element) -> dict[str, str]:
     """Returns the command that each section names for what it lacks."""
     return {
@@ -299,6 +303,18 @@ def test_the_card_of_a_recipe_is_shown_and_a_config_of_ones_own_has_none(tmp_pat
     (packaged / "config.json").write_text(to_json(load_file("digits")))
     said = words(section(parsed(write_page(packaged)), "recipe"))
     assert "Recipe card of configs/digits.py, whose config hash this run has" in said
+
+
+def test_the_loss_has_the_band_that_runs_of_its_recipe_keep_to(tmp_path: Path) -> None:
+    own, packaged = (write_training(tmp_path / name, 100) for name in ("own", "packaged"))
+    config = load_file("digits")
+    config.seed = 123  # A band holds for any.
+    (packaged / "config.json").write_text(to_json(config))
+    charts = [*section(parsed(write_page(packaged)), "training").iter("figure")]
+    labels = [words(item) for item in charts[0].iter("li")]
+    assert labels[2:] == [f"expected {of} loss (digits, 3 runs)" for of in ("training", "held-out")]
+    assert [len(areas(chart)) for chart in charts] == [2, 0, 0, 0]
+    assert not areas(section(parsed(write_page(own)), "training"))
 
 
 def test_utilization_is_the_share_of_the_published_peak(tmp_path: Path) -> None:

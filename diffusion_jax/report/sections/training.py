@@ -6,9 +6,11 @@ import re
 import statistics
 from typing import Any
 
+import numpy as np
+
 from diffusion_jax.planning.chips import chip_of
 from diffusion_jax.report.blocks import Block, Facts, Note, Row
-from diffusion_jax.report.charts import Curve, Point, chart, shown
+from diffusion_jax.report.charts import Curve, Point, Strip, chart, shown
 from diffusion_jax.report.run_folder import RunFolder
 from diffusion_jax.report.sections.inputs import Inputs, number
 from diffusion_jax.reporting.figures import PREFIX, figure_names
@@ -35,6 +37,7 @@ def training(inputs: Inputs) -> list[Block]:
                 Curve("training loss", points(run, "loss"), 0),
                 Curve("held-out loss (EMA)", points(run, "eval_loss"), HELD_OUT, True),
             ],
+            strips=_strips(run),
         ),
         chart(
             "Loss by noise level",
@@ -63,6 +66,22 @@ def training(inputs: Inputs) -> list[Block]:
 def points(run: RunFolder, name: str) -> list[Point]:
     """Returns step and value of the rows that have it."""
     return [(float(row["step"]), number(row[name])) for row in run.rows if name in row]
+
+
+def _strips(run: RunFolder) -> list[Strip]:
+    """Returns the bands that runs of the recipe keep to, as far as this run has come."""
+    if run.expected is None or not run.rows:
+        return []
+    last, runs = run.rows[-1]["step"], run.expected.runs
+    of = f"{run.expected.recipe}, {runs} runs" if runs > 1 else f"{run.expected.recipe}, one run"
+    strips = []
+    for name, what, color in (("loss", "training", 0), ("eval_loss", "held-out", HELD_OUT)):
+        band = run.expected.bands.get(name)
+        if band is not None and last > band.step[0]:
+            steps = np.append(band.step[band.step < last], min(last, band.step[-1]))
+            edges = zip(steps.tolist(), *band.at(steps)[[0, 2]].tolist(), strict=True)
+            strips.append(Strip(f"expected {what} loss ({of})", [*edges], color))
+    return strips
 
 
 def _speed(run: RunFolder) -> Facts:
