@@ -1,6 +1,7 @@
 """The documentation: its links lead somewhere, its site is built without a warning, and every public name is in it."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -16,14 +17,25 @@ sys.path.append(str(ROOT / "docs"))
 import site_pages  # noqa: E402
 
 PAGES = sorted(
-    path for pattern in ("*.md", "docs/*.md", "benchmarks/*.md") for path in ROOT.glob(pattern)
+    path
+    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "notebooks/*.ipynb")
+    for path in ROOT.glob(pattern)
 )
+OWN = f"{site_pages.REPOSITORY}/blob/main/"  # Links to a file at the repository's own host.
 NAMES = [
     (namespace, name)
     for namespace in site_pages.NAMESPACES[1:]
     for name in site_pages.public_names(namespace)
     if site_pages.home_of(name, namespace) == namespace
 ]
+
+
+def markdown(page: Path) -> str:
+    """The text of a page; of a notebook, without its code."""
+    if page.suffix != ".ipynb":
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
 def anchors(page: Path) -> set[str]:
@@ -35,9 +47,12 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_link_leads_to_a_file_and_a_heading(page: Path):
-    for link in site_pages.links_of(page.read_text()):
+    text = markdown(page)
+    for link in [*site_pages.links_of(text), *re.findall(rf"\]\(({OWN}[^)\s]*)\)", text)]:
         target, _, anchor = link.partition("#")
         path = (page.parent / target).resolve() if target else page
+        if target.startswith(OWN):
+            path = ROOT / target.removeprefix(OWN)
         assert path.exists(), f"{page.name}: {link}"
         if anchor and path.suffix == ".md":
             assert anchor in anchors(path), f"{page.name}: {link}"
