@@ -22,7 +22,13 @@ ALWAYS_HASHED = frozenset(
 )
 
 # Fields that came after version 0.1.0 count only where they are set, so that results of that version keep their names.
-HASHED_IF_SET = frozenset({"optimizer.ema_decays", "optimizer.ema_lengths"})
+HASHED_IF_SET = frozenset(
+    "optimizer.ema_decays optimizer.ema_lengths model.time_embedding model.time_scale model.time_features "
+    "model.embedding_width "
+    "model.class_input model.scale_shift model.num_heads model.head_channels model.decoder_attention model.resample "
+    "model.symmetric_padding model.project_resampled model.fir model.skip_rescale model.input_pyramid "
+    "model.output_pyramid".split()
+)
 
 
 def is_free(name: str) -> bool:

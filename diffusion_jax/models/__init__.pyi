@@ -20,11 +20,13 @@ from .guidance import (
 from .networks import (
     MLP as MLP,
     NETWORKS as NETWORKS,
+    PRESETS as PRESETS,
     Model as Model,
     NetworkKind as NetworkKind,
     UNet as UNet,
     as_functions as as_functions,
     count_parameters as count_parameters,
+    preset as preset,
 )
 from .preconditioning import (
     PREDICTIONS as PREDICTIONS,

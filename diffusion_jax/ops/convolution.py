@@ -20,7 +20,7 @@ def conv(
     x: Float[Array, "b h w c"],
     w: Float[Array, "kh kw c d"],
     stride: int = 1,
-    padding: str = "SAME",
+    padding: str | Padding = "SAME",
     *,
     exact: bool = False,
 ) -> Float[Array, "b oh ow d"]:
@@ -30,7 +30,8 @@ def conv(
       x: Images, NHWC.
       w: Kernel, HWIO.
       stride: Step of both image axes.
-      padding: "SAME": the output is ceil(H / stride) x ceil(W / stride); "VALID": no zeros around the images.
+      padding: "SAME": the output is ceil(H / stride) x ceil(W / stride); "VALID": no zeros around the images; or the
+        numbers of zeros, ((above, below), (left, right)).
       exact: Whether GPUs and TPUs, too, multiply in float32; by default they round to 11 or 8 bits first.
     """
     return _conv(x, w, stride, _pads(x, w, stride, padding), exact)
@@ -88,7 +89,9 @@ def _conv(x: Array, w: Array, stride: int, padding: Padding, exact: bool = False
     return _convolution(x, w, Window(stride, padding, (height, width), (kh, kw), exact))
 
 
-def _pads(x: Array, w: Array, stride: int, padding: str) -> Padding:
+def _pads(x: Array, w: Array, stride: int, padding: str | Padding) -> Padding:
+    if not isinstance(padding, str):
+        return padding
     top, left = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], (stride, stride), padding)
     return top, left
 

@@ -23,7 +23,9 @@ from diffusion_jax.keys import indexed
 from diffusion_jax.losses import NoiseDraw, Objective, loss_function, make_objective, uniform
 from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.networks import MLP, Model, as_functions
-from diffusion_jax.models.networks.layers import Conv, ResBlock, SelfAttention, time_embedding
+from diffusion_jax.models.networks.blocks import ResBlock, SelfAttention
+from diffusion_jax.models.networks.embeddings import time_embedding
+from diffusion_jax.models.networks.layers import Conv
 from diffusion_jax.parallel.sharding import batch_sharding, fetch, make_mesh, put, replicated
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.schedules import make_schedule

@@ -15,18 +15,22 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.errors import InputError, expect
 from diffusion_jax.models.networks.mlp import MLP
-from diffusion_jax.models.networks.unet import UNet, misfit
+from diffusion_jax.models.networks.presets import PRESETS, preset
+from diffusion_jax.models.networks.unet import UNet
+from diffusion_jax.models.networks.unet_options import misfit
 from diffusion_jax.options import Component, Registry
 
 __all__ = [
     "MLP",
     "NETWORKS",
+    "PRESETS",
     "NetworkKind",
     "ApplyFn",
     "Model",
     "UNet",
     "as_functions",
     "count_parameters",
+    "preset",
 ]
 
 

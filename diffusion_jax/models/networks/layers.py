@@ -1,23 +1,21 @@
-"""Layers of the U-Net: normalization, convolution, time embedding, residual and attention blocks."""
+"""Layers that networks are made of: normalization, linear maps, convolution, dropout."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.keys import standard_normal
-from diffusion_jax.ops.attention import attention
 from diffusion_jax.ops.convolution import conv, conv_of_doubled, matmul
 from diffusion_jax.ops.norm import group_norm
+from diffusion_jax.ops.window import Padding
 
 Dtype = Any
 # What a recomputed block may keep (`jax.checkpoint_policies`): results of the 3x3 convolutions, and of the attention's
@@ -36,26 +34,6 @@ def default_init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32)
 
 
 zero_init = nn.initializers.zeros
-
-
-def time_embedding(t: Float[Array, " b"], channels: int) -> Float[Array, "b c"]:
-    """Returns the sinusoidal embedding of t (Vaswani et al., 2017), as Ho et al. (2020) use it.
-
-    Columns are sin(t f_i), then cos(t f_i), with f_i = 10000^(-i / (channels / 2 - 1)).
-
-    Args:
-      t: Times; any real number.
-      channels: Even number of columns, at least 4.
-
-    Raises:
-      InputError: Another number of columns.
-    """
-    if channels < 4 or channels % 2:
-        raise InputError(f"channels is {channels}; it must be even, and at least 4")
-    half = channels // 2
-    frequencies = jnp.exp(-math.log(10_000) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
-    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
 def group_count(channels: int, groups: int | None = None) -> int:
@@ -116,39 +94,21 @@ class Dense(nn.Module):
         return y + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-class ClassEmbedding(nn.Module):
-    """Embedding of a class: rows drawn from N(0, 1), as in Dhariwal & Nichol (2021).
-
-    Label `num_classes` stands for no class, as in classifier-free guidance (Ho & Salimans, 2022); its row is
-    the last. Labels outside 0 to `num_classes` give NaN.
-    """
-
-    num_classes: int
-    features: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, labels: Int[Array, " b"] | None) -> Float[Array, "b e"]:
-        if labels is None:
-            raise ValueError(f"a model of {self.num_classes} classes needs labels")
-        rows = self.param("embedding", standard_normal, (self.num_classes + 1, self.features))
-        found = rows.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        return found.astype(self.dtype)
-
-
 class Conv(nn.Module):
     """3×3 convolution with a bias, computed in `dtype` from float32 parameters.
 
     Attributes:
       features: Channels of the output.
       stride: Step of both image axes.
-      doubled: Whether the image is first upsampled twofold, by repeating its pixels.
+      padding: Zeros around the images, as `ops.convolution.conv` takes them.
+      doubled: Whether the image is first upsampled twofold, by repeating its pixels; with "SAME" and stride 1.
       kernel_init: Initializer of the kernel.
       dtype: Type of the computation.
     """
 
     features: int
     stride: int = 1
+    padding: str | Padding = "SAME"
     doubled: bool = False
     kernel_init: nn.initializers.Initializer = default_init
     dtype: Dtype = jnp.float32
@@ -161,7 +121,7 @@ class Conv(nn.Module):
         if self.doubled:
             y = conv_of_doubled(x, kernel)  # It sums the kernel's weights before rounding them.
         else:
-            y = conv(x, kernel.astype(self.dtype), self.stride)
+            y = conv(x, kernel.astype(self.dtype), self.stride, self.padding)
         y = checkpoint_name(y, CONV)
         return y + bias.astype(self.dtype)[None, None, None, :]
 
@@ -190,69 +150,3 @@ class Dropout(nn.Module):
             return jax.random.bernoulli(jax.random.fold_in(key, place), keep, (size,))
 
         return jnp.where(jax.vmap(mask)(keys).reshape(x.shape), x / keep, 0)
-
-
-class ResBlock(nn.Module):
-    """Residual block of Ho et al. (2020): norm, swish, conv, + time, norm, swish, dropout, conv."""
-
-    features: int
-    dropout: float
-    dtype: Dtype
-    norm: Callable[..., nn.Module] = GroupNorm
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        emb: Float[Array, "b e"],
-        dropout_keys: Key[Array, " b"] | None,
-    ) -> Float[Array, "b h w d"]:
-        h = self.norm(swish=True, name="norm1")(x)
-        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
-        shift = Dense(self.features, dtype=self.dtype, name="time_proj")(nn.swish(emb))
-        h = self.norm(swish=True, name="norm2")(h + shift[:, None, None, :])
-        h = Dropout(self.dropout, name="dropout")(h, dropout_keys)
-        h = Conv(self.features, kernel_init=zero_init, dtype=self.dtype, name="conv2")(h)
-        if x.shape[-1] != self.features:
-            x = Dense(self.features, dtype=self.dtype, name="shortcut")(x)
-        return x.astype(self.dtype) + h
-
-
-class SelfAttention(nn.Module):
-    """Single-head self-attention over the pixels, with a residual connection."""
-
-    dtype: Dtype
-    norm: Callable[..., nn.Module] = GroupNorm
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        b, h, w, c = x.shape
-
-        def dense(name: str, init: nn.initializers.Initializer = default_init) -> Dense:
-            return Dense(c, kernel_init=init, dtype=self.dtype, name=name)
-
-        normed = self.norm(name="norm")(x).reshape(b, h * w, c)
-        q, k, v = dense("query")(normed), dense("key")(normed), dense("value")(normed)
-        attended = checkpoint_name(attention(q, k, v), ATTENTION)
-        out = dense("out", zero_init)(attended)
-        return x + out.reshape(b, h, w, c)
-
-
-class Downsample(nn.Module):
-    """Halves height and width with a strided convolution."""
-
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow c"]:
-        return Conv(x.shape[-1], stride=2, dtype=self.dtype, name="conv")(x)
-
-
-class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbor, then a convolution."""
-
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow c"]:
-        return Conv(x.shape[-1], doubled=True, dtype=self.dtype, name="conv")(x)

@@ -8,15 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.models.networks.layers import (
-    ClassEmbedding,
-    Dense,
-    Dropout,
-    Dtype,
-    default_init,
-    time_embedding,
-    zero_init,
-)
+from diffusion_jax.models.networks.embeddings import ClassEmbedding, time_embedding
+from diffusion_jax.models.networks.layers import Dense, Dropout, Dtype, default_init, zero_init
 from diffusion_jax.models.networks.shared_options import CHANNELS, DROPOUT, DTYPE, NUM_RES_BLOCKS
 
 

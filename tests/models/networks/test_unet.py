@@ -12,13 +12,9 @@ from flax import traverse_util
 from slow import slow
 
 from diffusion_jax.models.networks import Model, UNet, as_functions, count_parameters
-from diffusion_jax.models.networks.layers import (
-    ClassEmbedding,
-    GroupNorm,
-    SelfAttention,
-    group_count,
-    time_embedding,
-)
+from diffusion_jax.models.networks.blocks import SelfAttention
+from diffusion_jax.models.networks.embeddings import ClassEmbedding, time_embedding
+from diffusion_jax.models.networks.layers import GroupNorm, group_count
 
 SHAPE = (8, 8, 3)
 CLASSES = 3

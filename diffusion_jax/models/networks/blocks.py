@@ -1,0 +1,186 @@
+"""Blocks of the U-Net: residual blocks, attention, and changes of resolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.models.networks.layers import (
+    ATTENTION,
+    Conv,
+    Dense,
+    Dropout,
+    Dtype,
+    GroupNorm,
+    default_init,
+    zero_init,
+)
+from diffusion_jax.ops.attention import attention
+from diffusion_jax.ops.resample import blur, double, halve
+
+Resize = Literal["halve", "double"]
+ALL_SIDES = ((1, 1), (1, 1))
+
+
+def resized(x: Float[Array, "b h w c"], resize: Resize | None, fir: Sequence[float | int]) -> Array:
+    """Returns images halved, doubled or as they are; see `ops.resample`.
+
+    Args:
+      x: Images, NHWC.
+      resize: "halve", "double", or None for neither.
+      fir: Taps of the filter; empty: none.
+    """
+    if resize is None:
+        return x
+    return halve(x, fir) if resize == "halve" else double(x, fir)
+
+
+class ResBlock(nn.Module):
+    """Residual block: norm, swish, conv, + time, norm, swish, dropout, conv (Ho et al., 2020).
+
+    Attributes:
+      features: Channels of the output.
+      dropout: Rate before the second convolution, where dropout keys are given.
+      dtype: Type of the computation.
+      norm: Makes the norms.
+      scale_shift: Whether the embedding scales and shifts the second norm's output (Nichol & Dhariwal, 2021), rather
+        than being added before it.
+      resize: Whether images are halved or doubled within (BigGAN; Brock et al., 2019), in both paths, before the
+        first convolution; None: neither.
+      fir: Taps of the filter with which that is done; empty: means, or repeated pixels.
+      project: Whether the shortcut is a linear map even if the number of channels stays.
+      rescale: Whether the sum is divided by sqrt(2) (Song et al., 2021).
+    """
+
+    features: int
+    dropout: float
+    dtype: Dtype
+    norm: Callable[..., nn.Module] = GroupNorm
+    scale_shift: bool = False
+    resize: Resize | None = None
+    fir: Sequence[float | int] = ()
+    project: bool = False
+    rescale: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        emb: Float[Array, "b e"],
+        dropout_keys: Key[Array, " b"] | None,
+    ) -> Float[Array, "b oh ow d"]:
+        h = self.norm(swish=True, name="norm1")(x)
+        # Repeating the pixels and the convolution after it are one operation.
+        doubled = self.resize == "double" and not self.fir
+        if not doubled:
+            h = resized(h, self.resize, self.fir)
+        h = Conv(self.features, doubled=doubled, dtype=self.dtype, name="conv1")(h)
+        h = self._modulated(h, emb)
+        h = Dropout(self.dropout, name="dropout")(h, dropout_keys)
+        h = Conv(self.features, kernel_init=zero_init, dtype=self.dtype, name="conv2")(h)
+        # The linear map of a pixel may precede its repetition: a quarter of the work.
+        x = x if doubled else resized(x, self.resize, self.fir)
+        if x.shape[-1] != self.features or self.project:
+            x = Dense(self.features, dtype=self.dtype, name="shortcut")(x)
+        x = resized(x, "double", ()) if doubled else x
+        return summed(x.astype(self.dtype), h, self.rescale)
+
+    def _modulated(self, h: Float[Array, "b h w d"], emb: Float[Array, "b e"]) -> Array:
+        """Applies time and class, the second norm and swish."""
+        width = self.features * (2 if self.scale_shift else 1)
+        projected = Dense(width, dtype=self.dtype, name="time_proj")(nn.swish(emb))
+        projected = projected[:, None, None, :]
+        if not self.scale_shift:
+            return self.norm(swish=True, name="norm2")(h + projected)
+        scale, shift = jnp.split(projected, 2, axis=-1)
+        return nn.swish(self.norm(name="norm2")(h) * (1 + scale) + shift)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over the pixels, with a residual connection.
+
+    Attributes:
+      dtype: Type of the computation.
+      norm: Makes the norm.
+      heads: Number of heads, a divisor of the channels: head i has the i-th of so many equal parts of them.
+      rescale: Whether the sum is divided by sqrt(2).
+    """
+
+    dtype: Dtype
+    norm: Callable[..., nn.Module] = GroupNorm
+    heads: int = 1
+    rescale: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+
+        def dense(name: str, init: nn.initializers.Initializer = default_init) -> Dense:
+            return Dense(c, kernel_init=init, dtype=self.dtype, name=name)
+
+        normed = self.norm(name="norm")(x).reshape(b, h * w, c)
+        q, k, v = dense("query")(normed), dense("key")(normed), dense("value")(normed)
+        attended = checkpoint_name(attention(q, k, v, self.heads), ATTENTION)
+        out = dense("out", zero_init)(attended)
+        return summed(x, out.reshape(b, h, w, c), self.rescale)
+
+
+class Downsample(nn.Module):
+    """Halves height and width with a strided convolution, after a filter if there is one.
+
+    Attributes:
+      features: Channels of the output; None: those of the input.
+      dtype: Type of the computation.
+      fir: Taps of the filter; empty: none.
+      symmetric: Whether zeros are put on all sides of the image, as torch's `padding=1` does, rather than below and on
+        the right alone, as "SAME" of TensorFlow and JAX does. Without a filter.
+    """
+
+    dtype: Dtype
+    features: int | None = None
+    fir: Sequence[float | int] = ()
+    symmetric: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
+        features = x.shape[-1] if self.features is None else self.features
+        padding = "VALID" if self.fir else ALL_SIDES if self.symmetric else "SAME"
+        x = blur(x, self.fir) if self.fir else x
+        return Conv(features, stride=2, padding=padding, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbor, or a filter, then a convolution.
+
+    Attributes:
+      dtype: Type of the computation.
+      fir: Taps of the filter; empty: none.
+    """
+
+    dtype: Dtype
+    fir: Sequence[float | int] = ()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow c"]:
+        if not self.fir:
+            return Conv(x.shape[-1], doubled=True, dtype=self.dtype, name="conv")(x)
+        # The filtered image goes on beyond its border, where the convolution sees it.
+        around = double(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), self.fir)[:, 1:-1, 1:-1]
+        return Conv(x.shape[-1], padding="VALID", dtype=self.dtype, name="conv")(around)
+
+
+def summed(x: Array, y: Array, rescale: bool) -> Array:
+    """Returns x + y, or (x + y) / sqrt(2).
+
+    Args:
+      x: Feature maps.
+      y: Those of a residual path.
+      rescale: Whether the sum is divided by sqrt(2).
+    """
+    return (x + y) * math.sqrt(0.5) if rescale else x + y
