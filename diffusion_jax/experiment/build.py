@@ -20,6 +20,7 @@ from diffusion_jax.experiment.checks import (
     check_solver_fits,
     check_times,
     check_variance,
+    check_zero_snr,
 )
 from diffusion_jax.likelihood.vlb import check_num_terms
 from diffusion_jax.losses import (
@@ -234,6 +235,7 @@ def validate(config: ConfigDict, *, trained: bool = False) -> None:
     check_solver_fits(config)
     check_guidance(config)
     check_variance(config)
+    check_zero_snr(config)
     check_average(config.sample.ema, config.sample.ema_length)
     try:  # An error begins with an argument's name, which is the field's too.
         process = make_process(config)

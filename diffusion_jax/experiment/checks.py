@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax.errors import InputError
 from diffusion_jax.losses import LOSSES
+from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.processes.grid import make_grid, outermost
 from diffusion_jax.processes.process import Grid, Process, are_counted, levels_of
 from diffusion_jax.processes.registry import PROCESSES
@@ -55,6 +56,17 @@ def check_variance(config: ConfigDict) -> None:
             raise InputError(
                 f"{group}.variance is 'learned', but the model has no channels for it: process.variance is {trained!r}"
             )
+
+
+def check_zero_snr(config: ConfigDict) -> None:
+    """Raises if the last step erases the image, but the prediction there says nothing of it."""
+    name = config.process.prediction
+    if config.process.zero_snr and PREDICTIONS[name].noise_alone:
+        able = ", ".join(other for other, kind in PREDICTIONS.items() if not kind.noise_alone)
+        raise InputError(
+            f"process.zero_snr is True, but the prediction {name!r} does not tell the image from pure noise; set "
+            f"process.prediction to one of {able}"
+        )
 
 
 def check_guidance(config: ConfigDict) -> None:

@@ -32,6 +32,7 @@ from .preconditioning import (
     PREDICTIONS as PREDICTIONS,
     Inputs as Inputs,
     Preconditioning as Preconditioning,
+    PredictionKind as PredictionKind,
     edm as edm,
     unit_inputs as unit_inputs,
     velocity as velocity,

@@ -214,16 +214,27 @@ def mean(process: Process) -> Preconditioning:
     return Preconditioning(target, predict, eps_error)
 
 
-PREDICTIONS: Registry[Component[Preconditioning]] = Registry(
+@dataclasses.dataclass(frozen=True, eq=False)
+class PredictionKind(Component[Preconditioning]):
+    """What a network predicts; `make` maps its options to a `Preconditioning`.
+
+    Attributes:
+      noise_alone: Whether it is the noise up to a factor, which says nothing of x_0 where the signal is 0.
+    """
+
+    noise_alone: bool = False
+
+
+PREDICTIONS: Registry[PredictionKind] = Registry(
     "prediction",
     {
-        "eps": Component(eps, "the noise"),
-        "x0": Component(x0, "the clean image"),
-        "v": Component(v, "the v of Salimans & Ho (2022)"),
-        "mean": Component(mean, "the posterior mean, mu_tilde"),
-        "score": Component(score, "std times the score"),
-        "velocity": Component(velocity, "eps - x0, of flow matching"),
-        "edm": Component(edm, "the unit-variance target of Karras et al. (2022)"),
+        "eps": PredictionKind(eps, "the noise", noise_alone=True),
+        "x0": PredictionKind(x0, "the clean image"),
+        "v": PredictionKind(v, "the v of Salimans & Ho (2022)"),
+        "mean": PredictionKind(mean, "the posterior mean, mu_tilde"),
+        "score": PredictionKind(score, "std times the score", noise_alone=True),
+        "velocity": PredictionKind(velocity, "eps - x0, of flow matching"),
+        "edm": PredictionKind(edm, "the unit-variance target of Karras et al. (2022)"),
     },
     given=("process",),
 )

@@ -60,6 +60,7 @@ from .schedules import (
     respace as respace,
     schedule_arrays as schedule_arrays,
     schedule_from_betas as schedule_from_betas,
+    zero_terminal_snr as zero_terminal_snr,
 )
 from .sde import (
     VE as VE,

@@ -25,7 +25,12 @@ from diffusion_jax.processes.process import (
     on_host,
     take,
 )
-from diffusion_jax.processes.schedules import SCHEDULES, Schedule, make_schedule
+from diffusion_jax.processes.schedules import (
+    SCHEDULES,
+    Schedule,
+    make_schedule,
+    zero_terminal_snr,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -165,6 +170,13 @@ def discrete_chain(
         float | None,
         Option(kinds.Float(0, 1, open=True), "last beta, if the schedule has one; unset: 20 / T"),
     ] = None,
+    zero_snr: Annotated[
+        bool,
+        Option(
+            kinds.Bool(),
+            "rescale the schedule so that the last step erases the image; not with predictions of the noise alone",
+        ),
+    ] = False,
 ) -> DDPM:
     """Returns the chain with a schedule from `make_schedule`; see there for the options and errors.
 
@@ -173,5 +185,7 @@ def discrete_chain(
       num_timesteps: Number T of steps.
       beta_start: First beta, if the schedule has one; None: 0.1 / T.
       beta_end: Last beta, if the schedule has one; None: 20 / T.
+      zero_snr: Whether to rescale it by `zero_terminal_snr`.
     """
-    return DDPM(make_schedule(schedule, num_timesteps, beta_start, beta_end))
+    made = make_schedule(schedule, num_timesteps, beta_start, beta_end)
+    return DDPM(zero_terminal_snr(made) if zero_snr else made)

@@ -229,6 +229,25 @@ def respace(
     return Schedule(np.interp(times, rows, log_alpha_bar), timesteps_kept)
 
 
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """Returns the schedule with sqrt(alpha_bar) shifted and scaled so that the last step erases the image.
+
+    The first step keeps its alpha_bar (Lin et al., 2024, Algorithm 1). The last signal is at most `SMALLEST`.
+
+    Args:
+      schedule: Schedule of T steps, at least 2. It must not be traced.
+
+    Raises:
+      InputError: There is one step, which would be the first and the last.
+    """
+    log_signal = np.asarray(schedule.log_alpha_bar, np.float64) / 2
+    if len(log_signal) < 2:
+        raise InputError("num_timesteps is 1; it must be at least 2 for zero_snr")
+    above = np.log(-np.expm1(log_signal[-1] - log_signal[:-1]))  # log(1 - last / signal)
+    kept = 2 * (log_signal[:-1] + above - above[0])
+    return dataclasses.replace(schedule, log_alpha_bar=np.append(kept, kept[-1] - _MAX_ABS_LOGSNR))
+
+
 def _logsnr(log_alpha_bar: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
     logsnr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
     return np.clip(logsnr, -_MAX_ABS_LOGSNR, _MAX_ABS_LOGSNR)
@@ -295,8 +314,7 @@ def _jsd(num_timesteps: int) -> Float[np.ndarray, " T"]:
 
 
 def _cosine(num_timesteps: int) -> Float[np.ndarray, " T"]:
-    """alpha_bar = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) * pi / 2), s = 0.008; beta at most
-    0.999.
+    """alpha_bar = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) * pi / 2), s = 0.008; beta at most 0.999.
 
     Nichol & Dhariwal (2021), Eq. 17.
     """
@@ -306,8 +324,7 @@ def _cosine(num_timesteps: int) -> Float[np.ndarray, " T"]:
 
 
 def _sigmoid(num_timesteps: int) -> Float[np.ndarray, " T"]:
-    """alpha_bar falls from 1 to 0 as a logistic function of -3 + 6 u; at least 1e-9, as in the
-    paper.
+    """alpha_bar falls from 1 to 0 as a logistic function of -3 + 6 u; at least 1e-9, as in the paper.
 
     Jabri et al. (2022), Appendix B: start -3, end 3, tau 1.
     """
