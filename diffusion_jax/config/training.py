@@ -8,6 +8,7 @@ from diffusion_jax.config.data_fields import AUTO
 from diffusion_jax.config.field import SEEDS, VARIANCE, Field, merge, option_fields
 from diffusion_jax.data import SOURCES
 from diffusion_jax.losses import LOSSES, TIME_SAMPLERS, WEIGHTINGS
+from diffusion_jax.models.inputs import INPUTS
 from diffusion_jax.models.networks import NETWORKS
 from diffusion_jax.models.preconditioning import PREDICTIONS
 from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
@@ -200,6 +201,17 @@ def _registry_fields() -> dict[str, Field]:
             PREDICTIONS.choice,
             f"the network's prediction; {PREDICTIONS.help()}",
             chooses="prediction",
+        ),
+        "process.inputs": Field(
+            "unit",
+            INPUTS.choice,
+            f"what the network is given; {INPUTS.help()}",
+            chooses="inputs",
+            owners={
+                "process.prediction": tuple(
+                    name for name, kind in PREDICTIONS.items() if not kind.own_inputs
+                )
+            },
         ),
         "loss.name": Field("simple", LOSSES.choice, LOSSES.help(), chooses="loss"),
         "loss.times": Field(

@@ -33,8 +33,9 @@ from diffusion_jax.losses import (
 )
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.models.diffusion_model import DiffusionModel
+from diffusion_jax.models.inputs import INPUTS
 from diffusion_jax.models.networks import NETWORKS, Model, as_functions
-from diffusion_jax.models.preconditioning import PREDICTIONS
+from diffusion_jax.models.preconditioning import PREDICTIONS, Preconditioning
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid, Process, levels_of
 from diffusion_jax.processes.registry import PROCESSES
@@ -51,6 +52,20 @@ def make_process(config: ConfigDict) -> Process:
       InputError: A beta for a schedule that has none to set; ends in the wrong order.
     """
     return PROCESSES[config.process.name].from_fields(dict(config.process))
+
+
+def make_prediction(config: ConfigDict, process: Process) -> Preconditioning:
+    """Returns what the config's network is given and predicts.
+
+    Raises:
+      InputError: Inputs that the process has not.
+    """
+    fields, kind = dict(config.process), PREDICTIONS[config.process.prediction]
+    prediction = kind.from_fields(fields, process=process)
+    if kind.own_inputs:
+        return prediction
+    inputs = INPUTS[config.process.inputs].from_fields(fields, process=process)
+    return dataclasses.replace(prediction, inputs=inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,10 +227,7 @@ def build(
         raise InputError(problem)
     network = as_functions(module, image_shape)
     process = make_process(config)
-    prediction = PREDICTIONS[config.process.prediction].from_fields(
-        dict(config.process), process=process
-    )
-    model = DiffusionModel(process, prediction, network.apply)
+    model = DiffusionModel(process, make_prediction(config, process), network.apply)
     return Experiment(config, model, network, image_shape, class_names)
 
 
@@ -239,6 +251,7 @@ def validate(config: ConfigDict, *, trained: bool = False) -> None:
     check_average(config.sample.ema, config.sample.ema_length)
     try:  # An error begins with an argument's name, which is the field's too.
         process = make_process(config)
+        make_prediction(config, process)
     except InputError as error:
         raise InputError(f"process.{error}") from error
     for group in ("sampler", "eval"):

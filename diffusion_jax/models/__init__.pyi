@@ -17,6 +17,13 @@ from .guidance import (
     clip_denoised as clip_denoised,
     dynamic_threshold as dynamic_threshold,
 )
+from .inputs import (
+    INPUTS as INPUTS,
+    Inputs as Inputs,
+    level_inputs as level_inputs,
+    unit_inputs as unit_inputs,
+    ve_inputs as ve_inputs,
+)
 from .networks import (
     MLP as MLP,
     NETWORKS as NETWORKS,
@@ -30,10 +37,8 @@ from .networks import (
 )
 from .preconditioning import (
     PREDICTIONS as PREDICTIONS,
-    Inputs as Inputs,
     Preconditioning as Preconditioning,
     PredictionKind as PredictionKind,
     edm as edm,
-    unit_inputs as unit_inputs,
     velocity as velocity,
 )

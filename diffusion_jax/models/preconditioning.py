@@ -8,42 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffusion_jax.models.inputs import Inputs, unit_inputs
 from diffusion_jax.options import Component, Option, Registry, kinds
 from diffusion_jax.processes import gaussian
 from diffusion_jax.processes.gaussian import per_image
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Point, Process
-
-
-class Inputs(NamedTuple):
-    """The inputs of a network.
-
-    Attributes:
-      x: The scaled x_t.
-      time: One number per image, which a network embeds.
-    """
-
-    x: Float[Array, " b *dims"]
-    time: Float[Array, " b"]
-
-
-def unit_inputs(point: Point, x_t: Float[Array, " b *dims"]) -> Inputs:
-    """Returns x_t / r, r^2 = signal^2 + std^2, and the time of the process.
-
-    x_t / r has the scale of data and noise for every process: r is 1 for DDPM and VP; for VE it is the input
-    scaling of Karras et al. (2022) for data of standard deviation 1.
-
-    Args:
-      point: Where on their way the images are: time, signal and std of each.
-      x_t: Images at that point.
-    """
-    return Inputs(x_t / per_image(point.scale, x_t), point.time)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,9 +196,11 @@ class PredictionKind(Component[Preconditioning]):
 
     Attributes:
       noise_alone: Whether it is the noise up to a factor, which says nothing of x_0 where the signal is 0.
+      own_inputs: Whether it determines the network's inputs too; otherwise they are chosen from `INPUTS`.
     """
 
     noise_alone: bool = False
+    own_inputs: bool = False
 
 
 PREDICTIONS: Registry[PredictionKind] = Registry(
@@ -234,7 +212,9 @@ PREDICTIONS: Registry[PredictionKind] = Registry(
         "mean": PredictionKind(mean, "the posterior mean, mu_tilde"),
         "score": PredictionKind(score, "std times the score", noise_alone=True),
         "velocity": PredictionKind(velocity, "eps - x0, of flow matching"),
-        "edm": PredictionKind(edm, "the unit-variance target of Karras et al. (2022)"),
+        "edm": PredictionKind(
+            edm, "the unit-variance target of Karras et al. (2022)", own_inputs=True
+        ),
     },
     given=("process",),
 )

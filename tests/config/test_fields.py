@@ -13,10 +13,11 @@ from diffusion_jax.config.table import group_of
 from diffusion_jax.features import FEATURES
 from diffusion_jax.likelihood.divergence import PROBES
 from diffusion_jax.models.guidance import RESCALED
+from diffusion_jax.models.inputs import INPUTS
 from diffusion_jax.models.networks import NETWORKS
 from diffusion_jax.models.networks.layers import SAVEABLE
 from diffusion_jax.models.networks.unet_options import REMATS
-from diffusion_jax.models.preconditioning import PREDICTIONS
+from diffusion_jax.models.preconditioning import PREDICTIONS, PredictionKind
 from diffusion_jax.options import Component, Option
 from diffusion_jax.options.kinds import Choice, Either, Float, Int, Kind, Text, Tuple
 from diffusion_jax.processes.grid import SPACINGS
@@ -35,6 +36,7 @@ REGISTRIES: dict[str, Iterable[str]] = {
     "process.name": PROCESSES,
     "process.schedule": SCHEDULES,
     "process.prediction": PREDICTIONS,
+    "process.inputs": INPUTS,
     "process.variance": VARIANCES,
     "loss.name": losses.LOSSES,
     "loss.times": losses.TIME_SAMPLERS,
@@ -192,7 +194,7 @@ def probing(*, num_probes: Annotated[int, Option(Int(1), "mine")] = 7) -> Any:
     ("registry", "component", "name"),
     [
         (SAMPLERS, UpdateRule(small_rule, "mine"), "sampler.clip"),
-        (PREDICTIONS, Component(slow_prediction, "mine"), "process.beta_min"),
+        (PREDICTIONS, PredictionKind(slow_prediction, "mine"), "process.beta_min"),
         (losses.WEIGHTINGS, Component(probing, "mine"), "loss.num_probes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
