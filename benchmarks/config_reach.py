@@ -20,7 +20,7 @@ PACKAGE = "diffusion_jax"
 
 def mode_module(mode: str) -> str:
     """Returns the name of a mode's own module."""
-    return f"{PACKAGE}.commands.{mode}"
+    return f"{PACKAGE}.commands.{MODES[mode].module or mode}"
 
 
 def reading(start: set[str]) -> list[str]:

@@ -73,6 +73,10 @@ def _config_of(
     from diffusion_jax.experiment import build
 
     file, note = None if flags.config is None else config_lib.load_file(flags.config), None
+    if mode.makes_run:
+        config = config_lib.default_config()
+        config_lib.override(config, assignments)
+        return config, note
     if mode.works_on_run:
         config = run_config.load_config(workdir, assignments, mode)
         if file is not None and not run_config.has_run(workdir):
@@ -116,7 +120,8 @@ def run(argv: list[str], started: float) -> int:
     stopping.check()
     if not flags.topology:  # None of its processes is here to be joined.
         _join(flags, config, note)
-    status = mode.run(config, workdir, {**vars(flags), "started": started})
+    command = {**vars(flags), "started": started, "assignments": assignments}
+    status = mode.run(config, workdir, command)
     if status == 0:
         _tell_next_steps(mode, workdir, flags, assignments)
     return status

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from diffusion_jax.commands.help_page import COMMAND, help_page
-from diffusion_jax.commands.modes import MODES, mode_of_flag
+from diffusion_jax.commands.modes import MODES, modes_of_flag
 from diffusion_jax.errors import InputError, nearest, shortened
 from diffusion_jax.options.kinds import Text
 
@@ -104,6 +104,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--topology", help="plan for this slice of TPUs, such as v5e:4x4, on any machine"
     )
+    _add_interchange(parser)
     _add_processes(parser)
     parser.add_argument(
         "--config.GROUP.FIELD",
@@ -112,6 +113,17 @@ def _parser() -> _Parser:
         help="override any field of the config, such as --config.train.num_steps=200",
     )
     return parser
+
+
+def _add_interchange(parser: _Parser) -> None:
+    parser.add_argument("--source", metavar="PATH", help="checkpoint to import, a file or a folder")
+    parser.add_argument("--format", metavar="NAME", help="its format, if its files do not tell")
+    parser.add_argument(
+        "--source_settings",
+        default="",
+        metavar="TEXT",
+        help="what it does not say of itself, in the words of its library, such as the flags of its training",
+    )
 
 
 def _add_help(parser: _Parser) -> None:
@@ -176,12 +188,17 @@ def _complete(flags: argparse.Namespace, assigned: set[str]) -> None:
             f"unknown --mode {flags.mode!r}; choose one of {', '.join(MODES)}.{nearest(flags.mode, MODES)}"
         )
     for name, value in vars(flags).items():
-        if value and (owner := mode_of_flag(name)) not in (None, flags.mode):
-            raise InputError(f"--{name} is for --mode={owner}, not --mode={flags.mode}")
+        if value and (owners := modes_of_flag(name)) and flags.mode not in owners:
+            named = " and ".join(f"--mode={owner}" for owner in owners)
+            raise InputError(f"--{name} is for {named}, not --mode={flags.mode}")
     mode = MODES[flags.mode]
     given = flags.workdir is not None or flags.config is not None
     if not given and not assigned.isdisjoint(mode.instead_of_run):
         flags.workdir = f"runs/{mode.name}"
+    if mode.makes_run and not given:
+        raise InputError(f"--mode={mode.name} needs --workdir=FOLDER, where it makes a run")
+    if mode.makes_run and flags.config is not None:
+        raise InputError(f"--config is not for --mode={mode.name}: the checkpoint says what it is")
     if flags.workdir is None:
         if flags.config is None:
             raise InputError(

@@ -76,6 +76,8 @@ class Mode:
       same_process: Whether a config file beside the run must have the process that the run was trained with.
       instead_of_run: Fields each of which, if it is set, makes a trained run unnecessary.
       next: What to run after it.
+      makes_run: Whether it makes a run, which then has a config.
+      module: Name of its module and function, if that is not the mode's: `import` is a keyword.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Mode:
     same_process: bool = False
     instead_of_run: tuple[str, ...] = ()
     next: tuple[Next, ...] = ()
+    makes_run: bool = False
+    module: str = ""
 
     @property
     def works_on_run(self) -> bool:
@@ -109,7 +113,8 @@ class Mode:
           workdir: Folder of the run.
           command: The command's flags, and when it started.
         """
-        function = getattr(importlib.import_module(f"{__package__}.{self.name}"), self.name)
+        name = self.module or self.name
+        function = getattr(importlib.import_module(f"{__package__}.{name}"), name)
         return function(config, workdir, **{name: command[name] for name in self.takes})
 
 
@@ -190,10 +195,18 @@ MODES = {
             ),
             next=(Next("report", "beside another run", "--config.report.runs=FOLDER"),),
         ),
+        Mode(
+            "import",
+            "make a run of another library's checkpoint, --source=PATH: diffusers",
+            takes=("source", "format", "source_settings", "assignments"),
+            next=(Next("sample", "images in files"),),
+            makes_run=True,
+            module="import_checkpoint",
+        ),
     )
 }
 
 
-def mode_of_flag(flag: str) -> str | None:
-    """Returns the mode that alone takes a flag; None of a flag of all modes."""
-    return next((mode.name for mode in MODES.values() if flag in mode.takes), None)
+def modes_of_flag(flag: str) -> list[str]:
+    """Returns the modes that alone take a flag; none of a flag of all modes."""
+    return [mode.name for mode in MODES.values() if flag in mode.takes]

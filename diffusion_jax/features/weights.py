@@ -16,9 +16,8 @@ from diffusion_jax.data.sources.download import download
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.options import Option
 from diffusion_jax.options.kinds import Text
-from diffusion_jax.reading.npz import read_npz
 from diffusion_jax.reading.regular import open_regular
-from diffusion_jax.reading.torch_file import read_torch_file
+from diffusion_jax.reading.tensors import read_tensors
 
 WEIGHTS = Option(
     Text("a .pth, .npz or .safetensors file"),
@@ -86,7 +85,7 @@ def load_weights(
                 "take eval.features=lite0 or classifier, which need no download",
             )
         sha256 = published.check(path) if path.name == published.name else checksum(path)
-        found = read_weights(path)
+        found = read_tensors(path)
     except OSError as error:
         raise InputError(
             f"cannot read the weights {str(path)!r} ({reason(error)}): set eval.weights to the file {published.name} "
@@ -100,43 +99,6 @@ def load_weights(
             stacklevel=2,
         )
     return tensors, sha256
-
-
-def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Returns the tensors in a file of torch, NumPy or safetensors.
-
-    Raises:
-      InputError: The file is damaged, of another kind, or holds anything but tensors.
-      OSError: It does not exist or cannot be read.
-    """
-    if path.suffix not in _READERS:
-        raise InputError(
-            f"weights are read from files named {', '.join(_READERS)}, not from {path}"
-        )
-    try:
-        return _READERS[path.suffix](path)
-    except ValueError as error:
-        raise InputError(f"{path} does not hold weights: {reason(error)}") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    open_regular(path).close()
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(reason(error)) from error
-
-
-_READERS = {
-    ".pth": read_torch_file,
-    ".pt": read_torch_file,
-    ".bin": read_torch_file,
-    ".npz": read_npz,
-    ".safetensors": _read_safetensors,
-}
 
 
 def _checked(

@@ -1,0 +1,110 @@
+"""Compares imported networks with the code that they come from, on the same random weights, in float32.
+
+For each case, a script of the library's own environment (networks_LIBRARY_peer.py) makes the network, draws weights of
+which none is zero, writes a checkpoint in its own format, and the output for random images and times. The checkpoint is
+imported, and our output compared. Reported is max|ours - theirs| / max|theirs|, and with --time the medians of both
+forward passes; the exit status is 1 if a difference is above 1e-5. --write_fixtures writes the tiny cases to the folder
+that the tests compare with.
+
+  PYTHONPATH=benchmarks python benchmarks/parity/networks.py --peer_python=/path/to/venv/bin/python [CASE ...]
+
+Code that is not packaged is named by --code=FOLDER, which holds checkouts of guided-diffusion, improved-diffusion,
+score_sde_pytorch and edm.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import report
+
+from diffusion_jax.interchange import SOURCES
+from diffusion_jax.models.networks import UNet, as_functions, count_parameters
+
+FIXTURES = Path(__file__).parents[2] / "tests/interchange/fixtures"
+CASES = json.loads(Path(__file__).with_name("networks.json").read_text())
+TOLERANCE = 1e-5
+
+
+def theirs(python: str, code: Path | None, case: dict[str, Any], folder: Path) -> None:
+    """Has the library write a checkpoint of the case into a folder, and io.npz beside it."""
+    script = Path(__file__).with_name(f"networks_{case['library']}_peer.py")
+    asked = json.dumps({**case, "code": str(code)})
+    subprocess.run([python, str(script), asked, str(folder)], env=dict(os.environ), check=True)
+
+
+def compare(case: dict[str, Any], folder: Path, *, timed: bool) -> dict[str, Any]:
+    """Returns the figures of one case."""
+    with np.load(folder / "io.npz") as stored:
+        io = dict(stored)
+    foreign = SOURCES[case["format"]].make(
+        path=folder / case.get("file", ""), settings=case.get("settings", "")
+    )
+    options = {
+        name.removeprefix("model."): value
+        for name, value in foreign.fields.items()
+        if name.startswith("model.") and name != "model.name"
+    }
+    unet = UNet(**options, out_channels=io["output"].shape[-1])
+    model = as_functions(unet, foreign.image_shape)
+    params = jax.device_put(foreign.params)
+    inputs = io["x"], io["t"], io.get("labels")
+    forward = jax.jit(model.apply)
+    output: Any = forward(params, *inputs)
+    error = np.abs(np.asarray(output) - io["output"]).max() / np.abs(io["output"]).max()
+    figures = {"parameters": count_parameters(params), "relative_difference": float(error)}
+    if timed:
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            jax.block_until_ready(forward(params, *inputs))
+            seconds.append(time.perf_counter() - started)
+        figures |= {"seconds": report.median(seconds), "their_seconds": float(io["seconds"])}
+    return figures
+
+
+def main() -> int:
+    """Prints a table; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}; all by default")
+    parser.add_argument("--peer_python", required=True, help="Python with the peers")
+    parser.add_argument("--code", type=Path, help="folder with checkouts of the peers' code")
+    parser.add_argument("--time", action="store_true", help="compare the times of forward passes")
+    parser.add_argument("--write_fixtures", action="store_true", help="write those of tiny cases")
+    parser.add_argument("--out", type=Path, help="file to write the figures to, as JSON")
+    arguments = parser.parse_args()
+    figures, rows = {}, []
+    for name in arguments.cases or CASES:
+        case = CASES[name]
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            theirs(arguments.peer_python, arguments.code, case, folder)
+            if case.get("fixture") and arguments.write_fixtures:
+                shutil.copytree(folder, FIXTURES / name, dirs_exist_ok=True)
+            figures[name] = row = compare(case, folder, timed=arguments.time)
+        rows.append([name, f"{row['parameters']:,}", f"{row['relative_difference']:.1e}"])
+        if arguments.time:
+            rows[-1] += [
+                row["their_seconds"],
+                row["seconds"],
+                row["their_seconds"] / row["seconds"],
+            ]
+    header = ["network", "parameters", "largest difference / largest output"]
+    report.print_table(header + ["theirs, s", "ours, s", "ratio"] * arguments.time, rows)
+    report.write(arguments.out, figures)
+    return int(max(row["relative_difference"] for row in figures.values()) > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""What the scripts of the peers share: random weights, the inputs, and the forward pass with its time.
+
+It runs in an environment with torch, without this project.
+"""
+
+# pyright: reportMissingImports=false
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def randomize(model: Any) -> None:
+    """Draws every parameter, such that activations keep their size; numbers that float16 holds."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            drawn = torch.randn_like(parameter)
+            if parameter.ndim == 1:
+                drawn = 0.3 * drawn + 0.5
+            else:
+                drawn = drawn / np.sqrt(np.prod(parameter.shape[1:]))
+            parameter.copy_(drawn.half().float())
+    model.eval()
+
+
+def images(case: dict[str, Any]) -> torch.Tensor:
+    """Returns random images, channels first."""
+    size, batch = case["size"], case.get("batch", 2)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, 3, size, size, generator=generator)
+
+
+def write(
+    folder: str, x: torch.Tensor, t: Any, forward: Callable[[], torch.Tensor], labels: Any = None
+) -> None:
+    """Writes io.npz: images and output channels last, the time as our network is given it, and the median seconds."""
+    seconds = []
+    with torch.inference_mode():
+        output = forward()
+        for _ in range(5):
+            started = time.perf_counter()
+            forward()
+            seconds.append(time.perf_counter() - started)
+    arrays = {
+        "x": x.permute(0, 2, 3, 1).numpy(),
+        "t": np.asarray(t, np.float32),
+        "output": output.permute(0, 2, 3, 1).numpy(),
+        "seconds": np.float64(np.median(seconds)),
+    }
+    if labels is not None:
+        arrays["labels"] = np.asarray(labels, np.int32)
+    np.savez(Path(folder) / "io.npz", **arrays)

@@ -1,0 +1,42 @@
+"""Checkpoints of other libraries: read into our parameters and config, and written from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.interchange import diffusers
+from diffusion_jax.interchange.foreign import Foreign, Source
+from diffusion_jax.options import Registry
+
+__all__ = ["SOURCES", "Foreign", "Source", "source_of"]
+
+SOURCES: Registry[Source] = Registry(
+    "source",
+    {
+        "diffusers": Source(
+            diffusers.read, "a folder of diffusers with a UNet2DModel", fits=diffusers.fits
+        ),
+    },
+    given=("path", "settings"),
+)
+
+
+def source_of(path: Path) -> str:
+    """Returns the format of a checkpoint, by the names of its files.
+
+    Args:
+      path: A file or folder.
+
+    Raises:
+      InputError: There is nothing, or it is of no format that is read.
+    """
+    if not path.exists():
+        raise InputError(f"there is no {path}")
+    for name, source in SOURCES.items():
+        if source.fits(path):
+            return name
+    known = "; ".join(f"{name}: {source.help}" for name, source in SOURCES.items())
+    raise InputError(
+        f"{path} looks like no checkpoint that is read ({known}); say what it is: --format"
+    )

@@ -1,0 +1,42 @@
+"""Imported networks against outputs of the libraries that they come from; benchmarks/parity/networks.py wrote these."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.interchange import SOURCES, source_of
+from diffusion_jax.models.networks import UNet, as_functions
+
+FIXTURES = Path(__file__).parent / "fixtures"
+CASES = {
+    name: case
+    for name, case in json.loads(
+        (Path(__file__).parents[2] / "benchmarks/parity/networks.json").read_text()
+    ).items()
+    if case.get("fixture")
+}
+
+
+def unet_of(foreign: Any, outputs: int) -> UNet:
+    fields = {k[6:]: v for k, v in foreign.fields.items() if k.startswith("model.")}
+    return UNet(**{k: v for k, v in fields.items() if k != "name"}, out_channels=outputs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_imported_network_has_the_librarys_output(name):
+    case, folder = CASES[name], FIXTURES / name
+    path = folder / case.get("file", "")
+    assert source_of(path) == case["format"]
+    foreign = SOURCES[case["format"]].make(path=path, settings=case.get("settings", ""))
+    with np.load(folder / "io.npz") as stored:
+        io = dict(stored)
+    model = as_functions(unet_of(foreign, io["output"].shape[-1]), foreign.image_shape)
+    output = np.asarray(jax.jit(model.apply)(foreign.params, io["x"], io["t"], io.get("labels")))
+    assert np.abs(io["output"]).max() > 0.5
+    # Two float32 programs that sum in different orders: 7e-7 was seen.
+    error = np.abs(output - io["output"]).max()
+    np.testing.assert_allclose(error, 0, atol=1e-5 * np.abs(io["output"]).max())
