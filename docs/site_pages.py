@@ -115,15 +115,17 @@ def describe(app: Any, what: str, name: str, value: Any, options: Any, lines: li
     if what in ("data", "attribute") and inspect.getdoc(value) == inspect.getdoc(type(value)):
         lines[:] = [f"``{repr(value)[:200]}``"]
         return
+    # An example is the last section, and a program: nothing in it is escaped.
+    end = lines.index("Example:") if "Example:" in lines else len(lines)
     described, section, block = [], False, False
-    for line in lines:
+    for line in lines[:end]:
         section = section or bool(re.match(r"(Args|Returns|Raises|Attributes|Yields):$", line))
         if not section and line.startswith("  ") and not block and described and not described[-1]:
             described += ["::", ""]
             block = True
         block = block and (line.startswith(" ") or not line)
         described.append(line if block else _escaped(line))
-    lines[:] = described
+    lines[:end] = described
 
 
 def _entry(name: str, component: Any) -> list[str]:

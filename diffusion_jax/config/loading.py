@@ -20,7 +20,13 @@ CLASSES = "classes"  # Key beside the config's groups in its JSON.
 
 
 def default_config() -> ConfigDict:
-    """Returns the config that every file in configs/ starts from: DDPM's hyper-parameters on digits."""
+    """Returns the config that every file in configs/ starts from: DDPM's hyper-parameters on digits.
+
+    Example:
+      >>> config = dj.default_config()
+      >>> config.data.name, config.process.num_timesteps
+      ('digits', 1000)
+    """
     config = ConfigDict()
     for name, field in FIELDS.items():
         group, _, leaf = name.rpartition(".")

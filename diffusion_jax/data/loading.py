@@ -91,6 +91,11 @@ def load(
     Raises:
       InputError: An argument, or a file that it names, is wrong.
       RunError: The disk is full, or prepared data is damaged.
+
+    Example:
+      >>> digits = dj.data.load("digits", "train")
+      >>> digits.image_shape, digits.num_classes
+      ((8, 8, 1), 10)
     """
     choose("split", split, dict.fromkeys(("train", "test")))
     cache = default_cache_dir() if cache_dir is None else Path(expand(cache_dir))

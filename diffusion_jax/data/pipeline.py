@@ -96,6 +96,11 @@ def batches(
 
     Raises:
       InputError: A size is not positive, or start and stop are out of order.
+
+    Example:
+      >>> split = dj.data.from_arrays(np.zeros((6, 8, 8, 1), np.uint8))
+      >>> [batch["image"].shape for batch in dj.data.batches(split, seed=0, batch_size=4, stop=2)]
+      [(4, 8, 8, 1), (4, 8, 8, 1)]
     """
     for name, value in {"batch_size": batch_size, "prefetch": prefetch}.items():
         if value < 1:

@@ -106,6 +106,12 @@ def from_arrays(
 
     Raises:
       InputError: The type, shape or range is wrong, or there are names without labels.
+
+    Example:
+      >>> pixels, labels = np.zeros((6, 8, 8, 1), np.uint8), np.array([0, 1, 1, 0, 0, 0])
+      >>> split = dj.data.from_arrays(pixels, labels, ("cat", "dog"))
+      >>> split.num_images, split.class_names, split.class_counts
+      (6, ('cat', 'dog'), (4, 2))
     """
     pixels = _pixels(np.asarray(images))
     if labels is None:

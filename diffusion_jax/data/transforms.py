@@ -26,6 +26,10 @@ def to_model_range(images: Shaped[Array | np.ndarray, "*dims"]) -> Float32[Array
 
     Raises:
       InputError: The dtype is none of these, or integers are out of range.
+
+    Example:
+      >>> dj.data.to_model_range(np.array([0, 255], np.uint8))
+      Array([-1.,  1.], dtype=float32)
     """
     dtype = images.dtype
     known = isinstance(images, np.ndarray)
@@ -63,7 +67,12 @@ def _warn_of_range(images: Float32[np.ndarray, "*dims"]) -> None:
 
 
 def to_uint8(images: Float[Array, "*dims"]) -> UInt8[Array, "*dims"]:
-    """Returns the nearest pixel values of images in [-1, 1], clipped to {0, ..., 255}."""
+    """Returns the nearest pixel values of images in [-1, 1], clipped to {0, ..., 255}.
+
+    Example:
+      >>> dj.data.to_uint8(jnp.array([-1.0, 0.0, 1.0, 1.5]))
+      Array([  0, 128, 255, 255], dtype=uint8)
+    """
     pixels = jnp.round((images.astype(jnp.float32) + 1) * 127.5)
     return jnp.clip(pixels, 0, 255).astype(jnp.uint8)
 

@@ -25,7 +25,13 @@ Divergence = Callable[[Callable[[Array], Array], Array], tuple[Array, Array]]
 def exact_divergence(
     f: Callable[[Array], Array], y: Float[Array, " b *dims"]
 ) -> tuple[Float[Array, " b *dims"], Float[Array, " b"]]:
-    """Returns f(y) and the trace of its Jacobian, with one derivative per dimension of an image: for a few."""
+    """Returns f(y) and the trace of its Jacobian, with one derivative per dimension of an image: for a few.
+
+    Example:
+      >>> _, divergence = dj.likelihood.exact_divergence(lambda y: 2 * y, jnp.ones((1, 3)))
+      >>> divergence
+      Array([6.], dtype=float32)
+    """
     value, along = jax.linearize(f, y)
     basis = jnp.eye(math.prod(y.shape[1:]), dtype=y.dtype).reshape(-1, *y.shape[1:])
 

@@ -114,6 +114,14 @@ def exact_likelihood(
       x: Images with continuous values; for those of 256 levels see `dequantized_likelihood`.
       divergence: `exact_divergence` for a few dimensions, `hutchinson(draw_probes(...))` for images.
       **tolerances: rtol, atol and max_steps of `processes.ode.solve`.
+
+    Example:
+      >>> def denoise(x_t, point):  # Of data that are standard normal.
+      ...     return dj.models.complete(point, point.signal[:, None] * x_t, point.std[:, None] * x_t)
+      >>> grid = dj.make_grid(dj.VP(), 2)
+      >>> found = dj.exact_likelihood(denoise, grid, dj.VP(), jnp.zeros((1, 2)))
+      >>> found.log_likelihood.round(3)  # -log(2 pi)
+      Array([-1.838], dtype=float32)
     """
     _check(denoise, grid, process)
     dims, prior = math.prod(x.shape[1:]), normal_prior(grid.prior_std)
@@ -202,5 +210,10 @@ def bits_per_dim(log_likelihood: Float[Array, " b"], dims: int) -> Float[Array, 
     Args:
       log_likelihood: log p(x) in nats, of x from `dequantize`.
       dims: Number D of dimensions of an image.
+
+    Example:
+      >>> uniform = jnp.array([100 * np.log(0.5)])  # Of 100 dimensions, each in [-1, 1].
+      >>> dj.likelihood.bits_per_dim(uniform, 100).round(3)
+      Array([7.994], dtype=float32)
     """
     return -log_likelihood / (dims * math.log(2)) + math.log2(LEVELS_PER_UNIT)

@@ -24,6 +24,12 @@ def rate_distortion(
 
     Returns:
       The rate, in bits per dimension, and the root mean squared error, in gray levels of 256.
+
+    Example:
+      >>> terms, x0_mse = np.array([0.5, 1.0]), np.array([0.04, 0.01])
+      >>> rate, rmse = dj.likelihood.rate_distortion(0.1, terms, x0_mse)
+      >>> rate.tolist(), rmse.round(2).tolist()
+      ([0.1, 0.6], [25.5, 12.75])
     """
     sent = np.concatenate([[0.0], np.cumsum(terms[:-1])])
     return prior + sent, GRAY_LEVELS * np.sqrt(x0_mse)

@@ -172,6 +172,16 @@ def variational_bound(
     Raises:
       InputError: Images that are not floats, or that `discretized_gaussian` cannot count, unless they are traced;
         num_terms outside {2, ..., N} (1 if the grid has one step); unknown variance, or learned for a network without.
+
+    Example:
+      >>> def denoise(x_t, point):  # Of data that are black.
+      ...     x0 = jnp.full_like(x_t, -1.0)
+      ...     return dj.models.complete(point, x0, dj.processes.eps_from_x0(point, x_t, x0))
+      >>> grid, keys = dj.make_grid(dj.VP(), 10), dj.image_keys(0, np.arange(2))
+      >>> black = jnp.full((2, 4, 4, 1), -1.0)
+      >>> bound = dj.variational_bound(denoise, grid, black, keys, variance="fixed_small")
+      >>> bound.terms.shape, bool((bound.rate < 0.01).all())  # What is known costs nearly nothing.
+      ((10, 2), True)
     """
     expect("denoise", denoise, Callable, "a denoiser, such as DiffusionModel.denoiser returns")
     expect("grid", grid, Grid, "a Grid, such as make_grid(process)")

@@ -84,6 +84,14 @@ def loss_function(
 
     Raises:
       InputError: Unknown name; a model of another type; an option that the objective does not have.
+
+    Example:
+      >>> model = dj.DiffusionModel(dj.VP(), "eps", lambda params, x, *_: jnp.zeros_like(x))
+      >>> objective = dj.loss_function("simple", model)
+      >>> noise = objective.draw((), jax.random.key(0), (8, 4, 4, 1))
+      >>> losses = objective.loss({}, (), jnp.zeros((8, 4, 4, 1)), None, noise, None)
+      >>> bool(jnp.allclose(losses, (noise.eps**2).mean((1, 2, 3))))  # The network predicts no noise.
+      True
     """
     loss = LOSSES.choose(name)
     expect(

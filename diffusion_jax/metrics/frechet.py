@@ -169,6 +169,11 @@ def frechet_distance(images: Any, reference: Any, *, features: Any = None) -> fl
 
     Raises:
       InputError: The arrays are not as said, or have other numbers of features.
+
+    Example:
+      >>> features = np.random.default_rng(0).normal(size=(100, 4))
+      >>> round(dj.metrics.frechet_distance(features, features + 1), 6)
+      4.0
     """
     return frechet_distance_of(*(to_statistics(x, features) for x in (images, reference)))
 

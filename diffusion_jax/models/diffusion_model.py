@@ -49,6 +49,15 @@ class DiffusionModel:
 
     Raises:
       InputError: An argument of another kind, or an unknown prediction.
+
+    Example:
+      >>> def network(params, x, time, labels=None, dropout_keys=None):
+      ...     return params * x
+      >>> model = dj.DiffusionModel(dj.VP(), "eps", network)
+      >>> x_t, point = jnp.ones((2, 4, 4, 1)), model.process.at(jnp.array([100.0, 900.0]))
+      >>> prediction = model.predict(0.5, x_t, point)
+      >>> prediction.x0.shape, float(prediction.eps.mean())
+      ((2, 4, 4, 1), 0.5)
     """
 
     process: Process

@@ -37,6 +37,13 @@ def clip_denoised(denoise: Denoise, *, keep_eps: bool = False) -> Denoise:
       denoise: Any denoiser.
       keep_eps: Whether eps, v and score stay the network's, as in diffusers' DDIM; x_0 and eps then share no x_t.
         Otherwise they follow from the limited x0, as in Nichol & Dhariwal's code.
+
+    Example:
+      >>> def bright(x_t, point):
+      ...     return dj.models.complete(point, jnp.full_like(x_t, 3.0), x_t)
+      >>> point = dj.VP().at(jnp.array([500.0]))
+      >>> dj.clip_denoised(bright)(jnp.zeros((1, 2)), point).x0
+      Array([[1., 1.]], dtype=float32)
     """
     return _limited(denoise, clip_x0, keep_eps)
 
@@ -99,6 +106,14 @@ def classifier_free(
 
     Raises:
       InputError: Unknown form.
+
+    Example:
+      >>> def both(x_t, point):
+      ...     x0 = jnp.array([[0.4], [0.1]])  # With the class, and without.
+      ...     return dj.models.complete(point, x0, dj.processes.eps_from_x0(point, x_t, x0))
+      >>> guided = dj.classifier_free(both, 2.0)
+      >>> guided(jnp.zeros((1, 1)), dj.VP().at(jnp.array([500.0]))).x0.round(3)
+      Array([[0.7]], dtype=float32)
     """
     to_x0 = choose("rescale_of", rescale_of, RESCALED)
 

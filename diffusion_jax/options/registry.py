@@ -22,6 +22,10 @@ class Registry(MutableMapping[str, C], Generic[C]):
     """Components by name, such as `SAMPLERS`; the config's fields are derived from it.
 
     SAMPLERS["mine"] = UpdateRule(mine, "my own rule")
+
+    Example:
+      >>> sorted(dj.losses.LOSSES), dj.losses.LOSSES["simple"].help
+      (['hybrid', 'simple', 'sliced', 'vlb'], 'squared error, Eq. 14')
     """
 
     def __init__(

@@ -46,6 +46,11 @@ class DDPM:
 
     Raises:
       InputError: The schedule is respaced: its steps are not their own times.
+
+    Example:
+      >>> process = dj.DDPM(dj.processes.schedule_from_betas([0.19, 0.2]))
+      >>> process.at(jnp.array([0, 1])).signal.round(3)  # 0.81^(1/2), (0.81 * 0.8)^(1/2)
+      Array([0.9  , 0.805], dtype=float32)
     """
 
     schedule: Schedule

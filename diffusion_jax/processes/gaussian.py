@@ -47,6 +47,12 @@ def q_sample(
       point: Noise level of each image, such as `process.at(t)`.
       x0: Clean images in [-1, 1].
       eps: Standard normal noise, drawn by the caller since it is also the target.
+
+    Example:
+      >>> process = dj.DDPM(dj.processes.schedule_from_betas([0.36]))  # Signal 0.8, std 0.6.
+      >>> x0, eps = jnp.ones((1, 2)), jnp.array([[0.0, -1.0]])
+      >>> dj.processes.q_sample(process.at(jnp.array([0])), x0, eps).round(3)
+      Array([[0.8, 0.2]], dtype=float32)
     """
     return per_image(point.signal, x0) * x0 + per_image(point.std, x0) * eps
 

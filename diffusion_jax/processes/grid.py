@@ -58,6 +58,10 @@ def make_grid(
 
     Raises:
       InputError: num_steps out of range, an unknown spacing, an invalid list, or u_min out of range.
+
+    Example:
+      >>> dj.make_grid(dj.VP(), 4)
+      Grid(5 points, times 999 to 0)
     """
     process = on_host(process)
     levels, (first, final) = levels_of(process), process.ends

@@ -106,6 +106,10 @@ def num_levels(sigma_min: float, sigma_max: float, dims: int, overlap: float = 0
 
     Raises:
       InputError: Unless 0 < sigma_min < sigma_max < infinity.
+
+    Example:
+      >>> dj.processes.num_levels(0.01, 50.0, dims=32 * 32 * 3, overlap=0.567)  # CIFAR-10, in [0, 1].
+      232
     """
     check_ascending("sigma", sigma_min, sigma_max)
     steps = np.log(sigma_max / sigma_min) / np.log(ladder_ratio(dims, overlap))

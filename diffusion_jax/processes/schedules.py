@@ -138,13 +138,16 @@ def make_schedule(
     Args:
       name: A key of `SCHEDULES`.
       num_timesteps: Number T of steps, at least 1.
-      beta_start: First beta of linear, quad, warmup10 and warmup50, in (0, 1). Default:
-        1e-4 * 1000 / T. It may exceed beta_end.
+      beta_start: First beta of linear, quad, warmup10 and warmup50, in (0, 1); may exceed beta_end. Default: 0.1 / T.
       beta_end: Last beta of linear, quad, const, warmup10 and warmup50, in (0, 1). Default: 0.02 *
         1000 / T, capped at 0.999, with a warning if T is so small that the cap applies.
 
     Raises:
       InputError: Unknown name, T < 1, a beta outside (0, 1), or a beta for a schedule without one.
+
+    Example:
+      >>> dj.make_schedule("cosine", 1000)
+      Schedule(1000 steps, alpha_bar 0.999959 to 2.42877e-09)
     """
     choose("schedule", name, SCHEDULES)
     if not _is_count(num_timesteps):
@@ -156,12 +159,10 @@ def make_schedule(
         )
     _check_beta("beta_end", beta_end, name)
     if name in _FIXED:
-        betas = _FIXED[name](num_timesteps)
-    else:
-        start = beta_start or _default_beta("beta_start", 1e-4, num_timesteps)
-        end = beta_end or _default_beta("beta_end", 0.02, num_timesteps)
-        betas = _RANGED[name](num_timesteps, start, end)
-    return _of_betas(betas)
+        return _of_betas(_FIXED[name](num_timesteps))
+    start = beta_start or _default_beta("beta_start", 1e-4, num_timesteps)
+    end = beta_end or _default_beta("beta_end", 0.02, num_timesteps)
+    return _of_betas(_RANGED[name](num_timesteps, start, end))
 
 
 def schedule_from_betas(betas: Sequence[float] | Float[np.ndarray, " T"]) -> Schedule:
@@ -183,15 +184,13 @@ def schedule_from_betas(betas: Sequence[float] | Float[np.ndarray, " T"]) -> Sch
         )
     outside = np.flatnonzero(~((values > 0) & (values <= 1)))
     if len(outside):
-        first = outside[0]
-        raise InputError(
-            f"betas[{first}] is {values[first]:g}; betas must be in the interval (0, 1]"
-        )
+        k = outside[0]
+        raise InputError(f"betas[{k}] is {values[k]:g}; betas must be in the interval (0, 1]")
     lost = np.flatnonzero(np.diff(_log_alpha_bar(values), prepend=0.0) >= 0)
     if len(lost):
-        first = lost[0]
+        k = lost[0]
         raise InputError(
-            f"betas[{first}] is {values[first]:g}, too small beside those before it to count in float64"
+            f"betas[{k}] is {values[k]:g}, too small beside those before it to count in float64"
         )
     return _of_betas(values)
 

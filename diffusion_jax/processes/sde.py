@@ -184,6 +184,11 @@ class VP(_OfBeta):
     """The variance-preserving SDE, dx = -beta x / 2 du + beta^(1/2) dw (Eq. 11): DDPM's chain for many steps.
 
     beta_min and beta_max are N times the first and the last beta of a chain of N steps.
+
+    Example:
+      >>> point = dj.VP().at(jnp.array([0.0, 999.0]))  # The data, and the noise.
+      >>> point.signal.round(3), point.std.round(3)
+      (Array([1.   , 0.007], dtype=float32), Array([0., 1.], dtype=float32))
     """
 
     def std(self, u: Numbers) -> Numbers:
@@ -232,6 +237,11 @@ class VE(ContinuousProcess):
     Attributes:
       sigma_min: sigma at u = 0, positive.
       sigma_max: sigma at u = 1, larger; about the largest distance between two images.
+
+    Example:
+      >>> process = dj.VE(sigma_min=0.01, sigma_max=100.0)
+      >>> process.at(jnp.log(jnp.array([0.01, 1.0, 100.0]))).std.round(2)  # Time is log sigma.
+      Array([1.e-02, 1.e+00, 1.e+02], dtype=float32)
     """
 
     sigma_min: Annotated[

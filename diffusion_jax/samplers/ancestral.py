@@ -41,6 +41,11 @@ def ancestral(
 
     Raises:
       InputError: Unknown variance.
+
+    Example:
+      >>> process = dj.DDPM(dj.make_schedule("linear", 1000))
+      >>> dj.ancestral(dj.make_grid(process, 100), variance="fixed_small").nfe
+      100
     """
     choose("variance", variance, VARIANCES)
 

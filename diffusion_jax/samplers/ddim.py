@@ -42,6 +42,10 @@ def ddim(
 
     Raises:
       InputError: eta outside [0, 1].
+
+    Example:
+      >>> dj.ddim(dj.make_grid(dj.VP(), 50), eta=0.5).nfe  # Evaluations of the network.
+      50
     """
     if not isinstance(eta, jax.Array) and not 0 <= eta <= 1:
         raise InputError(f"eta is {eta!r}; it must be from 0 to 1")

@@ -68,6 +68,11 @@ def heun(
 
     Raises:
       InputError: An option out of its range.
+
+    Example:
+      >>> process = dj.VP()
+      >>> dj.samplers.heun(dj.make_grid(process, 18, "karras"), process).nfe  # Two a step, but for the last.
+      35
     """
     largest = np.inf if churn_max is None else churn_max
     _check(churn, churn_min, largest, churn_noise)

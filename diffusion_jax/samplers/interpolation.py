@@ -54,6 +54,11 @@ def slerp(
       x: Images at fraction 0.
       other: Images at fraction 1.
       fraction: Part of the way, in [0, 1].
+
+    Example:
+      >>> x, other = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
+      >>> dj.samplers.slerp(x, other, jnp.array([0.5])).round(3)
+      Array([[0.707, 0.707]], dtype=float32)
     """
 
     def inner(a: Array, b: Array) -> Array:

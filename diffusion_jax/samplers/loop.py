@@ -179,7 +179,13 @@ class SampleResult(NamedTuple):
 
 
 def image_keys(seed: int | Array, indices: Int[Array | np.ndarray, " b"]) -> Key[Array, " b"]:
-    """Returns the keys of the images with these indices: fold_in(stream(seed, "sample"), i)."""
+    """Returns the keys of the images with these indices: fold_in(stream(seed, "sample"), i).
+
+    Example:
+      >>> keys, alone = dj.image_keys(0, np.arange(3)), dj.image_keys(0, np.array([2]))
+      >>> bool(keys[2] == alone[0])  # Whatever the batch.
+      True
+    """
     return indexed(stream(seed, "sample"), indices)
 
 
@@ -248,6 +254,15 @@ def sample_loop(
     Raises:
       InputError: start, stop or num_frames out of range, frames of a run that keeps none, or start > 0 without
         x_init.
+
+    Example:
+      >>> def denoise(x_t, point):  # Of data whose pixels are all 0.5.
+      ...     x0 = jnp.full_like(x_t, 0.5)
+      ...     return dj.models.complete(point, x0, dj.processes.eps_from_x0(point, x_t, x0))
+      >>> sampler = dj.ddim(dj.make_grid(dj.VP(), 10))
+      >>> result = dj.sample_loop(denoise, sampler, dj.image_keys(0, np.arange(2)), (4, 4, 1))
+      >>> result.images.shape, float(result.images.mean()), result.stats.evaluations.tolist()
+      ((2, 4, 4, 1), 0.5, [10, 10])
     """
     keys = _checked(denoise, sampler, keys)
     grid_steps = sampler.grid.num_steps

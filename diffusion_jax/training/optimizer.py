@@ -84,6 +84,11 @@ def ema_decay(decay: float, *, warmup: bool = True) -> Decay:
     Args:
       decay: Decay of the average after the warm-up, in [0, 1].
       warmup: Whether there is a warm-up.
+
+    Example:
+      >>> decay = dj.training.ema_decay(0.99)
+      >>> [round(float(decay(jnp.array(step))), 3) for step in (0, 90, 9000)]
+      [0.1, 0.91, 0.99]
     """
 
     def at(step: Int[Array, ""]) -> Float[Array, ""]:

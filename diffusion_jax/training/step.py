@@ -98,6 +98,17 @@ def make_train_step(
     Raises:
       InputError: A key of another type, a decay that is not a function of the step, or label_dropout without labels or
         without no_label.
+
+    Example:
+      >>> network = dj.as_functions(dj.models.MLP(channels=8, num_res_blocks=1), (4, 4, 1))
+      >>> loss = dj.loss_function("simple", dj.DiffusionModel(dj.VP(), "v", network.apply))
+      >>> optimizer = dj.training.make_optimizer(1e-3, warmup_steps=10)
+      >>> step = jax.jit(dj.training.make_train_step(loss, optimizer, jax.random.key(0)))
+      >>> state = dj.training.create_state(jax.random.key(1), network, optimizer)
+      >>> batch = {"image": np.zeros((2, 4, 4, 1), np.uint8), "label": np.zeros(2, np.int32)}
+      >>> state, metrics = step(state, batch)
+      >>> int(state.step), bool(jnp.isfinite(metrics.loss))
+      (1, True)
     """
     key, decays = threefry(key), dict(averages or {})
     _check(decays, conditional, label_dropout, no_label)

@@ -83,6 +83,12 @@ def as_functions(module: nn.Module | Model, image_shape: tuple[int, int, int]) -
     Raises:
       InputError: A shape that the module does not take; when the network is called, images with other channels, labels
         for a network without classes, or none for one with classes.
+
+    Example:
+      >>> network = dj.as_functions(dj.models.MLP(channels=8, num_res_blocks=1), (4, 4, 1))
+      >>> params = network.init(jax.random.key(0))
+      >>> network.apply(params, jnp.zeros((2, 4, 4, 1)), jnp.zeros(2)).shape
+      (2, 4, 4, 1)
     """
     if isinstance(module, Model):
         return module

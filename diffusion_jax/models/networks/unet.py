@@ -72,6 +72,12 @@ class UNet(nn.Module):
       dtype: Type of the computation. Parameters, norms, softmax and output stay float32.
       remat: What the backward pass recomputes: "none"; "blocks", all of each block but its input; or
         names of `SAVEABLE`: all of each block but these results.
+
+    Example:
+      >>> network = dj.as_functions(dj.UNet(channels=32, channel_mult=(1, 2)), (16, 16, 3))
+      >>> shapes = jax.eval_shape(network.init, jax.random.key(0))
+      >>> dj.models.count_parameters(shapes)
+      940483
     """
 
     channels: Annotated[int, CHANNELS] = 128
