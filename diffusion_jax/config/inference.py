@@ -8,7 +8,7 @@ from diffusion_jax.config.field import SEEDS, Field, merge, option_field, option
 from diffusion_jax.features import FEATURES
 from diffusion_jax.metrics import IMAGE_METRICS, METRICS
 from diffusion_jax.options import Option
-from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
+from diffusion_jax.options.kinds import Bool, Choice, Either, FilePath, Float, Int, Text, Tuple
 from diffusion_jax.processes.grid import SPACING
 from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.samplers import CONSTRAINTS, SAMPLERS
@@ -108,7 +108,7 @@ _FIELDS = {
     # ---- edit
     "edit.images": Field(
         None,
-        Tuple(Text("a path"), empty=False),
+        Tuple(FilePath("a path"), empty=False),
         "images to work on: files, or folders of them; unset: the first sample.num_images test images",
     ),
     "edit.start_t": Field(
@@ -153,7 +153,7 @@ _FIELDS = {
     ),
     "eval.images": Field(
         None,
-        Text("a path"),
+        FilePath("a path"),
         "images that fd, kid, ... measure: a folder of pictures, an .npz, or the folder of a sampling job; unset: "
         "drawn from the checkpoint, as by --mode=sample",
     ),
@@ -165,7 +165,7 @@ _FIELDS = {
     ),
     "eval.reference": Field(
         "train",
-        Text("train, test, or a path"),
+        FilePath("train, test, or a path"),
         "what these images are compared with: train or test images of the data, a folder of pictures, or an .npz of "
         "images or of mu and sigma",
     ),
@@ -177,7 +177,7 @@ _FIELDS = {
     # ---- report
     "report.runs": Field(
         None,
-        Tuple(Text("a folder"), empty=False),
+        Tuple(FilePath("a folder", folder=True), empty=False),
         "folders of other runs, which the page compares with this one; unset: none",
     ),
     "report.every": Field(
@@ -294,7 +294,7 @@ def _registry_fields() -> dict[str, Field]:
         ),
         "edit.mask": Field(
             None,
-            Text("a path"),
+            FilePath("a path"),
             "inpaint, keep=mask: gray PNG of the images' size; black is kept, white is redrawn; unset: none",
             owners={"edit.keep": CONSTRAINTS.takers("mask")},
         ),

@@ -11,7 +11,7 @@ from diffusion_jax.losses import LOSSES, TIME_SAMPLERS, WEIGHTINGS
 from diffusion_jax.models.inputs import INPUTS
 from diffusion_jax.models.networks import NETWORKS
 from diffusion_jax.models.preconditioning import PREDICTIONS
-from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Text, Tuple
+from diffusion_jax.options.kinds import Bool, Choice, Either, FilePath, Float, Int, Tuple
 from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.training.averages import MAX_LENGTH
 from diffusion_jax.training.loggers import LOGGERS
@@ -23,7 +23,7 @@ _FIELDS = {
     "data.random_flip": Field(False, Bool(), "mirror training images at random, left to right"),
     "data.cache_dir": Field(
         None,
-        Text("a folder"),
+        FilePath("a folder", folder=True),
         "prepared data and compiled programs; unset: ~/.cache/diffusion_jax",
         "on_resume",
     ),
@@ -114,7 +114,7 @@ _FIELDS = {
     ),
     "train.checkpoint_dir": Field(
         None,
-        Text("a folder's full path, or an address such as gs://BUCKET/PATH"),
+        FilePath("a folder's full path, or an address such as gs://BUCKET/PATH", folder=True),
         "folder of the checkpoints of this run alone; unset: WORKDIR/checkpoints",
         "on_resume",
     ),

@@ -15,12 +15,12 @@ from diffusion_jax.addresses import expand
 from diffusion_jax.data.sources.download import download
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.options import Option
-from diffusion_jax.options.kinds import Text
+from diffusion_jax.options.kinds import FilePath
 from diffusion_jax.reading.regular import open_regular
 from diffusion_jax.reading.tensors import read_tensors
 
 WEIGHTS = Option(
-    Text("a .pth, .npz or .safetensors file"),
+    FilePath("a .pth, .npz or .safetensors file"),
     "file of the extractor's weights; unset: the published file, downloaded once into the cache",
 )
 

@@ -145,6 +145,13 @@ class Text(Kind):
 
 
 @dataclasses.dataclass(frozen=True)
+class FilePath(Text):
+    """Text that is a path, which a shell can complete; of a folder if `folder`."""
+
+    folder: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Choice(Kind):
     """One of `names`, one of `aliases` (which are not listed), or "PREFIX:NAME" with any name."""
 

@@ -15,13 +15,13 @@ from jaxtyping import Bool, Int, UInt8
 from diffusion_jax.data.split import Split
 from diffusion_jax.errors import InputError
 from diffusion_jax.options import Option, kinds
-from diffusion_jax.options.kinds import Text
+from diffusion_jax.options.kinds import FilePath
 
 LabeledImage = tuple[UInt8[np.ndarray, "h w c"], int]
 
 
 SOURCE_DIR = Option(
-    Text("a path"),
+    FilePath("a path"),
     "folder or archive of the images; unset: the source's own search or download",
     on_resume=True,
 )
@@ -102,10 +102,23 @@ def check_size(image_size: int | None, name: str, size: int) -> None:
 def existing_source(source_dir: Path | None, name: str) -> Path:
     """Returns the folder or file of a source, or raises an InputError if it is unset or missing."""
     if source_dir is None:
-        raise InputError(f"data.source_dir is unset; {name} needs the folder that holds the images")
+        raise InputError(
+            f"data.source_dir is unset; {name} needs the folder that holds the images: "
+            "--config.data.source_dir=FOLDER"
+        )
     if not os.path.exists(source_dir):  # Path.exists raises if the name is too long.
         raise InputError(f"source_dir {str(source_dir)!r} does not exist")
     return source_dir
+
+
+def existing_folder(source_dir: Path | None, name: str) -> Path:
+    """Returns the folder of a source, or raises an InputError if it is unset, missing or a file."""
+    folder = existing_source(source_dir, name)
+    if not folder.is_dir():
+        raise InputError(
+            f"source_dir {str(folder)!r} is a file; {name} needs the folder that holds the images"
+        )
+    return folder
 
 
 def listing(files: Sequence[str | Path]) -> str:

@@ -21,7 +21,7 @@ from diffusion_jax.data.sources.base import (
     Source,
     Storage,
     check_size,
-    existing_source,
+    existing_folder,
     listing,
     split_arrays,
 )
@@ -60,7 +60,7 @@ def fashion_mnist(
     check_size(image_size, "fashion_mnist", 28)
     if source_dir is None:
         return Source("published", lambda: _read(_published(storage.downloads), check=True))
-    folder = existing_source(source_dir, "fashion_mnist")
+    folder = existing_folder(source_dir, "fashion_mnist")
     files = [folder / name for name in FILES]
     for file in files:
         if not file.is_file():
