@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -37,10 +37,15 @@ def disk_full(error: BaseException) -> int | None:
     return next((n for n in DISK_FULL if n == number or os.strerror(n) in str(error)), None)
 
 
-def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the closest known name, or None if none is close."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest known name, or "" if none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    close = closest(name, known)
+    return "" if close is None else f" Did you mean {close!r}?"
 
 
 def shortened(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 from diffusion_jax.commands.help_page import COMMAND, help_page
 from diffusion_jax.commands.modes import MODES, modes_of_flag
-from diffusion_jax.errors import InputError, nearest, shortened
+from diffusion_jax.errors import InputError, closest, nearest, shortened
 from diffusion_jax.options.kinds import Text
 
 
@@ -22,15 +23,15 @@ class _Parser(argparse.ArgumentParser):
 
     def _meant(self, message: str) -> str:
         """Returns what an unknown flag was probably meant to be."""
-        flag = message.rpartition(" --")[2].partition("=")[0]
-        if "unrecognized arguments: --" not in message:
+        unknown = re.match("unrecognized arguments: (?:.*? )??--?([^-= ][^= ]*)", message)
+        if unknown is None:
             return ""
         from diffusion_jax.config import FIELDS  # It loads JAX, as all components do.
 
-        if flag in FIELDS:
-            return f"; did you mean --config.{flag}?"
-        known = [name.removeprefix("--") for name in self._option_string_actions]
-        return nearest(flag, known)
+        flags = {name.removeprefix("--"): name for name in self._option_string_actions}
+        flags |= {name: f"--config.{name}" for name in FIELDS}
+        close = closest(unknown[1], flags)
+        return f"; did you mean {flags[close]}?" if close else ""
 
 
 def _config_of(argv: Sequence[str]) -> str | None:
@@ -140,7 +141,7 @@ def _add_help(parser: _Parser) -> None:
         "--completion",
         action=_Completion,
         metavar="SHELL",
-        help="print a script with which bash or zsh completes diffusion-jax: its modes, configs and fields",
+        help="print a script with which bash, zsh or fish completes diffusion-jax: its modes, configs and fields",
     )
 
 

@@ -82,11 +82,13 @@ def _check(config: ConfigDict) -> None:
     fields = config.edit
     if _needs_mask(fields) and fields.mask is None:
         raise InputError(
-            f"edit.mask is unset; edit.keep={fields.keep} needs a gray PNG, black where kept"
+            f"edit.mask is unset; edit.keep={fields.keep} needs a gray PNG, black where kept: "
+            "--config.edit.mask=FILE"
         )
     if not CONSTRAINTS[fields.keep].keeps_part and fields.start_t is None:
         raise InputError(
-            f"edit.start_t is unset; edit.keep={fields.keep} needs the timestep to start from, such as half of T"
+            f"edit.start_t is unset; edit.keep={fields.keep} needs the timestep to start from, such as half of T: "
+            "--config.edit.start_t=500"
         )
 
 

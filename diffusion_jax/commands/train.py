@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,11 +108,16 @@ def train(
         state, step, stopped = _run(work, meter, hooks)
         store.wait()
         if stopped:
-            signal = stopping.requested() or "SIGTERM"
-            log.say(f"{signal}: saved step {step}; run the same command to go on")
+            log.say(_stopped_at(step, workdir))
             return EXIT_STOPPED
         _finish(work, state, step, draw, log, workdir, started)
     return 0
+
+
+def _stopped_at(step: int, workdir: Path) -> str:
+    """Returns what a training says that a signal has stopped."""
+    signal, alone = stopping.requested() or "SIGTERM", shlex.quote(f"--workdir={workdir}")
+    return f"{signal}: saved step {step}; run the same command to go on, or with {alone} alone"
 
 
 class _Work(NamedTuple):

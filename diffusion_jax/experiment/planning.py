@@ -41,7 +41,8 @@ def assumed_images(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
         )
     if shape is None and size is None:
         raise InputError(
-            f"data.image_size is unset; --mode=plan reads no images, and {name} may be of any size"
+            f"data.image_size is unset; --mode=plan reads no images, and {name} may be of any size: "
+            "--config.data.image_size=64"
         )
     channels = 3 if shape is None else shape[2]
     if size is not None:

@@ -71,8 +71,10 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "arguments, fragments",
     [
         (["--mode=trian"], ["'trian'", *MODES, "Did you mean 'train'?"]),
-        (["--confg=x.py"], ["--confg=x.py", "Did you mean 'config'?"]),
+        (["--confg=x.py"], ["--confg=x.py; did you mean --config? (see --help)"]),
         (["--train.num_steps=5"], ["did you mean --config.train.num_steps?"]),
+        (["-workdr", "x"], ["did you mean --workdir?"]),
+        (["x", "--trian.num_steps=5"], ["did you mean --config.train.num_steps?"]),
         (["--mode=sample"], ["--config=FILE", "or --workdir=FOLDER of a run is needed"]),
         (["configs/digits.py"], ["configs/digits.py"]),
         (["--workdir"], ["--workdir", "expected one argument"]),
@@ -346,9 +348,10 @@ def test_a_folder_without_usable_images_is_named(
     folder.mkdir()
     fields = ["data.name=image_folder", f"data.source_dir={folder}"]
     assert_refused(train(*fields, "data.image_size=8"), str(folder), "no images", ".png")
-    assert_refused(train(*fields), "image_size is None", "at least 1")
+    assert_refused(train(*fields), "image_size is unset", "at least 1", "--config.data.image_size=")
     assert_refused(
-        train(fields[0], "data.image_size=8"), "data.source_dir is unset", "image_folder"
+        train(fields[0], "data.image_size=8"),
+        *("data.source_dir is unset", "image_folder", "--config.data.source_dir=FOLDER"),
     )
     (folder / "broken.png").write_bytes(b"not a picture")
     assert_refused(train(*fields, "data.image_size=8"), str(folder), "none of the 1 images")

@@ -158,6 +158,7 @@ def test_a_signal_saves_exits_75_and_the_same_command_goes_on(
     stopped = train()
     assert stopped.status == 75
     assert f"{number.name}: saved step 5; run the same command to go on" in stopped.err
+    assert f"or with --workdir={tmp_path / 'run'} alone" in stopped.err
     assert checkpoint_steps(tmp_path / "run") == [4, 5]
     assert not (tmp_path / "run" / "results").exists()
     resumed = train()

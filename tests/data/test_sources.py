@@ -448,6 +448,13 @@ def test_a_source_dir_that_does_not_exist_is_named(tmp_path, name):
         load(name, "train", source_dir=tmp_path / "nowhere", cache_dir=tmp_path, image_size=None)
 
 
+@pytest.mark.parametrize("name", ["fashion_mnist", "image_folder"])
+def test_a_file_in_place_of_a_source_dir_is_told_from_a_folder_that_cannot_be_read(tmp_path, name):
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(InputError, match=f"a.zip' is a file; {name} needs the folder"):
+        load(name, "train", source_dir=tmp_path / "a.zip", cache_dir=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist", "cifar10", "image_folder"])
 def test_the_number_of_images_is_known_before_they_are_read(
     tmp_path, fashion_dir, cifar_batches, name
