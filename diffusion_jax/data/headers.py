@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from diffusion_jax.data import image_file, picture
 from diffusion_jax.data.folder import shown
@@ -25,10 +25,17 @@ GRAY, COLOR, UNREADABLE = "gcx"
 
 
 class Headers(NamedTuple):
-    """Kinds of files, one letter per file (GRAY, COLOR, UNREADABLE), and reasons for unreadable files by name."""
+    """What the headers of files say.
+
+    Attributes:
+      kinds: Kinds of files, one letter per file: GRAY, COLOR, UNREADABLE.
+      left_out: Reasons for unreadable files, by name.
+      sizes: "WIDTHxHEIGHT" -> number of readable files of that size, and the name of the first.
+    """
 
     kinds: str
     left_out: dict[str, str]
+    sizes: dict[str, list[Any]]
 
 
 def headers(folder: Path, names: list[str], index: Path) -> Headers:
@@ -46,27 +53,30 @@ def headers(folder: Path, names: list[str], index: Path) -> Headers:
 
     found = in_threads(lambda name: look(folder / name), names)
     shown_as = tqdm(found, "looking at files", len(names), disable=not sys.stderr.isatty())
-    kinds, left_out = [], {}
-    for name, said in zip(names, shown_as, strict=True):
-        if said not in (GRAY, COLOR):
+    kinds, left_out, sizes = [], {}, dict[str, list[Any]]()
+    for name, (said, size) in zip(names, shown_as, strict=True):
+        if said in (GRAY, COLOR):
+            sizes.setdefault(size, [0, name])[0] += 1
+        else:
             left_out[name] = said
         kinds.append(UNREADABLE if name in left_out else said)
-    _keep(index, made := Headers("".join(kinds), left_out))
+    _keep(index, made := Headers("".join(kinds), left_out, sizes))
     return made
 
 
-def look(path: Path) -> str:
-    """Returns GRAY or COLOR, or the reason why a picture cannot be used."""
+def look(path: Path) -> tuple[str, str]:
+    """Returns GRAY or COLOR, or the reason why a picture cannot be used; and its size, "WIDTHxHEIGHT"."""
     try:
         with picture.header(path) as image:
             gray, deep = image_file.is_gray(image), picture.is_deep(image)
+            size = f"{image.width}x{image.height}"
         if deep:  # Only the pixels show whether the 16 bits hold fewer.
             picture.load(path)
     except picture.Unreadable as error:
-        return error.kind
+        return error.kind, ""
     except OSError as error:
         raise cannot_read(path, error) from error
-    return GRAY if gray else COLOR
+    return GRAY if gray else COLOR, size
 
 
 def cannot_read(path: Path, error: OSError) -> InputError:

@@ -156,7 +156,7 @@ def test_an_empty_folder_is_an_error(folder, tmp_path):
 
 def test_a_size_is_needed(folder, tmp_path):
     save(folder / "1.png")
-    with pytest.raises(InputError, match="data.image_size is None"):
+    with pytest.raises(InputError, match="data.image_size is unset"):
         opened(folder, tmp_path, image_size=None)
     with pytest.raises(InputError, match="data.source_dir is unset"):
         load("image_folder", "train", image_size=8, cache_dir=tmp_path)
@@ -241,7 +241,7 @@ def test_a_flipped_bit_of_an_index_has_it_made_anew(folder, tmp_path):
     names, index = ["0.png", "1.png", "2.png", "3.png"], tmp_path / "index"
     (folder / "3.png").write_bytes(b"")
     right = headers.headers(folder, names, index)
-    assert right == ("cccx", {"3.png": "damaged"})
+    assert right == ("cccx", {"3.png": "damaged"}, {"12x9": [3, "0.png"]})
     data = index.read_bytes()
     for bit in range(0, 8 * len(data), 7):  # Another of each byte.
         changed = bytearray(data)
@@ -280,4 +280,27 @@ def test_a_pipe_in_place_of_an_index_is_not_waited_for(folder, tmp_path):
     save(folder / "a.png")
     os.mkfifo(tmp_path / "index")
     said = headers.headers(folder, ["a.png"], tmp_path / "index")
-    assert said == headers.headers(folder, ["a.png"], tmp_path / "index") == (headers.COLOR, {})
+    assert (
+        said
+        == headers.headers(folder, ["a.png"], tmp_path / "index")
+        == (headers.COLOR, {}, {"12x9": [1, "a.png"]})
+    )
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 0])  # Copied, and in place.
+def test_pictures_that_show_little_are_counted_and_named(folder, tmp_path, memory_limit):
+    """Of side 32 they are if they are enlarged more than four times, or if more than three quarters are cut off."""
+    for name, size in {
+        "a": (8, 8),
+        "b": (400, 100),
+        "c": (7, 64),
+        "d": (1, 1),
+        "e": (401, 100),
+    }.items():
+        save(folder / f"{name}.png", size=size)
+    save(folder / "f.png", size=(1, 1))
+    said = "4 of 6 images .*data.image_size=32.*: c.png is 7x64, d.png is 1x1, e.png is 401x100$"
+    with pytest.warns(UserWarning, match=said):
+        opened(folder, tmp_path, image_size=32, memory_limit=memory_limit)
+    with pytest.warns(UserWarning, match="2 of 6 images .*: c.png is 7x64, e.png is 401x100$"):
+        opened(folder, tmp_path, image_size=4, memory_limit=memory_limit)

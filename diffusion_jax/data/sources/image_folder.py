@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
 from diffusion_jax.data import image_file, picture
-from diffusion_jax.data.folder import natural, pictures_in, shown, some
+from diffusion_jax.data.folder import NAMED, natural, pictures_in, shown, some
 from diffusion_jax.data.headers import (
     COLOR,
     UNREADABLE,
@@ -31,13 +32,14 @@ from diffusion_jax.data.sources.base import (
     LabeledImage,
     Source,
     Storage,
-    existing_source,
+    existing_folder,
     held_out,
 )
 from diffusion_jax.data.split import Batch, Split, count
 from diffusion_jax.errors import InputError, RunError, reason
 
 VERSION = 2  # Version of the preparation; copies made by another version are not used.
+MOST = 4  # Pictures that are enlarged more, or whose middle square is less than 1 / MOST of them, are told.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,20 +79,25 @@ def image_folder(
     There are classes only if no image lies directly in source_dir. `test_fraction` of each class is
     held out.
     """
-    folder, size = existing_source(source_dir, "image_folder"), image_size
+    folder, size = existing_folder(source_dir, "image_folder"), image_size
     if size is None or size < 1:
-        raise InputError(f"data.image_size is {size}; image_folder needs a size of at least 1")
+        raise InputError(
+            f"data.image_size is {'unset' if size is None else size}; image_folder needs a size of at least 1: "
+            "--config.data.image_size=64"
+        )
     found = pictures_in(folder, "data.source_dir")
     if not found.names:
         raise InputError(
             f"source_dir {shown(str(folder))!r} holds no images ({', '.join(sorted(picture.SUFFIXES))})"
             + (f": {found.note()}" if found.passed_over else "")
         )
-    index = storage.indexes / f"image_folder-{found.digest[:16]}-{VERSION}"
+    index = storage.indexes / f"image_folder-{found.digest[:16]}-{VERSION}-sizes"
 
     @functools.cache
     def images() -> _Images:
         said = headers(folder, found.names, index)
+        if unfit := _unfit(said.sizes, size):
+            warnings.warn(f"image_folder: {unfit}", stacklevel=2)
         return _sort_out(folder, found.names, said, size, test_fraction)
 
     key = f"{VERSION} {found.digest} {size} {test_fraction}"
@@ -107,6 +114,27 @@ def _beside_folders(names: list[str]) -> str | None:
     return (
         f"there are no classes, since beside the folders of images ({some(sorted(folders))}) lie {len(beside)} images "
         f"({some(beside)}); move these away, or into a folder, if the folders are classes"
+    )
+
+
+def _unfit(sizes: Mapping[str, Sequence[Any]], size: int) -> str | None:
+    """Returns a message if pictures show little as squares of a size, or None.
+
+    Args:
+      sizes: As in `Headers`.
+      size: Side of the squares.
+    """
+    unfit = []
+    for said, (number, first) in sizes.items():
+        short, long = sorted(map(int, said.split("x")))
+        if MOST * short < max(size, long):
+            unfit.append((number, f"{shown(first)} is {said}"))
+    if not unfit:
+        return None
+    total, of_all = (sum(number for number, _ in found) for found in (unfit, sizes.values()))
+    return (
+        f"{total} of {of_all} images have sides of less than a quarter of data.image_size={size}, or are more than "
+        f"four times as long as wide, and will show little: {', '.join(said for _, said in unfit[:NAMED])}"
     )
 
 
