@@ -42,6 +42,26 @@ def _flags_that_fit(workdir: Path) -> str | None:
         return None
 
 
+def _unless_there(name: str) -> Callable[[Path], str | None]:
+    """Returns workdir -> no flags; None if it has a file of that name."""
+    return lambda workdir: None if (workdir / name).exists() else ""
+
+
+def _features(workdir: Path) -> str:
+    """Returns the flag with which a run's images are measured without a download, where there is one."""
+    from diffusion_jax.report import measuring
+    from diffusion_jax.report.run_folder import RunFolder
+
+    return " ".join(f"--config.{field}" for field in measuring.features(RunFolder(workdir)))
+
+
+def _download(workdir: Path) -> str:
+    from diffusion_jax.report import measuring
+    from diffusion_jax.report.run_folder import RunFolder
+
+    return measuring.download(RunFolder(workdir))
+
+
 @dataclasses.dataclass(frozen=True)
 class Next:
     """A command that follows from one that is done, with its workdir.
@@ -51,15 +71,17 @@ class Next:
       what: What it does, for a person.
       flags: Its flags; a value in capitals is for the user to choose.
       more: Workdir -> further flags; None: there is nothing to run.
+      aside: Workdir -> what else a person must know before, to be added to `what`.
     """
 
     mode: str
     what: str
     flags: str = ""
     more: Callable[[Path], str | None] = lambda _: ""
+    aside: Callable[[Path], str] = lambda _: ""
 
 
-_REPORT = Next("report", "a page of the run")
+_REPORT = Next("report", "the page of the run, with what is new")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +150,7 @@ MODES = {
             next=(
                 Next("sample", "images in files"),
                 Next("evaluate", "bits/dim of the test images"),
-                _REPORT,
+                Next("report", "a page of the run", more=_unless_there("report.html")),
             ),
         ),
         Mode(
@@ -140,6 +162,8 @@ MODES = {
                     "evaluate",
                     "such images measured against the data",
                     "--config.eval.metrics=fd,kid",
+                    _features,
+                    _download,
                 ),
                 _REPORT,
             ),

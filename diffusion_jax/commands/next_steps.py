@@ -37,5 +37,5 @@ def next_steps(
             kept = mode.works_on_run and follower.decides(name) or not follower.works_on_run
             words += [f"--config.{name}={value}"] if kept else []
         text = " ".join([COMMAND, *map(shlex.quote, words), *step.flags.split(), *found.split()])
-        lines.append(f"next, {step.what}: {text}")
+        lines.append(f"next, {step.what}{step.aside(workdir)}: {text}")
     return lines

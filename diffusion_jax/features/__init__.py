@@ -6,7 +6,7 @@ from diffusion_jax.features import classifier, dinov2, inception, lite0
 from diffusion_jax.features.extractor import Extractor
 from diffusion_jax.options import Component, Registry
 
-__all__ = ["FEATURES", "Extractor"]
+__all__ = ["DOWNLOADS", "FEATURES", "Extractor"]
 
 # Given: `cache_dir`, the folder of downloads and trained weights; `split`, () -> labeled training images of the data.
 FEATURES: Registry[Component[Extractor]] = Registry(
@@ -25,3 +25,6 @@ FEATURES: Registry[Component[Extractor]] = Registry(
     },
     given=("cache_dir", "split"),
 )
+
+# Weights that features get from the network, unless `eval.weights` names a file.
+DOWNLOADS = {"inception": inception.PUBLISHED, "dinov2": dinov2.PUBLISHED}

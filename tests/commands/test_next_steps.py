@@ -96,3 +96,38 @@ def test_only_a_command_that_is_done_says_what_is_next(
     assert said.status == (0 if outcome == "done" else 75)
     assert ("next, " in said.err) == (outcome == "done")
     assert said.out == ""
+
+
+def saved(workdir: Path, classes: list[object], **fields: str) -> None:
+    """Changes the saved config of a run: its classes, and fields of the group eval."""
+    config = json.loads((workdir / "config.json").read_text())
+    config["eval"] |= fields
+    (workdir / "config.json").write_text(json.dumps({**config, "classes": classes}))
+
+
+@pytest.mark.parametrize(
+    ("classes", "fields", "flag", "said"),
+    [
+        ([], {}, None, "against the data (this downloads 96 MB of weights, once): "),
+        ([{"label": 0}], {}, "--config.eval.features=classifier", "against the data: "),
+        ([], {"weights": "x.pth"}, None, "against the data: "),
+        ([{"label": 0}], {"features": "lite0"}, None, "against the data: "),
+    ],
+)
+def test_a_measurement_that_downloads_weights_is_proposed_with_a_word_of_it(
+    classes: list[object], fields: dict[str, str], flag: str | None, said: str, workdir: Path
+) -> None:
+    saved(workdir, classes, **fields)
+    lines = next_steps(MODES["sample"], workdir, None, [])
+    assert said in lines[0]
+    measured = commands(lines)[0]
+    assert [word for word in measured if "features" in word] == ([flag] if flag else [])
+
+
+def test_the_page_that_a_training_wrote_is_not_proposed_again(workdir: Path) -> None:
+    def proposed() -> set[str]:
+        return {words[0] for words in commands(next_steps(MODES["train"], workdir, None, []))}
+
+    assert "--mode=report" in proposed()
+    (workdir / "report.html").write_text("")
+    assert proposed() == {"--mode=sample", "--mode=evaluate"}

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.report.blocks import Block, Details, Facts, Note, Table
+from diffusion_jax.report.measuring import download, features
 from diffusion_jax.report.sections.inputs import Inputs, figures, measured, text
-from diffusion_jax.report.sections.neighbors import features
 
 LONGEST = 300  # Characters of a value.
 _TOLD = ("classes", "files", "sizes", "distances")  # Long, and told elsewhere.
@@ -19,7 +19,7 @@ def metrics(inputs: Inputs) -> list[Block]:
     run, found = inputs.run, measured(inputs.run)
     if not found:
         command = run.command("evaluate", "eval.metrics=fd,kid,pr", *features(run))
-        return [Note("No metric is measured yet:", command)]
+        return [Note(f"No metric is measured yet{download(run)}:", command)]
     rows = [
         (label, str(figure), *_short(record))
         for name, record in found.items()

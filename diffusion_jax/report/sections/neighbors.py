@@ -6,11 +6,9 @@ import numpy as np
 
 from diffusion_jax.report import drawn
 from diffusion_jax.report.blocks import Block, Note
-from diffusion_jax.report.run_folder import RunFolder
+from diffusion_jax.report.measuring import download, features
 from diffusion_jax.report.sections.inputs import Figure, Inputs, measured, number, text
 from diffusion_jax.reporting import pictures
-
-SMALL = 32
 
 
 def neighbors(inputs: Inputs) -> list[Block]:
@@ -32,9 +30,10 @@ def neighbors(inputs: Inputs) -> list[Block]:
     if blocks:
         return blocks
     command = run.command("evaluate", "eval.metrics=nearest", *features(run))
+    more = download(run)
     if (picture := _in_pixels(inputs)) is not None:
-        return [picture, Note("How many of more samples are copies, by features:", command)]
-    return [Note("Nearest training images are not there yet:", command)]
+        return [picture, Note(f"How many of more samples are copies, by features{more}:", command)]
+    return [Note(f"Nearest training images are not there yet{more}:", command)]
 
 
 def _in_pixels(inputs: Inputs) -> Block | None:
@@ -54,9 +53,3 @@ def _in_pixels(inputs: Inputs) -> Block | None:
     )
     alt = "Images, each in a row with the training images nearest to it in pixels"
     return inputs.album.array(picture, alt, caption)
-
-
-def features(run: RunFolder) -> list[str]:
-    """Returns the field for features of small images with classes, which need no network of natural images."""
-    shape = (run.result("train").get("data") or {}).get("image_shape") or [SMALL]
-    return ["eval.features=classifier"] if run.classes and max(shape) < SMALL else []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffusion_jax.report.blocks import Block, Note, Row, Table
+from diffusion_jax.report.measuring import download
 from diffusion_jax.report.run_folder import RunFolder
 from diffusion_jax.report.sections.inputs import Inputs, figures, measured, text
 from diffusion_jax.report.sections.likelihood import arrays_of_bound, plots_of_bound
@@ -103,7 +104,8 @@ def _table_1(run: RunFolder) -> list[Block]:
     blocks: list[Block] = [Table("Table 1: sample quality and likelihood", header, rows)]
     if images := [{"fid": "fd"}.get(metric, metric) for metric in missing if metric != "bpd"]:
         asked = (f"eval.metrics={','.join(images)}", "eval.features=inception")
-        blocks.append(Note("What is missing of it is measured by", run.command("evaluate", *asked)))
+        said = f"What is missing of it is measured by{download(run, 'inception')}"
+        blocks.append(Note(said, run.command("evaluate", *asked)))
     if "bpd" in missing:
         blocks.append(Note("The bound is measured by", run.command("evaluate", "eval.metrics=bpd")))
     return blocks

@@ -7,9 +7,9 @@ from typing import Any
 
 from diffusion_jax.report.blocks import Block, Chart, Details, Note, Row, Table
 from diffusion_jax.report.charts import Curve, chart
+from diffusion_jax.report.measuring import download, features
 from diffusion_jax.report.run_folder import RunFolder
 from diffusion_jax.report.sections.inputs import Figure, Inputs, number, text
-from diffusion_jax.report.sections.neighbors import features
 
 STEPS, GUIDANCE = "sampler.num_steps", "sampler.guidance_scale"
 MOST_CURVES, COLORS = 8, 8
@@ -28,7 +28,7 @@ def sweeps(inputs: Inputs) -> list[Block]:
         lines = next((lines for lines in _sweeps(run) if field in _varied(lines)), None)
         if lines is None:
             if field != GUIDANCE or run.class_conditional:
-                missing = f"No sweep of quality over {axis} yet:"
+                missing = f"No sweep of quality over {axis} yet{download(run)}:"
                 metric = ("eval.metrics=fd", f"eval.sweep={sweep}")
                 blocks.append(Note(missing, run.command("evaluate", *metric, *features(run))))
             continue
