@@ -198,9 +198,10 @@ def _classes(run: Run, labels: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
 
 
 def save_result(workdir: Path, mode: str, folder: Path, result: dict[str, Any], done: str) -> None:
-    """Writes job.json and results/<mode>.json, and says where they are."""
+    """Writes job.json and results/<mode>.json, and says where they and the pictures of the job are."""
     result = {"job": folder.name, **result}
     ownership.check()
     results.write_text(folder / "job.json", json.dumps(result, indent=2) + "\n")
     path = results.add_result(workdir, mode, result)
-    print(f"{done} in {folder}\nresults {path}", file=sys.stderr)
+    shown = [f"{picture.stem} {picture}" for picture in sorted(folder.glob("*.png"))]
+    print(f"{done} in {folder}", *shown, f"results {path}", sep="\n", file=sys.stderr)
