@@ -83,6 +83,14 @@ options_of() { # options_of COMMAND: prints the options that it takes, besides -
   echo "$options"
 }
 
+takers() { # takers OPTION: prints the commands that take it.
+  local name found=""
+  for name in create install run resume tail delete; do
+    [[ " $(options_of "$name") " != *" $1 "* ]] || found+="${found:+, }$name"
+  done
+  echo "$found"
+}
+
 parse_arguments() {
   name="" zone="" workdir="" config="" project="" ref="HEAD" max_restarts=100 ready_timeout=3600
   accelerator="" runtime_version="" spot=false worker=0 dry_run=false command=run
@@ -104,7 +112,8 @@ parse_arguments() {
     local key=${option%%=*}
     [[ $key == --* && " $(options_of resume) worker " == *" ${key#--} "* ]] ||
       fail "unknown argument '$option'; see --help (arguments of the command come after --)"
-    [[ " $options " == *" ${key#--} "* ]] || fail "$key is not an option of '$command'; see --help"
+    [[ " $options " == *" ${key#--} "* ]] ||
+      fail "$key is not an option of '$command', only of $(takers "${key#--}"); see --help"
     case $option in --dry-run | --spot) value=true ;; *)
       if ! $given; then
         [[ $# -gt 0 && $1 != -- ]] || fail "$key needs a value; see --help"

@@ -85,11 +85,12 @@ class Registry(MutableMapping[str, C], Generic[C]):
         return self._entries[self.choice.full_name(name)]
 
     def __delitem__(self, name: str) -> None:
-        del self._entries[name]
+        prefix = name.partition(":")[0]
+        del self._entries[prefix if prefix in self._prefixed else name]
         _count_change()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return (f"{name}:NAME" if name in self._prefixed else name for name in self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -30,7 +30,7 @@ from diffusion_jax.training.optimizer import DECAYS
 
 # What each choice of the table stands for.
 REGISTRIES: dict[str, Iterable[str]] = {
-    "data.name": set(data.SOURCES) - {"tfds"},
+    "data.name": set(data.SOURCES) - {"tfds:NAME"},
     "model.name": NETWORKS,
     "model.remat": REMATS,
     "process.name": PROCESSES,

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from diffusion_jax.data import SOURCES
 from diffusion_jax.errors import InputError
 from diffusion_jax.options import Component, Option, Registry
 from diffusion_jax.options.kinds import Float, Int
@@ -149,3 +150,21 @@ def test_a_component_may_have_its_annotations_evaluated_or_not():
     finally:
         del mine.__globals__["annotated_elsewhere"]
     assert evaluated["much"].help == "how much"
+
+
+def test_a_name_with_any_ending_is_looked_up_wherever_it_is_listed() -> None:
+    rules = Registry(
+        "rule",
+        {"plain": Component(plain, "a"), "file": Component(Fancy, "b")},
+        given=("grid",),
+        prefixed=("file",),
+    )
+    assert [(name, rule.help) for name, rule in rules.items()] == [
+        ("plain", "a"),
+        ("file:NAME", "b"),
+    ]
+    assert all(name in rules for name in rules) and "file" not in rules
+    with pytest.raises(InputError, match="unknown rule 'file'; choose one of plain, file:NAME."):
+        rules.choose("file")
+    del rules["file:x"]
+    assert list(rules) == ["plain"] and dict(SOURCES.items()).keys() >= {"digits", "tfds:NAME"}
