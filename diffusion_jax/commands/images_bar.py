@@ -37,7 +37,7 @@ class ImagesBar:
         self._shown = jax.process_index() == 0
         visible = self._shown and sys.stderr.isatty()
         self._total, self._passes, self._batch = num_images, passes, min(batch_size, num_images)
-        self.finished = self._base = finished
+        self.finished = self._base = self._at = finished
         self._started = self._told = time.monotonic()
         self._bar = tqdm(
             total=num_images, initial=finished, unit="img", disable=not visible, bar_format=BAR
@@ -46,8 +46,13 @@ class ImagesBar:
 
     def _progress(self, passes: int) -> None:
         # Each device reports, and one may be behind another.
-        now = min(self._base + passes * self._batch / self._passes, self._total)
-        self._bar.update(max(0, now - self._bar.n))
+        self._at = min(self._base + passes * self._batch / self._passes, self._total)
+        self._bar.update(max(0, self._at - self._bar.n))
+
+    def advance(self, passes: int) -> None:
+        """Shows that the images of the batch at work have had so many network passes."""
+        self._progress(passes)
+        self._tell()
 
     def done(self, num_images: int) -> None:
         """Counts the images of a batch that is done and kept.
@@ -57,23 +62,30 @@ class ImagesBar:
         """
         jax.effects_barrier()  # The last calls of `progress` still use the old base.
         self._base += num_images
+        self._at = self._base
         self._bar.update(self._base - self._bar.n)
-        now = time.monotonic()
-        if self._shown and self._bar.disable and now - self._told > LINE_EVERY:
-            self._told = now
-            print(self._line(now - self._started), file=sys.stderr)
+        self._tell()
         stopping.check()
 
     def skip(self, num_images: int) -> None:
         """Counts images that an earlier start has done, as are found after the job has begun."""
         self.finished += num_images
         self._base += num_images
+        self._at = self._base
         self._bar.update(num_images)
 
+    def _tell(self) -> None:
+        """Prints a line where nobody sees the bar, unless the last one is fresh."""
+        now = time.monotonic()
+        if self._shown and self._bar.disable and now - self._told > LINE_EVERY:
+            self._told = now
+            print(self._line(now - self._started), file=sys.stderr)
+
     def _line(self, seconds: float) -> str:
-        rate = (self._base - self.finished) / seconds
-        left = datetime.timedelta(seconds=round((self._total - self._base) / rate))
-        return f"{self._base} of {self._total} images  images/s {rate:.3g}  left {left}"
+        rate = (self._at - self.finished) / seconds
+        left = datetime.timedelta(seconds=round((self._total - self._at) / rate))
+        done = f"{self._at:.1f}".removesuffix(".0")  # Of a batch at work, a share.
+        return f"{done} of {self._total} images  images/s {rate:.3g}  left {left}"
 
     def __enter__(self) -> ImagesBar:
         return self

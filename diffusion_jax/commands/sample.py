@@ -17,17 +17,23 @@ from diffusion_jax.commands.environment import own
 from diffusion_jax.commands.image_files import ImageFiles
 from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.experiment import sampling
+from diffusion_jax.experiment.parts import make_draw_part
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reporting import pictures
 from diffusion_jax.runs import Run
 from diffusion_jax.samplers import Sampler
-from diffusion_jax.samplers.batches import Samples, class_of_images, make_batch_sampler
+from diffusion_jax.samplers.batches import (
+    Samples,
+    class_of_images,
+    make_batch_sampler,
+    make_sampler_in_parts,
+)
 
 GRID_IMAGES = 100
 
 DrawBatch = Callable[..., Samples]  # (params, traced options, indices, labels) -> samples.
-MakeBatches = Callable[[Run, jax.sharding.Mesh, int, Any], DrawBatch]
+MakeBatches = Callable[[Run, jax.sharding.Mesh, int, ImagesBar], DrawBatch]
 
 
 def sample(config: ConfigDict, workdir: Path) -> int:
@@ -96,7 +102,7 @@ def draw_job(
       mesh: Devices.
       workdir: Folder of the run.
       mode: The command's mode, which then owns the job's folder.
-      make_batches: (run, mesh, batch size, progress) -> the compiled sampler of a batch; None: a new one.
+      make_batches: (run, mesh, batch size, bar) -> the compiled sampler of a batch; None: a new one.
 
     Raises:
       InputError: Another command owns the folder; an adaptive sampler did not finish an image.
@@ -111,7 +117,7 @@ def draw_job(
     finished = files.finished()
     costs: list[int] = []  # Image by image.
     bar = ImagesBar(num_images, sampler.grid.num_steps, batch_size, finished=len(finished))
-    draw_batch = (make_batches or _make_batches)(run, mesh, batch_size, bar.progress)
+    draw_batch = (make_batches or _make_batches)(run, mesh, batch_size, bar)
     drawn = job.draw_missing(files, bar, _make_draw(run, draw_batch, costs), batch_size, finished)
     labels = class_of_images(np.arange(num_images), run.num_classes, fields.labels)
     record = {"num_images": num_images}
@@ -120,9 +126,15 @@ def draw_job(
     return Drawn(folder, files, sampler, labels, record, drawn)
 
 
-def _make_batches(run: Run, mesh: jax.sharding.Mesh, batch_size: int, progress: Any) -> DrawBatch:
-    program = sampling.make_draw(run, progress=progress)
-    return make_batch_sampler(program, mesh, batch_size, num_classes=run.num_classes)
+def _make_batches(run: Run, mesh: jax.sharding.Mesh, batch_size: int, bar: ImagesBar) -> DrawBatch:
+    """Returns the sampler of a batch: in parts, unless it has memory, or other processes must do the same parts."""
+    sampler, num_classes = sampling.sampler_of(run), run.num_classes
+    if sampler.has_memory or jax.process_count() > 1:
+        program = sampling.make_draw(run, progress=bar.progress)
+        return make_batch_sampler(program, mesh, batch_size, num_classes=num_classes)
+    program, num_steps = make_draw_part(run), sampler.grid.num_steps
+    size = batch_size, run.image_shape, num_steps
+    return make_sampler_in_parts(program, mesh, *size, bar.advance, num_classes=num_classes)
 
 
 def _make_draw(run: Run, draw_batch: DrawBatch, costs: list[int]) -> job.Draw:

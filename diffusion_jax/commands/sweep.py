@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as config_lib
 from diffusion_jax.commands import job, measured_images, run_config
 from diffusion_jax.commands.environment import own
+from diffusion_jax.commands.images_bar import ImagesBar
 from diffusion_jax.commands.sample import DrawBatch, MakeBatches
 from diffusion_jax.config.sweep import label, points_of
 from diffusion_jax.errors import InputError
@@ -110,8 +111,8 @@ def _sharing_programs() -> MakeBatches:
     """Returns what makes compiled samplers, one for all points that need no other program."""
     made: dict[str, DrawBatch] = {}
 
-    def make(run: Run, mesh: jax.sharding.Mesh, batch_size: int, progress: Any) -> DrawBatch:
-        del progress  # It would be part of the program.
+    def make(run: Run, mesh: jax.sharding.Mesh, batch_size: int, bar: ImagesBar) -> DrawBatch:
+        del bar  # What it shows would be part of the program.
         key = f"{sampling.program_key(run)} {batch_size}"
         if key not in made:
             program = sampling.make_draw(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
+from diffusion_jax.lifecycle import stopping
 from diffusion_jax.parallel.map_batches import map_batches
 from diffusion_jax.processes.ode import SolverStats
 from diffusion_jax.reporting import pictures
@@ -18,6 +20,10 @@ from diffusion_jax.samplers.shared import Shared
 COLUMNS = 11  # Times of the reverse process in a picture.
 STRIP_IMAGES = 4
 PROGRESSIVE_IMAGES = 8
+PARTS, SHORTEST = (
+    100,
+    0.5,
+)  # Parts of a batch, at most, and seconds of one: shorter ones are joined.
 
 
 def class_of_images(
@@ -114,6 +120,55 @@ def make_batch_sampler(
         classes = class_of_images(indices, num_classes, labels)
         images, x_t, x0_hat, stats, finite = run((params, settings), (indices, classes))
         return Samples(images, x_t, x0_hat, classes, stats, finite, class_names)
+
+    return draw_batch
+
+
+def make_sampler_in_parts(
+    draw: Callable[..., tuple],
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    image_shape: tuple[int, int, int],
+    num_steps: int,
+    advance: Callable[[int], object],
+    *,
+    num_classes: int = 0,
+) -> Callable[..., Samples]:
+    """Returns (params, settings, indices, labels=None) -> Samples, as `make_batch_sampler` does, but in parts.
+
+    A batch takes several runs of one program, so that its progress is known and a signal stops it, without a call of
+    the host from the program, which JAX's compilation cache would not keep.
+
+    Args:
+      draw: (params, settings, start, stop, indices, labels, x) -> x_t at the point `stop`, uint8 images of it,
+        statistics of the steps, and whether all is finite; called inside `jit`.
+      mesh: Devices.
+      batch_size: Images per batch, and the most at a call.
+      image_shape: (H, W, C).
+      num_steps: Number of steps of the sampler.
+      advance: Called with the number of steps done, after each part.
+      num_classes: Number of classes of the model; 0 if it is unconditional.
+    """
+    run = map_batches(draw, mesh, batch_size, out_axes=(0, 0, 0, 0))
+
+    def draw_batch(
+        params: Any, settings: Any, indices: np.ndarray, labels: Sequence[int] | None = None
+    ) -> Samples:
+        indices = np.asarray(indices, np.int32)
+        classes = class_of_images(indices, num_classes, labels)
+        x, cost = np.zeros((len(indices), *image_shape), np.float32), 0
+        stop, length = 0, max(1, num_steps // PARTS)
+        while True:
+            start, stop, began = stop, min(stop + length, num_steps), time.monotonic()
+            whole = params, settings, np.int32(start), np.int32(stop)
+            x, images, stats, finite = run(whole, (indices, classes, x))
+            cost = cost + stats.evaluations
+            advance(stop)
+            if stop == num_steps:
+                stats = stats._replace(evaluations=cost)
+                return Samples(images, None, None, classes, stats, finite)
+            stopping.check()
+            length *= 2 if time.monotonic() - began < SHORTEST else 1
 
     return draw_batch
 

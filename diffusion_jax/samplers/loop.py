@@ -118,6 +118,11 @@ class Sampler(NamedTuple):
     temperature: float | Float[Array, ""] = 1.0
 
     @property
+    def has_memory(self) -> bool:
+        """Whether a run depends on more than its images: then it cannot be continued from these alone."""
+        return self.init is not no_memory
+
+    @property
     def prior_std(self) -> float | Float[Array, ""]:
         """Standard deviation of x_T."""
         return self.temperature * self.grid.prior_std

@@ -112,6 +112,7 @@ def test_a_signal_in_a_callback_of_a_compiled_program_is_not_swallowed():
     ("mode", "fields", "owner", "name"),
     [
         ("sample", ["sample.batch_size=2"], ImagesBar, "done"),
+        ("sample", [], ImagesBar, "advance"),  # In the middle of the only batch.
         ("evaluate", ["eval.num_images=4", "eval.batch_size=2"], Batches, "write"),
         slow("sample", ["sample.progressive=true"], sample_pictures, "frame_steps"),
         slow("sample", ["sample.shared_t=5,10"], sample_pictures, "nearest_point"),
