@@ -1,6 +1,7 @@
 """The notebooks: each runs from top to bottom, is kept without outputs, and equals the script beside it."""
 
 import re
+import sys
 from pathlib import Path
 
 import jupytext
@@ -9,6 +10,9 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
+sys.path.append(str(FOLDER))
+import pair  # noqa: E402
+
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
@@ -26,12 +30,21 @@ def test_notebook_is_kept_without_outputs_and_has_its_own_badge(path: Path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_equals_the_script_beside_it(path: Path):
-    """`jupytext --sync notebooks/*.ipynb` makes them equal."""
-    cells, scripts = (
-        [(cell.cell_type, cell.source) for cell in read.cells]
-        for read in (nbformat.read(path, as_version=4), jupytext.read(path.with_suffix(".py")))
-    )
-    assert cells == scripts
+    """`python notebooks/pair.py` makes them equal, to the byte in both directions."""
+    script = path.with_suffix(".py")
+    assert path.read_text() == pair.notebook_of(jupytext.read(script).cells)
+    assert script.read_text() == pair.script_of(nbformat.read(path, as_version=4).cells)
+
+
+def test_an_edit_of_a_cell_gives_it_alone_another_id():
+    cells = jupytext.reads(
+        "# %% [markdown]\n# a\n\n# %%\nb\n\n# %%\nb\n\n# %%\nc\n", "py:percent"
+    ).cells
+    before = pair.cell_ids(cells)
+    cells[1].source = "d"
+    after = pair.cell_ids(cells)
+    assert len({*before}) == 4 and [i for i in range(4) if before[i] != after[i]] == [1, 2]
+    assert after[2] == before[1]  # The first of its kind now.
 
 
 def test_all_begin_by_the_same_installation():
