@@ -11,6 +11,7 @@ from diffusion_jax import recipes
 from diffusion_jax.commands.modes import MODES
 from diffusion_jax.config import FIELDS, GROUPS
 from diffusion_jax.errors import InputError
+from diffusion_jax.interchange import SOURCES
 from diffusion_jax.options.kinds import Bool, Choice, Either, FilePath, Kind, Tuple
 
 FILE, FOLDER = "file", "directory"
@@ -47,6 +48,8 @@ def script(shell: str, flags: Iterable[str]) -> str:
         "--mode": Values(tuple(MODES)),
         "--config": Values(tuple(recipes.names()), FILE),
         "--workdir": Values(paths=FOLDER),
+        "--source": Values(paths=FILE),
+        "--format": Values(tuple(SOURCES)),
         "--help": Values(("FIELDS", "FLAGS", *filter(None, GROUPS), *FIELDS)),
         "--completion": Values(tuple(SHELLS)),
         **fields,

@@ -17,6 +17,7 @@ from diffusion_jax import recipes
 from diffusion_jax.commands.completion import SHELLS
 from diffusion_jax.commands.modes import MODES
 from diffusion_jax.config import FIELDS
+from diffusion_jax.interchange import SOURCES
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,8 @@ def answers(script: Path, line: str, word_breaks: str = " =:") -> list[str]:
         ("--config=dig", [name for name in recipes.names() if name.startswith("dig")]),
         ("--config=scr", [f"script.{shell}" for shell in SHELLS]),
         ("--workdir=pi", ["pictures/"]),
+        ("--format=", list(SOURCES)),
+        ("--source=pi", ["pictures/", "pictures.zip"]),
         ("--config.data.source_dir=pi", ["pictures/", "pictures.zip"]),
         ("--config.data.cache_dir=pi", ["pictures/"]),
         ("--config.edit.images=a,ma", ["a,mask.png"]),
