@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import datetime
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import diffusion_jax
-from diffusion_jax.errors import InputError, reason
+from diffusion_jax.errors import InputError
 from diffusion_jax.lifecycle.ownership import owned_write
 from diffusion_jax.report import charts
 from diffusion_jax.report.album import Album
-from diffusion_jax.report.blocks import Block, Note
 from diffusion_jax.report.run_folder import RunFolder
 from diffusion_jax.report.sections.inputs import Inputs, text
-from diffusion_jax.report.sections.registry import SECTIONS, Section
+from diffusion_jax.report.sections.registry import SECTIONS
 
 NAME = "report.html"
-# What a file that another program has written or changed can lead to.
-_FOREIGN = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
 
 
 def write_page(workdir: Path, others: Sequence[Path] = (), *, paper: bool = False) -> Path:
@@ -67,7 +63,7 @@ def render(runs: Sequence[RunFolder], *, paper: bool = False) -> str:
     return environment.get_template("page.html").render(
         run=runs[0],
         summary=_summary(runs[0]),
-        sections=[(section, _blocks(section, inputs)) for section in SECTIONS],
+        sections=[(section, section.make(inputs)) for section in SECTIONS],
         chart=charts,
         version=diffusion_jax.__version__,
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -85,18 +81,6 @@ def _summary(run: RunFolder) -> str:
     if run.rows:
         parts.append(f"step {run.rows[-1]['step']:,}")
     return ", ".join(parts)
-
-
-def _blocks(section: Section, inputs: Inputs) -> Sequence[Block]:
-    """Returns what a section shows; a file that says what no command writes costs this section alone."""
-    try:
-        return section.make(inputs)
-    except _FOREIGN as error:
-        said = f"{type(error).__name__}: {reason(error)}"
-        warnings.warn(f"the page's section {section.title!r} is left out: {said}", stacklevel=2)
-        return [
-            Note(f"This part cannot be shown, since a file of the run is not as expected ({said}).")
-        ]
 
 
 def _folders(paths: Sequence[Path]) -> list[RunFolder]:

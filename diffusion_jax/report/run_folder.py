@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ class RunFolder:
         except (OSError, ValueError) as error:
             self._problem(path, error)
             return {}
+
+    def by_age(self, pattern: str) -> list[Path]:
+        """Returns the files of this pattern that are there, the oldest first."""
+        ages = {}
+        for path in self.path.glob(pattern):
+            with contextlib.suppress(OSError):  # One that is being replaced, or a link to nowhere.
+                ages[path] = path.stat().st_mtime
+        return sorted(ages, key=lambda path: ages[path])
 
     def command(self, mode: str, *assignments: str) -> str:
         """Returns the command that makes a part of the page."""

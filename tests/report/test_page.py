@@ -171,7 +171,8 @@ def test_damage_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert [f.get("data-label") for f in section(tree, "samples").iter("div")].count("step 100")
     for name in ("results/report/reverse.npz", "results/sweep.json"):
         assert f"{name} cannot be read" in words(tree)
-    assert "not as expected (TypeError" in words(section(tree, "likelihood"))
+    assert "total (bits/dim) not finite" in words(section(tree, "likelihood"))
+    assert "bpd.npz, are gone" in words(section(tree, "likelihood"))
 
 
 def test_values_that_are_not_finite_leave_gaps_that_are_counted(tmp_path: Path) -> None:

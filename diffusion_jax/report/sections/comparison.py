@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from diffusion_jax.report.blocks import Block, Note, Row, Table
 from diffusion_jax.report.charts import Curve, chart
 from diffusion_jax.report.run_folder import RunFolder
-from diffusion_jax.report.sections.inputs import Inputs, figures, measured, number, text
+from diffusion_jax.report.sections.inputs import Inputs, figures, measured, number, part, text
 from diffusion_jax.report.sections.samples import grids
 from diffusion_jax.report.sections.training import points
 
@@ -66,7 +66,7 @@ def _results(runs: Sequence[RunFolder]) -> Table:
             "parameters": text(trained.get("parameters")),
             **{name: _last(run, name) for name in ("loss", "eval_loss")},
             "images/s": text(number(trained.get("images_per_sec"))),
-            "device": text((trained.get("provenance") or {}).get("device")),
+            "device": text(part(trained.get("provenance")).get("device")),
         }
         for name, record in measured(run).items():
             known |= {label: str(figure) for label, figure in figures(name, record)}

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from diffusion_jax.report.album import Album
 from diffusion_jax.report.run_folder import RunFolder
 
@@ -29,6 +31,27 @@ class Figure(NamedTuple):
         if self.value is None:
             return "not finite"
         return f"{self.value:.4g}" + ("" if self.stderr is None else f" ± {self.stderr:.2g}")
+
+
+def part(value: Any) -> Mapping[str, Any]:
+    """Returns a part of a result that has parts of its own; empty for anything else, such as one that is missing."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def entries(value: Any) -> Sequence[Any]:
+    """Returns a list of a result; empty for anything else."""
+    return value if isinstance(value, list) else []
+
+
+def files(record: Mapping[str, Any], ending: str) -> list[str]:
+    """Returns the files of a result whose names end like this, below results/."""
+    named = [file for file in entries(record.get("files")) if isinstance(file, str)]
+    return [file for file in named if file.endswith(ending)]
+
+
+def of_numbers(arrays: Mapping[str, np.ndarray], *names: str) -> bool:
+    """Whether all of these arrays are there, and hold numbers."""
+    return all(name in arrays and arrays[name].dtype.kind in "iuf" for name in names)
 
 
 def number(value: Any) -> float | None:

@@ -9,7 +9,7 @@ import numpy as np
 from diffusion_jax.report.blocks import Block, Chart, Note, Row, Table
 from diffusion_jax.report.charts import Curve, chart
 from diffusion_jax.report.run_folder import RunFolder
-from diffusion_jax.report.sections.inputs import Inputs, figures, measured, text
+from diffusion_jax.report.sections.inputs import Inputs, figures, files, measured, of_numbers, text
 
 _METRICS = {"bpd": "variational bound", "ode_bpd": "exact, by the flow"}
 _PARTS = {
@@ -84,10 +84,13 @@ def plots_of_bound(run: RunFolder, record: dict[str, Any]) -> list[Chart]:
 
 def arrays_of_bound(run: RunFolder, record: dict[str, Any]) -> dict[str, np.ndarray]:
     """Returns time, terms, rate, rmse and reverse steps done of what was measured; empty if it is gone."""
-    files = [str(f) for f in record.get("files") or [] if str(f).endswith("bpd.npz")]
-    arrays = run.arrays(run.path / "results" / files[0]) if files else {}
-    if not {"time", "terms", "rate", "rmse", "count"} <= arrays.keys():
+    names = ("time", "terms", "rate", "rmse")
+    found = files(record, "bpd.npz")
+    arrays = run.arrays(run.path / "results" / found[0]) if found else {}
+    if not of_numbers(arrays, *names, "count"):
         return {}
     drawn = arrays["count"] > 0
-    found = {name: arrays[name][drawn] for name in ("time", "terms", "rate", "rmse")}
+    if drawn.ndim != 1 or not drawn.any() or any(arrays[n].shape != drawn.shape for n in names):
+        return {}
+    found = {name: arrays[name][drawn] for name in names}
     return {**found, "step": np.flatnonzero(drawn).astype(np.float64)}

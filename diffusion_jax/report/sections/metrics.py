@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusion_jax.report.blocks import Block, Details, Facts, Note, Table
 from diffusion_jax.report.measuring import download, features
-from diffusion_jax.report.sections.inputs import Inputs, figures, measured, text
+from diffusion_jax.report.sections.inputs import Inputs, entries, figures, measured, part, text
 
 LONGEST = 300  # Characters of a value.
 _TOLD = ("classes", "files", "sizes", "distances")  # Long, and told elsewhere.
@@ -36,9 +36,8 @@ def metrics(inputs: Inputs) -> list[Block]:
 
 
 def _short(record: Mapping[str, Any]) -> tuple[str, ...]:
-    images = record.get("images") if isinstance(record.get("images"), Mapping) else {}
-    assert isinstance(images, Mapping)
-    sampler = images.get("sampler") if isinstance(images.get("sampler"), Mapping) else {}
+    images = part(record.get("images"))
+    sampler = part(images.get("sampler"))
     drawn = f"{sampler.get('name')}, {text(images.get('nfe'))} evaluations" if sampler else None
     of, to = record.get("features"), record.get("reference")
     return (
@@ -53,9 +52,8 @@ def _short(record: Mapping[str, Any]) -> tuple[str, ...]:
 def _earlier(earlier: Any) -> list[tuple[str, ...]]:
     return [
         (label, str(figure), *_short(record))
-        for entry in (earlier if isinstance(earlier, list) else [])
-        if isinstance(entry, Mapping)
-        for name, record in entry.items()
+        for entry in entries(earlier)
+        for name, record in part(entry).items()
         if isinstance(record, Mapping)
         for label, figure in figures(name, record)
     ][:MOST_EARLIER]

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from diffusion_jax.report import drawn
 from diffusion_jax.report.blocks import Block, Note
 from diffusion_jax.report.measuring import download, features
-from diffusion_jax.report.sections.inputs import Figure, Inputs, measured, number, text
+from diffusion_jax.report.sections.inputs import (
+    Figure,
+    Inputs,
+    files,
+    measured,
+    number,
+    of_numbers,
+    text,
+)
 from diffusion_jax.reporting import pictures
 
 
@@ -15,8 +25,8 @@ def neighbors(inputs: Inputs) -> list[Block]:
     """Returns the pictures of the metric nearest, one for each kind of features."""
     run, blocks = inputs.run, list[Block]()
     for name, record in measured(run).items():
-        files = [file for file in record.get("files") or [] if str(file).endswith("nearest.png")]
-        if not name.startswith("nearest") or not files:
+        found = files(record, "nearest.png")
+        if not name.startswith("nearest") or not found:
             continue
         share = Figure(number(record.get("value")), number(record.get("stderr")))
         caption = (
@@ -24,7 +34,7 @@ def neighbors(inputs: Inputs) -> list[Block]:
             f"{share} of {text(record.get('num_images'))} samples are farther from the training images than these "
             f"are from each other; {text(record.get('copies'))} are near copies"
         )
-        path = run.path / "results" / str(files[0])
+        path = run.path / "results" / found[0]
         alt = "Samples, each in a row with its nearest training images"
         blocks.append(inputs.album.file(path, alt, caption))
     if blocks:
@@ -39,7 +49,7 @@ def neighbors(inputs: Inputs) -> list[Block]:
 def _in_pixels(inputs: Inputs) -> Block | None:
     """Returns the images drawn for the page beside the training images nearest to them; None if there are none."""
     found = inputs.run.arrays(inputs.run.path / drawn.FOLDER / "nearest.npz")
-    if not {"images", "neighbors", "rms"} <= found.keys():
+    if not _fit(found):
         return None
     rows = np.concatenate([found["images"][:, None], found["neighbors"]], 1)
     picture = pictures.grid(
@@ -53,3 +63,20 @@ def _in_pixels(inputs: Inputs) -> Block | None:
     )
     alt = "Images, each in a row with the training images nearest to it in pixels"
     return inputs.album.array(picture, alt, caption)
+
+
+def _fit(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether there are images and, for each, training images of its shape and their distances."""
+    if not of_numbers(arrays, "images", "neighbors", "rms"):
+        return False
+    images, others, rms = (arrays[name] for name in ("images", "neighbors", "rms"))
+    return (
+        images.dtype == others.dtype == np.uint8
+        and images.ndim == 4
+        and images.size > 0
+        and images.shape[-1] in (1, 3)
+        and rms.ndim == 2
+        and rms.size > 0
+        and others.shape == (*rms.shape, *images.shape[1:])
+        and len(rms) == len(images)
+    )

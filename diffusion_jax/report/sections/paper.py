@@ -9,7 +9,7 @@ import numpy as np
 from diffusion_jax.report.blocks import Block, Note, Row, Table
 from diffusion_jax.report.measuring import download
 from diffusion_jax.report.run_folder import RunFolder
-from diffusion_jax.report.sections.inputs import Inputs, figures, measured, text
+from diffusion_jax.report.sections.inputs import Inputs, figures, measured, part, text
 from diffusion_jax.report.sections.likelihood import arrays_of_bound, plots_of_bound
 from diffusion_jax.report.sections.samples import grids
 
@@ -118,8 +118,7 @@ def _measured(run: RunFolder, metric: str) -> tuple[str, str]:
             continue
         for label, figure in figures(name, record):
             if label in (name, f"{name}: total", f"{name}: {metric}"):
-                images = record.get("images")
-                drawn = images if isinstance(images, dict) else {}
+                drawn = part(record.get("images"))
                 count = record.get("num_images") or drawn.get("num_images")
                 step = record.get("step", drawn.get("step"))
                 return str(figure), f"{text(count)} images, step {text(step)}"
@@ -146,13 +145,13 @@ def _table_2(runs: Sequence[RunFolder]) -> list[Block]:
     return [table, Note(more, command + "--config.process.prediction=mean --config.loss.name=vlb")]
 
 
-def _variant(run: RunFolder) -> tuple[object, object] | None:
+def _variant(run: RunFolder) -> tuple[str, str] | None:
     """Returns prediction and loss of a recipe that may be the paper's: its process, no weights, fixed variances."""
     fields = run.fields
     foreign = fields.get("process.name") != "ddpm" or fields.get("loss.weighting") is not None
     if foreign or fields.get("process.variance") == "learned":
         return None
-    return fields.get("process.prediction"), fields.get("loss.name")
+    return str(fields.get("process.prediction")), str(fields.get("loss.name"))
 
 
 def _recipe(run: RunFolder) -> str:
@@ -175,7 +174,7 @@ def _compression(run: RunFolder) -> list[Block]:
         return [Note("Table 4 and Figure 5 (progressive lossy compression) are made by", command)]
     rate, rmse = arrays["rate"], arrays["rmse"]
     done = np.round(arrays["step"]).astype(int) + 1
-    whole = run.fields.get("process.num_timesteps") == 1000 and len(rate) == 1000
+    whole = run.fields.get("process.num_timesteps") == 1000 and [*done] == [*range(1, 1001)]
     if whole:  # The paper's rows.
         chosen = np.flatnonzero(done % 100 == 0)[::-1]
     else:
@@ -200,7 +199,7 @@ def _compression(run: RunFolder) -> list[Block]:
 
 def _picture(inputs: Inputs, what: str, pattern: str, command: Sequence[str]) -> Block:
     run = inputs.run
-    found = sorted(run.path.glob(pattern), key=lambda path: path.stat().st_mtime)
+    found = run.by_age(pattern)
     if found:
         return inputs.album.file(found[-1], what, what)
     mode, *assignments = command

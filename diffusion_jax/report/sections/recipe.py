@@ -9,7 +9,7 @@ from diffusion_jax import config as config_lib, recipes
 from diffusion_jax.errors import InputError
 from diffusion_jax.report.blocks import Block, Card, Details, Facts, Note, Row, Table
 from diffusion_jax.report.run_folder import RunFolder
-from diffusion_jax.report.sections.inputs import Inputs, text
+from diffusion_jax.report.sections.inputs import Inputs, entries, number, part, text
 
 # What each line of the recipe says, from which fields.
 _LINES = {
@@ -67,9 +67,8 @@ def _facts(run: RunFolder, trained: dict[str, Any]) -> Facts:
         known = [name for name in names if run.fields.get(name) not in (None, [])]
         if known:
             rows.append((line, "; ".join(f"{_leaf(n)} {text(run.fields[n])}" for n in known)))
-    data = trained.get("data")
-    if isinstance(data, dict):
-        shape = data.get("image_shape") or ["?"]
+    if data := part(trained.get("data")):
+        shape = entries(data.get("image_shape")) or ["?"]
         rows.insert(
             1,
             (
@@ -88,8 +87,7 @@ def _leaf(name: str) -> str:
 
 
 def _environment(run: RunFolder, trained: dict[str, Any]) -> Facts:
-    provenance = trained.get("provenance")
-    versions = provenance if isinstance(provenance, dict) else {}
+    versions = part(trained.get("provenance"))
     last = run.rows[-1]["step"] if run.rows else trained.get("step")
     rows = [
         ("Step", f"{text(last)} of {text(run.fields.get('train.num_steps'))}"),
@@ -97,7 +95,7 @@ def _environment(run: RunFolder, trained: dict[str, Any]) -> Facts:
         ("Device", text(versions.get("device"))),
         *((name, text(value)) for name, value in versions.items() if name != "device"),
     ]
-    if isinstance(seconds := trained.get("train_seconds"), int | float):
+    if (seconds := number(trained.get("train_seconds"))) is not None:
         rows.insert(1, ("Training time", f"{seconds / 60:,.1f} minutes of steps"))
     return Facts(rows, "Environment")
 

@@ -72,13 +72,14 @@ def reverse(inputs: Inputs) -> list[Block]:
 def read_reverse(run: RunFolder) -> Reverse | None:
     """Returns the moments that were kept: those for the page, or else those of the newest job of samples."""
     kept = run.path / KEPT
-    jobs = sorted((run.path / "samples").glob("*/progressive.npz"), key=_modified, reverse=True)
-    for path in (kept, *jobs):
+    for path in (kept, *reversed(run.by_age("samples/*/progressive.npz"))):
         arrays = run.arrays(path)
         if path != kept:  # Image by image, under other names.
             names = {"frames": "x0_hat", "frames_x_t": "x_t"}
             frames = {
-                new: arrays[old].swapaxes(0, 1) for old, new in names.items() if old in arrays
+                new: arrays[old].swapaxes(0, 1)
+                for old, new in names.items()
+                if old in arrays and arrays[old].ndim == 5
             }
             arrays = {"t": arrays.get("times", np.empty(0)), **frames}
         known = {
@@ -94,16 +95,15 @@ def read_reverse(run: RunFolder) -> Reverse | None:
 def _fits(images: np.ndarray, times: np.ndarray | None) -> bool:
     return (
         times is not None
+        and times.ndim == 1
+        and times.dtype.kind in "iuf"
         and images.dtype == np.uint8
         and images.ndim == 5
         and images.size > 0
         and images.shape[0] == len(times)
         and images.shape[-1] in (1, 3)
+        and max(images.shape[2:4]) <= MOST_SIDE * min(images.shape[2:4])
     )
-
-
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 def _row(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "gh gw c"]:

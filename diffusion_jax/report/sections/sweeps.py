@@ -9,7 +9,7 @@ from diffusion_jax.report.blocks import Block, Chart, Details, Note, Row, Table
 from diffusion_jax.report.charts import Curve, chart
 from diffusion_jax.report.measuring import download, features
 from diffusion_jax.report.run_folder import RunFolder
-from diffusion_jax.report.sections.inputs import Figure, Inputs, number, text
+from diffusion_jax.report.sections.inputs import Figure, Inputs, entries, number, part, text
 
 STEPS, GUIDANCE = "sampler.num_steps", "sampler.guidance_scale"
 MOST_CURVES, COLORS = 8, 8
@@ -40,10 +40,10 @@ def sweeps(inputs: Inputs) -> list[Block]:
 def _sweeps(run: RunFolder) -> Iterator[list[Line]]:
     """Yields the tables of all sweeps, the newest first."""
     latest = run.result("sweep")
-    for record in (latest, *(latest.get("earlier") or [])):
-        if isinstance(record, Mapping) and isinstance(table := record.get("table"), list):
-            if lines := [line for line in table if isinstance(line, Mapping) and "nfe" in line]:
-                yield lines
+    for record in (latest, *entries(latest.get("earlier"))):
+        table = entries(part(record).get("table"))
+        if lines := [line for line in table if isinstance(line, Mapping) and "nfe" in line]:
+            yield lines
 
 
 def _fields(lines: list[Line]) -> list[str]:
@@ -94,7 +94,7 @@ def _curves(
 def _place(value: Any) -> float | None:
     try:
         return number(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import statistics
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from diffusion_jax.planning.chips import chip_of
 from diffusion_jax.report.blocks import Block, Facts, Note, Row
 from diffusion_jax.report.charts import Curve, Point, Strip, chart, shown
 from diffusion_jax.report.run_folder import RunFolder
-from diffusion_jax.report.sections.inputs import Inputs, number
+from diffusion_jax.report.sections.inputs import Inputs, entries, number, part
 from diffusion_jax.reporting.figures import PREFIX, figure_names
 
 HELD_OUT = 1  # Its color, which no other curve has.
@@ -99,8 +98,8 @@ def _speed(run: RunFolder) -> Facts:
 
 def utilization(run: RunFolder, images_per_sec: float | None) -> str:
     """Returns the share of the published peak that the training reaches, or why it is not known."""
-    provenance = run.result("train").get("provenance") or {}
-    found = re.fullmatch(r"(\d+) x (.+) \((\w+)\)", str(provenance.get("device")))
+    provenance = part(run.result("train").get("provenance"))
+    found = re.fullmatch(r"([1-9]\d{0,8}) x (.+) \((\w+)\)", str(provenance.get("device")))
     if not found or not images_per_sec:
         return "unknown: the training has not ended yet"
     chip = chip_of(found[2])
@@ -121,10 +120,11 @@ def _gflop_per_image(run: RunFolder) -> float | None:
     """Returns what results/plan.json says of an image, if it is the plan of this training."""
     plan, trained = run.result("plan"), run.result("train")
     fields = {"batch_size": "train.batch_size", "dtype": "model.dtype"}
-    plans: Any = plan.get("plans") or [{}]
-    bytes_of = (plans[0].get("memory") or {}).get("parameters", 0)
-    fsdp = (plans[0].get("mesh") or {}).get("fsdp", 1)
+    best = part(next(iter(entries(plan.get("plans"))), None))
+    bytes_of = number(part(best.get("memory")).get("parameters")) or 0.0
+    fsdp = number(part(best.get("mesh")).get("fsdp", 1)) or 1.0
+    parameters = number(trained.get("parameters")) or -1.0
     same = all(plan.get(name) == run.fields.get(field) for name, field in fields.items())
-    same &= plan.get("image_shape") == (trained.get("data") or {}).get("image_shape")
-    same &= abs(bytes_of * fsdp - 4 * trained.get("parameters", -1)) <= 0.01 * bytes_of * fsdp
-    return number(plans[0].get("gflop_per_image")) if same else None
+    same &= plan.get("image_shape") == part(trained.get("data")).get("image_shape")
+    same &= abs(bytes_of * fsdp - 4 * parameters) <= 0.01 * bytes_of * fsdp
+    return number(best.get("gflop_per_image")) if same else None
