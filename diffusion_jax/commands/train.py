@@ -38,6 +38,7 @@ from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.parallel.preemption import stop_point
 from diffusion_jax.reporting import classes, results
 from diffusion_jax.runs import resume
+from diffusion_jax.runs.initial import begin
 from diffusion_jax.runs.parameters import snapshot_store
 from diffusion_jax.runs.run import checkpoint_folder, saved_checkpoint_dir
 from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
@@ -90,7 +91,7 @@ def train(
         _write_config(work, workdir)
     stopping.check()
     log = RunLog(workdir, start, num_steps, writes=writes, loggers=make_loggers(config))
-    train_report.say_beginning(work.exp, work.split, work.state, mesh.size, log, workdir)
+    train_report.say_beginning(*work[:2], work.state, work.origin, mesh.size, log, workdir)
     warn_of_the_optimizer(config)
     meter = Meter(
         log,
@@ -129,6 +130,7 @@ class _Work(NamedTuple):
       training: State and compiled steps on the mesh.
       measures: What is measured on test images.
       state: Where it begins.
+      origin: Where its first parameters came from, if from another run.
     """
 
     exp: Experiment
@@ -136,6 +138,7 @@ class _Work(NamedTuple):
     training: Training
     measures: list[Measure]
     state: TrainState
+    origin: dict[str, Any] | None
 
     @property
     def config(self) -> ConfigDict:
@@ -158,14 +161,14 @@ def _begin(
     training = make_training(exp, mesh)
     measures = held_out_measures(exp, mesh, has_test=bool(split.sizes.get("test")))
     if saved is None:
-        state, meta = training.create(), {}
+        state, meta = begin(exp, training)
     else:
         state, meta = resume.restore_state(training, store, split, exp.data_name, allow_change)
     resume.check_snapshots(snapshot_store(store), int(state.step), exp.config_hash)
     _own_checkpoints(store)
     if (done := int(state.step)) > (last := config.train.num_steps):
         raise InputError(f"train.num_steps is {last}; this run has done {done} steps already")
-    return _Work(exp, split, training, measures, state), meta
+    return _Work(exp, split, training, measures, state, meta.get("init_from")), meta
 
 
 def _write_config(work: _Work, workdir: Path) -> None:
@@ -189,6 +192,7 @@ def _hooks(
         *(json.loads(config_lib.to_json(work.config)), work.split, fingerprint, meter),
         seed=work.config.seed,
         batch_size=fields.batch_size,
+        origin=work.origin,
     )
     return [
         *(held_out_hook(measure, AVERAGE, log) for measure in work.measures),
@@ -227,7 +231,8 @@ def _finish(
     if jax.process_index() == 0:
         seconds = time.monotonic() - drawing
         train_report.write_report(
-            work.exp, work.split, workdir, log, state.params, step, seconds, started
+            *(work.exp, work.split, workdir, log, state.params, step, seconds, started),
+            origin=work.origin,
         )
         report = work.config.report
         finish_page(work.exp, workdir, report.runs, report.paper, samples, step, log.say)

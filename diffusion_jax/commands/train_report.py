@@ -40,6 +40,7 @@ def say_beginning(
     exp: Experiment,
     split: data.Split,
     state: TrainState,
+    origin: dict[str, Any] | None,
     num_devices: int,
     log: RunLog,
     workdir: Path,
@@ -51,6 +52,11 @@ def say_beginning(
         f"{count_parameters(state.params):,} parameters; {num_devices} device(s); "
         + (f"resuming at step {start}" if start else f"workdir {workdir}")
     )
+    if origin and not start:
+        log.say(
+            f"begins from the averaged parameters of {origin['workdir']}, step {origin['step']} "
+            f"(checkpoint {origin['digest'][:12]})"
+        )
 
 
 def write_report(
@@ -62,6 +68,8 @@ def write_report(
     step: int,
     sampling_seconds: float,
     started: float,
+    *,
+    origin: dict[str, Any] | None = None,
 ) -> None:
     """Writes loss.png and results/train.json, and says where everything lies; process 0 calls this.
 
@@ -74,6 +82,7 @@ def write_report(
       step: Number of steps done.
       sampling_seconds: Time that the last pictures took.
       started: `time.monotonic()` when the command began.
+      origin: Where the first parameters came from, if from another run.
     """
     curve = workdir / "loss.png"
     pictures.save_loss_curve(curve, log.rows, exp.expected)
@@ -82,6 +91,7 @@ def write_report(
         **_figures(log.rows, step),
         "best": best,
         "config_hash": exp.config_hash,
+        **({"init_from": origin} if origin else {}),
         "data": _data(exp.data_name, split),
         "parameters": count_parameters(params),
         "sampling_seconds": round(sampling_seconds, 3),

@@ -27,7 +27,7 @@ HASHED_IF_SET = frozenset(
     "model.embedding_width "
     "model.class_input model.scale_shift model.num_heads model.head_channels model.decoder_attention model.resample "
     "model.symmetric_padding model.project_resampled model.fir model.skip_rescale model.input_pyramid "
-    "model.output_pyramid process.zero_snr process.inputs".split()
+    "model.output_pyramid process.zero_snr process.inputs train.init_from".split()
 )
 
 

@@ -85,6 +85,11 @@ _FIELDS = {
         "total number of steps; a resume may not change it if the learning rate decays (optimizer.decay)",
         "on_resume",
     ),
+    "train.init_from": Field(
+        None,
+        FilePath("a folder's full path", folder=True),
+        "workdir of a run whose averaged parameters a new training begins from; unset: random ones",
+    ),
     "train.batch_size": Field(128, Int(1, 1_000_000), "images per step, over all devices"),
     "train.label_dropout": Field(
         0.0,

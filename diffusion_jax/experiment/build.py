@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import optax
@@ -134,6 +135,25 @@ class Experiment:
     def guidance_scale(self) -> float | None:
         """Guidance scale of the sampler; None: no guidance."""
         return self.config.sampler.guidance_scale
+
+    @property
+    def init_from(self) -> str | None:
+        """Folder of the run whose parameters a new training begins from; None: they are random."""
+        return self.config.train.init_from
+
+    def changes_from(self, other: Experiment, groups: Sequence[str]) -> str:
+        """Returns "field is VALUE there and VALUE here; ..." for the fields that differ from another experiment's.
+
+        Args:
+          other: The other one.
+          groups: Groups of the fields.
+        """
+        found = []
+        for name in config_lib.differing(other.config, self.config):
+            (there, leaf), (here, _) = (config_lib.locate(e.config, name) for e in (other, self))
+            if name.partition(".")[0] in groups:
+                found.append(f"{name} is {there[leaf]!r} there and {here[leaf]!r} here")
+        return "; ".join(found)
 
     @property
     def config_hash(self) -> str:

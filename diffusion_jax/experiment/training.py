@@ -21,7 +21,13 @@ from diffusion_jax.keys import stream
 from diffusion_jax.parallel import sharding
 from diffusion_jax.training.loggers import LOGGERS, Logger
 from diffusion_jax.training.loop import compile_steps
-from diffusion_jax.training.state import TrainState, abstract_like, create_state, state_shardings
+from diffusion_jax.training.state import (
+    TrainState,
+    abstract_like,
+    create_state,
+    state_from,
+    state_shardings,
+)
 from diffusion_jax.training.step import DeviceBatch, make_train_step
 
 
@@ -32,7 +38,8 @@ class Training:
     Attributes:
       mesh: Devices.
       template: Shapes, types and shardings of the state's arrays.
-      create: () -> the state at step 0.
+      create: () -> the state at step 0, with random parameters.
+      begin: Parameters, with the template's shardings -> the state at step 0 that has them.
       per_dispatch: Steps of one dispatch.
       steps: Number of steps of a dispatch (1, `per_dispatch`) -> jitted (state, batch) -> (state, metrics).
     """
@@ -40,6 +47,7 @@ class Training:
     mesh: jax.sharding.Mesh
     template: TrainState
     create: Callable[[], TrainState]
+    begin: Callable[[Any], TrainState]
     per_dispatch: int
     steps: Mapping[int, Any]
 
@@ -77,16 +85,9 @@ def make_training(exp: Experiment, mesh: jax.sharding.Mesh) -> Training:
     config = exp.config
     objective, optimizer = exp.objective(), build.make_optimizer_of(config)
     averages = build.tracked_of(config).make()
+    parts = {"optimizer": optimizer, "averages": averages, "objective": objective}
     # Compiled, so that it is traced once for its shapes and its arrays.
-    create = jax.jit(
-        partial(
-            create_state,
-            network=exp.network,
-            optimizer=optimizer,
-            averages=averages,
-            objective=objective,
-        )
-    )
+    create = jax.jit(partial(create_state, network=exp.network, **parts))
     key = stream(config.seed, "init")
     shardings = state_shardings(mesh, jax.eval_shape(create, key))
     step = make_train_step(
@@ -108,6 +109,7 @@ def make_training(exp: Experiment, mesh: jax.sharding.Mesh) -> Training:
         mesh,
         abstract_like(create, shardings),
         lambda: jax.jit(create, out_shardings=shardings)(key),
+        jax.jit(partial(state_from, **parts), out_shardings=shardings),
         per_dispatch,
         compile_steps(step, per_dispatch, mesh, shardings),
     )

@@ -88,6 +88,7 @@ def describe(
     *,
     seed: int,
     batch_size: int,
+    origin: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the JSON that a checkpoint holds besides the state.
 
@@ -99,6 +100,7 @@ def describe(
       step: Number of finished steps.
       seed: Seed of the images' order.
       batch_size: Images per step.
+      origin: Where the first parameters came from, as `begin_from` says it; None: they were random.
     """
     position = {
         "seed": seed,
@@ -115,4 +117,5 @@ def describe(
         "config": config_json,
         "data": position,
         "sums": dataclasses.asdict(meter.sums),
+        **({"init_from": origin} if origin else {}),
     }

@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib, data
-from diffusion_jax.addresses import expand
+from diffusion_jax.addresses import expand, is_local
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build
@@ -95,11 +95,28 @@ def checkpoint_folder(workdir: Path, checkpoint_dir: str | None) -> str | Path:
     if checkpoint_dir is None:
         return workdir / "checkpoints"
     checkpoint_dir = expand(checkpoint_dir)
-    if "://" not in checkpoint_dir and not os.path.isabs(checkpoint_dir):
-        raise InputError(
-            f"train.checkpoint_dir is {checkpoint_dir!r}; it must be a full path, or an address such as gs://BUCKET/PATH"
-        )
-    return checkpoint_dir
+    if not is_local(checkpoint_dir):
+        return checkpoint_dir
+    return full_path(
+        "train.checkpoint_dir", checkpoint_dir, ", or an address such as gs://BUCKET/PATH"
+    )
+
+
+def full_path(field: str, path: str, otherwise: str = "") -> str:
+    """Returns the path of a folder with a leading ~ expanded.
+
+    Args:
+      field: Name of the field that holds it.
+      path: The path.
+      otherwise: What else the field may hold, for the message.
+
+    Raises:
+      InputError: The path is relative, and so depends on where the command is started.
+    """
+    path = expand(path)
+    if not os.path.isabs(path):
+        raise InputError(f"{field} is {path!r}; it must be a full path{otherwise}")
+    return path
 
 
 def saved_checkpoint_dir(workdir: Path) -> str | None:
@@ -112,6 +129,20 @@ def saved_checkpoint_dir(workdir: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def load_experiment(workdir: str | os.PathLike[str]) -> Experiment:
+    """Loads what a run trains, without its parameters, from its newest checkpoint.
+
+    Args:
+      workdir: Folder of the run.
+
+    Raises:
+      InputError: There is no checkpoint.
+    """
+    with contextlib.closing(_open_store(Path(expand(workdir)))) as store:
+        meta = _meta(store, None)
+    return _experiment(config_lib.from_dict(meta["config"]), meta["data"])
+
+
 def load_run(
     workdir: str | os.PathLike[str],
     *,
@@ -119,7 +150,7 @@ def load_run(
     ema: bool | float = True,
     ema_length: float | None = None,
     config: ConfigDict | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Any = None,
 ) -> Run:
     """Loads a run from its newest sound checkpoint, without the optimizer's state.
 
@@ -132,18 +163,14 @@ def load_run(
         tracked is reconstructed from the run's snapshots.
       config: Source of the fields that any mode may set (`sampler`, `sample`, `eval`, `mesh`); None: the
         checkpoint.
-      sharding: Sharding of the parameters; None: the first device.
+      sharding: Sharding of the parameters, or a tree like them with one for each; None: the first device.
 
     Raises:
       InputError: There is no such checkpoint, or the average was not tracked and cannot be reconstructed.
       RunError: No checkpoint is sound.
     """
-    workdir = Path(expand(workdir))
-    store = CheckpointStore(checkpoint_folder(workdir, saved_checkpoint_dir(workdir)))
-    with contextlib.closing(store):
-        meta = store.meta(step)
-        if meta is None:
-            raise InputError(f"no checkpoint in {store.directory}")
+    with contextlib.closing(_open_store(Path(expand(workdir)))) as store:
+        meta = _meta(store, step)
         # The workdir's config may have changed since.
         training_config = config_lib.from_dict(meta["config"])
         experiment = _experiment(_with_settable(training_config, config), meta["data"])
@@ -165,6 +192,17 @@ def load_run(
         training_config=training_config,
         reconstruction=loaded.reconstruction,
     )
+
+
+def _open_store(workdir: Path) -> CheckpointStore:
+    return CheckpointStore(checkpoint_folder(workdir, saved_checkpoint_dir(workdir)))
+
+
+def _meta(store: CheckpointStore, step: int | None) -> dict[str, Any]:
+    meta = store.meta(step)
+    if meta is None:
+        raise InputError(f"no checkpoint in {store.directory}")
+    return meta
 
 
 def _experiment(config: ConfigDict, seen: Mapping[str, Any]) -> Experiment:

@@ -57,6 +57,24 @@ def create_state(
       objective: The objective, if it has a state of its own.
     """
     params = network.init(threefry(key))
+    return state_from(params, optimizer, averages=averages, objective=objective)
+
+
+def state_from(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    averages: Iterable[str] = (),
+    objective: Objective | None = None,
+) -> TrainState:
+    """Returns the state at step 0 with these parameters.
+
+    Args:
+      params: The parameters.
+      optimizer: Optax transformation.
+      averages: Names of the parameters' averages, which begin as the parameters.
+      objective: The objective, if it has a state of its own.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 import tiny_features
@@ -19,6 +20,7 @@ from tiny_run import (
     rows,
     run,
     start,
+    state_of,
     write_config,
 )
 
@@ -104,6 +106,18 @@ def test_two_processes_train_like_one_save_once_and_one_goes_on_alone(tmp_path: 
         # Sums over four devices instead of one: float32 rounding.
         for name in {"loss", "grad_norm", "param_norm", "eval_loss", "eval_bpd"} & expected.keys():
             assert row[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_two_processes_begin_from_the_parameters_of_another_run(
+    trained: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    flags = (f"--config={write_config(tmp_path)}", f"--workdir={workdir}")
+    fields = (f"train.init_from={trained}", "optimizer.learning_rate=0", "train.num_steps=2")
+    fields = (*fields, "mesh.fsdp=2")  # Each process has a part of the large arrays.
+    outcomes = finish_all(pair(*flags, *(f"--config.{field}" for field in fields)))
+    assert [o.status for o in outcomes] == [0, 0], outcomes
+    chex.assert_trees_all_equal(state_of(workdir)["params"], state_of(trained)["ema/default"])
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:

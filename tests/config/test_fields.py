@@ -102,7 +102,13 @@ def test_only_text_is_without_a_range_or_choices() -> None:
     bare = {name for name, field in FIELDS.items() if field.allowed in ("an integer", "a number")}
     assert not bare
     texts = {name for name, field in FIELDS.items() if isinstance(field.kind, Text)}
-    paths = {"data.source_dir", "data.cache_dir", "train.checkpoint_dir", "edit.mask"}
+    paths = {
+        "data.source_dir",
+        "data.cache_dir",
+        "train.checkpoint_dir",
+        "train.init_from",
+        "edit.mask",
+    }
     paths |= {"eval.images", "eval.reference", "eval.sweep", "eval.weights"}
     assert texts == {*paths, "data.sha256", "train.wandb_project"}
 

@@ -77,6 +77,12 @@ def _facts(run: RunFolder, trained: dict[str, Any]) -> Facts:
                 + " × ".join(map(str, shape)),
             ),
         )
+    origin = trained.get("init_from")
+    if isinstance(origin, dict):
+        begins = (
+            f"averaged parameters of {text(origin.get('workdir'))}, step {text(origin.get('step'))}"
+        )
+        rows.append(("Begins from", begins))
     parameters = trained.get("parameters")
     rows.append(("Parameters", f"{parameters:,}" if isinstance(parameters, int) else "unknown"))
     return Facts(rows, "Recipe")
