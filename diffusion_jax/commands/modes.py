@@ -221,7 +221,7 @@ MODES = {
         ),
         Mode(
             "import",
-            "make a run of another library's checkpoint, --source=PATH: diffusers",
+            "make a run of another library's checkpoint (diffusers, ADM, …): --source=PATH",
             takes=("source", "format", "source_settings", "assignments"),
             next=(Next("sample", "images in files"),),
             makes_run=True,

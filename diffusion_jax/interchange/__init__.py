@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.interchange import diffusers
+from diffusion_jax.interchange import diffusers, openai
 from diffusion_jax.interchange.foreign import Foreign, Source
 from diffusion_jax.options import Registry
 
@@ -16,6 +16,18 @@ SOURCES: Registry[Source] = Registry(
     {
         "diffusers": Source(
             diffusers.read, "a folder of diffusers with a UNet2DModel", fits=diffusers.fits
+        ),
+        "guided_diffusion": Source(
+            openai.read_guided,
+            "a .pt file of guided-diffusion, with its flags",
+            fits=openai.fits(of_guided=True),
+            settings="the flags of its network and process",
+        ),
+        "improved_diffusion": Source(
+            openai.read_improved,
+            "a .pt file of improved-diffusion, with its flags",
+            fits=openai.fits(of_guided=False),
+            settings="the flags of its network and process",
         ),
     },
     given=("path", "settings"),
