@@ -17,11 +17,10 @@ from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.models.networks import count_parameters
+from diffusion_jax.runs.run import IMPORTED
 from diffusion_jax.training.state import average_part
 from diffusion_jax.training.tracked import AVERAGE
 from diffusion_jax.writing.atomic import atomic_write
-
-IMPORTED = "imported"  # Key of the origin in a checkpoint's JSON.
 
 
 def create_run(

@@ -13,7 +13,7 @@ from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment.training import Training
 from diffusion_jax.parallel.distributed import broadcast_from_first
-from diffusion_jax.runs.run import SAME_CLASSES, classes_moved
+from diffusion_jax.runs.run import IMPORTED, SAME_CLASSES, classes_moved
 from diffusion_jax.training.meter import Meter
 from diffusion_jax.training.state import TrainState, from_parts, to_parts
 
@@ -67,6 +67,12 @@ def restore_state(
     allow_change: bool,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to resume from and the JSON that was saved with it."""
+    meta = store.meta()
+    if meta is not None and IMPORTED in meta:
+        raise InputError(
+            f"{store.directory.parent} is an imported run, which has no optimizer to go on with: train in another "
+            f"--workdir with train.init_from={store.directory.parent}"
+        )
     checkpoint = store.restore(to_parts(training.template))
     assert checkpoint is not None
     before = checkpoint.meta["data"]

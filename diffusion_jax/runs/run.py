@@ -25,6 +25,7 @@ from diffusion_jax.reporting import classes
 from diffusion_jax.runs.parameters import Reconstruction, load_parameters
 from diffusion_jax.training.state import abstract_like
 
+IMPORTED = "imported"  # Key of an imported run's origin in its checkpoint's JSON.
 SAME_CLASSES = "rename them so that each has the same number as in training"
 
 

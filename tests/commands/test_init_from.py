@@ -12,7 +12,8 @@ from tiny_run import Outcome, digits_in, results, rows, run, state_of, write_con
 
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.config import config_hash, default_config
-from diffusion_jax.runs.run import load_run
+from diffusion_jax.runs.create import create_run
+from diffusion_jax.runs.run import load_experiment, load_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,6 +87,21 @@ def test_its_first_losses_are_those_of_a_trained_network(tmp_path: Path, origin:
     assert run(f"--config={tmp_path / 'tiny.py'}", f"--workdir={random}", *flags).status == 0
     loss, first = (rows(folder)[0]["loss"] for folder in (tmp_path / "new", random))
     assert loss < first
+
+
+def test_it_begins_from_an_imported_run_in_which_nothing_can_be_trained(
+    tmp_path: Path, origin: Path
+) -> None:
+    loaded, imported = load_run(origin), tmp_path / "imported"
+    create_run(imported, load_experiment(origin), loaded.params, None, 0, {"format": "mine"})
+    refused = run(f"--workdir={imported}")
+    assert refused.status == 2
+    assert f"train in another --workdir with train.init_from={imported}" in refused.err
+    still = ("optimizer.learning_rate=0", "train.num_steps=1")
+    assert begin(tmp_path, imported, *still).status == 0
+    chex.assert_trees_all_equal(
+        state_of(tmp_path / "new")["params"], jax.tree.map(np.asarray, loaded.params)
+    )
 
 
 @pytest.mark.parametrize(
