@@ -28,11 +28,13 @@ import numpy as np
 import report
 
 from diffusion_jax.interchange import SOURCES
-from diffusion_jax.models.networks import UNet, as_functions, count_parameters
+from diffusion_jax.interchange.openai_classifier import read_classifier
+from diffusion_jax.models.networks import Model, UNet, as_functions, count_parameters
 
 FIXTURES = Path(__file__).parents[2] / "tests/interchange/fixtures"
 CASES = json.loads(Path(__file__).with_name("networks.json").read_text())
 TOLERANCE = 1e-5
+CLASSIFIER = "guided_diffusion_classifier"  # Of noisy images, which is no source of a run.
 
 
 def theirs(python: str, code: Path | None, case: dict[str, Any], folder: Path) -> None:
@@ -42,21 +44,28 @@ def theirs(python: str, code: Path | None, case: dict[str, Any], folder: Path) -
     subprocess.run([python, str(script), asked, str(folder)], env=dict(os.environ), check=True)
 
 
-def compare(case: dict[str, Any], folder: Path, *, timed: bool) -> dict[str, Any]:
-    """Returns the figures of one case."""
-    with np.load(folder / "io.npz") as stored:
-        io = dict(stored)
-    foreign = SOURCES[case["format"]].make(
-        path=folder / case.get("file", ""), settings=case.get("settings", "")
-    )
+def ours(case: dict[str, Any], folder: Path, outputs: int) -> tuple[Model, Any]:
+    """Returns our network and its parameters, imported from the checkpoint in a folder."""
+    path, settings = folder / case.get("file", ""), case.get("settings", "")
+    if case["format"] == CLASSIFIER:
+        classifier = read_classifier(path, settings)
+        return as_functions(classifier.network, classifier.image_shape), classifier.params
+    foreign = SOURCES[case["format"]].make(path=path, settings=settings)
     options = {
         name.removeprefix("model."): value
         for name, value in foreign.fields.items()
         if name.startswith("model.") and name != "model.name"
     }
-    unet = UNet(**options, out_channels=io["output"].shape[-1])
-    model = as_functions(unet, foreign.image_shape)
-    params = jax.device_put(foreign.params)
+    unet = UNet(**options, out_channels=outputs)
+    return as_functions(unet, foreign.image_shape), foreign.params
+
+
+def compare(case: dict[str, Any], folder: Path, *, timed: bool) -> dict[str, Any]:
+    """Returns the figures of one case."""
+    with np.load(folder / "io.npz") as stored:
+        io = dict(stored)
+    model, params = ours(case, folder, io["output"].shape[-1])
+    params = jax.device_put(params)
     inputs = io["x"], io["t"], io.get("labels")
     forward = jax.jit(model.apply)
     output: Any = forward(params, *inputs)

@@ -9,9 +9,12 @@ import shlex
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import torch
 from networks_peer import images, randomize, write
+
+CLASSIFIER = "guided_diffusion_classifier"
 
 
 def main() -> None:
@@ -22,6 +25,8 @@ def main() -> None:
         sys.modules.setdefault(name, types.ModuleType(name))
     package = case["code_of"].replace("-", "_")
     script = importlib.import_module(f"{package}.script_util")
+    if case["format"] == CLASSIFIER:
+        return write_classifier(case, folder, script)
     parser = argparse.ArgumentParser()
     script.add_dict_to_argparser(parser, script.model_and_diffusion_defaults())
     flags = parser.parse_args(shlex.split(case["settings"]))
@@ -36,6 +41,42 @@ def main() -> None:
     options = {} if labels is None else {"y": labels}
     wrapped = diffusion._wrap_model(model)  # It scales the time.
     write(folder, x, t, lambda: wrapped(x, t, **options), labels)
+    save(case, folder, model)
+
+
+def write_classifier(case: dict[str, Any], folder: str, script: Any) -> None:
+    """Writes the same of a classifier, with case["classes"] classes if that is there."""
+    parser = argparse.ArgumentParser()
+    defaults = script.classifier_defaults()
+    # Two flags of ours stand for what their function has as constants.
+    ours = {"classifier_channel_mult": "", "classifier_head_channels": 64}
+    script.add_dict_to_argparser(parser, defaults | ours)
+    flags = vars(parser.parse_args(shlex.split(case["settings"])))
+    mult, heads = (flags.pop(name) for name in ours)
+    make = script.EncoderUNetModel
+
+    def patched(**options: Any) -> Any:
+        options |= {"num_head_channels": heads, "out_channels": case.get("classes", 1000)}
+        if mult:
+            options["channel_mult"] = tuple(map(int, mult.split(",")))
+            factor = case["size"] / 64  # Of the image's size that their function was told.
+            options["image_size"] = case["size"]
+            options["attention_resolutions"] = tuple(
+                int(ds * factor) for ds in options["attention_resolutions"]
+            )
+        return make(**options)
+
+    script.EncoderUNetModel = patched
+    model = script.create_classifier(**(flags | ({"image_size": 64} if mult else {})))
+    randomize(model)
+    x = images(case)
+    t = torch.linspace(3, 900, len(x)).round().long()
+    write(folder, x, t, lambda: model(x, t))
+    save(case, folder, model)
+
+
+def save(case: dict[str, Any], folder: str, model: torch.nn.Module) -> None:
+    """Writes model.pt, of fixtures in half precision, which holds all digits of their weights."""
     state = model.half().state_dict() if case.get("fixture") else model.state_dict()
     torch.save(state, f"{folder}/model.pt")
 

@@ -38,7 +38,10 @@ def images(case: dict[str, Any]) -> torch.Tensor:
 def write(
     folder: str, x: torch.Tensor, t: Any, forward: Callable[[], torch.Tensor], labels: Any = None
 ) -> None:
-    """Writes io.npz: images and output channels last, the time as our network is given it, and the median seconds."""
+    """Writes io.npz: images and output channels last, the time as our network is given it, and the median seconds.
+
+    The output may be logits.
+    """
     seconds = []
     with torch.inference_mode():
         output = forward()
@@ -49,7 +52,7 @@ def write(
     arrays = {
         "x": x.permute(0, 2, 3, 1).numpy(),
         "t": np.asarray(t, np.float32),
-        "output": output.permute(0, 2, 3, 1).numpy(),
+        "output": (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy(),
         "seconds": np.float64(np.median(seconds)),
     }
     if labels is not None:

@@ -7,7 +7,7 @@ them, as in "--image_size 64 --num_channels 192 ...", with the defaults of each 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +84,26 @@ _ONCE = {
 }
 
 
-def layout(unet: UNet, height: int, *, new_order: bool) -> Layout:
+def layout(
+    unet: UNet,
+    height: int,
+    *,
+    new_order: bool = False,
+    once: Mapping[str, str] | None = None,
+) -> Layout:
     """Returns their names of the parameters of a U-Net.
 
     Args:
       unet: The network.
       height: Of its images.
       new_order: Whether queries, keys and values of all heads lie together, rather than those of each head.
+      once: Kinds of modules that there are once -> their names, where these are not a diffusion model's.
     """
     last, blocks = len(unet.channel_mult) - 1, unet.num_res_blocks
 
     def module(place: Place) -> str:
         if not place.side:
-            return _ONCE[place.kind]
+            return {**_ONCE, **(once or {})}[place.kind]
         part = 1 if place.kind == "attention" else 0
         if place.side == "middle":
             return f"middle_block.{2 * place.block + part}"
@@ -141,29 +148,32 @@ def fits(of_guided: bool) -> Callable[[Path], bool]:
     return lambda path: of_guided and path.suffix == ".pt" and path.is_file()
 
 
-def flags_of(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def flags_of(
+    text: str,
+    defaults: Mapping[str, Any],
+    owner: str = "--source_settings",
+    ignored: Collection[str] = IGNORED,
+) -> dict[str, Any]:
     """Returns the values of their flags.
 
     Args:
       text: Such as "--image_size 64 --class_cond True".
       defaults: Values of flags that it does not name, which also say their types.
+      owner: What holds the text, for messages.
+      ignored: Flags that say nothing of this network.
 
     Raises:
       InputError: A flag is unknown or its value has another type.
     """
     found, words = dict(defaults), shlex.split(text.replace("=", " "))
     if len(words) % 2:
-        raise InputError(
-            f"--source_settings must hold pairs, --FLAG VALUE; it has {len(words)} words"
-        )
+        raise InputError(f"{owner} must hold pairs, --FLAG VALUE; it has {len(words)} words")
     for flag, value in zip(words[::2], words[1::2], strict=True):
         name = flag.removeprefix("--")
-        if name in IGNORED:
+        if name in ignored:
             continue
         if name not in defaults or not flag.startswith("--"):
-            raise InputError(
-                f"unknown flag {flag} in --source_settings.{nearest(name, list(defaults))}"
-            )
+            raise InputError(f"unknown flag {flag} in {owner}.{nearest(name, list(defaults))}")
         found[name] = _parsed(flag, value, defaults[name])
     return found
 
@@ -206,40 +216,54 @@ def network_fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       InputError: A value that no network of theirs has.
     """
-    size, updown = flags["image_size"], flags.get("resblock_updown", False)
-    multipliers = _multipliers(flags)
-    # Of 512x512 images, the first level has half the channels that the others count in.
-    channels = flags["num_channels"] * multipliers[0]
-    if channels % 1 or any(mult % multipliers[0] for mult in multipliers):
-        raise InputError(f"channel_mult is {multipliers}; they must be multiples of the first")
     if flags["num_heads_upsample"] not in (-1, flags["num_heads"]):
         raise InputError("--num_heads_upsample differs from --num_heads, which is not read")
     head = flags.get("num_head_channels", -1)
-    fields: dict[str, Any] = {
-        "channels": int(channels),
-        "channel_mult": tuple(int(mult / multipliers[0]) for mult in multipliers),
-        "num_res_blocks": flags["num_res_blocks"],
-        "attention_resolutions": _numbers("attention_resolutions", flags["attention_resolutions"]),
+    fields = encoder_options(flags) | {
         "dropout": flags["dropout"],
         "num_classes": NUM_CLASSES if flags["class_cond"] else 0,
-        "norm_groups": 32,
-        "norm_eps": 1e-5,
-        "time_embedding": "adm",
-        "time_features": flags["num_channels"],
-        "embedding_width": 4 * flags["num_channels"],
-        "scale_shift": flags["use_scale_shift_norm"],
         "num_heads": flags["num_heads"] if head == -1 else None,
         "head_channels": None if head == -1 else head,
-        "resample": "block" if updown else "conv",
-        "symmetric_padding": not updown,
     }
     if flags["rescale_timesteps"] and flags["diffusion_steps"] != 1000:
         fields["time_scale"] = 1000 / flags["diffusion_steps"]
-    if min(fields["attention_resolutions"], default=size) < 1:
+    return {f"model.{name}": value for name, value in fields.items()}
+
+
+def encoder_options(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that a U-Net's encoder has too, but for its heads.
+
+    Args:
+      flags: Values of their flags; improved-diffusion's lack channel_mult and resblock_updown.
+
+    Raises:
+      InputError: A value that no network of theirs has.
+    """
+    width, updown = flags["num_channels"], flags.get("resblock_updown", False)
+    multipliers = _multipliers(flags)
+    # Of 512x512 images, the first level has half the channels that the others count in.
+    channels = width * multipliers[0]
+    if channels % 1 or any(mult % multipliers[0] for mult in multipliers):
+        raise InputError(f"channel_mult is {multipliers}; they must be multiples of the first")
+    resolutions = _numbers("attention_resolutions", flags["attention_resolutions"])
+    if min(resolutions, default=1) < 1:
         raise InputError(
             "--attention_resolutions must be the heights of feature maps, such as 16,8"
         )
-    return {f"model.{name}": value for name, value in fields.items()}
+    return {
+        "channels": int(channels),
+        "channel_mult": tuple(int(mult / multipliers[0]) for mult in multipliers),
+        "num_res_blocks": flags["num_res_blocks"],
+        "attention_resolutions": resolutions,
+        "norm_groups": 32,
+        "norm_eps": 1e-5,
+        "time_embedding": "adm",
+        "time_features": width,
+        "embedding_width": 4 * width,
+        "scale_shift": flags["use_scale_shift_norm"],
+        "resample": "block" if updown else "conv",
+        "symmetric_padding": not updown,
+    }
 
 
 def _multipliers(flags: Mapping[str, Any]) -> tuple[float, ...]:

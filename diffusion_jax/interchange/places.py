@@ -11,9 +11,16 @@ import numpy as np
 from jaxtyping import PyTree
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.models.networks import UNet, as_functions
+from diffusion_jax.models.networks import ClassifierUNet, UNet, as_functions
 
 MOST_NAMED = 5  # Tensors that an error lists.
+MATRICES = ("kernel", "positions")  # Parameters that other libraries have transposed.
+HEADS = {  # Modules of a classifier's head, by its pool.
+    "adaptive": ("norm_out", "logits"),
+    "attention": ("norm_out", "pool"),
+    "spatial": ("hidden", "logits"),
+    "spatial_v2": ("hidden", "norm_hidden", "logits"),
+}
 Order = Literal["3hd", "h3d", "hd3"]
 QKV = ("query", "key", "value")
 
@@ -61,6 +68,13 @@ def places(unet: UNet, height: int) -> Iterator[Place]:
     yield Place("middle_0_res", "res", "middle", last, 0)
     yield Place("middle_0_attention", "attention", "middle", last, 0)
     yield Place("middle_1_res", "res", "middle", last, 1)
+    if isinstance(unet, ClassifierUNet):
+        yield from (Place(name, name) for name in HEADS[unet.pool])
+    else:
+        yield from _decoder(unet, height, last)
+
+
+def _decoder(unet: UNet, height: int, last: int) -> Iterator[Place]:
     for level in range(last, -1, -1):
         for index in range(unet.num_res_blocks + 1):
             yield from _block(unet, height, "up", level, index)
@@ -254,7 +268,7 @@ def _ours(
     found = array.shape
     if source.third is not None:
         array = _third(array, source.third, heads_of(unet, shape[-1]), layout.qkv or "3hd")
-    if path.endswith("kernel"):
+    if path.endswith(MATRICES):
         if layout.transposed(source.tensor) and array.ndim > 1:
             array = np.moveaxis(array, (0, 1), (-1, -2))
         if len(shape) == 2:  # A linear map of pixels may be a convolution of one pixel.

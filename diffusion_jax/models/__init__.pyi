@@ -28,6 +28,7 @@ from .networks import (
     MLP as MLP,
     NETWORKS as NETWORKS,
     PRESETS as PRESETS,
+    ClassifierUNet as ClassifierUNet,
     Model as Model,
     NetworkKind as NetworkKind,
     UNet as UNet,

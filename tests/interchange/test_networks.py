@@ -17,7 +17,7 @@ CASES = {
     for name, case in json.loads(
         (Path(__file__).parents[2] / "benchmarks/parity/networks.json").read_text()
     ).items()
-    if case.get("fixture")
+    if case.get("fixture") and case["format"] in SOURCES
 }
 
 

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.errors import InputError, expect
+from diffusion_jax.models.networks.classifier_unet import ClassifierUNet
 from diffusion_jax.models.networks.mlp import MLP
 from diffusion_jax.models.networks.presets import PRESETS, preset
 from diffusion_jax.models.networks.unet import UNet
@@ -26,6 +27,7 @@ __all__ = [
     "PRESETS",
     "NetworkKind",
     "ApplyFn",
+    "ClassifierUNet",
     "Model",
     "UNet",
     "as_functions",
@@ -58,7 +60,10 @@ NETWORKS: Registry[NetworkKind] = Registry(
 
 
 class ApplyFn(Protocol):
-    """The network as a function of its parameters; dropout is on if keys are given, one per image."""
+    """The network as a function of its parameters; dropout is on if keys are given, one per image.
+
+    A denoiser's output has the images' height and width, a classifier's is logits.
+    """
 
     def __call__(
         self,
@@ -67,7 +72,7 @@ class ApplyFn(Protocol):
         t: Float[Array, " b"],
         labels: Int[Array, " b"] | None = None,
         dropout_keys: Key[Array, " b"] | None = None,
-    ) -> Float[Array, "b h w d"]: ...
+    ) -> Float[Array, " b *out"]: ...
 
 
 class Model(NamedTuple):
@@ -78,7 +83,7 @@ class Model(NamedTuple):
 
 
 def as_functions(module: nn.Module | Model, image_shape: tuple[int, int, int]) -> Model:
-    """Returns a Linen denoiser as pure functions for images of `image_shape` (H, W, C); a `Model` unchanged.
+    """Returns a Linen network as pure functions for images of `image_shape` (H, W, C); a `Model` unchanged.
 
     Raises:
       InputError: A shape that the module does not take; when the network is called, images with other channels, labels
@@ -109,7 +114,7 @@ def as_functions(module: nn.Module | Model, image_shape: tuple[int, int, int]) -
         t: Float[Array, " b"],
         labels: Int[Array, " b"] | None = None,
         dropout_keys: Key[Array, " b"] | None = None,
-    ) -> Float[Array, "b h w d"]:
+    ) -> Float[Array, " b *out"]:
         _check(x, labels, image_shape, num_classes)
         params = jax.tree.map(jnp.asarray, params)  # They may be NumPy's, as other tools read them.
         out = module.apply({"params": params}, x, t, labels, dropout_keys)

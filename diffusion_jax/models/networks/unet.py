@@ -118,9 +118,7 @@ class UNet(nn.Module):
     ) -> Float[Array, "b h w d"]:
         emb = self._embedding(t, labels)
         skips = self._encoder(x, emb, dropout_keys)
-        top = self.channel_mult[-1]
-        h = self._block(skips[-1], emb, top, "middle_0", dropout_keys, attention=True)
-        h = self._block(h, emb, top, "middle_1", dropout_keys, attention=False)
+        h = self._middle(skips[-1], emb, dropout_keys)
         outputs = x.shape[-1] if self.out_channels is None else self.out_channels
         return self._decoder(h, skips, emb, outputs, dropout_keys)
 
@@ -166,6 +164,11 @@ class UNet(nn.Module):
                 skips.append(h)
         return skips
 
+    def _middle(self, h: Array, emb: Array, keys: Array | None) -> Array:
+        top = self.channel_mult[-1]
+        h = self._block(h, emb, top, "middle_0", keys, attention=True)
+        return self._block(h, emb, top, "middle_1", keys, attention=False)
+
     def _decoder(
         self, h: Array, skips: list[Array], emb: Array, outputs: int, keys: Array | None
     ) -> Array:
@@ -205,14 +208,15 @@ class UNet(nn.Module):
         attention = self._has_attention(h) if attention is None else attention
         h = self._res_block(self.channels * mult, name=f"{name}_res")(h, emb, keys)
         if attention:
-            heads = self.num_heads or 1
-            if self.head_channels is not None:
-                heads = h.shape[-1] // self.head_channels
+            heads = self._heads(h.shape[-1])
             of_pixels = partial(
                 self._recomputed(SelfAttention), heads=heads, rescale=self.skip_rescale
             )
             h = of_pixels(self.dtype, self._norm, name=f"{name}_attention")(h)
         return h
+
+    def _heads(self, channels: int) -> int:
+        return channels // self.head_channels if self.head_channels else self.num_heads or 1
 
     @property
     def _norm(self) -> partial[GroupNorm]:
