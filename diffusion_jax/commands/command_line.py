@@ -118,7 +118,12 @@ def _parser() -> _Parser:
 
 def _add_interchange(parser: _Parser) -> None:
     parser.add_argument("--source", metavar="PATH", help="checkpoint to import, a file or a folder")
-    parser.add_argument("--format", metavar="NAME", help="its format, if its files do not tell")
+    parser.add_argument(
+        "--format",
+        metavar="NAME",
+        help="its format, if its files do not tell; of an export: diffusers, single or stablehlo",
+    )
+    parser.add_argument("--target", metavar="FOLDER", help="folder to export to")
     parser.add_argument(
         "--source_settings",
         default="",

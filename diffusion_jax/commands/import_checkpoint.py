@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
@@ -15,6 +16,7 @@ from diffusion_jax.errors import InputError, reason
 from diffusion_jax.experiment import build
 from diffusion_jax.features.weights import checksum
 from diffusion_jax.interchange import SOURCES, Foreign, source_of
+from diffusion_jax.interchange.places import by_path
 from diffusion_jax.models.networks import count_parameters
 from diffusion_jax.runs.create import check_free, create_run
 
@@ -59,10 +61,24 @@ def import_checkpoint(
         raise InputError(f"cannot read {source}: {reason(error)}") from error
     config = configured(config, foreign.fields, assignments)
     exp = build.build(config, foreign.image_shape, config.model.num_classes, foreign.class_names)
+    _check_parameters(exp, foreign, source)
     origin = _origin(source, name, source_settings, foreign)
     create_run(workdir, exp, foreign.params, foreign.trained, foreign.step, origin)
     _tell(name, foreign, workdir)
     return 0
+
+
+def _check_parameters(exp: build.Experiment, foreign: Foreign, source: str) -> None:
+    """Raises if the parameters are not those of the network that the config describes."""
+    wanted = by_path(jax.eval_shape(exp.network.init, jax.random.key(0)))
+    found = by_path(foreign.params)
+    for path in {**wanted, **found}:
+        has, needs = found.get(path), wanted.get(path)
+        if has is None or needs is None or has.shape != needs.shape:
+            raise InputError(
+                f"{source}: {path} has the shape {None if has is None else has.shape}; the network of its config has "
+                f"{None if needs is None else needs.shape}"
+            )
 
 
 def configured(

@@ -227,6 +227,13 @@ MODES = {
             makes_run=True,
             module="import_checkpoint",
         ),
+        Mode(
+            "export",
+            "write the run as --format=diffusers, single (a file) or stablehlo to --target=FOLDER",
+            always_uses=("sampler", "mesh", *_PARAMETERS),
+            takes=("format", "target"),
+            module="export_checkpoint",
+        ),
     )
 }
 

@@ -79,6 +79,7 @@ class Experiment:
       network: The network as pure functions.
       image_shape: (H, W, C).
       class_names: Names of the data's classes; empty if there are none, or they are not known.
+      module: The network's own module, such as a `UNet`.
     """
 
     config: ConfigDict
@@ -86,6 +87,7 @@ class Experiment:
     network: Model
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+    module: Any
 
     def objective(self) -> Objective:
         """Returns what training minimizes."""
@@ -248,7 +250,7 @@ def build(
     network = as_functions(module, image_shape)
     process = make_process(config)
     model = DiffusionModel(process, make_prediction(config, process), network.apply)
-    return Experiment(config, model, network, image_shape, class_names)
+    return Experiment(config, model, network, image_shape, class_names, module)
 
 
 def validate(config: ConfigDict, *, trained: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.interchange import diffusers, openai
+from diffusion_jax.interchange import diffusers, openai, single
 from diffusion_jax.interchange.foreign import Foreign, Source
 from diffusion_jax.options import Registry
 
@@ -14,6 +14,7 @@ __all__ = ["SOURCES", "Foreign", "Source", "source_of"]
 SOURCES: Registry[Source] = Registry(
     "source",
     {
+        "single": Source(single.read, "our own file, model.safetensors", fits=single.fits),
         "diffusers": Source(
             diffusers.read, "a folder of diffusers with a UNet2DModel", fits=diffusers.fits
         ),

@@ -15,12 +15,14 @@ from diffusion_jax.interchange.diffusers_network import network_fields, size_of
 from diffusion_jax.interchange.diffusers_scheduler import process_fields
 from diffusion_jax.interchange.foreign import Foreign
 from diffusion_jax.interchange.places import Layout, Place, exported, imported, torch_leaf
+from diffusion_jax.interchange.single import described
 from diffusion_jax.models.networks import UNet
 from diffusion_jax.reading import json_text
 from diffusion_jax.reading.regular import read_regular
 from diffusion_jax.reading.tensors import read_tensors
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+DESCRIPTION = "diffusion_jax.json"  # Beside what we export.
 # Names of older versions.
 _OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 _ONCE = {
@@ -118,8 +120,26 @@ def read(path: Path, settings: str = "") -> Foreign:
     flipped = theirs.get("flip_sin_to_cos", True) and unet.time_embedding != "fourier"
     names = layout(unet)._replace(cos_first=bool(flipped))
     params = imported(unet, image_shape, names, tensors)
+    if (own := path / DESCRIPTION).exists():  # An export of ours says more than diffusers' configs.
+        return _described(own, params, weights)
     files = (folder / "config.json", weights, *([scheduler] if scheduler else []))
     return Foreign(fields, image_shape, params, notes=tuple(notes), files=files)
+
+
+def _described(own: Path, params: Any, weights: Path) -> Foreign:
+    """Returns a run that we exported, of whose classes the last one stands for none."""
+    description = described(own.read_text(), str(own))
+    fields = description.fields()
+    if fields["model.num_classes"]:
+        params["class"]["embedding"] = params["class"]["embedding"][:-1]
+    return Foreign(
+        fields,
+        description.image_shape,
+        params,
+        step=description.step,
+        files=(own, weights),
+        class_names=description.class_names,
+    )
 
 
 def fits(path: Path) -> bool:

@@ -63,7 +63,7 @@ def dynamic_threshold(
     """
 
     def limit(x0: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
-        sizes = jnp.abs(x0).reshape(len(x0), -1)
+        sizes = jnp.abs(x0).reshape(x0.shape[0], -1)
         s = per_image(jnp.maximum(jnp.quantile(sizes, percentile, axis=1), 1.0), x0)
         return jnp.clip(x0, -s, s) / s
 

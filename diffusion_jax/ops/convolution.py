@@ -97,7 +97,7 @@ def _pads(x: Array, w: Array, stride: int, padding: str | Padding) -> Padding:
 
 
 def _to_image_derived(dy: Array, w: Array, window: Window) -> Array:
-    shape = (len(dy), *window.image, w.shape[2])
+    shape = (dy.shape[0], *window.image, w.shape[2])
     return transpose(lambda x: plain(x, w, window), shape, dy)
 
 

@@ -69,13 +69,12 @@ def create_run(
         raise InputError(f"cannot write {workdir}: {reason(error)}") from error
 
 
-def check_free(workdir: Path) -> None:
+def check_free(workdir: Path, flag: str = "--workdir") -> None:
     """Raises an InputError if a folder holds something already.
 
     Args:
       workdir: A folder, which need not exist.
+      flag: What named it.
     """
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise InputError(
-            f"--workdir: {workdir} holds something already; name another, for an imported run"
-        )
+        raise InputError(f"{flag}: {workdir} holds something already; name another folder")

@@ -57,7 +57,7 @@ def ode_adaptive(
 
     def init(x: Float[Array, " b *dims"]) -> State:
         stats = equal_stats(x, 0, float(grid.time[0]))
-        return State(x, x, stats._replace(finished=jnp.isfinite(x.reshape(len(x), -1)[:, 0])))
+        return State(x, x, stats._replace(finished=jnp.isfinite(x.reshape(x.shape[0], -1)[:, 0])))
 
     def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Array) -> State:
         del keys
@@ -70,7 +70,7 @@ def ode_adaptive(
 
     def refine(denoise: Denoise, state: State, i: Int[Array, ""], keys: Array) -> State:
         del keys
-        before, ends = state.memory, (grid.at(jnp.full(len(state.x), k)) for k in (i, i + 1))
+        before, ends = state.memory, (grid.at(jnp.full(state.x.shape[:1], k)) for k in (i, i + 1))
         there = follow_flow(denoise, process, state.x, *ends, **tolerances)
         going, stats = before.finished, there.stats
         memory = SolverStats(
@@ -111,7 +111,7 @@ def ode_encode(
       atol: See `ode_adaptive`.
       max_steps: See `ode_adaptive`.
     """
-    ends = (grid.at(jnp.full(len(x0), i)) for i in (grid.num_steps - 1, 0))
+    ends = (grid.at(jnp.full(x0.shape[:1], i)) for i in (grid.num_steps - 1, 0))
     return follow_flow(denoise, process, x0, *ends, rtol=rtol, atol=atol, max_steps=max_steps)
 
 
@@ -138,7 +138,7 @@ def ode_decode(
       atol: See `ode_adaptive`.
       max_steps: See `ode_adaptive`.
     """
-    ends = (grid.at(jnp.full(len(x_init), i)) for i in (0, grid.num_steps - 1))
+    ends = (grid.at(jnp.full(x_init.shape[:1], i)) for i in (0, grid.num_steps - 1))
     return follow_flow(denoise, process, x_init, *ends, rtol=rtol, atol=atol, max_steps=max_steps)
 
 

@@ -55,7 +55,7 @@ def ancestral(
             grid,
             prediction.x0,
             state.x,
-            step=jnp.full(len(state.x), i),
+            step=jnp.full(state.x.shape[:1], i),
             variance=variance,
             fraction=prediction.fraction,
         )

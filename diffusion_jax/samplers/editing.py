@@ -147,7 +147,7 @@ def replaced(sampler: Sampler, constraint: Constraint, x0: Float[Array, "b h w c
     def step(denoise: Denoise, state: State, i: Int[Array, ""], keys: Key[Array, " b"]) -> State:
         after = sampler.advance(denoise, state, i, keys)
         eps = image_normal(fold_in(keys, StepStream.KNOWN_PART), x0.shape[1:])
-        given = q_sample(sampler.grid.at(jnp.full(len(x0), i + 1)), x0, eps)
+        given = q_sample(sampler.grid.at(jnp.full(x0.shape[:1], i + 1)), x0, eps)
         return after._replace(x=constraint(after.x, given), x0_hat=constraint(after.x0_hat, x0))
 
     return sampler._replace(step=step, refine=None)

@@ -83,7 +83,7 @@ def equal_stats(
     x: Float[Array, " b *dims"], evaluations: Index, reached: float | Float[Array, ""]
 ) -> SolverStats:
     """Returns the statistics of images that are all finished, at the same time and cost."""
-    first = x.reshape(len(x), -1)[
+    first = x.reshape(x.shape[0], -1)[
         :, 0
     ]  # Inside `jax.shard_map` it varies across devices, as in a solver's.
     return SolverStats(

@@ -41,7 +41,7 @@ def convolve(x: Array, w: Array, window: Window) -> Array:
 def to_image(dy: Array, w: Array, window: Window) -> Array:
     """Returns the transpose of x -> convolve(x, w) at dy."""
     if window.stride > 1:
-        shape = (len(dy), *window.image, w.shape[2])
+        shape = (dy.shape[0], *window.image, w.shape[2])
         dx = to_image(dy, _kernel_of_blocks(w, window), _over_blocks(window))
         return transpose(lambda x: _blocks(x, window), shape, dx)
     window, (b, height, width, _), c = window.transposed(), dy.shape, w.shape[2]
@@ -63,9 +63,10 @@ def to_kernel(x: Array, dy: Array, window: Window) -> Array:
 
 def _transforms_pay(x: Array, features: int, window: Window) -> bool:
     (kh, kw), (_, edges), (height, width) = window.kernel, window.padding, window.output
-    products = len(x) * height * width * kh * kw * x.shape[3] * features
+    products = x.shape[0] * height * width * kh * kw * x.shape[3] * features
     return (
-        window.stride == 1
+        isinstance(products, int)  # Not of a batch of any size, as in an exported program.
+        and window.stride == 1
         and products >= PRODUCTS_THAT_PAY
         and x.dtype == jnp.float32
         and kw in (2, 3)
