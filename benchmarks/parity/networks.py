@@ -27,6 +27,9 @@ import jax
 import numpy as np
 import report
 
+from diffusion_jax.commands.import_checkpoint import configured
+from diffusion_jax.config import default_config
+from diffusion_jax.experiment import build
 from diffusion_jax.interchange import SOURCES
 from diffusion_jax.interchange.openai_classifier import read_classifier
 from diffusion_jax.models.networks import Model, UNet, as_functions, count_parameters
@@ -71,6 +74,9 @@ def compare(case: dict[str, Any], folder: Path, *, timed: bool) -> dict[str, Any
     output: Any = forward(params, *inputs)
     error = np.abs(np.asarray(output) - io["output"]).max() / np.abs(io["output"]).max()
     figures = {"parameters": count_parameters(params), "relative_difference": float(error)}
+    if "denoised" in io:
+        error = np.abs(denoised(case, folder, io) - io["denoised"]).max()
+        figures["denoised_difference"] = float(error / np.abs(io["denoised"]).max())
     if timed:
         seconds = []
         for _ in range(5):
@@ -79,6 +85,17 @@ def compare(case: dict[str, Any], folder: Path, *, timed: bool) -> dict[str, Any
             seconds.append(time.perf_counter() - started)
         figures |= {"seconds": report.median(seconds), "their_seconds": float(io["seconds"])}
     return figures
+
+
+def denoised(case: dict[str, Any], folder: Path, io: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns our prediction of the clean images, by the process of the checkpoint in a folder."""
+    path = folder / case.get("file", "")
+    foreign = SOURCES[case["format"]].make(path=path, settings=case.get("settings", ""))
+    config = configured(default_config(), foreign.fields, ())
+    exp = build.build(config, foreign.image_shape, config.model.num_classes, foreign.class_names)
+    point = exp.model.process.at(jax.numpy.asarray(io["time"]))
+    predict = jax.jit(exp.model.predict)
+    return np.asarray(predict(foreign.params, io["noised"], point, io.get("labels")).x0)
 
 
 def main() -> int:
@@ -103,16 +120,23 @@ def main() -> int:
                 shutil.copytree(folder, FIXTURES / name, dirs_exist_ok=True)
             figures[name] = row = compare(case, folder, timed=arguments.time)
         rows.append([name, f"{row['parameters']:,}", f"{row['relative_difference']:.1e}"])
+        rows[-1].append(f"{row['denoised_difference']:.1e}" if "denoised_difference" in row else "")
         if arguments.time:
             rows[-1] += [
                 row["their_seconds"],
                 row["seconds"],
                 row["their_seconds"] / row["seconds"],
             ]
-    header = ["network", "parameters", "largest difference / largest output"]
+    header = ["network", "parameters", "largest difference / largest output", "of x_0"]
     report.print_table(header + ["theirs, s", "ours, s", "ratio"] * arguments.time, rows)
     report.write(arguments.out, figures)
-    return int(max(row["relative_difference"] for row in figures.values()) > TOLERANCE)
+    differences = [
+        value
+        for row in figures.values()
+        for name, value in row.items()
+        if name.endswith("difference")
+    ]
+    return int(max(differences) > TOLERANCE)
 
 
 if __name__ == "__main__":

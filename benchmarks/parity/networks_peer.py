@@ -8,10 +8,18 @@ It runs in an environment with torch, without this project.
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+
+class Denoised(NamedTuple):
+    """Noised images, the time of our process, and the library's prediction of the clean images."""
+
+    x_t: torch.Tensor
+    time: Any
+    x0: torch.Tensor
 
 
 def randomize(model: Any) -> None:
@@ -36,11 +44,16 @@ def images(case: dict[str, Any]) -> torch.Tensor:
 
 
 def write(
-    folder: str, x: torch.Tensor, t: Any, forward: Callable[[], torch.Tensor], labels: Any = None
+    folder: str,
+    x: torch.Tensor,
+    t: Any,
+    forward: Callable[[], torch.Tensor],
+    labels: Any = None,
+    denoised: Denoised | None = None,
 ) -> None:
     """Writes io.npz: images and output channels last, the time as our network is given it, and the median seconds.
 
-    The output may be logits.
+    The output may be logits. With `denoised`, also what the library makes of noised images, in our terms.
     """
     seconds = []
     with torch.inference_mode():
@@ -55,6 +68,10 @@ def write(
         "output": (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy(),
         "seconds": np.float64(np.median(seconds)),
     }
+    if denoised is not None:
+        arrays["noised"] = denoised.x_t.permute(0, 2, 3, 1).numpy()
+        arrays["time"] = np.asarray(denoised.time, np.float32)
+        arrays["denoised"] = denoised.x0.permute(0, 2, 3, 1).numpy()
     if labels is not None:
         arrays["labels"] = np.asarray(labels, np.int32)
     np.savez(Path(folder) / "io.npz", **arrays)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.interchange import diffusers, openai, single
+from diffusion_jax.interchange import diffusers, edm, openai, single
 from diffusion_jax.interchange.foreign import Foreign, Source
 from diffusion_jax.options import Registry
 
@@ -29,6 +29,12 @@ SOURCES: Registry[Source] = Registry(
             "a .pt file of improved-diffusion, with its flags",
             fits=openai.fits(of_guided=False),
             settings="the flags of its network and process",
+        ),
+        "edm": Source(
+            edm.read,
+            "a .safetensors file with the state_dict of a network of EDM",
+            fits=edm.fits,
+            settings="--precond and --sigma_data",
         ),
     },
     given=("path", "settings"),

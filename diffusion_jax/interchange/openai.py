@@ -6,12 +6,12 @@ them, as in "--image_size 64 --num_channels 192 ...", with the defaults of each 
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.errors import InputError, nearest
+from diffusion_jax.errors import InputError
+from diffusion_jax.interchange.flags import flags_of, numbers_of
 from diffusion_jax.interchange.foreign import Foreign
 from diffusion_jax.interchange.places import Layout, Place, imported, torch_leaf
 from diffusion_jax.models.networks import UNet
@@ -122,7 +122,7 @@ def layout(
 
 def read_improved(path: Path, settings: str = "") -> Foreign:
     """Reads a checkpoint of improved-diffusion; see `read_guided`."""
-    return _read(path, flags_of(settings, IMPROVED))
+    return _read(path, flags_of(settings, IMPROVED, ignored=IGNORED))
 
 
 def read_guided(path: Path, settings: str = "") -> Foreign:
@@ -136,7 +136,7 @@ def read_guided(path: Path, settings: str = "") -> Foreign:
       InputError: A flag is unknown, or the file is not of the network that they say.
       OSError: The file cannot be read.
     """
-    return _read(path, flags_of(settings, GUIDED))
+    return _read(path, flags_of(settings, GUIDED, ignored=IGNORED))
 
 
 def fits(of_guided: bool) -> Callable[[Path], bool]:
@@ -146,48 +146,6 @@ def fits(of_guided: bool) -> Callable[[Path], bool]:
       of_guided: Which of the two is asked for.
     """
     return lambda path: of_guided and path.suffix == ".pt" and path.is_file()
-
-
-def flags_of(
-    text: str,
-    defaults: Mapping[str, Any],
-    owner: str = "--source_settings",
-    ignored: Collection[str] = IGNORED,
-) -> dict[str, Any]:
-    """Returns the values of their flags.
-
-    Args:
-      text: Such as "--image_size 64 --class_cond True".
-      defaults: Values of flags that it does not name, which also say their types.
-      owner: What holds the text, for messages.
-      ignored: Flags that say nothing of this network.
-
-    Raises:
-      InputError: A flag is unknown or its value has another type.
-    """
-    found, words = dict(defaults), shlex.split(text.replace("=", " "))
-    if len(words) % 2:
-        raise InputError(f"{owner} must hold pairs, --FLAG VALUE; it has {len(words)} words")
-    for flag, value in zip(words[::2], words[1::2], strict=True):
-        name = flag.removeprefix("--")
-        if name in ignored:
-            continue
-        if name not in defaults or not flag.startswith("--"):
-            raise InputError(f"unknown flag {flag} in {owner}.{nearest(name, list(defaults))}")
-        found[name] = _parsed(flag, value, defaults[name])
-    return found
-
-
-def _parsed(flag: str, value: str, default: Any) -> Any:
-    if isinstance(default, bool):
-        known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if value.lower() not in known:
-            raise InputError(f"{flag} is {value!r}; it must be True or False")
-        return known[value.lower()]
-    try:
-        return type(default)(value)
-    except ValueError as error:
-        raise InputError(f"{flag} is {value!r}; it must be a number") from error
 
 
 def _read(path: Path, flags: Mapping[str, Any]) -> Foreign:
@@ -245,7 +203,7 @@ def encoder_options(flags: Mapping[str, Any]) -> dict[str, Any]:
     channels = width * multipliers[0]
     if channels % 1 or any(mult % multipliers[0] for mult in multipliers):
         raise InputError(f"channel_mult is {multipliers}; they must be multiples of the first")
-    resolutions = _numbers("attention_resolutions", flags["attention_resolutions"])
+    resolutions = numbers_of("attention_resolutions", flags["attention_resolutions"])
     if min(resolutions, default=1) < 1:
         raise InputError(
             "--attention_resolutions must be the heights of feature maps, such as 16,8"
@@ -268,20 +226,11 @@ def encoder_options(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _multipliers(flags: Mapping[str, Any]) -> tuple[float, ...]:
     if flags.get("channel_mult"):
-        return tuple(map(float, _numbers("channel_mult", flags["channel_mult"])))
+        return tuple(map(float, numbers_of("channel_mult", flags["channel_mult"])))
     if flags["image_size"] not in MULTIPLIERS:
         sizes = ", ".join(map(str, MULTIPLIERS))
         raise InputError(f"--image_size is {flags['image_size']}; it must be one of {sizes}")
     return tuple(map(float, MULTIPLIERS[flags["image_size"]]))
-
-
-def _numbers(name: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(
-            f"--{name} is {text!r}; it must be integers separated by commas"
-        ) from error
 
 
 def process_fields(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,14 +277,14 @@ def respaced(num_steps: int, respacing: str) -> list[int]:
       InputError: There are no such steps.
     """
     if respacing.startswith("ddim"):
-        (wanted,) = _numbers("timestep_respacing", respacing.removeprefix("ddim"))
+        (wanted,) = numbers_of("timestep_respacing", respacing.removeprefix("ddim"))
         for stride in range(1, num_steps):
             if len(range(0, num_steps, stride)) == wanted:
                 return list(range(0, num_steps, stride))
         raise InputError(
             f"--timestep_respacing is {respacing!r}: no stride takes so many of {num_steps}"
         )
-    counts, kept, start = _numbers("timestep_respacing", respacing), [], 0
+    counts, kept, start = numbers_of("timestep_respacing", respacing), [], 0
     for section, count in enumerate(counts):
         size = num_steps // len(counts) + (section < num_steps % len(counts))
         if not 1 <= count <= size:

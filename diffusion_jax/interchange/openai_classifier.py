@@ -9,7 +9,8 @@ from typing import Any
 from jaxtyping import PyTree
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.interchange.openai import GUIDED, IGNORED, encoder_options, flags_of, layout
+from diffusion_jax.interchange.flags import flags_of
+from diffusion_jax.interchange.openai import GUIDED, IGNORED, encoder_options, layout
 from diffusion_jax.interchange.places import Layout, imported, torch_leaf
 from diffusion_jax.models.networks import ClassifierUNet
 from diffusion_jax.models.networks.classifier_unet import POOLS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,14 +44,35 @@ def read_metadata(path: Path) -> dict[str, str]:
       InputError: It is no such file.
       OSError: It does not exist or cannot be read.
     """
+    found = _header(path).get("__metadata__", {})
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a whole safetensors file")
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def read_names(path: Path) -> list[str]:
+    """Returns the names of the tensors in a safetensors file, without reading them.
+
+    Args:
+      path: Of the file.
+
+    Raises:
+      InputError: It is no such file.
+      OSError: It does not exist or cannot be read.
+    """
+    return [name for name in _header(path) if name != "__metadata__"]
+
+
+def _header(path: Path) -> dict[str, Any]:
     try:
         with open_regular(path) as file:
             size = int.from_bytes(file.read(8), "little")
-            header = file.read(size) if size <= _MOST_METADATA else b""
-        found = json.loads(header).get("__metadata__", {})
-        return {str(name): str(value) for name, value in found.items()}
-    except (ValueError, AttributeError, RecursionError) as error:
+            header = json.loads(file.read(size) if size <= _MOST_METADATA else b"")
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a whole safetensors file") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{path} is not a whole safetensors file")
+    return header
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import pytest
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.interchange import openai, source_of
+from diffusion_jax.interchange.flags import flags_of
 
 MODEL = Path(__file__).parent / "fixtures/guided_tiny/model.pt"
 FLAGS = (
@@ -18,7 +19,7 @@ FLAGS = (
 
 
 def fields(text: str, defaults: dict = openai.GUIDED) -> dict:
-    flags = openai.flags_of(text, defaults)
+    flags = flags_of(text, defaults, ignored=openai.IGNORED)
     return {**openai.network_fields(flags), **openai.process_fields(flags)}
 
 

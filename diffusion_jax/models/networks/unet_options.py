@@ -101,21 +101,23 @@ def misfit(unet: UNet, image_shape: tuple[int, int, int]) -> str | None:
                 f"model.attention_resolutions has {resolution}; the levels of this model have "
                 f"{', '.join(map(str, heights))}"
             )
-    return _conflict(unet)
+    return _conflict(unet, heights)
 
 
-def _conflict(unet: UNet) -> str | None:
+def _conflict(unet: UNet, heights: list[int]) -> str | None:
     """Returns which options of a U-Net exclude one another, or None."""
     if unet.num_heads is not None and unet.head_channels is not None:
         return (
             f"model.num_heads is {unet.num_heads} and model.head_channels is {unet.head_channels}; each says how many "
             "heads there are, so set one of them"
         )
-    widths = sorted({unet.channels * mult for mult in unet.channel_mult})
+    attends = [height in unet.attention_resolutions for height in heights[:-1]] + [True]
+    levels = zip(unet.channel_mult, attends, strict=True)
+    widths = sorted({unet.channels * mult for mult, has_attention in levels if has_attention})
     for name in ("num_heads", "head_channels"):
         value = getattr(unet, name)
         if value is not None and (wrong := [width for width in widths if width % value]):
-            return f"model.{name} is {value}; it must divide the {wrong[0]} channels of a level"
+            return f"model.{name} is {value}; it must divide the {wrong[0]} channels of a level with attention"
     if unet.project_resampled and unet.resample != "block":
         return f"model.project_resampled is true, but model.resample is {unet.resample!r}; it is for block"
     if unet.symmetric_padding and (unet.resample != "conv" or unet.fir):

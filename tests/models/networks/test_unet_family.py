@@ -304,8 +304,12 @@ def test_an_unknown_preset_names_the_others():
     ("options", "message"),
     [
         (dict(num_heads=2, head_channels=8), "set one of them"),
-        (dict(num_heads=3), "num_heads is 3; it must divide the 8 channels"),
-        (dict(head_channels=16), "head_channels is 16; it must divide the 8 channels"),
+        (dict(num_heads=3), "num_heads is 3; it must divide the 16 channels"),
+        (dict(head_channels=32), "head_channels is 32; it must divide the 16 channels"),
+        (
+            dict(head_channels=16, attention_resolutions=(8, 4)),
+            "head_channels is 16; it must divide the 8 channels of a level with attention",
+        ),
         (dict(project_resampled=True), "it is for block"),
         (dict(symmetric_padding=True, resample="pool"), "no strided convolution"),
         (dict(fir=(1.0, 2.0, 1.0)), "an even number of taps"),
