@@ -117,7 +117,9 @@ def _parser() -> _Parser:
 
 
 def _add_interchange(parser: _Parser) -> None:
-    parser.add_argument("--source", metavar="PATH", help="checkpoint to import, a file or a folder")
+    parser.add_argument(
+        "--source", metavar="PATH", help="checkpoint to import: a file, a folder or hf://OWNER/NAME"
+    )
     parser.add_argument(
         "--format",
         metavar="NAME",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from diffusion_jax.addresses import expand
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.experiment import build
 from diffusion_jax.features.weights import checksum
-from diffusion_jax.interchange import SOURCES, Foreign, source_of
+from diffusion_jax.interchange import SOURCES, Foreign, hub, source_of
 from diffusion_jax.interchange.places import by_path
 from diffusion_jax.models.networks import count_parameters
 from diffusion_jax.runs.create import check_free, create_run
@@ -37,7 +38,7 @@ def import_checkpoint(
     Args:
       config: The default one.
       workdir: Folder of the run to make.
-      source: Path of the checkpoint.
+      source: Path of the checkpoint, or its address on the hub, hf://owner/name.
       format: A key of `SOURCES`; None: as the names of its files say.
       source_settings: What the checkpoint does not say of itself, in the words of its library.
       assignments: Fields of the command line, such as the data.
@@ -48,7 +49,8 @@ def import_checkpoint(
     if not source:
         raise InputError("--mode=import needs --source=PATH, a checkpoint")
     check_free(workdir)
-    path = Path(expand(source))
+    fetched = hub.fetch(source) if hub.is_address(source) else None
+    path = Path(expand(source)) if fetched is None else fetched.path
     name = source_of(path) if format is None else SOURCES.choose(format) and format
     kind = SOURCES[name]
     if source_settings and not kind.settings:
@@ -62,7 +64,11 @@ def import_checkpoint(
     config = configured(config, foreign.fields, assignments)
     exp = build.build(config, foreign.image_shape, config.model.num_classes, foreign.class_names)
     _check_parameters(exp, foreign, source)
+    if fetched is not None:
+        foreign = dataclasses.replace(foreign, notes=(*fetched.notes, *foreign.notes))
     origin = _origin(source, name, source_settings, foreign)
+    if fetched is not None:
+        origin["revision"] = fetched.revision
     create_run(workdir, exp, foreign.params, foreign.trained, foreign.step, origin)
     _tell(name, foreign, workdir)
     return 0
