@@ -125,7 +125,9 @@ def _add_interchange(parser: _Parser) -> None:
         metavar="NAME",
         help="its format, if its files do not tell; of an export: diffusers, single or stablehlo",
     )
-    parser.add_argument("--target", metavar="FOLDER", help="folder to export to")
+    parser.add_argument(
+        "--target", metavar="FOLDER", help="folder to export to, or hf://OWNER/NAME"
+    )
     parser.add_argument(
         "--source_settings",
         default="",

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from diffusion_jax.addresses import expand
 from diffusion_jax.commands.job import open_run
 from diffusion_jax.errors import InputError, choose, reason
 from diffusion_jax.experiment.exporting import export_sampler
-from diffusion_jax.interchange import diffusers, diffusers_export, single
+from diffusion_jax.interchange import diffusers, diffusers_export, hub, single
 from diffusion_jax.interchange.model_card import model_card
 from diffusion_jax.models.networks import UNet, count_parameters
 from diffusion_jax.reading import json_text
@@ -41,27 +42,40 @@ def export_checkpoint(
       config: Of the run.
       workdir: Folder of the run.
       format: A key of `TARGETS`.
-      target: The folder to make.
+      target: The folder to make, or hf://owner/name, a repository of the hub.
 
     Raises:
-      InputError: The format has no such network, process or sampler, or the folder holds something.
+      InputError: The format has no such network, process or sampler, the folder holds something, or the hub refuses.
     """
     known = ", ".join(TARGETS)
     if not format or not target:
         raise InputError(f"--mode=export needs --format, one of {known}, and --target=FOLDER")
-    write = choose("format", format, TARGETS)
-    folder = Path(expand(target))
-    check_free(folder, "--target")
-    run, _ = open_run(config, workdir)
+    choose("format", format, TARGETS)
+    if hub.is_address(target):
+        address = hub.check(target)
+        run, _ = open_run(config, workdir)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch, address.name)
+            _write(folder, run, workdir, format)
+            target = hub.upload(folder, address)
+    else:
+        folder = Path(expand(target))
+        check_free(folder, "--target")
+        run, _ = open_run(config, workdir)
+        _write(folder, run, workdir, format)
+    print(f"exported step {run.step} as {format} to {target}", file=sys.stderr)
+    return 0
+
+
+def _write(folder: Path, run: Run, workdir: Path, format: str) -> None:
+    """Writes the folder of an export, whole or not at all."""
     try:
         with atomic_write(folder) as unfinished:
             unfinished.mkdir(parents=True)
-            write(unfinished, run)
+            TARGETS[format](unfinished, run)
             _write_card(unfinished, run, workdir, format, folder.name)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {reason(error)}") from error
-    print(f"exported step {run.step} as {format} to {folder}", file=sys.stderr)
-    return 0
 
 
 def _write_diffusers(folder: Path, run: Run) -> None:

@@ -42,6 +42,11 @@ class Address:
     revision: str | None = None
     path: str = ""
 
+    @property
+    def name(self) -> str:
+        """The last part: of the path, or of the repository."""
+        return PurePosixPath(self.repository, self.path).name
+
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
         return f"{PREFIX}{self.repository}{revision}{self.path and '/'}{self.path}"
@@ -147,17 +152,30 @@ def wanted(names: Collection[str], path: str) -> list[str]:
     return list(map(str, found))
 
 
-def upload(folder: Path, text: str) -> str:
+def check(text: str) -> Address:
+    """Returns an address to upload to later, with what can be checked now.
+
+    Args:
+      text: hf://owner/name, with @branch and /path after it or not.
+
+    Raises:
+      InputError: It is no such address, or the package for these is missing.
+    """
+    address = parse(text)
+    _client(address)
+    return address
+
+
+def upload(folder: Path, address: Address) -> str:
     """Uploads a folder as one commit, into a repository that is made if there is none; returns the commit's address.
 
     Args:
       folder: With the files; others that the repository has stay there.
-      text: hf://owner/name, with @branch and /path after it or not.
+      address: Of a repository or of a folder in it; its revision is a branch.
 
     Raises:
       InputError: There is no permission or no such branch, or the hub cannot be reached.
     """
-    address = parse(text)
     api = _client(address).HfApi(library_name="diffusion_jax")
     try:
         with _refusals(address):

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from hub_server import TOKEN, Hub, serve
 from huggingface_hub import constants
@@ -12,6 +14,7 @@ from huggingface_hub import constants
 from diffusion_jax.errors import InputError
 from diffusion_jax.interchange import hub as hub_lib
 from diffusion_jax.main import main
+from diffusion_jax.runs import load_run
 
 FIXTURE = Path(__file__).parent / "fixtures/diffusers_tiny"
 FILES = {
@@ -170,25 +173,45 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path
 
 def test_an_uploaded_folder_is_a_commit_whose_address_gives_it_back(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    address = hub_lib.upload(FIXTURE, "hf://me/mine")
+    address = hub_lib.upload(FIXTURE, hub_lib.parse("hf://me/mine"))
     commit = hub.branches["me/mine"]["main"]
     assert address == f"hf://me/mine@{commit}"
     assert of_folder(hub_lib.fetch(address).path) == FILES
-    deeper = hub_lib.upload(FIXTURE / "unet", "hf://me/mine/more")
+    deeper = hub_lib.upload(FIXTURE / "unet", hub_lib.parse("hf://me/mine/more"))
     assert of_folder(hub_lib.fetch(deeper).path)["config.json"] == FILES["unet/config.json"]
     assert hub_lib.fetch(deeper).path.name == "more"
 
 
+def test_an_export_to_the_hub_is_imported_again_with_the_same_parameters(
+    hub, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    runs = [tmp_path / "first", tmp_path / "second"]
+    assert main(["--mode=import", f"--source={FIXTURE}", f"--workdir={runs[0]}"]) == 0
+    export = ["--mode=export", "--format=single", f"--workdir={runs[0]}"]
+    assert main([*export, "--target=hf://me/mine"]) == 0
+    address = f"hf://me/mine@{hub.branches['me/mine']['main']}"
+    assert capsys.readouterr().err.rstrip().endswith(f"as single to {address}")
+    assert b"# mine" in hub.commits[address.rpartition("@")[2]]["README.md"]
+    assert main(["--mode=import", f"--source={address}", f"--workdir={runs[1]}"]) == 0
+    first, second = (load_run(run).params for run in runs)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+    hub.read_only.add("me/mine")
+    assert main([*export, "--target=hf://me/mine"]) == 2
+    assert "no permission (403)" in capsys.readouterr().err
+
+
 def test_an_upload_that_the_hub_refuses_is_one_line(hub, monkeypatch):
     with pytest.raises(InputError, match=r"no permission \(401\): log in") as error:
-        hub_lib.upload(FIXTURE, "hf://me/mine")
+        hub_lib.upload(FIXTURE, hub_lib.parse("hf://me/mine"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.read_only.add("them/model")
     with pytest.raises(InputError, match=r"no permission \(403\)"):
-        hub_lib.upload(FIXTURE, "hf://them/model")
+        hub_lib.upload(FIXTURE, hub_lib.parse("hf://them/model"))
     with pytest.raises(InputError, match="has no revision 'dev'"):
-        hub_lib.upload(FIXTURE, "hf://me/mine@dev")
+        hub_lib.upload(FIXTURE, hub_lib.parse("hf://me/mine@dev"))
     no_connection(monkeypatch)
     with pytest.raises(InputError, match="cannot be reached .* so nothing is at") as offline:
-        hub_lib.upload(FIXTURE, "hf://me/mine")
+        hub_lib.upload(FIXTURE, hub_lib.parse("hf://me/mine"))
     assert TOKEN not in str(error.value) + str(offline.value)
