@@ -20,8 +20,7 @@ from diffusion_jax.interchange import SOURCES, Foreign, hub, source_of
 from diffusion_jax.interchange.places import by_path
 from diffusion_jax.models.networks import count_parameters
 from diffusion_jax.runs.create import check_free, create_run
-
-NO_DATA = "image_folder"  # What evaluates an imported run names its data; until then there is none.
+from diffusion_jax.runs.run import NO_DATA
 
 
 def import_checkpoint(

@@ -84,6 +84,7 @@ def train(
     mesh = make_training_mesh(config)
     own(workdir, "train")
     store = _open_store(config, workdir)
+    resume.check_trained(store.meta(), workdir)
     work, meta = _begin(config, mesh, store, allow_config_change)
     config, start, num_steps = work.config, int(work.state.step), work.config.train.num_steps
     writes = jax.process_index() == 0

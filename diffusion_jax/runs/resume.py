@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from diffusion_jax import data
@@ -18,6 +19,20 @@ from diffusion_jax.training.meter import Meter
 from diffusion_jax.training.state import TrainState, from_parts, to_parts
 
 ADVICE = "Use another --workdir, or --allow_config_change to resume with it"
+
+
+def check_trained(meta: Mapping[str, Any] | None, workdir: Path) -> None:
+    """Raises if the run to resume was imported: there is no optimizer to go on with.
+
+    Args:
+      meta: JSON of its checkpoint; None: there is none.
+      workdir: Its folder.
+    """
+    if meta is not None and IMPORTED in meta:
+        raise InputError(
+            f"{workdir} is an imported run, which has no optimizer to go on with: train in another --workdir with "
+            f"--config.train.init_from={workdir.absolute()}"
+        )
 
 
 def check_unchanged(changed: Sequence[str]) -> None:
@@ -67,12 +82,6 @@ def restore_state(
     allow_change: bool,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to resume from and the JSON that was saved with it."""
-    meta = store.meta()
-    if meta is not None and IMPORTED in meta:
-        raise InputError(
-            f"{store.directory.parent} is an imported run, which has no optimizer to go on with: train in another "
-            f"--workdir with train.init_from={store.directory.parent}"
-        )
     checkpoint = store.restore(to_parts(training.template))
     assert checkpoint is not None
     before = checkpoint.meta["data"]

@@ -25,6 +25,7 @@ from diffusion_jax.reporting import classes
 from diffusion_jax.runs.parameters import Reconstruction, load_parameters
 from diffusion_jax.training.state import abstract_like
 
+NO_DATA = "image_folder"  # An imported run's data.name, without a data.source_dir, where no data was named.
 IMPORTED = "imported"  # Key of an imported run's origin in its checkpoint's JSON.
 SAME_CLASSES = "rename them so that each has the same number as in training"
 
@@ -39,6 +40,7 @@ class Run(Experiment):
       digest: Hash of the checkpoint's contents, and of the snapshots' if the parameters were made of them.
       training_config: The config of the training, including its own `sampler`, `sample`, `eval` and `mesh`.
       reconstruction: How the parameters were made of snapshots; None if the checkpoint has them.
+      imported: Whether it is a checkpoint of another library, of which no data is known unless it was named.
     """
 
     params: Any
@@ -46,6 +48,7 @@ class Run(Experiment):
     digest: str
     training_config: ConfigDict
     reconstruction: Reconstruction | None = None
+    imported: bool = False
 
     @property
     def names_to_draw(self) -> tuple[str, ...]:
@@ -62,6 +65,10 @@ class Run(Experiment):
         Raises:
           InputError: The labels mean other classes than in training.
         """
+        if self.imported and (self.data_name, self.config.data.source_dir) == (NO_DATA, None):
+            raise InputError(
+                "this run was imported without data; import it again with its data, such as --config.data.name=cifar10"
+            )
         split = build.load_split(self.config, name)
         if labeled and (changed := classes_moved(self.class_names, split, self.data_name)):
             raise InputError(f"checkpoint {self.step} {changed}; {SAME_CLASSES}")
@@ -192,6 +199,7 @@ def load_run(
         digest=loaded.digest,
         training_config=training_config,
         reconstruction=loaded.reconstruction,
+        imported=IMPORTED in meta,
     )
 
 

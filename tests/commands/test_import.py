@@ -31,6 +31,12 @@ def test_an_imported_run_says_where_it_comes_from_and_samples(workdir, capsys):
     assert len(list(workdir.glob("samples/*/grid.png"))) == 1
 
 
+def test_what_needs_data_says_how_to_name_it(workdir, capsys):
+    assert main(["--mode=evaluate", f"--workdir={workdir}", "--config.eval.num_images=2"]) == 2
+    error = capsys.readouterr().err
+    assert "imported without data; import it again" in error and error.count("\n") == 1
+
+
 def test_a_workdir_with_something_in_it_is_refused(workdir, capsys):
     assert main(["--mode=import", f"--source={THEIRS}", f"--workdir={workdir}"]) == 2
     assert "holds something already" in capsys.readouterr().err
