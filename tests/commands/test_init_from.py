@@ -96,7 +96,7 @@ def test_it_begins_from_an_imported_run_in_which_nothing_can_be_trained(
     create_run(imported, load_experiment(origin), loaded.params, None, 0, {"format": "mine"})
     refused = run(f"--workdir={imported}")
     assert refused.status == 2
-    assert f"train in another --workdir with train.init_from={imported}" in refused.err
+    assert f"train in another --workdir with --config.train.init_from={imported}" in refused.err
     still = ("optimizer.learning_rate=0", "train.num_steps=1")
     assert begin(tmp_path, imported, *still).status == 0
     chex.assert_trees_all_equal(
