@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.interchange import diffusers, edm, openai, single
+from diffusion_jax.interchange import diffusers, edm, openai, score_sde, single
 from diffusion_jax.interchange.foreign import Foreign, Source
 from diffusion_jax.options import Registry
 
@@ -29,6 +29,12 @@ SOURCES: Registry[Source] = Registry(
             "a .pt file of improved-diffusion, with its flags",
             fits=openai.fits(of_guided=False),
             settings="the flags of its network and process",
+        ),
+        "score_sde": Source(
+            score_sde.read,
+            "a checkpoint of score_sde or score_sde_pytorch, with the name of its config",
+            fits=score_sde.fits,
+            settings="the name of its config",
         ),
         "edm": Source(
             edm.read,

@@ -65,7 +65,7 @@ class _Tensor:
 def read_torch_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns the tensors of a checkpoint; those of nested mappings have names joined by periods.
 
-    Tensors that share a storage share memory. Numbers, text and lists beside them are left out.
+    Tensors that share a storage share memory. Those in a list are named by their index. Numbers and text are left out.
 
     Raises:
       OSError: The file does not exist, cannot be read, or is not a regular file.
@@ -152,6 +152,13 @@ def _tensors(tree: Mapping[Any, Any]) -> Iterator[tuple[str, _Tensor]]:
                 yield ".".join((*path, _name(key))), value
             elif isinstance(value, Mapping):
                 yield from walk(value, (*path, _name(key)))
+            elif isinstance(value, list) and any(isinstance(item, _Tensor) for item in value):
+                if id(value) in met:
+                    raise ValueError("it holds one list of tensors under two names")
+                met.add(id(value))
+                for index, item in enumerate(value):
+                    if isinstance(item, _Tensor):
+                        yield ".".join((*path, _name(key), str(index))), item
 
     return walk(tree, ())
 
@@ -198,6 +205,13 @@ def _ordered_dict(pairs: Any = ()) -> Any:
     return made
 
 
+class _Number:
+    """Stands for a number of NumPy, its type and its bytes, which are left out."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+
 class _TorchUnpickler(RestrictedUnpickler):
     format = "state_dict"
     operations = DATA | {pickle.BINPERSID[0], pickle.BINFLOAT[0]}
@@ -206,6 +220,11 @@ class _TorchUnpickler(RestrictedUnpickler):
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
         **{("torch", name): np.dtype(dtype) for name, dtype in _DTYPES.items()},
+        # Numbers of NumPy, such as the learning rate in the state of an optimizer.
+        ("numpy.core.multiarray", "scalar"): _Number,
+        ("numpy._core.multiarray", "scalar"): _Number,
+        ("numpy", "dtype"): _Number,
+        ("_codecs", "encode"): _Number,
     }
 
     def __init__(self, file: io.BytesIO) -> None:
@@ -222,6 +241,6 @@ class _TorchUnpickler(RestrictedUnpickler):
         return self.storages[-1]
 
     def set_state(self, made: object, state: object) -> None:
-        """Ignores the versions of modules, which torch keeps as an attribute of a state_dict."""
-        if not isinstance(made, collections.OrderedDict):
+        """Ignores the versions of modules, which torch keeps as an attribute of a state_dict, and types of numbers."""
+        if not isinstance(made, collections.OrderedDict | _Number):
             super().set_state(made, state)

@@ -149,12 +149,16 @@ class Attack:
     [
         ("network.pkl", "nothing of it is run; docs/import_export.md has the lines with which"),
         ("network.pt", "does not hold weights"),
+        ("network.pth", "does not hold weights"),
     ],
 )
 def test_nothing_of_a_pickle_runs(tmp_path, capsys, name, message):
     path, marker, workdir = tmp_path / name, tmp_path / "marker", tmp_path / "run"
     path.write_bytes(pickle.dumps({"ema": Attack(marker)}, 2))
-    assert main(["--mode=import", f"--source={path}", f"--workdir={workdir}"]) == 2
+    flags = [f"--source={path}", f"--workdir={workdir}"]
+    if name.endswith(".pth"):
+        flags.append("--source_settings=ve/cifar10_ncsnpp")
+    assert main(["--mode=import", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     for source in SOURCES.values():

@@ -104,6 +104,21 @@ def test_the_writer_of_these_tests_makes_files_that_are_read(tmp_path):
     np.testing.assert_array_equal(read_torch_file(path)["a.b"], numbers.reshape(2, 3))
 
 
+def test_lists_of_tensors_are_named_by_index_and_numbers_of_numpy_left_out(tmp_path):
+    numbers = np.arange(6, dtype=np.float32)
+    tree = {"ema": {"shadow": [Tensor(), 3, Tensor(shape=(3, 2), strides=(2, 1))]}, "lists": [[1]]}
+    tree["groups"] = [{"lr": np.float64(1e-4), "betas": (0.9, 0.999)}]
+    program = pickled(tree)
+    assert b"multiarray" in program
+    found = read_torch_file(archive(tmp_path / "x.pth", program, numbers.tobytes()))
+    assert found.keys() == {"ema.shadow.0", "ema.shadow.2"}
+    np.testing.assert_array_equal(found["ema.shadow.2"], numbers.reshape(3, 2))
+    shared = [Tensor()]
+    path = archive(tmp_path / "y.pth", pickled({"a": shared, "b": shared}), numbers.tobytes())
+    with pytest.raises(ValueError, match="one list of tensors under two names"):
+        read_torch_file(path)
+
+
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, protocol, zipped):
