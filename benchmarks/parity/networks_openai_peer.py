@@ -45,34 +45,40 @@ def main() -> None:
 
 
 def write_classifier(case: dict[str, Any], folder: str, script: Any) -> None:
-    """Writes the same of a classifier, with case["classes"] classes if that is there."""
-    parser = argparse.ArgumentParser()
-    defaults = script.classifier_defaults()
-    # Two flags of ours stand for what their function has as constants.
-    ours = {"classifier_channel_mult": "", "classifier_head_channels": 64}
-    script.add_dict_to_argparser(parser, defaults | ours)
-    flags = vars(parser.parse_args(shlex.split(case["settings"])))
-    mult, heads = (flags.pop(name) for name in ours)
-    make = script.EncoderUNetModel
-
-    def patched(**options: Any) -> Any:
-        options |= {"num_head_channels": heads, "out_channels": case.get("classes", 1000)}
-        if mult:
-            options["channel_mult"] = tuple(map(int, mult.split(",")))
-            factor = case["size"] / 64  # Of the image's size that their function was told.
-            options["image_size"] = case["size"]
-            options["attention_resolutions"] = tuple(
-                int(ds * factor) for ds in options["attention_resolutions"]
-            )
-        return make(**options)
-
-    script.EncoderUNetModel = patched
-    model = script.create_classifier(**(flags | ({"image_size": 64} if mult else {})))
+    """Writes the same of a classifier."""
+    model = make_classifier(case, script)
     randomize(model)
     x = images(case)
     t = torch.linspace(3, 900, len(x)).round().long()
     write(folder, x, t, lambda: model(x, t))
     save(case, folder, model)
+
+
+def make_classifier(case: dict[str, Any], script: Any) -> Any:
+    """Returns a classifier, made by the library's function, of case["classes"] classes if that is there."""
+    parser = argparse.ArgumentParser()
+    # Two flags of ours stand for what their function has as constants.
+    ours = {"classifier_channel_mult": "", "classifier_head_channels": 64}
+    script.add_dict_to_argparser(parser, script.classifier_defaults() | ours)
+    flags = vars(parser.parse_args(shlex.split(case["settings"])))
+    mult, heads = (flags.pop(name) for name in ours)
+    make = script.EncoderUNetModel
+
+    def with_ours(**options: Any) -> Any:
+        options |= {"num_head_channels": heads, "out_channels": case.get("classes", 1000)}
+        if (
+            mult
+        ):  # Their function was told of images of 64 pixels, since it knows no others' levels.
+            factors = [ds * case["size"] // 64 for ds in options["attention_resolutions"]]
+            options |= {"image_size": case["size"], "attention_resolutions": tuple(factors)}
+            options["channel_mult"] = tuple(map(int, mult.split(",")))
+        return make(**options)
+
+    script.EncoderUNetModel = with_ours
+    try:
+        return script.create_classifier(**(flags | ({"image_size": 64} if mult else {})))
+    finally:
+        script.EncoderUNetModel = make
 
 
 def save(case: dict[str, Any], folder: str, model: torch.nn.Module) -> None:

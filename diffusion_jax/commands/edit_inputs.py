@@ -64,12 +64,18 @@ def load_inputs(
         images, known = batch["image"], batch["label"].astype(np.int32)
     else:
         images = np.stack(_read_all(_files(paths), run.image_shape))
-    if not run.conditional:
+    if not run.label_classes:
         return Inputs(images, None)
+    if not run.conditional:  # The data's classes need not be the classifier's.
+        known = None
     if labels is not None:
-        known = class_of_images(np.arange(len(images)), run.num_classes, labels)
+        known = class_of_images(np.arange(len(images)), run.label_classes, labels)
     if known is not None:
         return Inputs(images, known)
+    if run.classifier is not None:
+        raise InputError(
+            "sample.labels is unset, but sampler.classifier needs the class of each image that is edited"
+        )
     if not run.classless:
         raise InputError(
             "sample.labels is unset, but the model needs the class of each of edit.images (it was trained without "

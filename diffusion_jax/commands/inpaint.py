@@ -63,7 +63,7 @@ def inpaint(config: ConfigDict, workdir: Path) -> int:
         inputs.images[:SHOWN], files.head(SHOWN), constraint, CONSTRAINTS[fields.keep]
     )
     pictures.save_png(folder / "edit.png", picture)
-    labels = inputs.labels_to_record(run.num_classes)
+    labels = inputs.labels_to_record(run.label_classes)
     paths = files.write(sample.formats, labels, run.names_to_draw)
     result = {
         "num_images": num_images,

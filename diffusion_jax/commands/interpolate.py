@@ -85,6 +85,7 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
       RunError: No sound checkpoint; disk full.
     """
     started = time.monotonic()
+    _check_guide(config)
     check_invertible(config)
     check_temperature(config, config.edit.latents, "edit.latents=false")
     run, mesh = job.open_run(config, workdir)
@@ -122,6 +123,14 @@ def interpolate(config: ConfigDict, workdir: Path) -> int:
     done = f"{num_rows * len(fraction)} images for each of {len(between)} pair(s)"
     job.save_result(workdir, "interpolate", folder, result, done)
     return 0
+
+
+def _check_guide(config: ConfigDict) -> None:
+    """Raises if a classifier is to guide images that have no class."""
+    if config.sampler.classifier is not None:
+        raise InputError(
+            "sampler.classifier is set, but what lies between two images has no class of its own; leave it unset"
+        )
 
 
 def _read(run: Run, drawn: list[Batches], columns: int) -> UInt8[np.ndarray, "p r k h w c"]:

@@ -80,7 +80,7 @@ def job_name(run: Run, **more: Any) -> str:
       run: What it draws with; the checkpoint's digest stands for the parameters.
       more: What else decides them, such as the number of images.
     """
-    fields, options = run.config.sample, by_first_names("sampler", sampling.sampler_options(run))
+    fields, options = run.config.sample, by_first_names("sampler", sampling.decisive_options(run))
     # Images of such a grid, drawn before its prior was its own, were others.
     prior_std = sampling.own_prior_std(run)
     if prior_std is not None:
@@ -175,12 +175,21 @@ def record(run: Run, nfe: Any, labels: Int[np.ndarray, " n"] | None) -> dict[str
         "config_hash": run.config_hash,
         "step": run.step,
         **described_average(run),
-        "sampler": sampling.sampler_options(run),
+        "sampler": _sampler(run),
         "nfe": nfe,
         "seed": fields.seed,
         "labels": _named(fields.labels),
         "classes": None if labels is None else _classes(run, labels),
     }
+
+
+def _sampler(run: Run) -> dict[str, Any]:
+    """Returns the fields of the sampler, with the checksum and the scale of a classifier."""
+    options, decisive = sampling.sampler_options(run), sampling.decisive_options(run)
+    if "classifier" not in decisive:
+        return options
+    known = {"classifier": options["classifier"], "classifier_sha256": decisive["classifier"]}
+    return options | decisive | known
 
 
 def _named(labels: tuple[Any, ...] | None) -> Any:
@@ -193,8 +202,8 @@ def _named(labels: tuple[Any, ...] | None) -> Any:
 
 def _classes(run: Run, labels: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
     """Returns the classes that there are images of."""
-    counts = count(labels, run.num_classes)
-    return [row for row in classes.table(run.class_names, counts) if row["num_images"]]
+    counts = count(labels, run.label_classes)
+    return [row for row in classes.table(run.label_names, counts) if row["num_images"]]
 
 
 def save_result(workdir: Path, mode: str, folder: Path, result: dict[str, Any], done: str) -> None:

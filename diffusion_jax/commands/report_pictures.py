@@ -42,7 +42,7 @@ def draw_reverse(run: Run, mesh: jax.sharding.Mesh, workdir: Path) -> None:
     times = sampling.picture_times(exp)
     program = sampling.make_draw(exp, num_frames=len(times))
     draw = make_batch_sampler(
-        program, mesh, drawn.IMAGES, num_classes=exp.num_classes, with_frames=True
+        program, mesh, drawn.IMAGES, num_classes=exp.label_classes, with_frames=True
     )
     samples = draw(
         run.params, sampling.traced_options(exp), np.arange(drawn.IMAGES), decided_by["labels"]

@@ -119,7 +119,7 @@ def draw_job(
     bar = ImagesBar(num_images, sampler.grid.num_steps, batch_size, finished=len(finished))
     draw_batch = (make_batches or _make_batches)(run, mesh, batch_size, bar)
     drawn = job.draw_missing(files, bar, _make_draw(run, draw_batch, costs), batch_size, finished)
-    labels = class_of_images(np.arange(num_images), run.num_classes, fields.labels)
+    labels = class_of_images(np.arange(num_images), run.label_classes, fields.labels)
     record = {"num_images": num_images}
     if jax.process_index() == 0:
         record |= job.record(run, _nfe(run, sampler, costs, folder), labels)
@@ -128,7 +128,7 @@ def draw_job(
 
 def _make_batches(run: Run, mesh: jax.sharding.Mesh, batch_size: int, bar: ImagesBar) -> DrawBatch:
     """Returns the sampler of a batch: in parts, unless it has memory, or other processes must do the same parts."""
-    sampler, num_classes = sampling.sampler_of(run), run.num_classes
+    sampler, num_classes = sampling.sampler_of(run), run.label_classes
     if sampler.has_memory or jax.process_count() > 1:
         program = sampling.make_draw(run, progress=bar.progress)
         return make_batch_sampler(program, mesh, batch_size, num_classes=num_classes)
@@ -168,7 +168,7 @@ def _save_grid(
 ) -> None:
     first = files.head(GRID_IMAGES)
     classes = None if labels is None else labels[: len(first)]
-    grid = pictures.grid_by_class(pictures.magnified(first), classes, run.class_names)
+    grid = pictures.grid_by_class(pictures.magnified(first), classes, run.label_names)
     pictures.save_png(folder / "grid.png", grid)
 
 

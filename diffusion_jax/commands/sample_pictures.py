@@ -67,7 +67,7 @@ def draw_progressive(
         sampling.make_draw(run, num_frames=len(shown)),
         mesh,
         count,
-        num_classes=run.num_classes,
+        num_classes=run.label_classes,
         with_frames=True,
     )
     samples = draw(run.params, sampling.traced_options(run), np.arange(count), labels)
@@ -112,7 +112,10 @@ def draw_shared(
     if distributed.broadcast_from_first("whether to draw", lambda: not _has_shared(folder, times)):
         count = min(SHARED_IMAGES, num_images)
         draw = make_shared_sampler(
-            sampling.make_draw_shared(run, SHARED_SAMPLES), mesh, count, num_classes=run.num_classes
+            sampling.make_draw_shared(run, SHARED_SAMPLES),
+            mesh,
+            count,
+            num_classes=run.label_classes,
         )
         drawn = []
         for point in points:
@@ -128,7 +131,7 @@ def draw_shared(
         if jax.process_index() == 0:
             picture = pictures.shared(x_t, x0_hat, samples, times.tolist())
             pictures.save_png(folder / "shared.png", picture)
-            shown = class_of_images(np.arange(count), run.num_classes, labels)
+            shown = class_of_images(np.arange(count), run.label_classes, labels)
             arrays = {"x_t": x_t, "x0_hat": x0_hat, "samples": samples, "labels": shown}
             results.write_npz(folder / "shared.npz", times=times, **arrays)
     return times.tolist()

@@ -116,7 +116,7 @@ def _sharing_programs() -> MakeBatches:
         key = f"{sampling.program_key(run)} {batch_size}"
         if key not in made:
             program = sampling.make_draw(run)
-            made[key] = make_batch_sampler(program, mesh, batch_size, num_classes=run.num_classes)
+            made[key] = make_batch_sampler(program, mesh, batch_size, num_classes=run.label_classes)
         return made[key]
 
     return make

@@ -310,8 +310,8 @@ def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Draw:
         sampling.make_draw(exp, num_frames=min(COLUMNS, sampler.grid.num_steps + 1)),
         mesh,
         num_images,
-        num_classes=exp.num_classes,
-        class_names=exp.class_names,
+        num_classes=exp.label_classes,
+        class_names=exp.label_names,
         with_frames=True,
     )
     settings = sampling.traced_options(exp)

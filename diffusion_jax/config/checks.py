@@ -35,10 +35,11 @@ def validate(config: ConfigDict) -> None:
             f"train.label_dropout is {config.train.label_dropout}, but the model is unconditional"
         )
     labels, classes = config.sample.labels, config.model.num_classes
-    if labels is not None and classes == 0:
+    by_classifier = classes == 0 and config.sampler.classifier is not None
+    if labels is not None and classes == 0 and not by_classifier:
         raise InputError(f"sample.labels is {labels}, but the model is unconditional")
     numbers = [label for label in labels or () if not isinstance(label, str)]
-    if classes != AUTO and numbers and max(numbers) >= classes:
+    if classes != AUTO and not by_classifier and numbers and max(numbers) >= classes:
         raise InputError(
             f"sample.labels is {labels}; class numbers go from 0 to {classes - 1}, in the order in which the training "
             "listed the classes, whatever their names are; a name that is not a number can be given instead"

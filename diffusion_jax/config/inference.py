@@ -261,6 +261,7 @@ def inference_fields() -> dict[str, Field]:
         for name, field in merge(
             _registry_fields(),
             _FIELDS,
+            _classifier_fields(),
             option_fields("sampler", SAMPLERS, "sampler.name"),
             option_fields("edit", CONSTRAINTS, "edit.keep"),
             _inverse_fields(),
@@ -268,6 +269,32 @@ def inference_fields() -> dict[str, Field]:
             option_fields("eval", FEATURES, "eval.features"),
         ).items()
     }
+
+
+def _classifier_fields() -> dict[str, Field]:
+    """Returns the fields of classifier guidance, for processes whose times are those of such classifiers."""
+    owners = {"process.name": tuple(name for name, kind in PROCESSES.items() if kind.chain)}
+    fields = {
+        "sampler.classifier": Field(
+            None,
+            FilePath("a .pt or .safetensors file"),
+            "file of a classifier of noisy images of guided-diffusion, which guides samples; unset: none",
+        ),
+        "sampler.classifier_settings": Field(
+            None,
+            Text("--FLAG VALUE ..."),
+            "its flags, such as --classifier_depth 4; unset: guided-diffusion's defaults",
+            needs=("sampler.classifier",),
+        ),
+        "sampler.classifier_scale": Field(
+            None,
+            Float(0),
+            "factor of the gradient of its log probability; unset: 1, Bayes' rule",
+            needs=("sampler.classifier",),
+            traced=True,
+        ),
+    }
+    return {name: dataclasses.replace(field, owners=owners) for name, field in fields.items()}
 
 
 def _registry_fields() -> dict[str, Field]:

@@ -15,6 +15,8 @@ from diffusion_jax import config as config_lib, data
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import (
     check_average,
+    check_classes_of,
+    check_classifier,
     check_guidance,
     check_model_fits,
     check_sampler_options,
@@ -23,6 +25,7 @@ from diffusion_jax.experiment.checks import (
     check_variance,
     check_zero_snr,
 )
+from diffusion_jax.experiment.classifier import Classifier, load_classifier
 from diffusion_jax.likelihood.vlb import check_num_terms
 from diffusion_jax.losses import (
     LOSSES,
@@ -117,6 +120,33 @@ class Experiment:
     def conditional(self) -> bool:
         """Whether the network is given labels."""
         return self.num_classes > 0
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """The classifier that guides samples; None: there is none.
+
+        Raises:
+          InputError: See `load_classifier`; or it knows other classes than the model.
+        """
+        fields = self.config.sampler
+        if fields.classifier is None:
+            return None
+        settings, scale = fields.classifier_settings or "", self.config.model.time_scale
+        found = load_classifier(fields.classifier, settings, self.image_shape, scale)
+        check_classes_of(self.config, found.num_classes)
+        return found
+
+    @property
+    def label_classes(self) -> int:
+        """Number of classes that images are drawn of: the network's or, if it knows none, its classifier's."""
+        if self.conditional or self.classifier is None:
+            return self.num_classes
+        return self.classifier.num_classes
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of these classes; empty if they are not known."""
+        return self.class_names if self.conditional else ()
 
     @property
     def classless(self) -> bool:
@@ -268,6 +298,7 @@ def validate(config: ConfigDict, *, trained: bool = False) -> None:
     check_sampler_options(config)
     check_solver_fits(config)
     check_guidance(config)
+    check_classifier(config)
     check_variance(config)
     check_zero_snr(config)
     check_average(config.sample.ema, config.sample.ema_length)

@@ -88,6 +88,34 @@ def check_guidance(config: ConfigDict) -> None:
         )
 
 
+def check_classifier(config: ConfigDict) -> None:
+    """Raises if a classifier is to guide what its gradient cannot be added to."""
+    fields = config.sampler
+    if fields.classifier is None:
+        return
+    if config.process.zero_snr:
+        raise InputError(
+            "sampler.classifier is set, but process.zero_snr is True: at the last step there is no image to classify"
+        )
+    if fields.clip_keeps is not None:
+        raise InputError(
+            f"sampler.clip_keeps is {fields.clip_keeps!r}, but sampler.classifier changes eps; leave it unset"
+        )
+
+
+def check_classes_of(config: ConfigDict, num_classes: int) -> None:
+    """Raises if a classifier of so many classes does not know those of the model, or those of `sample.labels`."""
+    if config.model.num_classes not in (0, num_classes):
+        raise InputError(
+            f"sampler.classifier knows {num_classes} classes, but the model {config.model.num_classes}"
+        )
+    for label in config.sample.labels or ():
+        if not isinstance(label, int) or label >= num_classes:
+            raise InputError(
+                f"sample.labels has {label!r}; the classifier's classes are numbers from 0 to {num_classes - 1}"
+            )
+
+
 def check_model_fits(config: ConfigDict, shape: tuple[int, int, int], num_classes: int) -> None:
     """Raises if the model does not fit the data: images of another number of channels, or other classes."""
     model = config.model

@@ -22,7 +22,8 @@ def export_sampler(exp: Experiment, params: PyTree, platforms: Sequence[str] = P
     """Returns the serialized function (seed, indices[, labels]) -> images, for any number b of images.
 
     Image i depends on its index, its label and the seed alone, as in `--mode=sample`: uint32 scalar, int32 (b,), int32
-    (b,) -> uint8 (b, h, w, c). The parameters are part of it. It needs `jax.export.deserialize`, and no code of ours.
+    (b,) -> uint8 (b, h, w, c). The parameters, and a classifier's, are part of it. It needs `jax.export.deserialize`,
+    and no code of ours.
 
     Args:
       exp: The experiment with the sampler of its config.
@@ -32,20 +33,22 @@ def export_sampler(exp: Experiment, params: PyTree, platforms: Sequence[str] = P
     Raises:
       InputError: The parameters have more than 2 GiB, or the sampler's program depends on the number of images.
     """
-    constants = jax.tree.map(np.asarray, params)
-    if (size := sum(leaf.nbytes for leaf in jax.tree.leaves(constants))) > LARGEST:
+    traced = traced_options(exp)
+    constants, of_classifier = jax.tree.map(np.asarray, (params, traced.classifier))
+    if (size := sum(leaf.nbytes for leaf in jax.tree.leaves((constants, of_classifier)))) > LARGEST:
         raise InputError(
             f"the parameters have {size:,} bytes; a program holds at most {LARGEST:,}: take --format=single"
         )
-    draw, options = make_draw(exp), traced_options(exp).sampler
+    draw = make_draw(exp)
 
     def sample(seed: Any, indices: Any, labels: Any = None) -> Any:
-        return draw(constants, TracedOptions(seed, options), indices, labels).images
+        options = TracedOptions(seed, traced.sampler, of_classifier)
+        return draw(constants, options, indices, labels).images
 
     (batch,) = jax.export.symbolic_shape("b")
     of_images = jax.ShapeDtypeStruct((batch,), jnp.int32)
     arguments = [jax.ShapeDtypeStruct((), jnp.uint32), of_images]
-    arguments += [of_images] if exp.conditional else []
+    arguments += [of_images] if exp.label_classes else []
     try:
         program = jax.export.export(jax.jit(sample), platforms=tuple(platforms))(*arguments)
     except jax.export.shape_poly.InconclusiveDimensionOperation as error:  # type: ignore[attr-defined]

@@ -160,18 +160,19 @@ def drawn_classes(exp: Experiment, num_images: int) -> tuple[int, ...] | None:
       A class for each image; `sample.labels` if that is set; None for an unconditional model.
     """
     fields = exp.config.sample
-    if not exp.conditional or fields.labels is not None:
+    if not exp.label_classes or fields.labels is not None:
         return fields.labels
-    try:
-        counts = np.array(load_split(exp.config, "train").class_counts or (), np.float64)
+    try:  # Of a classifier's own classes there are no counts.
+        split = load_split(exp.config, "train") if exp.conditional else None
+        counts = np.array(split and split.class_counts or (), np.float64)
     except InputError as error:  # A reference of one's own needs no training images.
         warnings.warn(f"all classes are drawn equally often, since {error}", stacklevel=2)
         counts = np.zeros(0)
-    shares = counts[: exp.num_classes]
-    if len(shares) < exp.num_classes or not shares.any():  # They are not counted.
-        shares = np.ones(exp.num_classes)
+    shares = counts[: exp.label_classes]
+    if len(shares) < exp.label_classes or not shares.any():  # They are not counted.
+        shares = np.ones(exp.label_classes)
     rng = np.random.default_rng([fields.seed, 0])
-    return tuple(rng.choice(exp.num_classes, num_images, p=shares / shares.sum()).tolist())
+    return tuple(rng.choice(exp.label_classes, num_images, p=shares / shares.sum()).tolist())
 
 
 def make_extractor(config: ConfigDict, load_split: Callable[[str], data.Split]) -> Extractor:

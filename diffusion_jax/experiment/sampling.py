@@ -16,12 +16,9 @@ from jaxtyping import Array, Bool, Float, Float64, Key, UInt8
 from diffusion_jax import config as config_lib, data
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment.build import Experiment
-from diffusion_jax.experiment.checks import (
-    warn_of_grid,
-    warn_of_prior,
-)
+from diffusion_jax.experiment.checks import warn_of_grid, warn_of_prior
+from diffusion_jax.experiment.denoisers import denoiser_of
 from diffusion_jax.models.denoiser import Denoise
-from diffusion_jax.models.guidance import classifier_free, clip_denoised, dynamic_threshold
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.process import Grid
 from diffusion_jax.samplers import (
@@ -48,10 +45,12 @@ class TracedOptions(NamedTuple):
     Attributes:
       seed: `sample.seed`.
       sampler: The traced fields of the sampler group that the config's sampler has, of those that are set.
+      classifier: Parameters of the classifier that guides; None: there is none.
     """
 
     seed: Any
     sampler: dict[str, Any]
+    classifier: Any = None
 
 
 def traced_options(experiment: Experiment) -> TracedOptions:
@@ -66,12 +65,30 @@ def traced_options(experiment: Experiment) -> TracedOptions:
         for name, (field, value) in fields.items()
         if field.traced and value is not None
     }
-    return TracedOptions(np.uint32(config.sample.seed), traced)
+    classifier = experiment.classifier
+    params = None if classifier is None else classifier.foreign.params
+    return TracedOptions(np.uint32(config.sample.seed), traced, params)
 
 
 def sampler_options(experiment: Experiment) -> dict[str, Any]:
     """Returns the fields that decide what the config's sampler draws; an unset variance is the process's own."""
     return config_lib.options_of(experiment.config, "sampler")
+
+
+def decisive_options(experiment: Experiment) -> dict[str, Any]:
+    """Returns these fields, but of a classifier the checksum of its file and its scale; nothing if there is none."""
+    options, classifier = sampler_options(experiment), experiment.classifier
+    for name in ("classifier", "classifier_settings", "classifier_scale"):
+        value = options.pop(name, None)
+        if classifier is not None:
+            options[name] = value
+    if classifier is None:
+        return options
+    scale = options["classifier_scale"]
+    return options | {
+        "classifier": classifier.sha256,
+        "classifier_scale": 1.0 if scale is None else scale,
+    }
 
 
 def program_key(experiment: Experiment) -> str:
@@ -123,7 +140,7 @@ def decides_pictures(experiment: Experiment, step: int, average: dict[str, Any])
         "config_hash": experiment.config_hash,
         "step": step,
         **average,
-        "sampler": sampler_options(experiment),
+        "sampler": decisive_options(experiment),
         "seed": experiment.config.sample.seed,
         "labels": experiment.config.sample.labels,
     }
@@ -246,7 +263,14 @@ def drawing(
     """Returns the config's denoiser and sampler, and the images' keys. To be called inside a compiled program."""
     traced = jax.tree.map(jnp.asarray, traced)  # As a compiled program gets them anyway.
     return Drawing(
-        _denoiser(experiment, params, traced, labels),
+        denoiser_of(
+            experiment,
+            experiment.config.sampler,
+            params,
+            traced.sampler,
+            traced.classifier,
+            labels,
+        ),
         sampler_of(experiment, traced),
         image_keys(traced.seed, indices),
     )
@@ -298,7 +322,7 @@ def make_drawn(
         make_draw(experiment),
         mesh,
         min(fields.batch_size, num_images),
-        num_classes=experiment.num_classes,
+        num_classes=experiment.label_classes,
     )
     settings = traced_options(experiment)
 
@@ -321,26 +345,3 @@ def make_draw_shared(experiment: Experiment, num_samples: int) -> Callable[..., 
         return jax.tree.map(data.to_uint8, result)
 
     return draw
-
-
-def _denoiser(
-    experiment: Experiment, params: Any, traced: TracedOptions, labels: Array | None
-) -> Denoise:
-    """Returns the denoiser that the config samples with: guided, then limited."""
-    fields = experiment.config.sampler
-    if fields.guidance_scale is None:
-        denoise = experiment.denoiser(params, labels)
-    else:
-        assert labels is not None
-        no_class = jnp.full_like(labels, experiment.num_classes)
-        denoise = classifier_free(
-            experiment.denoiser(params, jnp.concatenate([labels, no_class])),
-            traced.sampler["guidance_scale"],
-            interval=fields.guidance_interval,
-            rescale=traced.sampler["guidance_rescale"],
-            rescale_of=fields.guidance_rescale_of or "x0",
-        )
-    keep_eps = fields.clip_keeps == "eps"
-    if fields.dynamic_threshold is not None:
-        return dynamic_threshold(denoise, fields.dynamic_threshold, keep_eps=keep_eps)
-    return clip_denoised(denoise, keep_eps=keep_eps) if fields.clip else denoise

@@ -84,7 +84,7 @@ def read_classifier(path: Path, settings: str = "", owner: str = "settings") -> 
         raise InputError(f"it is of another network than its settings say: it has not {last}")
     network, shape = _network(flags, len(tensors[last])), (size, size, 3)
     if problem := misfit(network, shape):
-        raise InputError(f"{owner}: {problem}")
+        raise InputError(f"{owner}: {problem.replace('model.', '')}")
     return ForeignClassifier(
         network, shape, imported(network, shape, _layout(network, size), tensors)
     )

@@ -25,14 +25,14 @@ class Description:
     """What a run is besides its parameters, as text of JSON.
 
     Attributes:
-      config: The fields of its config, in groups.
+      groups: The fields of its config, in groups.
       image_shape: (H, W, C) of its images.
       class_names: Names of the classes; empty: they are not known.
       step: Number of training steps.
       source: What made it.
     """
 
-    config: Mapping[str, Any]
+    groups: Mapping[str, Any]
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...] = ()
     step: int = 0
@@ -48,7 +48,7 @@ class Description:
                 else:
                     yield f"{prefix}{name}", tuple(value) if isinstance(value, list) else value
 
-        return dict(flat(self.config, ""))
+        return dict(flat(self.groups, ""))
 
 
 def write(path: Path, params: PyTree, description: Description) -> None:

@@ -21,10 +21,13 @@ class ProcessKind(Component[Process]):
     Attributes:
       less_signal: Fields to set for less signal at the last time: "FIELD larger".
       continuous: Whether grids and training start at a smallest u, which the config may set.
+      chain: Whether the network is given the step of the chain of Ho et al. (2020), as published classifiers of noisy
+        images are.
     """
 
     less_signal: str = ""
     continuous: bool = False
+    chain: bool = False
 
 
 PROCESSES: Registry[ProcessKind] = Registry(
@@ -34,6 +37,7 @@ PROCESSES: Registry[ProcessKind] = Registry(
             discrete_chain,
             "the discrete chain",
             less_signal="process.num_timesteps or process.beta_end larger, or leave beta_start and beta_end unset",
+            chain=True,
         ),
         "vp": ProcessKind(
             VP, "the variance-preserving SDE", less_signal=_MORE_BETA, continuous=True

@@ -53,7 +53,8 @@ class Run(Experiment):
     @property
     def names_to_draw(self) -> tuple[str, ...]:
         """Names of the classes that the model draws, or their numbers if the checkpoint has no names."""
-        return (self.class_names or tuple(map(str, range(self.num_classes))))[: self.num_classes]
+        number = self.label_classes
+        return (self.label_names or tuple(map(str, range(number))))[:number]
 
     def load_split(self, name: str, *, labeled: bool) -> data.Split:
         """Opens a split of the run's data.

@@ -110,6 +110,7 @@ def test_only_text_is_without_a_range_or_choices() -> None:
         "edit.mask",
     }
     paths |= {"eval.images", "eval.reference", "eval.sweep", "eval.weights"}
+    paths |= {"sampler.classifier", "sampler.classifier_settings"}
     assert texts == {*paths, "data.sha256", "train.wandb_project"}
 
 

@@ -472,6 +472,7 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
 WITH_VARIANCES = {"loss.vlb_weight"}  # Only in networks that have them: see the test below.
 OF_FILES = {"optimizer.ema_snapshot_every"}  # Nothing is computed otherwise.
 WITH_CLASSES = {f"sampler.guidance_{end}" for end in ("scale", "interval", "rescale", "rescale_of")}
+OF_CLASSIFIERS = {f"sampler.classifier{end}" for end in ("", "_settings", "_scale")}  # Have files.
 
 
 @pytest.fixture(scope="module")
@@ -486,7 +487,7 @@ def usual() -> dict[str, Any]:
         name
         for name in FIELDS
         if group_of(name) in ("process", "loss", "optimizer", "sampler")
-        and name not in WITH_VARIANCES | WITH_CLASSES | OF_FILES
+        and name not in WITH_VARIANCES | WITH_CLASSES | OF_FILES | OF_CLASSIFIERS
     ],
 )
 @pytest.mark.parametrize("rest", [False, slow(True)], ids=["itself", "the rest"])

@@ -16,7 +16,9 @@ from diffusion_jax.models.guidance import (
 )
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.gaussian import eps_from_x0
+from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.samplers import ancestral
 
 PROCESS = DDPM(make_schedule("cosine", 50))
 POINT = PROCESS.at(jnp.array([3, 20, 45]))
@@ -152,3 +154,22 @@ def test_a_dynamic_threshold_scales_back_images_that_exceed_the_range_and_no_oth
     assert s > 1
     np.testing.assert_allclose(limited.x0[1], np.clip(large, -s, s) / s, rtol=1e-5)
     assert np.abs(limited.x0[1] - clip_denoised(denoise)(X_T, POINT).x0[1]).max() > 0.1
+
+
+def test_a_classifier_moves_an_ancestral_step_by_its_variance_times_the_gradient():
+    """As guided-diffusion moves the mean: by beta_t / sqrt(alpha_t) here, by beta_t there."""
+    process = DDPM(make_schedule("linear", 1000))
+    gradient = jnp.linspace(-1, 1, X_T.size).reshape(X_T.shape)
+    sampler = ancestral(make_grid(process))
+    keys, state = jax.random.split(jax.random.key(1), 3), sampler.init(X_T)
+    denoise = DiffusionModel(process, "eps", network).denoiser(None, LABELS)
+    beta = np.linspace(1e-4, 0.02, 1000)
+    for step in (100, 500, 900):
+        plain, guided = (
+            sampler.advance(one, state, jnp.asarray(step), keys).x
+            for one in (denoise, classifier_guided(denoise, lambda x, point: gradient, 10.0))
+        )
+        variance = beta[999 - step]
+        expected = 10 * variance / np.sqrt(1 - variance) * np.asarray(gradient)
+        np.testing.assert_allclose(guided - plain, expected, atol=2e-6)
+        assert abs(1 / np.sqrt(1 - variance) - 1) < 0.6 * variance
