@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.interchange.diffusers_network import network_fields, size_of
-from diffusion_jax.interchange.diffusers_scheduler import process_fields
+from diffusion_jax.interchange.diffusers_scheduler import process_fields, sampler_notes
 from diffusion_jax.interchange.foreign import Foreign
 from diffusion_jax.interchange.places import Layout, Place, exported, imported, torch_leaf
 from diffusion_jax.interchange.single import described
@@ -102,6 +102,7 @@ def read(path: Path, settings: str = "") -> Foreign:
         )
     says = {} if scheduler is None else _json(scheduler)
     fields |= process_fields(says, theirs)
+    notes += sampler_notes(says)
     channels = theirs.get("in_channels", 3)
     image_shape = (*size_of(theirs.get("sample_size")), channels)
     unet = UNet(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.errors import InputError
@@ -17,7 +17,8 @@ VARIANCES = {
     "learned_range": "learned",
 }
 SAMPLERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim", "PNDMScheduler": "pndm"}
-SPACINGS = ("leading", "trailing", "linspace")
+SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "uniform"}
+NUM_STEPS = 50
 
 
 def process_fields(scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,29 +67,81 @@ def process_fields(scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> 
 
 
 def _sampler_fields(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    name = SAMPLERS.get(scheduler.get("_class_name", "DDPMScheduler"), "ddim")
-    spacing = _chosen(scheduler, "timestep_spacing", "leading", SPACINGS)
-    fields = {"sampler.name": name, "sampler.clip": bool(scheduler.get("clip_sample", True))}
+    kind = scheduler.get("_class_name", "DDPMScheduler")
+    name = SAMPLERS.get(kind, "ddim")
+    clips = kind != "PNDMScheduler" and scheduler.get("clip_sample", True)
+    fields: dict[str, Any] = {"sampler.name": name, "sampler.clip": bool(clips)}
     if name != "ancestral":
-        fields |= {"sampler.num_steps": 50, "sampler.spacing": spacing}
+        fields |= _visited(scheduler)
     if scheduler.get("thresholding"):
-        fields["sampler.dynamic_threshold"] = scheduler.get("dynamic_thresholding_ratio", 0.995)
-        fields["sampler.clip"] = False
+        # Pixels beyond the quantile, but never more than the largest value, which is 1 if nothing is said.
+        scales = scheduler.get("sample_max_value", 1.0) > 1
+        fields["sampler.clip"] = not scales
+        if scales:
+            quantile = scheduler.get("dynamic_thresholding_ratio", 0.995)
+            fields["sampler.dynamic_threshold"] = quantile
+    if kind == "DDIMScheduler" and (clips or scheduler.get("thresholding")):
+        fields["sampler.clip_keeps"] = "eps"
     return fields
+
+
+def _visited(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of the times that a scheduler visits in 50 steps."""
+    num_timesteps = scheduler.get("num_train_timesteps", 1000)
+    num_steps = min(NUM_STEPS, num_timesteps)
+    spacing, offset = _spacing(scheduler), scheduler.get("steps_offset", 0)
+    if spacing == "leading" and offset:
+        stride = num_timesteps // num_steps
+        return {"sampler.spacing": tuple(float(offset + stride * i) for i in range(num_steps))}
+    return {"sampler.num_steps": num_steps, "sampler.spacing": spacing}
+
+
+def _spacing(scheduler: Mapping[str, Any]) -> str:
+    return _chosen(scheduler, "timestep_spacing", "leading", SPACINGS)
+
+
+def sampler_notes(scheduler: Mapping[str, Any]) -> list[str]:
+    """Returns in what our sampler differs from a scheduler, a line each.
+
+    Args:
+      scheduler: Its scheduler_config.json.
+    """
+    kind, notes = scheduler.get("_class_name", "DDPMScheduler"), []
+    if kind not in SAMPLERS:
+        if kind != "ScoreSdeVeScheduler":
+            notes.append(f"{kind} is not read: the sampler is ddim in its place")
+        return notes
+    if kind == "DDPMScheduler":
+        return notes
+    num_timesteps = scheduler.get("num_train_timesteps", 1000)
+    num_steps, spacing = min(NUM_STEPS, num_timesteps), _spacing(scheduler)
+    even = num_steps == num_timesteps or (spacing == "trailing" and num_timesteps % num_steps == 0)
+    if spacing != "leading" and not even:
+        notes.append(
+            f"diffusers goes {num_timesteps // num_steps} steps back from each time that it visits, though the next "
+            f"one is not always there with {scheduler['timestep_spacing']} spacing; here a step ends at the next"
+        )
+    if not scheduler.get("set_alpha_to_one", kind == "DDIMScheduler"):
+        notes.append(
+            "set_alpha_to_one is false: diffusers leaves the noise of the first time in the images; here they have none"
+        )
+    if kind == "PNDMScheduler" and scheduler.get("skip_prk_steps", False):
+        notes.append("skip_prk_steps is true: here the first steps are Runge-Kutta's all the same")
+    return notes
 
 
 def _chosen(
     scheduler: Mapping[str, Any],
     name: str,
     default: Any,
-    known: Mapping[str, str] | Sequence[str],
+    known: Mapping[str, str],
 ) -> Any:
     value = scheduler.get(name, default)
     if value not in known:
         raise InputError(
             f"{name} of the scheduler is {value!r}; it must be one of {', '.join(known)}"
         )
-    return known[value] if isinstance(known, Mapping) else value
+    return known[value]
 
 
 def _exploding(scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:

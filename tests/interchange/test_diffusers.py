@@ -102,9 +102,33 @@ def test_a_folder_of_the_network_alone_is_read_and_the_assumed_process_is_said(f
         ),
         (dict(variance_type="fixed_large"), {"process.variance": "fixed_large"}),
         (
-            dict(thresholding=True, dynamic_thresholding_ratio=0.9),
+            dict(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=2.0),
             {"sampler.dynamic_threshold": 0.9, "sampler.clip": False},
         ),
+        # Pixels are scaled by no more than the largest value, 1: they are clipped.
+        (dict(thresholding=True, clip_sample=False), {"sampler.clip": True}),
+        (
+            dict(_class_name="DDIMScheduler"),
+            {
+                "sampler.num_steps": 50,
+                "sampler.spacing": "leading",
+                "sampler.clip": True,
+                "sampler.clip_keeps": "eps",
+            },
+        ),
+        (
+            dict(_class_name="DDIMScheduler", steps_offset=1),
+            {"sampler.spacing": tuple(map(float, range(1, 1000, 20)))},
+        ),
+        (
+            dict(_class_name="DDIMScheduler", num_train_timesteps=20),
+            {"sampler.num_steps": 20, "sampler.spacing": "leading"},
+        ),
+        (
+            dict(_class_name="DDIMScheduler", timestep_spacing="linspace"),
+            {"sampler.num_steps": 50, "sampler.spacing": "uniform"},
+        ),
+        (dict(_class_name="PNDMScheduler"), {"sampler.name": "pndm", "sampler.clip": False}),
         (dict(rescale_betas_zero_snr=True), {"process.zero_snr": True}),
     ],
 )
@@ -112,6 +136,42 @@ def test_schedulers_are_processes_and_samplers(folder, scheduler, expected):
     change(folder / "scheduler/scheduler_config.json", **scheduler)
     fields = diffusers.read(folder).fields
     assert {name: fields[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "note"),
+    [
+        (dict(), None),
+        (dict(_class_name="DDIMScheduler", steps_offset=1), None),
+        (dict(_class_name="DDIMScheduler", timestep_spacing="trailing"), None),
+        (
+            dict(_class_name="DDIMScheduler", timestep_spacing="linspace", num_train_timesteps=50),
+            None,
+        ),
+        (
+            dict(_class_name="DDIMScheduler", timestep_spacing="linspace"),
+            "goes 20 steps back from each time",
+        ),
+        (
+            dict(_class_name="DDIMScheduler", timestep_spacing="trailing", num_train_timesteps=128),
+            "goes 2 steps back from each time",
+        ),
+        (
+            dict(_class_name="DDIMScheduler", set_alpha_to_one=False),
+            "leaves the noise of the first time",
+        ),
+        (dict(_class_name="PNDMScheduler"), "leaves the noise of the first time"),
+        (
+            dict(_class_name="PNDMScheduler", skip_prk_steps=True, set_alpha_to_one=True),
+            "Runge-Kutta",
+        ),
+        (dict(_class_name="EulerDiscreteScheduler"), "EulerDiscreteScheduler is not read"),
+    ],
+)
+def test_where_a_sampler_is_not_the_schedulers_a_note_says_so(folder, scheduler, note):
+    change(folder / "scheduler/scheduler_config.json", **scheduler)
+    notes = diffusers.read(folder).notes
+    assert notes == () if note is None else (len(notes) == 1 and note in notes[0])
 
 
 @pytest.mark.parametrize(
