@@ -139,10 +139,10 @@ def read(path: Path, settings: str = "") -> Foreign:
       InputError: There is no such config, or the file is not of its network.
       OSError: The file cannot be read.
     """
-    config = config_of(settings)
-    size = config.image_size
+    theirs = config_of(settings)
+    size = theirs.image_size
     image_shape = (size, size, 3)
-    fields = fields_of(config)
+    fields = fields_of(theirs)
     unet = UNet(
         **{
             name.removeprefix("model."): v

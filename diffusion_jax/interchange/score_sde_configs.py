@@ -143,28 +143,28 @@ def config_of(settings: str) -> Config:
     if name not in CONFIGS:
         given = f"no config {name!r} of score_sde" if name else "--source_settings names no config"
         raise InputError(f"{given}; there are {', '.join(CONFIGS)}.{nearest(name, list(CONFIGS))}")
-    config = CONFIGS[name]
-    defaults = {flag: getattr(config, flag) for flag in FLAGS}
-    return dataclasses.replace(config, **flags_of(rest[0] if rest else "", defaults))
+    theirs = CONFIGS[name]
+    defaults = {flag: getattr(theirs, flag) for flag in FLAGS}
+    return dataclasses.replace(theirs, **flags_of(rest[0] if rest else "", defaults))
 
 
-def fields_of(config: Config) -> dict[str, Any]:
+def fields_of(theirs: Config) -> dict[str, Any]:
     """Returns our config fields.
 
     Args:
-      config: One of theirs.
+      theirs: One of their configs.
     """
-    is_ddpm = config.network == "ddpm"
+    is_ddpm = theirs.network == "ddpm"
     model = {
-        "channels": config.nf,
-        "channel_mult": numbers_of("ch_mult", config.ch_mult),
-        "num_res_blocks": config.num_res_blocks,
-        "attention_resolutions": numbers_of("attn_resolutions", config.attn_resolutions),
-        "dropout": config.dropout,
+        "channels": theirs.nf,
+        "channel_mult": numbers_of("ch_mult", theirs.ch_mult),
+        "num_res_blocks": theirs.num_res_blocks,
+        "attention_resolutions": numbers_of("attn_resolutions", theirs.attn_resolutions),
+        "dropout": theirs.dropout,
         "norm_groups": 32 if is_ddpm else None,
         "norm_eps": 1e-6,
-        "time_embedding": "fourier" if config.fourier else "ddpm",
-        "time_features": 2 * config.nf if config.fourier else config.nf,
+        "time_embedding": "fourier" if theirs.fourier else "ddpm",
+        "time_features": 2 * theirs.nf if theirs.fourier else theirs.nf,
         "decoder_attention": "level",
     }
     if not is_ddpm:
@@ -172,51 +172,51 @@ def fields_of(config: Config) -> dict[str, Any]:
             "resample": "block",
             "project_resampled": True,
             "skip_rescale": True,
-            "fir": (1.0, 3.0, 3.0, 1.0) if config.fir else (),
-            "input_pyramid": config.input_pyramid,
-            "output_pyramid": config.output_pyramid,
+            "fir": (1.0, 3.0, 3.0, 1.0) if theirs.fir else (),
+            "input_pyramid": theirs.input_pyramid,
+            "output_pyramid": theirs.output_pyramid,
         }
     fields = {f"model.{name}": value for name, value in model.items()}
-    process = _exploding(config) if config.sde == "ve" else _preserving(config)
+    process = _exploding(theirs) if theirs.sde == "ve" else _preserving(theirs)
     return {**fields, **process, "sampler.clip": False}
 
 
-def _exploding(config: Config) -> dict[str, Any]:
+def _exploding(theirs: Config) -> dict[str, Any]:
     """Their pixels are in [0, 1], so that our noise is twice theirs; the network returns sigma times the score."""
     return {
-        "process.name": "ve" if config.continuous else "ncsn",
+        "process.name": "ve" if theirs.continuous else "ncsn",
         "process.sigma_min": 2 * SIGMA_MIN,
-        "process.sigma_max": 2 * config.sigma_max,
-        "process.num_timesteps": config.num_scales,
+        "process.sigma_max": 2 * theirs.sigma_max,
+        "process.num_timesteps": theirs.num_scales,
         "process.prediction": "score",
-        "process.inputs": "ve" if config.continuous else "level",
+        "process.inputs": "ve" if theirs.continuous else "level",
         "sampler.name": "predictor_corrector",
-        "sampler.predictor": config.predictor,
-        "sampler.snr": config.snr,
+        "sampler.predictor": theirs.predictor,
+        "sampler.snr": theirs.snr,
     }
 
 
-def _preserving(config: Config) -> dict[str, Any]:
+def _preserving(theirs: Config) -> dict[str, Any]:
     """The network returns the noise, -std times the score; in continuous time its time is 999 u, as ours."""
     fields: dict[str, Any] = {
-        "process.name": config.sde if config.continuous else "ddpm",
-        "process.num_timesteps": config.num_scales,
+        "process.name": theirs.sde if theirs.continuous else "ddpm",
+        "process.num_timesteps": theirs.num_scales,
         "process.prediction": "eps",
     }
-    if config.continuous:
+    if theirs.continuous:
         return fields | {
             "process.beta_min": 0.1,
             "process.beta_max": 20.0,
-            **_sampler(config),
+            **_sampler(theirs),
         }
-    return fields | {"process.schedule": "linear", **_sampler(config)}
+    return fields | {"process.schedule": "linear", **_sampler(theirs)}
 
 
-def _sampler(config: Config) -> dict[str, Any]:
-    if config.predictor == "reverse_diffusion":
+def _sampler(theirs: Config) -> dict[str, Any]:
+    if theirs.predictor == "reverse_diffusion":
         return {
             "sampler.name": "predictor_corrector",
             "sampler.predictor": "reverse_diffusion",
             "sampler.corrector_steps": 0,
         }
-    return {"sampler.name": config.predictor}
+    return {"sampler.name": theirs.predictor}

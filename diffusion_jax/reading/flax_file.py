@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
+import msgpack
 import numpy as np
 
 from diffusion_jax.errors import reason
@@ -13,6 +15,7 @@ from diffusion_jax.reading.npz import damage_named
 from diffusion_jax.reading.regular import open_regular
 
 _MAX_DEPTH = 32  # Of mappings in mappings.
+_ARRAY, _SCALAR = 1, 3  # Flax's extensions of msgpack: an array, and one without axes.
 
 
 def read_flax_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -25,13 +28,11 @@ def read_flax_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       OSError: The file does not exist, cannot be read, or is not a regular file.
       ValueError: The file is damaged, or no such checkpoint.
     """
-    from flax.serialization import msgpack_restore
-
     with open_regular(path) as file:
         content = file.read()
     try:
         with damage_named():
-            tree = msgpack_restore(content)
+            tree = msgpack.unpackb(content, ext_hook=_array, strict_map_key=False)
             if not isinstance(tree, Mapping):
                 raise ValueError("it is not a checkpoint of Flax")
             return dict(_arrays(tree, ()))
@@ -48,3 +49,15 @@ def _arrays(tree: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[tuple[st
             yield from _arrays(value, name)
         elif isinstance(value, np.ndarray | np.generic | int | float):
             yield ".".join(name), np.asarray(value)
+
+
+def _array(kind: int, content: bytes) -> np.ndarray:
+    """Returns an array of (shape, name of the dtype, its bytes in C order), which are msgpack themselves."""
+    if kind not in (_ARRAY, _SCALAR):
+        raise ValueError(f"it holds something of the kind {kind}, which is no array")
+    shape, name, numbers = msgpack.unpackb(content)
+    name = name.decode() if isinstance(name, bytes) else name
+    dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    if dtype.hasobject:
+        raise ValueError("it holds an array of objects")
+    return np.frombuffer(numbers, dtype).reshape(shape)
