@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -110,7 +109,7 @@ def _description(run: Run) -> single.Description:
 
 
 def _write_description(path: Path, run: Run) -> None:
-    path.write_text(json.dumps(dataclasses.asdict(_description(run)), indent=2) + "\n")
+    path.write_text(json.dumps(_description(run).as_json(), indent=2) + "\n")
 
 
 def _write_card(folder: Path, run: Run, workdir: Path, form: str, title: str) -> None:

@@ -50,6 +50,11 @@ class Description:
 
         return dict(flat(self.groups, ""))
 
+    def as_json(self) -> dict[str, Any]:
+        """Returns what `described` reads."""
+        others = dataclasses.asdict(self)
+        return {"config": others.pop("groups"), **others}
+
 
 def write(path: Path, params: PyTree, description: Description) -> None:
     """Writes the file.
@@ -64,7 +69,7 @@ def write(path: Path, params: PyTree, description: Description) -> None:
     """
     from safetensors.numpy import save_file
 
-    metadata = {"format": FORMAT, FORMAT: json.dumps(dataclasses.asdict(description))}
+    metadata = {"format": FORMAT, FORMAT: json.dumps(description.as_json())}
     arrays = {name: np.ascontiguousarray(array) for name, array in by_path(params).items()}
     save_file(arrays, path, metadata)
 
