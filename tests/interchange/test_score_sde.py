@@ -132,7 +132,6 @@ def test_every_config_is_a_valid_run(name):
 @pytest.mark.parametrize(
     ("name", "network"),
     [
-        ("vp/ddpm/cifar10", "ddpm"),
         ("vp/cifar10_ddpmpp_continuous", "ddpmpp"),
         ("subvp/cifar10_ddpmpp_deep_continuous", "ddpmpp_deep"),
         ("ve/cifar10_ncsnpp_continuous", "ncsnpp"),
