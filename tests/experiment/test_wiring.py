@@ -3,6 +3,7 @@
 What a config builds is compared with the same made by hand from the library's functions and plain arguments.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -43,14 +44,15 @@ from diffusion_jax.models import networks
 from diffusion_jax.models.denoiser import Denoise
 from diffusion_jax.models.diffusion_model import DiffusionModel
 from diffusion_jax.models.guidance import classifier_free, clip_denoised, dynamic_threshold
+from diffusion_jax.models.inputs import ve_inputs
 from diffusion_jax.models.networks import MLP, Model, UNet, as_functions
-from diffusion_jax.models.preconditioning import Preconditioning, edm
+from diffusion_jax.models.preconditioning import Preconditioning, edm, eps
 from diffusion_jax.processes.ddpm import DDPM
 from diffusion_jax.processes.grid import make_grid
 from diffusion_jax.processes.ncsn import NCSN
 from diffusion_jax.processes.process import Grid, Process
 from diffusion_jax.processes.registry import PROCESSES, ProcessKind
-from diffusion_jax.processes.schedules import make_schedule
+from diffusion_jax.processes.schedules import make_schedule, zero_terminal_snr
 from diffusion_jax.processes.sde import VE, VP, SubVP
 from diffusion_jax.samplers import (
     SAMPLERS,
@@ -337,6 +339,16 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "process.sigma_min": ("0.5", {"make_process": sde(VE, sigma_min=0.5)}, {"losses", "images"}),
     "process.sigma_max": ("9", {"make_process": sde(VE, sigma_max=9.0)}, {"losses", "images"}),
     "process.prediction": ("v", {"prediction": "v"}, {"losses", "images"}),
+    "process.zero_snr": (
+        "true",
+        {"make_process": lambda s: DDPM(zero_terminal_snr(s)), "prediction": "v"},
+        {"losses", "images"},
+    ),
+    "process.inputs": (
+        "ve",
+        {"prediction": dataclasses.replace(eps(), inputs=ve_inputs)},
+        {"losses", "images"},
+    ),
     "process.sigma_data": ("0.3", {"prediction": edm(sigma_data=0.3)}, {"losses", "images"}),
     "process.variance": ("fixed_small", {"variance": "fixed_small"}, {"images"}),
     "loss.name": ("other", {"make_objective": doubled}, {"losses"}),
@@ -419,6 +431,7 @@ NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(("process.beta_min", "process.beta_max", "loss.u_min", "sampler.u_min"), OF_VP),
     **dict.fromkeys(("process.sigma_min", "process.sigma_max"), OF_VE),
     "process.sigma_data": ({"process.prediction": "edm"}, {"prediction": "edm"}),
+    "process.zero_snr": ({"process.prediction": "v"}, {"prediction": "v"}),
     "loss.num_probes": ({"loss.name": "sliced"}, {"make_objective": sliced}),
     "loss.min_snr_gamma": ({"loss.weighting": "min_snr"}, {"weighting": min_snr()}),
     **dict.fromkeys(
@@ -677,8 +690,33 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "model.num_classes": ("3", {"num_classes": 3}),
     "model.norm_groups": ("4", {"norm_groups": 4}),
     "model.norm_eps": ("0.01", {"norm_eps": 0.01}),
+    "model.time_embedding": ("fourier", {"time_embedding": "fourier"}),
+    "model.time_scale": ("0.25", {"time_scale": 0.25}),
+    "model.time_features": ("12", {"time_features": 12}),
+    "model.embedding_width": ("12", {"embedding_width": 12}),
+    "model.class_input": ("time", {"class_input": "time"}),
+    "model.scale_shift": ("true", {"scale_shift": True}),
+    "model.num_heads": ("2", {"num_heads": 2}),
+    "model.head_channels": ("4", {"head_channels": 4}),
+    "model.decoder_attention": ("level", {"decoder_attention": "level"}),
+    "model.resample": ("block", {"resample": "block"}),
+    "model.symmetric_padding": ("true", {"symmetric_padding": True}),
+    "model.project_resampled": ("true", {"project_resampled": True}),
+    "model.fir": ("1,3,3,1", {"fir": (1.0, 3.0, 3.0, 1.0)}),
+    "model.skip_rescale": ("true", {"skip_rescale": True}),
+    "model.input_pyramid": ("skip", {"input_pyramid": "skip"}),
+    "model.output_pyramid": ("skip", {"output_pyramid": "skip"}),
     "model.dtype": ("bfloat16", {"dtype": jnp.bfloat16}),
     "model.remat": ("conv,attention", {"remat": ("conv", "attention")}),
+}
+
+
+# Field -> the option without which it has no use.
+NETWORK_NEEDS: dict[str, dict[str, Any]] = {
+    "model.class_input": {"num_classes": 3},
+    "model.project_resampled": {"resample": "block"},
+    # With one block of each level there are two, of which the last alone attends.
+    "model.decoder_attention": {"num_res_blocks": 1},
 }
 
 
@@ -712,9 +750,14 @@ def test_a_field_of_the_model_reaches_the_network(name: str, usual_program: str)
         network = MLP(channels=8, num_res_blocks=1)
     else:
         text, argument = NETWORKS[name]
-        fields |= {name: text}
-        network = UNet(**UNET | argument)
-    expected = program(as_functions(network, IMAGE), name == "model.num_classes")
+        needs = NETWORK_NEEDS.get(name, {})
+        fields |= {f"model.{need}": str(value) for need, value in needs.items()} | {name: text}
+        network = UNet(**UNET | needs | argument)
+        if needs:
+            without = as_functions(UNet(**UNET | needs), IMAGE)
+            usual_program = program(without, "num_classes" in needs)
+    conditional = getattr(network, "num_classes", 0) > 0
+    expected = program(as_functions(network, IMAGE), conditional)
     exp = build.build(config_with(fields), IMAGE, 3)
     assert program(exp.network, exp.conditional) == expected
     assert expected != usual_program
