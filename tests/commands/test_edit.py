@@ -356,20 +356,22 @@ def test_interpolations_that_cannot_be_written_are_refused_before_they_are_drawn
     assert len(outcome.err.splitlines()) == 1
 
 
+def warnings_of(outcome: Outcome) -> list[str]:
+    return [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
+
+
 def test_times_that_the_sampler_does_not_visit_and_guidance_without_classes_are_warned_of(
     edit: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     fields = ("sampler.num_steps=3", "sampler.variance=fixed_small", "sample.formats=npz")
     image = f"edit.images={half_mask(tmp_path)}"
     start = ("edit.keep=nothing", "edit.start_t=8", "sampler.guidance_scale=3", image)
-    *warned, _, _, _ = edit("inpaint", *start, *fields).err.splitlines()
-    assert warned == [
+    assert warnings_of(edit("inpaint", *start, *fields)) == [
         "warning: sampler.guidance_scale is 3, but no class of edit.images is known, so nothing is guided; "
         "set sample.labels",
         "warning: edit.start_t: t = 8 is not on the sampler's grid; using the nearest times 10",
     ]
-    *warned, _, _, _ = edit("interpolate", "edit.times=0,9", *fields[:2]).err.splitlines()
-    assert warned == [
+    assert warnings_of(edit("interpolate", "edit.times=0,9", *fields[:2])) == [
         "warning: edit.times: t = 9 is not on the sampler's grid; using the nearest times 10, 0"
     ]
 

@@ -41,7 +41,7 @@ def fields_in(note: str | None) -> list[str]:
 SILENT = {
     *(name for name in FIELDS if name.startswith("train.")),
     *("data.source_dir", "data.cache_dir"),
-} - {"train.batch_size", "train.label_dropout", "train.accumulate"}
+} - {"train.batch_size", "train.label_dropout", "train.accumulate", "train.init_from"}
 
 
 @pytest.mark.parametrize("name", FIELDS)
