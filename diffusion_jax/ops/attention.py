@@ -19,7 +19,7 @@ def attention(
       heads: Number of equal parts that the channels of q, k and v are divided into, in their order; c and d are theirs.
     """
     if heads > 1:
-        parts = (_divided(x, heads) for x in (q, k, v))
+        parts = _divided(q, heads), _divided(k, heads), _divided(v, heads)
         mixed = attention(*parts).reshape(q.shape[0], heads, q.shape[1], -1)
         return mixed.swapaxes(1, 2).reshape(*q.shape[:2], -1)
     logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32)
