@@ -31,7 +31,7 @@ def export_sampler(exp: Experiment, params: PyTree, platforms: Sequence[str] = P
       platforms: Where it can run.
 
     Raises:
-      InputError: The parameters have more than 2 GiB, or the sampler's program depends on the number of images.
+      InputError: The parameters have more than 2 GiB.
     """
     traced = traced_options(exp)
     constants, of_classifier = jax.tree.map(np.asarray, (params, traced.classifier))
@@ -49,10 +49,5 @@ def export_sampler(exp: Experiment, params: PyTree, platforms: Sequence[str] = P
     of_images = jax.ShapeDtypeStruct((batch,), jnp.int32)
     arguments = [jax.ShapeDtypeStruct((), jnp.uint32), of_images]
     arguments += [of_images] if exp.label_classes else []
-    try:
-        program = jax.export.export(jax.jit(sample), platforms=tuple(platforms))(*arguments)
-    except jax.export.shape_poly.InconclusiveDimensionOperation as error:  # type: ignore[attr-defined]
-        raise InputError(
-            f"the sampler {exp.sampler_name!r} has a program for a known number of images alone; choose another"
-        ) from error
+    program = jax.export.export(jax.jit(sample), platforms=tuple(platforms))(*arguments)
     return bytes(program.serialize())

@@ -133,7 +133,7 @@ def _begin(y: Any, slope: Any) -> _Carry:
     # Inside `jax.shard_map` the whole loop carry must vary across devices as the field does.
     y = jax.tree.map(lambda values, k: values + jnp.zeros_like(k), y, slope)
     leaf = jax.tree.leaves(slope)[0]
-    none = jnp.zeros_like(leaf.reshape(len(leaf), -1)[:, 0])
+    none = jnp.zeros_like(leaf.reshape(leaf.shape[0], -1)[:, 0])
     return _Carry(y, slope, none, none + FIRST, none.astype(jnp.int32))
 
 

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from diffusion_jax.config import select
+from diffusion_jax.experiment.exporting import export_sampler
 from diffusion_jax.main import main
 from diffusion_jax.runs import load_run
 
@@ -65,6 +68,16 @@ def test_the_program_draws_the_same_images_in_a_process_with_jax_alone(workdir, 
     for n in (3, 1):
         drawn = np.load(f"{out}{n}.npy").astype(int)
         assert np.abs(drawn - images[:n]).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["ode_adaptive", "dpmpp_3m", "heun"])
+def test_samplers_of_each_kind_are_programs_for_any_number_of_images(workdir, sampler):
+    run = load_run(workdir)
+    select(run.config, "sampler.name", sampler)
+    run.config.sampler.num_steps, run.config.sampler.spacing = 4, "karras"
+    program = jax.export.deserialize(bytearray(export_sampler(run, run.params, ("cpu",))))
+    (images,) = program.out_avals
+    assert str(images.shape[0]) == "b" and images.shape[1:] == run.image_shape
 
 
 def test_the_card_says_what_it_is_how_to_use_it_and_what_was_measured(workdir, images, tmp_path):
