@@ -4,8 +4,8 @@ set -euo pipefail
 
 usage() {
   cat <<'EOT'
-Usage: launch/gke.sh --name NAME --image IMAGE --claim CLAIM --accelerator TYPE
-           (--topology AxB[xC] | --hosts N) [options] -- ARGS...
+Usage: launch/gke.sh --name NAME --image IMAGE --claim CLAIM
+           (--topology SLICE | --accelerator TYPE --hosts N) [options] -- ARGS...
 
 Runs python -m diffusion_jax.main ARGS... on every host of a TPU slice or on N nodes with GPUs, as a
 JobSet that starts all pods again when one fails, but not after exit status 2 (wrong input).
@@ -15,13 +15,13 @@ Required:
   --image IMAGE          image of a container with diffusion_jax[tpu] or diffusion_jax[cuda]
   --claim CLAIM          persistent volume claim that all pods can write to (ReadWriteMany), mounted
                          at /mnt/runs: --workdir must be below it
-  --accelerator TYPE     the nodes' label: tpu-v4-podslice, tpu-v5-lite-podslice, tpu-v5p-slice or
-                         tpu-v6e-slice; or of GPUs, such as nvidia-h100-80gb
-  --topology AxB[xC]     of a TPU slice, such as 4x4: as many hosts as it has
+  --topology SLICE       of TPUs: such as v5e:4x4, v5e-16 or v5litepod-16 (one slice), as many hosts as it has
+  --accelerator TYPE     label of nodes with GPUs, such as nvidia-h100-80gb. With a --topology AxB[xC] alone:
+                         tpu-v4-podslice, tpu-v5-lite-podslice, tpu-v5p-slice or tpu-v6e-slice
   --hosts N              of GPUs: how many nodes
 
 Options:
-  --chips N              TPU chips or GPUs of a host (default: 4 TPU chips, 8 GPUs)
+  --chips N              TPU chips or GPUs of a host (default: 4 TPU chips, or 1 of a slice of 1; 8 GPUs)
   --service-account S    Kubernetes service account, for access to a bucket (default: default)
   --max-restarts N       starts all pods again at most N times (default: 100)
   --namespace NAMESPACE  Kubernetes namespace (default: kubectl's)
@@ -30,7 +30,7 @@ Options:
 
 Example:
   launch/gke.sh --name cifar10 --image us-docker.pkg.dev/p/r/diffusion_jax --claim runs \
-      --accelerator tpu-v6e-slice --topology 4x4 -- --config=configs/cifar10.py --workdir=/mnt/runs/cifar10
+      --topology v6e:4x4 -- --config=configs/cifar10.py --workdir=/mnt/runs/cifar10
 
 The cluster needs JobSet 0.6 or newer. Logs: kubectl logs --follow --prefix
 --selector jobset.sigs.k8s.io/jobset-name=NAME; to stop and save: kubectl delete jobset NAME.
@@ -74,6 +74,7 @@ parse_arguments() {
 
 check_arguments() {
   local option
+  [[ ! $topology =~ ^[A-Za-z] ]] || name_slice
   for option in name image claim accelerator; do
     [[ -n ${!option} ]] || fail "--$option is missing; see --help"
   done
@@ -96,12 +97,27 @@ check_arguments() {
   [[ ${#arguments[@]} -gt 0 ]] || fail "the arguments of the command are missing after --; see --help"
 }
 
+name_slice() { # Makes topology a shape, and sets accelerator, by the slice's name.
+  local found given=$accelerator
+  found=$(find_slice "$topology") || fail "--topology $found"
+  case $found in
+    v4*) accelerator=tpu-v4-podslice ;;
+    v5e*) accelerator=tpu-v5-lite-podslice ;;
+    v5p*) accelerator=tpu-v5p-slice ;;
+    v6e*) accelerator=tpu-v6e-slice ;;
+  esac
+  [[ -z $given || $given == "$accelerator" ]] ||
+    fail "--topology '$topology' is of $accelerator, but --accelerator is '$given'"
+  found=${found#* } topology=${found% *}
+}
+
 check_tpu() { # Sets kind, chips and, from the topology, hosts.
-  kind=tpu chips=${chips:-4}
+  kind=tpu
   [[ -z $hosts ]] || fail "--hosts is for GPUs; a TPU slice has the hosts of its --topology"
   [[ $topology =~ ^[1-9][0-9]*x[1-9][0-9]*(x[1-9][0-9]*)?$ ]] ||
-    fail "--topology '$topology' is not one of a TPU slice, such as 4x4 or 2x2x4"
+    fail "--topology '$topology' is not one of a TPU slice, such as v5e:4x4 or 2x2x4"
   local all=$((${topology//x/*}))
+  chips=${chips:-$((all < 4 ? all : 4))}
   if [[ ! $chips =~ ^[1-9][0-9]*$ ]] || ((all % chips)); then
     fail "--chips '$chips': a topology of $topology has $all chips, which must be a multiple of it"
   fi
@@ -144,6 +160,8 @@ render() { # Prints the JobSet of this kind with all values filled in.
 
 main() {
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  # shellcheck source=/dev/null
+  source "$root/launch/slices.sh"
   parse_arguments "$@"
   check_arguments
   local yaml

@@ -30,7 +30,8 @@ Required:
                       workers share, such as an NFS mount; a gs:// bucket will not do. With checkpoints in a
                       bucket (--config.train.checkpoint_dir=gs://...) any folder of the workers will
   --config FILE       of run and resume: config file, relative to the top of the repository, or a name, such as digits
-  --accelerator TYPE  of create and resume: such as v4-16, v5litepod-16 (v5e), v5p-16 or v6e-16
+  --accelerator TYPE  of create and resume: such as v5e-16, v5litepod-16 or v5e:4x4 (one slice), v4-16,
+                      v5p-16 or v6e-16; the names of v4 and v5p count cores, two a chip
 
 Options:
   --project PROJECT   Google Cloud project (default: that of gcloud's configuration)
@@ -151,17 +152,16 @@ check_arguments() {
   [[ $options != *" ref "* ]] || check_commit
 }
 
-check_accelerator() { # Sets runtime_version, if it is not given.
-  local version
+check_accelerator() { # Makes accelerator Google's name, and sets runtime_version, if it is not given.
+  local found version
+  found=$(find_slice "$accelerator") || fail "--accelerator $found"
+  accelerator=${found##* }
   case $accelerator in
     v4-*) version=tpu-ubuntu2204-base ;;
     v5litepod-*) version=v2-alpha-tpuv5-lite ;;
     v5p-*) version=v2-alpha-tpuv5 ;;
     v6e-*) version=v2-alpha-tpuv6e ;;
-    *) fail "--accelerator '$accelerator' is not of v4-N, v5litepod-N, v5p-N, v6e-N" ;;
   esac
-  [[ ${accelerator#*-} =~ ^[1-9][0-9]*$ ]] ||
-    fail "--accelerator '$accelerator' does not end in a number, as v5litepod-16 does"
   runtime_version=${runtime_version:-$version}
 }
 
@@ -289,6 +289,8 @@ wait_until_ready() {
 
 main() {
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  # shellcheck source=/dev/null
+  source "$root/launch/slices.sh"
   parse_arguments "$@"
   check_arguments
   if ! $dry_run && ! command -v gcloud >/dev/null; then

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.planning.chips import TOPOLOGIES
+from diffusion_jax.planning.slices import slice_name, unknown
 
 # Otherwise libtpu asks the cloud which TPU it runs on, and allows one process at a time, as a real TPU does. The type
 # does not matter: the devices that are compiled for have the type of their topology.
@@ -25,16 +25,14 @@ def topology_devices(name: str) -> list[Any]:
     """Returns the devices of a slice, one per chip. JAX runs on the CPU from then on.
 
     Args:
-      name: Generation and shape, such as "v5e:4x4".
+      name: Any name that `slice_name` takes, such as "v5e:4x4" or "v5litepod-16".
 
     Raises:
       InputError: The TPU compiler is not installed, or does not know the slice.
     """
+    by_shape = slice_name(name)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("--topology needs the TPU's compiler, libtpu: pip install -e '.[tpu]'")
-    generation, _, shape = name.partition(":")
-    if generation not in TOPOLOGIES or not shape:
-        raise InputError(f"unknown --topology {name!r}; {_known()}")
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     # libtpu aborts the process for flags of other backends. Its own are in LIBTPU_INIT_ARGS.
@@ -43,17 +41,9 @@ def topology_devices(name: str) -> list[Any]:
     from jax.experimental import topologies
 
     # On v4, as on real machines, JAX treats both cores of a chip as one device.
-    options = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    options = {"chip_config_name": "megacore"} if by_shape.startswith("v4:") else {}
     try:
-        topology = topologies.get_topology_desc(name, platform="tpu", **options)
+        topology = topologies.get_topology_desc(by_shape, platform="tpu", **options)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        raise InputError(f"unknown --topology {name!r}; {_known()}") from error
+        raise unknown(name) from error
     return list(topology.devices)
-
-
-def _known() -> str:
-    shapes: dict[tuple[str, ...], list[str]] = {}
-    for generation, known in TOPOLOGIES.items():
-        shapes.setdefault(known, []).append(generation)
-    parts = [f"{'/'.join(names)}: {', '.join(known)}" for known, names in shapes.items()]
-    return "choose GENERATION:SHAPE such as v5e:4x4, of " + "; ".join(parts)

@@ -63,6 +63,28 @@ def test_a_tpu_slice_has_a_pod_for_each_host_of_its_topology(
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "accelerator", "shape", "hosts", "chips"),
+    [
+        ("v4-32", "tpu-v4-podslice", "2x2x4", 4, 4),
+        ("v5e:4x4", "tpu-v5-lite-podslice", "4x4", 4, 4),
+        ("v5litepod-1", "tpu-v5-lite-podslice", "1x1", 1, 1),
+        ("v5p:2x2x1", "tpu-v5p-slice", "2x2x1", 1, 4),
+        ("v6e-16", "tpu-v6e-slice", "4x4", 4, 4),
+    ],
+)
+def test_the_accelerator_follows_from_the_name_of_a_slice(
+    tmp_path: Path, name: str, accelerator: str, shape: str, hosts: int, chips: int
+):
+    jobset = rendered(tmp_path, *JOB, f"--topology={name}", "--", "--config=a.py")
+    assert job_of(jobset)["template"]["spec"]["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": accelerator,
+        "cloud.google.com/gke-tpu-topology": shape,
+    }
+    assert job_of(jobset)["parallelism"] == hosts
+    assert container_of(jobset)["resources"]["limits"] == {"google.com/tpu": chips}
+
+
 def test_each_pod_with_gpus_gets_its_place_by_the_name_of_pod_0(tmp_path: Path):
     jobset = rendered(tmp_path, *GPU, "--chips", "4", "--", "--config=a.py")
     container = container_of(jobset)
@@ -117,6 +139,10 @@ def test_kubectl_applies_what_a_dry_run_prints_and_its_status_is_passed_on(tmp_p
         ([*TPU, "--topology=16"], "--topology '16' is not one of a TPU slice"),
         ([*TPU, "--chips=3"], "--chips '3': a topology of 4x4 has 16 chips"),
         ([*TPU, "--accelerator=tpu-v9"], "--accelerator 'tpu-v9' is not one of the TPUs"),
+        ([*JOB, "--topology=v6e-17"], "'v6e-17' is not a slice of v6e; did you mean v6e-16"),
+        ([*JOB, "--topology=v9-16"], "'v9-16' is not a slice of v4, v5e, v5p or v6e"),
+        ([*JOB, "--topology=4x4"], "--accelerator is missing"),
+        ([*TPU[:-1], "--topology=v5e-16"], "'v5e-16' is of tpu-v5-lite-podslice, but --accel"),
         (GPU[:-1], "--hosts is missing"),
         ([*GPU, "--topology=4x4"], "--topology is for TPUs"),
         ([*GPU, "--hosts=0"], "--hosts '0' is not a whole number of at least 1"),

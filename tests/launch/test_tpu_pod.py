@@ -83,7 +83,8 @@ class Pod:
         self.checkout, self.worker = self.top / "check out", self.top / "worker"
         for folder in (self.checkout / "configs", self.checkout / "launch", self.top / "tmp"):
             folder.mkdir(parents=True)
-        shutil.copy(SCRIPT, self.checkout / "launch")
+        for script in (SCRIPT, SCRIPT.with_name("slices.sh")):
+            shutil.copy(script, self.checkout / "launch")
         (self.checkout / "configs" / "digits.py").write_text("")
         (self.checkout / "setup.cfg").write_text("committed")
         git(self.checkout, "init", "--quiet")
@@ -222,16 +223,20 @@ def test_after_a_preemption_waits_for_the_slice_installs_again_and_runs(
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "version"),
+    ("accelerator", "cloud", "version"),
     [
-        ("v4-16", "tpu-ubuntu2204-base"),
-        ("v5litepod-16", "v2-alpha-tpuv5-lite"),
-        ("v5p-16", "v2-alpha-tpuv5"),
-        ("v6e-16", "v2-alpha-tpuv6e"),
+        ("v4-16", "v4-16", "tpu-ubuntu2204-base"),
+        ("v4:2x2x4", "v4-32", "tpu-ubuntu2204-base"),
+        ("v5litepod-16", "v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v5e-16", "v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v5e:4x4", "v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v5p-16", "v5p-16", "v2-alpha-tpuv5"),
+        ("v5p:4x4x4", "v5p-128", "v2-alpha-tpuv5"),
+        ("v6e:4x4", "v6e-16", "v2-alpha-tpuv6e"),
     ],
 )
-def test_creates_a_queued_resource_with_the_software_of_its_accelerator(
-    pod: Pod, accelerator: str, version: str
+def test_creates_a_queued_resource_by_the_name_and_with_the_software_of_its_accelerator(
+    pod: Pod, accelerator: str, cloud: str, version: str
 ):
     result = pod.launch("create", *TARGET, f"--accelerator={accelerator}", "--spot")
     assert result.returncode == 0, result.stderr
@@ -239,7 +244,7 @@ def test_creates_a_queued_resource_with_the_software_of_its_accelerator(
     assert call[:5] == ["compute", "tpus", "queued-resources", "create", "pod"]
     assert set(call[5:]) == {
         "--node-id=pod",
-        f"--accelerator-type={accelerator}",
+        f"--accelerator-type={cloud}",
         f"--runtime-version={version}",
         "--spot",
         "--zone=z1",
@@ -379,8 +384,10 @@ def test_dry_run_prints_exactly_the_commands_of_a_real_run_and_runs_none(pod: Po
         ([*TARGET, *RUN, "--max-restarts=08"], "'08' is not a whole number"),
         (["destroy", *TARGET], "unknown command 'destroy'"),
         (["create", *TARGET], "--accelerator is missing"),
-        (["create", *TARGET, "--accelerator=v3-8"], "--accelerator 'v3-8' is not of"),
-        (["create", *TARGET, "--accelerator=v6e-"], "--accelerator 'v6e-' does not end in"),
+        (["create", *TARGET, "--accelerator=v3-8"], "--accelerator 'v3-8' is not a slice of v4,"),
+        (["create", *TARGET, "--accelerator=v6e-"], "'v6e-' is not a slice of v6e; did you mean"),
+        (["create", *TARGET, "--accelerator=v5e-15"], "did you mean v5e-16 (v5e:4x4)?"),
+        (["create", *TARGET, "--accelerator=v4:2x2x3"], "did you mean v4-16 (v4:2x2x2)?"),
         (["create", *TARGET, "--spot=yes"], "--spot takes no value"),
         ([*TARGET, *RUN, "--spot"], "--spot is not an option of 'run', only of create, resume"),
         (["create", *TARGET, "--worker=1"], "not an option of 'create', only of tail; see --help"),
