@@ -105,6 +105,9 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--topology", help="plan for this slice of TPUs, such as v5e:4x4, on any machine"
     )
+    parser.add_argument(
+        "--price", metavar="NUMBER", help="price of a chip-hour, for what a planned training costs"
+    )
     _add_interchange(parser)
     _add_processes(parser)
     parser.add_argument(

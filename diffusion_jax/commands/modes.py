@@ -207,7 +207,7 @@ MODES = {
         Mode(
             "plan",
             "say whether a training fits these devices, or --topology, and how fast it can be",
-            takes=("topology",),
+            takes=("topology", "price"),
             next=(Next("train", "the training", more=_flags_that_fit),),
         ),
         Mode(

@@ -30,6 +30,7 @@ class Compiled:
 
     Attributes:
       mesh: Devices along each axis.
+      num_parameters: Numbers that are trained, over all devices.
       state: Bytes of each part of the state (parameters, optimizer, averages, other).
       batch: Bytes of a device's rows.
       arguments: Bytes of all arguments in memory (on TPUs padded to tiles).
@@ -45,6 +46,7 @@ class Compiled:
     """
 
     mesh: dict[str, int]
+    num_parameters: int
     state: dict[str, int]
     batch: int
     arguments: int
@@ -97,6 +99,7 @@ def compile_step(training: Training, batch: DeviceBatch) -> Compiled:
     again = hlo.factors(module)
     return Compiled(
         mesh=dict(training.mesh.shape),
+        num_parameters=sum(x.size for x in jax.tree.leaves(template.params)),
         state={
             "parameters": local_bytes(template.params),
             "optimizer": local_bytes(template.opt_state),

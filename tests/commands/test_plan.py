@@ -44,7 +44,9 @@ def test_a_training_on_the_cpu_is_planned_without_its_data(planned: Any):
     reduced = only["collectives"]["all-reduce"]["result_bytes"]
     assert reduced == pytest.approx(memory["parameters"], rel=0.01)
     assert only["gflop_per_image"] > 0 and only["compile_seconds"] > 0
-    assert only["bound"] is None  # There is no peak of a CPU.
+    assert only["bound"] is None and only["cost"] == {}  # There is no peak of a CPU.
+    assert 4 * only["num_parameters"] == memory["parameters"]
+    assert f"{only['num_parameters']:,} parameters" in outcome.out
     assert only["cycles"] == {} and only["expected_seconds"] is None
     assert "fits:" in outcome.out and "peak figures of this device are not known" in outcome.out
 
@@ -53,7 +55,9 @@ def test_what_does_not_fit_is_changed_until_it_does(planned: Any, monkeypatch: p
     chip = Chip("tiny", {"float32": 1e9, "bfloat16": 2e9}, 600_000.0, 1e6, 1e5)
     monkeypatch.setattr(plan, "chip_of", lambda _: chip)
     monkeypatch.setattr(plan, "memory_of", lambda *_: int(chip.memory))
-    outcome, figures = planned("--config.train.batch_size=256")
+    outcome, figures = planned(
+        "--config.train.batch_size=256", "--price=2", "--config.train.num_steps=7200"
+    )
     assert not figures["fits"]
     *failed, last = figures["plans"]
     assert all(attempt["needed"] > chip.memory for attempt in failed) and failed
@@ -65,6 +69,10 @@ def test_what_does_not_fit_is_changed_until_it_does(planned: Any, monkeypatch: p
     assert least["step"] == max(least["compute"], least["memory"], least["interconnect"])
     assert least["images_per_second"] == pytest.approx(256 / least["step"])
     assert f"it fits with {figures['flags']}" in outcome.out
+    (taken,) = last["cost"].values()  # 7,200 steps are two hours of a step of a second.
+    assert taken["hours"] == pytest.approx(2 * least["step"])
+    assert taken["price"] == 2 * taken["chip_hours"] == 2 * last["mesh"]["data"] * taken["hours"]
+    assert f"{taken['chip_hours']:,.2f} chip-hours, for {taken['price']:,.2f}" in outcome.out
 
 
 def refused(outcome: Outcome, *fragments: str) -> None:
@@ -105,8 +113,15 @@ def test_a_plan_reads_no_images_so_it_knows_the_classes_of_some_data_alone():
         assumed_images(config)
 
 
-def test_a_topology_is_for_plans_alone(tmp_path: Path):
+@pytest.mark.parametrize("price", ["-1", "nan", "inf", "cheap", ""])
+def test_a_price_that_is_none_is_one_line(tmp_path: Path, price: str):
+    outcome = run("--mode=plan", f"--config={write_config(tmp_path)}", f"--price={price}")
+    refused(outcome, f"--price is '{price}'")
+
+
+def test_a_topology_and_a_price_are_for_plans_alone(tmp_path: Path):
     config = write_config(tmp_path)
+    refused(run(f"--config={config}", "--price=1"), "--price is for --mode=plan")
     refused(run(f"--config={config}", "--topology=v5e:4x4"), "--topology is for --mode=plan")
 
 
