@@ -1,6 +1,8 @@
 """The operations that networks are made of, one function each; `cpu/` holds what the CPU does differently.
 
-* `convolution`: `conv`, `conv_of_doubled`, and `matmul` over the last axis
+* `convolution`: `conv`, and `matmul` over the last axis
+* `doubled`: `conv_of_doubled`, of images whose pixels are repeated
 * `norm`: `group_norm`
 * `attention`: `attention`
+* `hashing`: `random_bits` of array elements
 """

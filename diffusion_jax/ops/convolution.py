@@ -37,33 +37,6 @@ def conv(
     return _conv(x, w, stride, _pads(x, w, stride, padding), exact)
 
 
-def conv_of_doubled(
-    x: Float[Array, "b h w c"], w: Float[Array, "3 3 c d"]
-) -> Float[Array, "b 2*h 2*w d"]:
-    """Returns conv(x', w) for x' = x with each pixel repeated twice along both axes.
-
-    Each output pixel sees only 2 x 2 pixels of x, chosen by the parity of its row and its column. Four
-    kernels of that size, with sums of w's weights, do it in 4/9 of the multiplications.
-
-    Args:
-      x: Images, NHWC.
-      w: Kernel, HWIO, of 3 x 3 pixels.
-    """
-    b, height, width, _ = x.shape
-    rows = []
-    for i in range(2):
-        of_row = _merged(w, i).swapaxes(0, 1)
-        kernels = [_merged(of_row, j).swapaxes(0, 1).astype(x.dtype) for j in range(2)]
-        padding = [((1 - i, i), (1 - j, j)) for j in range(2)]
-        rows.append(jnp.stack([_conv(x, kernels[j], 1, padding[j]) for j in range(2)], axis=3))
-    return jnp.stack(rows, axis=2).reshape(b, 2 * height, 2 * width, -1)
-
-
-def _merged(w: Array, odd: int) -> Array:
-    """Adds the two of three rows that fall on the same pixel, for even or odd output rows."""
-    return jnp.stack([w[0] + w[1], w[2]] if odd else [w[0], w[1] + w[2]])
-
-
 def matmul(x: Float[Array, "*b c"], w: Float[Array, "c d"]) -> Float[Array, "*b d"]:
     """Returns x w over the last axis of x."""
     return _matmul(x.reshape(-1, x.shape[-1]), w, None).reshape(*x.shape[:-1], -1)

@@ -23,7 +23,12 @@ Map = Callable[[Arrays, Arrays, Any], Arrays]  # (v, fixed, options) -> outputs
 
 
 def linear_map(
-    name: str, function: Map, transpose: Map, *, transpose_on_cpu: Map | None = None
+    name: str,
+    function: Map,
+    transpose: Map,
+    *,
+    on_cpu: Map | None = None,
+    transpose_on_cpu: Map | None = None,
 ) -> Map:
     """Returns `function` as an operation with this transpose, which is such an operation too.
 
@@ -31,10 +36,11 @@ def linear_map(
       name: Name of the operation in printed programs.
       function: (v, fixed, options) -> u, linear in the tuple v; options are hashable.
       transpose: (u, fixed, options) -> v, its transpose.
-      transpose_on_cpu: Implementation of the transpose on the CPU; None: `transpose`.
+      on_cpu: Implementation on the CPU; None: `function`.
+      transpose_on_cpu: That of the transpose; None: `transpose`.
     """
     first, second = Primitive(name), Primitive(f"{name}_transposed")
-    apply = _define(first, function, None)
+    apply = _define(first, function, on_cpu)
     apply_transposed = _define(second, transpose, transpose_on_cpu)
     ad.primitive_transposes[first] = _transposition(apply_transposed)
     ad.primitive_transposes[second] = _transposition(apply)

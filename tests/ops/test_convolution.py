@@ -12,8 +12,10 @@ from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 from plain_conv import loops
 
-from diffusion_jax.ops.convolution import conv, conv_of_doubled, matmul
+from diffusion_jax.ops import doubled
+from diffusion_jax.ops.convolution import conv, matmul
 from diffusion_jax.ops.cpu import convolution as cpu
+from diffusion_jax.ops.doubled import conv_of_doubled
 from diffusion_jax.parallel.sharding import batch_sharding, make_mesh, replicated
 
 # (batch, height, width, channels in, channels out, kernel, stride)
@@ -249,21 +251,38 @@ def test_convolving_the_doubled_image_is_convolving_its_repeated_pixels(size, ch
 
 
 def test_the_doubled_image_costs_four_ninths_of_the_multiplications():
-    x, w = jnp.ones((1, 16, 16, 8)), jnp.ones((3, 3, 8, 8))
+    x, w, sums = jnp.ones((1, 16, 16, 8)), jnp.ones((3, 3, 8, 8)), jnp.ones((4, 4, 8, 8))
     repeated = x.repeat(2, axis=1).repeat(2, axis=2)
 
-    def multiplications(function: Any, image: Any) -> int:
+    def multiplications(function: Any, *operands: Any) -> int:
         """Counts those of the convolutions in the program, from the shapes of their operands."""
         count = 0
-        for equation in jax.make_jaxpr(function)(image, w).eqns:
+        for equation in jax.make_jaxpr(function)(*operands).eqns:
             if equation.primitive.name == "convolution":
                 kernel: Any = equation.invars[1].aval
                 output: Any = equation.outvars[0].aval
                 count += math.prod(output.shape) * math.prod(kernel.shape[:3])
         return count
 
-    assert multiplications(conv, repeated) == 32 * 32 * 9 * 8 * 8
-    assert multiplications(conv_of_doubled, x) * 9 == 32 * 32 * 9 * 8 * 8 * 4
+    on_cpu = partial(doubled._by_parity, _=None)
+    assert multiplications(conv, repeated, w) == 32 * 32 * 9 * 8 * 8
+    assert multiplications(on_cpu, x, sums) * 9 == 32 * 32 * 9 * 8 * 8 * 4
+
+
+def test_platforms_other_than_the_cpu_get_one_convolution_of_the_doubled_image(rng):
+    shapes = (2, 5, 3, 4), (4, 4, 4, 6), (2, 10, 6, 6)
+    x, sums, dy = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    ways = doubled._spread, doubled._by_parity
+    results = [forward_and_gradients_of(way, x, sums, dy) for way in ways]
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    lowered = jax.jit(conv_of_doubled).trace(x, sums[:3, :3]).lower(lowering_platforms=("tpu",))
+    assert lowered.as_text().count("stablehlo.convolution") == 1
+
+
+def forward_and_gradients_of(way: Any, x: Any, sums: Any, dy: Any) -> tuple[Any, Any, Any]:
+    to_image, to_kernel = doubled._of_doubled_to_image(way), doubled._of_doubled_to_kernel(way)
+    return way(x, sums, None), to_image(dy, sums, None), to_kernel(x, dy, None)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-8)])

@@ -13,14 +13,19 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.ops.convolution import conv, conv_of_doubled, matmul
+from diffusion_jax.ops import attention
+from diffusion_jax.ops.convolution import conv, matmul
+from diffusion_jax.ops.doubled import conv_of_doubled
+from diffusion_jax.ops.hashing import random_bits
 from diffusion_jax.ops.norm import group_norm
 from diffusion_jax.ops.window import Padding
 
 Dtype = Any
+Linear = tuple[Array, Array]  # Kernel and bias.
 # What a recomputed block may keep (`jax.checkpoint_policies`): results of the 3x3 convolutions, and of the attention's
 # products. What is left, norms and swish, costs little to compute again.
-SAVEABLE = CONV, ATTENTION = ("conv", "attention")
+CONV = "conv"
+SAVEABLE = (CONV, attention.RESULT)
 
 
 # Ho et al. initialize every kernel with variance 1 / fan_avg; the last layer of a residual path is zero,
@@ -58,7 +63,10 @@ def group_count(channels: int, groups: int | None = None) -> int:
 
 
 class GroupNorm(nn.Module):
-    """Group normalization (Wu & He, 2018), in float32.
+    """Group normalization (Wu & He, 2018), computed in float32 and rounded to the type of its input.
+
+    `shift` is added to the input before; `modulation`, (s, t), makes (1 + s) z + t of its result z, before swish. They
+    are numbers per image, or for all, and channel: `ops.norm` has no pass over the images for them.
 
     Attributes:
       groups: Number of equal groups; None: as `group_count` chooses.
@@ -71,12 +79,50 @@ class GroupNorm(nn.Module):
     swish: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        shift: Float[Array, "#b c"] | None = None,
+        modulation: tuple[Float[Array, "b c"], Float[Array, "b c"]] | None = None,
+    ) -> Float[Array, "b h w c"]:
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,))[None]
+        bias = self.param("bias", nn.initializers.zeros, (channels,))[None]
+        if modulation is not None:
+            factor, added = modulation
+            scale, bias = scale * (1 + factor), bias * (1 + factor) + added
         groups = group_count(channels, self.groups)
-        return group_norm(x.astype(jnp.float32), scale, bias, groups, self.epsilon, self.swish)
+        return group_norm(x, scale, bias, groups, self.epsilon, self.swish, shift)
+
+
+class Affine(nn.Module):
+    """Kernel and bias of a linear map, float32; `affine` applies them.
+
+    Attributes:
+      features: Channels of its output.
+      kernel_init: Initializer of the kernel.
+    """
+
+    features: int
+    kernel_init: nn.initializers.Initializer = default_init
+
+    @nn.compact
+    def __call__(self, channels: int) -> Linear:
+        kernel = self.param("kernel", self.kernel_init, (channels, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+def affine(
+    x: Float[Array, "*b c"], kernel: Float[Array, "c d"], bias: Float[Array, " d"]
+) -> Float[Array, "*b d"]:
+    """Returns x kernel + bias, computed in the type of x.
+
+    Args:
+      x: Inputs.
+      kernel: Float32.
+      bias: Float32.
+    """
+    return add_bias(matmul(x, kernel.astype(x.dtype)), bias)
 
 
 class Dense(nn.Module):
@@ -90,8 +136,19 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y: Array = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
-        return y + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return affine(x.astype(self.dtype), kernel, bias)
+
+
+def add_bias(y: Float[Array, "*b c"], bias: Float[Array, " c"]) -> Float[Array, "*b c"]:
+    """Returns y + bias in the type of y.
+
+    The sum is float32, and so is that of the bias's gradient, which XLA then fuses into the operation that makes it.
+
+    Args:
+      y: Outputs of a linear map.
+      bias: Number added to each channel, float32.
+    """
+    return (y.astype(jnp.float32) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(y.dtype)
 
 
 class Conv(nn.Module):
@@ -104,6 +161,8 @@ class Conv(nn.Module):
       doubled: Whether the image is first upsampled twofold, by repeating its pixels; with "SAME" and stride 1.
       kernel_init: Initializer of the kernel.
       dtype: Type of the computation.
+
+    `without_bias` returns the convolution and the bias, for a norm that adds it (`GroupNorm`).
     """
 
     features: int
@@ -113,8 +172,13 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = default_init
     dtype: Dtype = jnp.float32
 
-    @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
+        return add_bias(*self.without_bias(x))
+
+    @nn.compact
+    def without_bias(
+        self, x: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b oh ow d"], Float[Array, " d"]]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = x.astype(self.dtype)
@@ -122,8 +186,7 @@ class Conv(nn.Module):
             y = conv_of_doubled(x, kernel)  # It sums the kernel's weights before rounding them.
         else:
             y = conv(x, kernel.astype(self.dtype), self.stride, self.padding)
-        y = checkpoint_name(y, CONV)
-        return y + bias.astype(self.dtype)[None, None, None, :]
+        return checkpoint_name(y, CONV), bias
 
 
 class Dropout(nn.Module):
@@ -144,9 +207,7 @@ class Dropout(nn.Module):
         if keys is None or self.rate == 0:
             return x
         place = zlib.crc32("/".join(self.path).encode())
-        keep, size = 1 - self.rate, math.prod(x.shape[1:])
-
-        def mask(key: Array) -> Array:  # Drawn flat, as a shaped draw is slow on the CPU.
-            return jax.random.bernoulli(jax.random.fold_in(key, place), keep, (size,))
-
-        return jnp.where(jax.vmap(mask)(keys).reshape(x.shape), x / keep, 0)
+        words = jax.vmap(lambda key: jax.random.key_data(jax.random.fold_in(key, place)))(keys)
+        keep = 1 - self.rate
+        kept = random_bits(words, x.shape[1:]) < jnp.uint32(min(round(keep * 2**32), 2**32 - 1))
+        return jnp.where(kept, x * (1 / keep), 0)
