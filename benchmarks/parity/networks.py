@@ -2,9 +2,9 @@
 
 For each case, a script of the library's own environment (networks_LIBRARY_peer.py) makes the network, draws weights of
 which none is zero, writes a checkpoint in its own format, and the output for random images and times. The checkpoint is
-imported, and our output compared. Reported is max|ours - theirs| / max|theirs|, and with --time the medians of both
-forward passes; the exit status is 1 if a difference is above 1e-5. --write_fixtures writes the tiny cases to the folder
-that the tests compare with.
+imported, and our output compared. Reported is max|ours - theirs| / max|theirs|; the exit status is 1 if a difference is
+above 1e-5. --write_fixtures writes the tiny cases to the folder that the tests compare with. network_times.py
+compares the times of the same networks.
 
   PYTHONPATH=benchmarks python benchmarks/parity/networks.py --peer_python=/path/to/venv/bin/python [CASE ...]
 
@@ -19,7 +19,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +62,18 @@ def ours(case: dict[str, Any], folder: Path, outputs: int) -> tuple[Model, Any]:
     return as_functions(unet, foreign.image_shape), foreign.params
 
 
-def compare(case: dict[str, Any], folder: Path, *, timed: bool) -> dict[str, Any]:
+def compare(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Returns the figures of one case."""
     with np.load(folder / "io.npz") as stored:
         io = dict(stored)
     model, params = ours(case, folder, io["output"].shape[-1])
     params = jax.device_put(params)
-    inputs = io["x"], io["t"], io.get("labels")
-    forward = jax.jit(model.apply)
-    output: Any = forward(params, *inputs)
+    output: Any = jax.jit(model.apply)(params, io["x"], io["t"], io.get("labels"))
     error = np.abs(np.asarray(output) - io["output"]).max() / np.abs(io["output"]).max()
     figures = {"parameters": count_parameters(params), "relative_difference": float(error)}
     if "denoised" in io:
         error = np.abs(denoised(case, folder, io) - io["denoised"]).max()
         figures["denoised_difference"] = float(error / np.abs(io["denoised"]).max())
-    if timed:
-        seconds = []
-        for _ in range(5):
-            started = time.perf_counter()
-            jax.block_until_ready(forward(params, *inputs))
-            seconds.append(time.perf_counter() - started)
-        figures |= {"seconds": report.median(seconds), "their_seconds": float(io["seconds"])}
     return figures
 
 
@@ -106,7 +96,6 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}; all by default")
     parser.add_argument("--peer_python", required=True, help="Python with the peers")
     parser.add_argument("--code", type=Path, help="folder with checkouts of the peers' code")
-    parser.add_argument("--time", action="store_true", help="compare the times of forward passes")
     parser.add_argument("--write_fixtures", action="store_true", help="write those of tiny cases")
     parser.add_argument("--out", type=Path, help="file to write the figures to, as JSON")
     arguments = parser.parse_args()
@@ -118,17 +107,11 @@ def main() -> int:
             theirs(arguments.peer_python, arguments.code, case, folder)
             if case.get("fixture") and arguments.write_fixtures:
                 shutil.copytree(folder, FIXTURES / name, dirs_exist_ok=True)
-            figures[name] = row = compare(case, folder, timed=arguments.time)
+            figures[name] = row = compare(case, folder)
         rows.append([name, f"{row['parameters']:,}", f"{row['relative_difference']:.1e}"])
         rows[-1].append(f"{row['denoised_difference']:.1e}" if "denoised_difference" in row else "")
-        if arguments.time:
-            rows[-1] += [
-                row["their_seconds"],
-                row["seconds"],
-                row["their_seconds"] / row["seconds"],
-            ]
     header = ["network", "parameters", "largest difference / largest output", "of x_0"]
-    report.print_table(header + ["theirs, s", "ours, s", "ratio"] * arguments.time, rows)
+    report.print_table(header, rows)
     report.write(arguments.out, figures)
     differences = [
         value

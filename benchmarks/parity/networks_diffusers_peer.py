@@ -7,7 +7,7 @@ import sys
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from networks_peer import images, randomize, write
+from networks_peer import images, randomize, serve, write
 
 
 def main() -> None:
@@ -21,17 +21,16 @@ def main() -> None:
     fourier = case["options"].get("time_embedding_type") == "fourier"
     # Their time is the noise level, by which the output is divided; our network is given its logarithm.
     scale = t[:, None, None, None] if fourier else 1.0
-    write(
-        folder,
-        x,
-        t.log() if fourier else t,
-        lambda: model(x, t, class_labels=labels).sample * scale,
-        labels,
-    )
+
+    def forward():
+        return model(x, t, class_labels=labels).sample * scale
+
+    write(folder, x, t.log() if fourier else t, forward, labels)
     if case.get("fixture"):
         model = model.half()
     model.save_pretrained(f"{folder}/unet")
     DDPMScheduler(**case.get("scheduler", {})).save_pretrained(f"{folder}/scheduler")
+    serve(case, forward, model)
 
 
 if __name__ == "__main__":

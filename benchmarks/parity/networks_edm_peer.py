@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from networks_peer import Denoised, images, randomize, write
+from networks_peer import Denoised, images, randomize, serve, write
 from safetensors.torch import save_file
 
 
@@ -37,11 +37,17 @@ def main() -> None:
         x0 = net(x, sigma, one_hot)
     hook.remove()
     denoised = Denoised(x * signal[:, None, None, None], time, x0)
-    write(folder, x, given[0], lambda: net.model(x, given[0], one_hot), labels, denoised)
+    time_input = given[0].clone()  # Not of the inference mode, for `serve`.
+
+    def forward():
+        return net.model(x, time_input, one_hot)
+
+    write(folder, x, time_input, forward, labels, denoised)
     state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     if case.get("fixture"):
         state = {name: tensor if name == "u" else tensor.half() for name, tensor in state.items()}
     save_file(state, f"{folder}/model.safetensors")
+    serve(case, forward, net)
 
 
 def levels(precond, net, batch):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from networks_peer import images, randomize, write
+from networks_peer import images, randomize, serve, write
 
 CLASSIFIER = "guided_diffusion_classifier"
 
@@ -40,8 +40,13 @@ def main() -> None:
     labels = torch.arange(len(x)) * 7 if flags.class_cond else None
     options = {} if labels is None else {"y": labels}
     wrapped = diffusion._wrap_model(model)  # It scales the time.
-    write(folder, x, t, lambda: wrapped(x, t, **options), labels)
+
+    def forward() -> torch.Tensor:
+        return wrapped(x, t, **options)
+
+    write(folder, x, t, forward, labels)
     save(case, folder, model)
+    serve(case, forward, model)
 
 
 def write_classifier(case: dict[str, Any], folder: str, script: Any) -> None:

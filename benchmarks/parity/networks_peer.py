@@ -1,10 +1,12 @@
-"""What the scripts of the peers share: random weights, the inputs, and the forward pass with its time.
+"""What the scripts of the peers share: random weights, the inputs, the forward pass, and answers with its time.
 
 It runs in an environment with torch, without this project.
 """
 
 # pyright: reportMissingImports=false
 
+import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,22 +53,16 @@ def write(
     labels: Any = None,
     denoised: Denoised | None = None,
 ) -> None:
-    """Writes io.npz: images and output channels last, the time as our network is given it, and the median seconds.
+    """Writes io.npz: images and output channels last, and the time as our network is given it.
 
     The output may be logits. With `denoised`, also what the library makes of noised images, in our terms.
     """
-    seconds = []
     with torch.inference_mode():
         output = forward()
-        for _ in range(5):
-            started = time.perf_counter()
-            forward()
-            seconds.append(time.perf_counter() - started)
     arrays = {
         "x": x.permute(0, 2, 3, 1).numpy(),
         "t": np.asarray(t, np.float32),
         "output": (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy(),
-        "seconds": np.float64(np.median(seconds)),
     }
     if denoised is not None:
         arrays["noised"] = denoised.x_t.permute(0, 2, 3, 1).numpy()
@@ -75,3 +71,26 @@ def write(
     if labels is not None:
         arrays["labels"] = np.asarray(labels, np.int32)
     np.savez(Path(folder) / "io.npz", **arrays)
+
+
+def serve(
+    case: dict[str, Any], forward: Callable[[], torch.Tensor], model: torch.nn.Module
+) -> None:
+    """Answers each line of the standard input, "forward" or "step", by the seconds of one, if the case asks for it.
+
+    A step is the gradient of the mean squared output by all parameters, and Adam.
+    """
+    if not case.get("serve"):
+        return
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        started = time.perf_counter()
+        if line.strip() == "forward":
+            with torch.inference_mode():
+                forward()
+        else:
+            optimizer.zero_grad()
+            forward().square().mean().backward()
+            optimizer.step()
+        print(json.dumps(time.perf_counter() - started), flush=True)

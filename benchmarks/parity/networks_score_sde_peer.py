@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.utils.cpp_extension
-from networks_peer import Denoised, images, randomize, write
+from networks_peer import Denoised, images, randomize, serve, write
 
 
 def main() -> None:
@@ -97,7 +97,9 @@ def measure(case, folder, config, utils, sdes, net):
     with torch.inference_mode():
         found = score(x, u)
     hook.remove()
-    inputs, label = given[0]
+    inputs, label = (
+        given_tensor.clone() for given_tensor in given[0]
+    )  # Not of the inference mode, for `serve`.
     signal, std = marginal(sde, kind, continuous, u)
     per_image = (slice(None), None, None, None)
     x0 = (x + std[per_image] ** 2 * found) / signal[per_image]
@@ -112,6 +114,7 @@ def measure(case, folder, config, utils, sdes, net):
 
     t = (std / 2).log() if kind == "vesde" and continuous else label
     write(folder, scaled, t, forward, denoised=Denoised(x, time, x0))
+    serve(case, forward, net)
 
 
 def marginal(sde, kind, continuous, u):
