@@ -103,7 +103,8 @@ def _parser() -> _Parser:
         help="resume even if the data or config fields that alter the trained result have changed",
     )
     parser.add_argument(
-        "--topology", help="plan for this slice of TPUs, such as v5e:4x4, on any machine"
+        "--topology",
+        help="plan for this slice of TPUs, such as v5e:4x4, or GPUs, such as h100:8, on any machine",
     )
     parser.add_argument(
         "--price", metavar="NUMBER", help="price of a chip-hour, for what a planned training costs"

@@ -1,8 +1,9 @@
-"""`--mode=plan`: whether a training fits the devices and how fast it can be, from the compiler alone."""
+"""`--mode=plan`: whether a training fits the devices and how fast it can be, without running it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.commands.plan_report import Planned, heading, outcome, record, verdict
-from diffusion_jax.experiment.planning import memory_fields, planned_training, with_changes
+from diffusion_jax.experiment.planning import (
+    memory_fields,
+    planned_training,
+    training_elsewhere,
+    with_changes,
+)
 from diffusion_jax.experiment.training import make_training_mesh
 from diffusion_jax.lifecycle import stopping
-from diffusion_jax.planning import fit, program
+from diffusion_jax.planning import fit, lowered, program
 from diffusion_jax.planning.chips import chip_of
 from diffusion_jax.planning.costs import parse_price
 from diffusion_jax.planning.program import Compiled
+from diffusion_jax.planning.slices import Gpus, gpus_of
 from diffusion_jax.planning.topology import topology_devices
 from diffusion_jax.reporting import results
 from diffusion_jax.writing.writable import check_writable
@@ -33,7 +40,7 @@ def plan(
     Args:
       config: A valid config.
       workdir: Folder of the run.
-      topology: Slice of TPUs to plan for; None: the devices that are here.
+      topology: Slice of TPUs, or GPUs, to plan for; None: the devices that are here.
       price: Price of a chip-hour, as a flag gives it; None: not known.
 
     Raises:
@@ -41,25 +48,21 @@ def plan(
         shape, or workdir not writable.
     """
     chip_hour = None if price is None else parse_price(price)
-    devices = topology_devices(topology) if topology else jax.devices()
     check_writable(workdir)
-    mesh = make_training_mesh(config, devices)
-    kind, memory = devices[0].device_kind, memory_of(devices[0], mesh.size)
-    num_chips = len(devices) if topology else mesh.size
-    planned = Planned(config, mesh, topology, kind, chip_of(kind), memory, num_chips, chip_hour)
-
-    def compile_step(changes: fit.Changes) -> Compiled:
-        return program.compile_step(*planned_training(with_changes(config, changes), devices))
-
+    gpus = gpus_of(topology) if topology else None
+    planned, compile_step = (
+        _on_gpus(config, topology, gpus, chip_hour)
+        if gpus
+        else _on_devices(config, topology, chip_hour)
+    )
     stopping.check()
     tried = [fit.attempt(compile_step, planned.memory)]
     first = jax.process_index() == 0
     if first:
         print(heading(planned))
         print(outcome(tried[0], planned.memory))
-    if not tried[0].fits:
-        candidates = fit.candidates(mesh.size, **memory_fields(config))
-        for attempt in fit.search(compile_step, planned.memory, candidates):
+    if tried[0].fits is False:
+        for attempt in fit.search(compile_step, planned.memory, _candidates(planned, bool(gpus))):
             tried.append(attempt)
             if first:
                 print(
@@ -71,6 +74,46 @@ def plan(
             print(line)
         print(results.add_result(workdir, "plan", record(planned, tried)))
     return 0
+
+
+CompileStep = Callable[[fit.Changes], Compiled]
+
+
+def _on_devices(
+    config: ConfigDict, topology: str | None, chip_hour: float | None
+) -> tuple[Planned, CompileStep]:
+    """Returns what is planned for devices that are here, or of a slice that there is a compiler for."""
+    devices = topology_devices(topology) if topology else jax.devices()
+    mesh = make_training_mesh(config, devices)
+    kind, memory = devices[0].device_kind, memory_of(devices[0], mesh.size)
+    num_chips = len(devices) if topology else mesh.size
+
+    def compile_step(changes: fit.Changes) -> Compiled:
+        return program.compile_step(*planned_training(with_changes(config, changes), devices))
+
+    planned = Planned(config, mesh, topology, kind, chip_of(kind), memory, num_chips, chip_hour)
+    return planned, compile_step
+
+
+def _on_gpus(
+    config: ConfigDict, topology: str | None, gpus: Gpus, chip_hour: float | None
+) -> tuple[Planned, CompileStep]:
+    """Returns what is planned for GPUs that are not here, by the step as lowered alone."""
+    jax.config.update("jax_platforms", "cpu")  # This machine may have GPUs of another kind.
+    kind, chip = gpus.device_kind, gpus.chip
+    _, _, mesh = training_elsewhere(config, gpus.number)
+
+    def lower_step(changes: fit.Changes) -> Compiled:
+        return lowered.lower_step(*training_elsewhere(with_changes(config, changes), gpus.number))
+
+    memory = int(chip.memory)
+    return Planned(config, mesh, topology, kind, chip, memory, gpus.number, chip_hour), lower_step
+
+
+def _candidates(planned: Planned, state_alone: bool) -> list[fit.Changes]:
+    """Returns changes that may make it fit; of those, where only the state's size is known, the ones that divide it."""
+    found = fit.candidates(planned.mesh.size, **memory_fields(planned.config))
+    return [one for one in found if not state_alone or one.keys() <= {"mesh.fsdp", "mesh.data"}]
 
 
 def memory_of(device: Any, num_devices: int) -> int | None:

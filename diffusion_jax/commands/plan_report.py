@@ -33,7 +33,7 @@ class Planned:
     """
 
     config: ConfigDict
-    mesh: jax.sharding.Mesh
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
     topology: str | None
     device_kind: str
     chip: Chip | None
@@ -56,9 +56,14 @@ def heading(planned: Planned) -> str:
 def verdict(planned: Planned, last: Attempt) -> list[str]:
     """Returns the table of the last attempt, and what made it fit."""
     lines = [] if last.step is None else [_table(last.step, planned)]
-    if last.fits and last.changes:
+    if last.fits is None:
+        changed = f" with {fit.flags(last.changes)}" if last.changes else ""
+        lines.append(
+            f"whether it fits{changed} is not known: a GPU's compiler alone knows the activations; plan it there"
+        )
+    elif last.fits and last.changes:
         lines.append(f"it fits with {fit.flags(last.changes)}")
-    elif not last.fits:
+    elif last.fits is False:
         lines.append(
             "no change that was tried makes it fit; more devices, or a smaller model or batch, may"
         )
@@ -92,9 +97,13 @@ def record(planned: Planned, tried: list[Attempt]) -> dict[str, Any]:
 
 
 def outcome(attempt: Attempt, memory: int | None) -> str:
-    verdict = "fits" if attempt.fits else "does not fit"
+    """Returns the verdict on an attempt in one line."""
+    verdict = {True: "fits", False: "does not fit", None: "may fit"}[attempt.fits]
     needed = "more" if attempt.needed is None else _size(attempt.needed)
-    seconds = f", compiled in {attempt.step.seconds:.0f} s" if attempt.step else ""
+    seconds = ""
+    if step := attempt.step:
+        done = "without activations, lowered" if step.lowered else "compiled"
+        seconds = f", {done} in {step.seconds:.0f} s"
     return f"{verdict}: {needed} of {'unknown' if memory is None else _size(memory)}{seconds}"
 
 
@@ -105,6 +114,8 @@ def _size(num_bytes: int) -> str:
 
 def _memory(step: Compiled) -> dict[str, int]:
     state = {name: step.state[name] for name in ("parameters", "optimizer", "averages")}
+    if step.lowered:
+        return {**state, "batch": step.batch, "total": step.total}
     return {
         **state,
         "batch": step.batch,
@@ -131,7 +142,7 @@ def _figures(step: Compiled, planned: Planned) -> dict[str, Any]:
         "expected_seconds": chip and estimate(step, chip),
         "collectives": {kind: moved._asdict() for kind, moved in step.collectives.items()},
         "unknown_loops": step.unknown_loops,
-        "compile_seconds": step.seconds,
+        "compile_seconds": None if step.lowered else step.seconds,
         "bound": least and _bound(least, config.train.batch_size),
         "cost": {source: taken._asdict() for source, taken in _costs(step, planned).items()},
     }
@@ -173,7 +184,12 @@ def _bound(least: Roofline, batch_size: int) -> dict[str, Any]:
 def _table(step: Compiled, planned: Planned) -> str:
     rows = [f"{step.num_parameters:,} parameters; a device:"]
     rows += [f"  {name:12} {_size(size):>12}" for name, size in _memory(step).items()]
-    rows.append("  (temporaries are activations and a copy of the parameters for gradients)")
+    if step.lowered:
+        rows.append(
+            "  (a roofline alone: no activations, and of the memory's traffic the state, read and written once)"
+        )
+    else:
+        rows.append("  (temporaries are activations and a copy of the parameters for gradients)")
     rows += _work(step, planned.config)
     if planned.chip is None:
         rows.append("peak figures of this device are not known, so no bound of its speed")

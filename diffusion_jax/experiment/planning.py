@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
@@ -14,9 +15,11 @@ from diffusion_jax.experiment import build
 from diffusion_jax.experiment.training import (
     Training,
     batch_template,
+    check_divisible,
     make_training,
     make_training_mesh,
 )
+from diffusion_jax.parallel.sharding import abstract_mesh
 from diffusion_jax.training.step import DeviceBatch
 
 # (height, width, channels) and number of classes of the data sets whose images all have one shape.
@@ -74,6 +77,24 @@ def planned_training(config: ConfigDict, devices: Sequence[Any]) -> tuple[Traini
     exp = build.build(config, *assumed_images(config))
     mesh = make_training_mesh(config, devices)
     return make_training(exp, mesh), batch_template(exp, mesh)
+
+
+def training_elsewhere(
+    config: ConfigDict, num_devices: int
+) -> tuple[Training, DeviceBatch, jax.sharding.AbstractMesh]:
+    """Returns the config's training on one device, whole batches, and the mesh of those that it is planned for.
+
+    Args:
+      config: A valid config.
+      num_devices: Devices, of which there is no description here to compile for.
+
+    Raises:
+      InputError: A mesh that so many devices do not make, or images that the model does not fit.
+    """
+    mesh = abstract_mesh(config.mesh.data, config.mesh.fsdp, num_devices)
+    check_divisible(config, mesh.size)
+    one = {"mesh.data": 1, "mesh.fsdp": 1, "train.accumulate": 1}  # The operations are the same.
+    return *planned_training(with_changes(config, one), jax.devices()[:1]), mesh
 
 
 def memory_fields(config: ConfigDict) -> dict[str, Any]:

@@ -72,12 +72,18 @@ def make_training_mesh(
         batch_size=1 if rest else micro_batch,
         devices=devices,
     )
-    if batch % (mesh.size * accumulate):
-        raise InputError(
-            f"train.batch_size is {batch}; it must be divisible by {mesh.size * accumulate} "
-            f"({mesh.size} device(s) x train.accumulate {accumulate})"
-        )
+    check_divisible(config, mesh.size)
     return mesh
+
+
+def check_divisible(config: ConfigDict, num_devices: int) -> None:
+    """Raises an InputError if the config's batch cannot be divided over so many devices."""
+    batch, accumulate = config.train.batch_size, config.train.accumulate
+    if batch % (num_devices * accumulate):
+        raise InputError(
+            f"train.batch_size is {batch}; it must be divisible by {num_devices * accumulate} "
+            f"({num_devices} device(s) x train.accumulate {accumulate})"
+        )
 
 
 def make_training(exp: Experiment, mesh: jax.sharding.Mesh) -> Training:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax import lax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
 from diffusion_jax.errors import InputError
@@ -46,30 +46,51 @@ def make_mesh(
         not use all devices of several processes.
     """
     devices = jax.devices() if devices is None else devices
-    if data == -1:
-        data, rest = divmod(len(devices), fsdp)
-        if rest:
-            raise InputError(
-                f"mesh.fsdp is {fsdp}; it must divide the number of devices, {len(devices)}"
-            )
-        if batch_size and _share_cores(devices) and fsdp == 1:
-            most = min(data, max(1, batch_size // WORTH_A_DEVICE))
-            data = next(n for n in range(most, 0, -1) if batch_size % n == 0)
-    if data < 1:
-        raise InputError(
-            f"mesh.data is {data}; it must be -1 (all remaining devices) or at least 1"
-        )
+    data = _along_data(data, fsdp, len(devices), batch_size if _share_cores(devices) else None)
     size = data * fsdp
-    if size > len(devices):
-        raise InputError(
-            f"mesh.data is {data} and mesh.fsdp {fsdp}: {size} device(s); there are {len(devices)}"
-        )
     if size < len(devices) and jax.process_count() > 1:
         raise InputError(
             f"mesh.data is {data} and mesh.fsdp {fsdp}: {size} device(s); several processes need all "
             f"{len(devices)}"
         )
     return Mesh(_placed(devices, data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def abstract_mesh(data: int, fsdp: int, num_devices: int) -> AbstractMesh:
+    """Returns the mesh of devices that are not here, for the sizes of their parts alone.
+
+    Args:
+      data: Devices along `data`. -1: all remaining ones.
+      fsdp: Devices along `fsdp`.
+      num_devices: How many there are.
+
+    Raises:
+      InputError: The mesh does not match their number.
+    """
+    sizes = _along_data(data, fsdp, num_devices, None), fsdp
+    return AbstractMesh(sizes, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _along_data(data: int, fsdp: int, num_devices: int, sharing: int | None) -> int:
+    """Returns the number of devices along `data`; `sharing`: the batch that CPU devices share, None on others."""
+    if data == -1:
+        data, rest = divmod(num_devices, fsdp)
+        if rest:
+            raise InputError(
+                f"mesh.fsdp is {fsdp}; it must divide the number of devices, {num_devices}"
+            )
+        if sharing and fsdp == 1:
+            most = min(data, max(1, sharing // WORTH_A_DEVICE))
+            data = next(n for n in range(most, 0, -1) if sharing % n == 0)
+    if data < 1:
+        raise InputError(
+            f"mesh.data is {data}; it must be -1 (all remaining devices) or at least 1"
+        )
+    if data * fsdp > num_devices:
+        raise InputError(
+            f"mesh.data is {data} and mesh.fsdp {fsdp}: {data * fsdp} device(s); there are {num_devices}"
+        )
+    return data
 
 
 def _share_cores(devices: Sequence[Any]) -> bool:
@@ -85,7 +106,7 @@ def _placed(devices: Sequence[Any], data: int, fsdp: int) -> np.ndarray:
     return np.array(devices[: data * fsdp]).reshape(data, fsdp)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -99,7 +120,7 @@ def _rows(axis: int) -> PartitionSpec:
     return PartitionSpec(*[None] * axis, BATCH_AXES)
 
 
-def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
+def fsdp_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Returns a tree of shardings that split, over `fsdp`, the largest axis of each array that it divides.
 
     Small arrays, and those without such an axis, are replicated.

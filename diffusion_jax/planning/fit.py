@@ -21,13 +21,13 @@ class Attempt:
       changes: Changed fields.
       step: The compiled step; None if the compiler refused it.
       needed: Bytes needed on a device; None: not reported by the compiler.
-      fits: Whether the device has that much memory.
+      fits: Whether the device has that much memory; None: not known, as only a part of what is needed is.
     """
 
     changes: Changes
     step: Compiled | None
     needed: int | None
-    fits: bool
+    fits: bool | None
 
 
 def attempt(
@@ -45,18 +45,19 @@ def attempt(
         step = compile_step(changes)
     except DoesNotFit as error:
         return Attempt(changes, None, error.needed, False)
-    return Attempt(changes, step, step.total, memory is None or step.total <= memory)
+    fits = memory is None or step.total <= memory
+    return Attempt(changes, step, step.total, None if fits and step.lowered else fits)
 
 
 def search(
     compile_step: Callable[[Changes], Compiled], memory: int | None, candidates: Iterable[Changes]
 ) -> Iterator[Attempt]:
-    """Yields attempts up to the first one that fits."""
+    """Yields attempts up to the first one that fits, or may."""
     for changes in candidates:
         stopping.check()
         tried = attempt(compile_step, memory, changes)
         yield tried
-        if tried.fits:
+        if tried.fits is not False:
             return
 
 

@@ -123,8 +123,13 @@ def _bits(kind: str) -> int:
     return int(width[1]) if width else 0
 
 
-def repeats(module: Module) -> Repeats:
-    """Counts the executions of each computation."""
+def repeats(module: Module, *, loops_once: bool = False) -> Repeats:
+    """Counts the executions of each computation.
+
+    Args:
+      module: A program.
+      loops_once: Count a loop's body once, as XLA does, however often it runs.
+    """
     times: Counter[str] = Counter()
     unknown = 0
 
@@ -135,7 +140,7 @@ def repeats(module: Module) -> Repeats:
             trips = _trips(module, instruction) if instruction.opcode == "while" else 1
             unknown += trips is None
             for called in _called(module, instruction):
-                visit(called, count * (trips or 1))
+                visit(called, count if loops_once else count * (trips or 1))
 
     visit(module.entry, 1)
     return Repeats(times, unknown)
@@ -164,6 +169,9 @@ class Factors(NamedTuple):
 def factors(module: Module) -> Factors:
     """Returns the factors for XLA's counts, from the products and the operands of each computation."""
     times, unknown = repeats(module)
+    once = repeats(
+        module, loops_once=True
+    ).times  # More than 1 where a program that is not compiled yet has calls.
     inside = _fused(module)
     products, moved = [0, 0], [0, 0]
     for name, instructions in module.computations.items():
@@ -172,11 +180,11 @@ def factors(module: Module) -> Factors:
         shapes = {instruction.name: instruction.shape for instruction in instructions}
         count = sum(_products(instruction, shapes) for instruction in instructions)
         products[0] += times[name] * count
-        products[1] += count
+        products[1] += once[name] * count
         if name not in inside:
             for instruction in instructions:
                 moved[0] += times[name] * _moved(instruction, shapes, in_memory=True)
-                moved[1] += _moved(instruction, shapes, in_memory=False)
+                moved[1] += once[name] * _moved(instruction, shapes, in_memory=False)
     of_bytes = moved[0] / moved[1] if moved[1] else 1.0
     return Factors(products[0] / products[1] if products[1] else of_bytes, of_bytes, unknown)
 

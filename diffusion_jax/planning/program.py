@@ -13,6 +13,7 @@ import jax
 from diffusion_jax.experiment.training import Training
 from diffusion_jax.planning import hlo
 from diffusion_jax.planning.collectives import Traffic, traffic
+from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import DeviceBatch
 
 
@@ -43,6 +44,7 @@ class Compiled:
       collectives: Traffic by kind of collective.
       unknown_loops: Number of loops with an unknown trip count, which are counted once.
       seconds: Seconds to trace and compile it, or to load it from JAX's cache.
+      lowered: Whether it was lowered alone, so that temporaries and code are not known: both are 0.
     """
 
     mesh: dict[str, int]
@@ -59,6 +61,7 @@ class Compiled:
     collectives: dict[str, Traffic]
     unknown_loops: int
     seconds: float
+    lowered: bool = False
 
     @property
     def total(self) -> int:
@@ -99,13 +102,8 @@ def compile_step(training: Training, batch: DeviceBatch) -> Compiled:
     again = hlo.factors(module)
     return Compiled(
         mesh=dict(training.mesh.shape),
-        num_parameters=sum(x.size for x in jax.tree.leaves(template.params)),
-        state={
-            "parameters": local_bytes(template.params),
-            "optimizer": local_bytes(template.opt_state),
-            "averages": local_bytes(template.ema),
-            "other": local_bytes((template.step, template.aux)),
-        },
+        num_parameters=num_parameters(template),
+        state=state_bytes(template),
         batch=local_bytes(batch),
         arguments=memory.argument_size_in_bytes,
         unaliased=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -118,6 +116,21 @@ def compile_step(training: Training, batch: DeviceBatch) -> Compiled:
         unknown_loops=again.unknown,
         seconds=seconds,
     )
+
+
+def num_parameters(template: TrainState) -> int:
+    """Returns the number of parameters of a state, over all devices."""
+    return sum(x.size for x in jax.tree.leaves(template.params))
+
+
+def state_bytes(template: TrainState) -> dict[str, int]:
+    """Returns the bytes per device of each part of a state."""
+    return {
+        "parameters": local_bytes(template.params),
+        "optimizer": local_bytes(template.opt_state),
+        "averages": local_bytes(template.ema),
+        "other": local_bytes((template.step, template.aux)),
+    }
 
 
 def local_bytes(tree: Any) -> int:

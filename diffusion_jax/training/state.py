@@ -104,7 +104,9 @@ def from_parts(parts: dict[str, Any]) -> TrainState:
     return TrainState(params=parts["params"], ema=ema, **parts["training"])
 
 
-def state_shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
+def state_shardings(
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, state: TrainState
+) -> TrainState:
     """Returns the shardings of a state: each device along `fsdp` holds and updates one part of the large arrays.
 
     Parameters, moments and averages are split this way (Rajbhandari et al., 2020: ZeRO, third stage); along `data`

@@ -12,6 +12,7 @@ from diffusion_jax.commands import plan
 from diffusion_jax.config import default_config
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.planning import assumed_images
+from diffusion_jax.planning import chips
 from diffusion_jax.planning.chips import TOPOLOGIES, Chip
 
 NOWHERE = "--config.data.cache_dir=/dev/null/nothing"
@@ -73,6 +74,49 @@ def test_what_does_not_fit_is_changed_until_it_does(planned: Any, monkeypatch: p
     assert taken["hours"] == pytest.approx(2 * least["step"])
     assert taken["price"] == 2 * taken["chip_hours"] == 2 * last["mesh"]["data"] * taken["hours"]
     assert f"{taken['chip_hours']:,.2f} chip-hours, for {taken['price']:,.2f}" in outcome.out
+
+
+def test_gpus_that_are_not_here_are_planned_by_a_roofline_alone(planned: Any):
+    outcome, figures = planned(
+        "--topology=h100:4", "--config.mesh.data=-1", "--config.train.batch_size=64", "--price=3"
+    )
+    assert (figures["topology"], figures["devices"], figures["fits"]) == ("h100:4", 4, None)
+    assert figures["flags"] is None and figures["device_kind"] == "NVIDIA H100 80GB HBM3"
+    (only,) = figures["plans"]
+    memory, bound, parameters = only["memory"], only["bound"], only["num_parameters"]
+    assert set(memory) == {"parameters", "optimizer", "averages", "batch", "total"}
+    assert memory["parameters"] == 4 * parameters and memory["batch"] == 16 * (8 * 8 + 4)
+    # Of the data sheet: TF32, HBM3, and NVLink in one direction; three quarters of the gradients go around twice.
+    assert bound["compute"] == pytest.approx(only["flops"] / 494.7e12)
+    assert bound["memory"] == pytest.approx(
+        2 * (memory["total"] - memory["batch"]) / 3.35e12, rel=0.01
+    )
+    assert bound["interconnect"] == pytest.approx(2 * 0.75 * 4 * parameters / 450e9)
+    assert only["cost"]["at_best"]["chip_hours"] == pytest.approx(
+        4 * only["cost"]["at_best"]["hours"]
+    )
+    assert "a roofline alone" in outcome.out and "whether it fits is not known" in outcome.out
+    assert "may fit: " in outcome.out and "without activations" in outcome.out
+
+
+def test_a_state_that_is_too_large_for_gpus_is_divided(
+    planned: Any, monkeypatch: pytest.MonkeyPatch
+):
+    chip = Chip("tiny", {"float32": 1e9}, 800_000.0, 1e6, 1e5)
+    monkeypatch.setitem(chips.CHIPS, "NVIDIA H200", chip)
+    network = ("--config.mesh.data=-1", "--config.model.name=mlp", "--config.model.channels=128")
+    outcome, figures = planned("--topology=h200:8", *network, "--config.train.batch_size=64")
+    assert figures["fits"] is False
+    assert all(set(attempt["changes"]) <= {"mesh.fsdp"} for attempt in figures["plans"])
+    last = figures["plans"][-1]
+    assert last["fits"] is None and last["needed"] <= 800_000 and last["changes"]
+    assert f"whether it fits with --config.mesh.fsdp={last['mesh']['fsdp']} is not" in outcome.out
+
+
+def test_a_batch_that_gpus_do_not_divide_is_one_line(tmp_path: Path):
+    flags = ("--topology=a100-80gb:3", "--config.mesh.data=-1", "--config.train.batch_size=64")
+    outcome = run("--mode=plan", f"--config={write_config(tmp_path)}", *flags)
+    refused(outcome, "train.batch_size is 64; it must be divisible by 3")
 
 
 def refused(outcome: Outcome, *fragments: str) -> None:

@@ -9,7 +9,7 @@ from diffusion_jax.planning.program import Compiled, DoesNotFit
 
 
 def compiled(total: int) -> Compiled:
-    return Compiled({}, {"parameters": 0}, 0, total, 0, 0, 0, 0.0, 0.0, {}, {}, 0, 0.0)
+    return Compiled({}, 0, {"parameters": 0}, 0, total, 0, 0, 0, 0.0, 0.0, {}, {}, 0, 0.0)
 
 
 NOW = {"train.accumulate": 1, "model.remat": "none", "mesh.fsdp": 1}

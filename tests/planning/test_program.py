@@ -67,6 +67,7 @@ def test_accumulation_needs_less_memory_and_computes_as_much():
 def step_of(**figures: object) -> Compiled:
     plain = {
         **dict(mesh={"data": 2, "fsdp": 2}, state={"parameters": 30}, batch=1, arguments=100),
+        **dict(num_parameters=7),
         **dict(unaliased=5, temporaries=50, code=7, flops=0.0, bytes_accessed=0.0),
         **dict(cycles={}, collectives={}, unknown_loops=0, seconds=0.0),
     }
