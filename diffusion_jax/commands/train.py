@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib, data
@@ -20,6 +19,7 @@ from diffusion_jax.addresses import is_local
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.commands import train_report
 from diffusion_jax.commands.environment import own
+from diffusion_jax.commands.row_figures import row_figures
 from diffusion_jax.commands.signals import EXIT_STOPPED
 from diffusion_jax.commands.training_page import finish_page, page_hook
 from diffusion_jax.errors import InputError, RunError
@@ -28,9 +28,11 @@ from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.experiment.metrics import held_out_measures
 from diffusion_jax.experiment.training import (
     Training,
+    batch_template,
     make_loggers,
     make_training,
     make_training_mesh,
+    picture_sampler,
     warn_of_the_optimizer,
 )
 from diffusion_jax.lifecycle import stopping
@@ -41,7 +43,7 @@ from diffusion_jax.runs import resume
 from diffusion_jax.runs.initial import begin
 from diffusion_jax.runs.parameters import snapshot_store
 from diffusion_jax.runs.run import checkpoint_folder, saved_checkpoint_dir
-from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
+from diffusion_jax.samplers.batches import Samples
 from diffusion_jax.training.hooks import (
     Measure,
     checkpoint_hook,
@@ -102,8 +104,14 @@ def train(
         batch_size=config.train.batch_size,
         started=started,
         sums=meta.get("sums"),
+        figures=row_figures(
+            work.training,
+            batch_template(work.exp, mesh),
+            build.learning_rate_of(config),
+            config.model.dtype,
+        ),
     )
-    draw = _picture_sampler(work.exp, mesh)
+    draw = picture_sampler(work.exp, mesh)
     snapshots = snapshot_store(store)
     hooks = _hooks(work, store, snapshots, meter, log, workdir, draw)
     with _last_good_named(store), _closing(store, snapshots, log):
@@ -299,23 +307,6 @@ def _own_checkpoints(store: CheckpointStore) -> None:
     )
     if is_local(store.directory):
         own(Path(store.directory), "train")
-
-
-def _picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Draw:
-    """Returns params -> the samples that the run's pictures show: always the same images."""
-    exp = sampling.for_pictures(exp)
-    sample, num_images = exp.config.sample, exp.config.train.sample_images
-    sampler = sampling.make_sampler(exp)
-    draw = make_batch_sampler(
-        sampling.make_draw(exp, num_frames=min(COLUMNS, sampler.grid.num_steps + 1)),
-        mesh,
-        num_images,
-        num_classes=exp.label_classes,
-        class_names=exp.label_names,
-        with_frames=True,
-    )
-    settings = sampling.traced_options(exp)
-    return lambda params: draw(params, settings, np.arange(num_images), sample.labels)
 
 
 def _run(work: _Work, meter: Meter, hooks: list[Hook]) -> tuple[TrainState, int, bool]:

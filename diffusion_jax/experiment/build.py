@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optax
@@ -45,7 +45,7 @@ from diffusion_jax.processes.process import Grid, Process, levels_of
 from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.reporting import expected
 from diffusion_jax.reporting.expected import Expected
-from diffusion_jax.training.optimizer import make_optimizer
+from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from diffusion_jax.training.tracked import Tracked
 
 
@@ -217,6 +217,14 @@ def _times(config: ConfigDict, process: Process) -> TimeSampler:
 def grid_of(process: Process, fields: ConfigDict) -> Grid:
     """Returns the grid of a group of fields that has num_steps, spacing and u_min."""
     return make_grid(process, fields.num_steps, fields.spacing, fields.u_min)
+
+
+def learning_rate_of(config: ConfigDict) -> Callable[[Any], Any]:
+    """Returns k -> learning rate of step k of the config's training, counted from 0."""
+    fields = config.optimizer
+    return learning_rate_schedule(
+        fields.learning_rate, fields.warmup_steps, fields.decay, config.train.num_steps
+    )
 
 
 def make_optimizer_of(config: ConfigDict) -> optax.GradientTransformation:

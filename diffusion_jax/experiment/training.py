@@ -11,14 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment import build
+from diffusion_jax.experiment import build, sampling
 from diffusion_jax.experiment.build import Experiment
 from diffusion_jax.keys import stream
 from diffusion_jax.parallel import sharding
+from diffusion_jax.samplers.batches import COLUMNS, Samples, make_batch_sampler
 from diffusion_jax.training.loggers import LOGGERS, Logger
 from diffusion_jax.training.loop import compile_steps
 from diffusion_jax.training.state import (
@@ -158,3 +160,25 @@ def warn_of_the_optimizer(config: ConfigDict) -> None:
             "reconstructed well; name two, such as 0.05,0.1",
             stacklevel=1,
         )
+
+
+def picture_sampler(exp: Experiment, mesh: jax.sharding.Mesh) -> Callable[[Any], Samples]:
+    """Returns params -> the samples that the run's pictures show: always the same images.
+
+    Args:
+      exp: What is trained.
+      mesh: Devices that draw them.
+    """
+    exp = sampling.for_pictures(exp)
+    sample, num_images = exp.config.sample, exp.config.train.sample_images
+    sampler = sampling.make_sampler(exp)
+    draw = make_batch_sampler(
+        sampling.make_draw(exp, num_frames=min(COLUMNS, sampler.grid.num_steps + 1)),
+        mesh,
+        num_images,
+        num_classes=exp.label_classes,
+        class_names=exp.label_names,
+        with_frames=True,
+    )
+    settings = sampling.traced_options(exp)
+    return lambda params: draw(params, settings, np.arange(num_images), sample.labels)

@@ -152,7 +152,7 @@ def run_loop(
         pending.append(metrics)
         stop = ask_stop()
         event = stop or any(hook.due(done, plan.num_steps) for hook in hooks)
-        while len(pending) > (0 if event or done == plan.num_steps else LAG):
+        while len(pending) > (0 if event or done == plan.num_steps or meter.rests(done) else LAG):
             meter.read(pending.popleft())
             watchdog.done(meter.step)
         if event:

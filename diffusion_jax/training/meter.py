@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.errors import RunError
+from diffusion_jax.training.row_figures import RowFigures
 from diffusion_jax.training.run_log import RunLog
 from diffusion_jax.training.step import QUARTILES, StepMetrics
 
@@ -52,6 +53,7 @@ class Meter:
       batch_size: Images per step.
       started: `time.monotonic()` at the start of the command.
       sums: The sums in the checkpoint of step `start`, as `dataclasses.asdict` gives them.
+      figures: What else a row says; None: nothing.
 
     Attributes:
       step: Number of steps read.
@@ -68,10 +70,11 @@ class Meter:
         batch_size: int,
         started: float,
         sums: dict[str, Any] | None = None,
+        figures: RowFigures | None = None,
     ) -> None:
         self._log, self.step, self._row_step, self._started = log, start, start, started
         self._num_steps, self._log_every, self._batch_size = num_steps, log_every, batch_size
-        self._first = True
+        self._first, self._figures = True, figures
         self.sums = Sums(**(sums or {}))
         self._restart_clock()
 
@@ -86,6 +89,11 @@ class Meter:
     def paused(self) -> _Stopwatch:
         """Excludes what happens between steps (checkpoints, pictures) from the speed."""
         return _Stopwatch(self, "_paused")
+
+    def rests(self, step: int) -> bool:
+        """Whether the row of a step counts operations: steps that run meanwhile would take no time in the next row."""
+        due = step % self._log_every == 0 or step == self._num_steps
+        return due and self._figures is not None and self._figures.uncounted
 
     def read(self, metrics: StepMetrics) -> None:
         """Waits for the next dispatch; adds up its steps, and logs them if a row is due.
@@ -142,6 +150,7 @@ class Meter:
             "input_wait": self._waited / seconds if seconds > 0 else 0.0,
             "seconds": seconds,
             "seconds_left": speed and (self._num_steps - self.step) / speed,
+            **(self._figures.row(self.step, speed) if self._figures else {}),
         }
 
 

@@ -99,6 +99,7 @@ class RunLog:
                 for name in figure_names([row])
             },
             "images/s": f"{row['images_per_sec']:.0f}" if row.get("images_per_sec") else None,
+            "MFU": f"{row['mfu']:.1%}" if row.get("mfu") else None,
             "input wait": f"{row['input_wait']:.0%}" if "input_wait" in row else None,
         }
         shown = {name: text for name, text in shown.items() if text is not None}

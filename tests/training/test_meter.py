@@ -10,6 +10,7 @@ import pytest
 
 from diffusion_jax.reading.metrics_rows import read_rows
 from diffusion_jax.training.meter import Meter, NotFinite
+from diffusion_jax.training.row_figures import RowFigures
 from diffusion_jax.training.run_log import RunLog
 from diffusion_jax.training.step import StepMetrics
 
@@ -100,3 +101,17 @@ def test_the_first_step_that_is_not_finite_is_named(
     three = [metrics(2), bad, metrics(4)]
     with pytest.raises(NotFinite, match="not finite at step 3$"):
         meter.read(StepMetrics(*(np.stack(values) for values in zip(*three, strict=True))))
+
+
+def test_no_step_runs_while_the_first_row_counts_operations(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 0, 13)
+    figures = RowFigures(lambda k: 0.1, lambda: 1e12, 1e12)
+    meter = Meter(
+        log, start=0, num_steps=13, log_every=LOG_EVERY, batch_size=7, started=0.0, figures=figures
+    )
+    assert [step for step in range(1, 14) if meter.rests(step)] == [5, 10, 13]
+    for step in range(1, 6):
+        meter.read(metrics(step))
+    assert not any(meter.rests(step) for step in range(1, 14))
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row["learning_rate"] == 0.1 and row["tflops"] == pytest.approx(row["steps_per_sec"])

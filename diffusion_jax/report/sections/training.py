@@ -50,6 +50,13 @@ def training(inputs: Inputs) -> list[Block]:
             [Curve("images/s", points(run, "images_per_sec"), 0)],
             log_y=False,
         ),
+        chart(
+            "Throughput (TFLOP/s)",
+            "step",
+            [Curve("TFLOP/s of all devices", points(run, "tflops"), 0)],
+            log_y=False,
+        ),
+        chart("Learning rate", "step", [Curve("learning rate", points(run, "learning_rate"), 0)]),
     ]
     for name in figure_names(run.rows):
         if name != "eval_loss":
@@ -84,20 +91,30 @@ def _strips(run: RunFolder) -> list[Strip]:
 
 
 def _speed(run: RunFolder) -> Facts:
-    speeds = [y for _, y in points(run, "images_per_sec") if y]
-    speed = statistics.median(speeds) if speeds else None
+    speed = _median(run, "images_per_sec")
     rows = [
         (name, shown(known[-1]))
         for name, label in (("Last loss", "loss"), ("Last held-out loss", "eval_loss"))
         if (known := [y for _, y in points(run, label) if y is not None])
     ]
     rows.append(("Throughput", f"{shown(speed)} images/s (median)" if speed else "unknown"))
+    if teraflops := _median(run, "tflops"):
+        rows.append(("Operations", f"{shown(teraflops)} TFLOP/s of all devices (median)"))
+    if used := max((y for _, y in points(run, "device_memory") if y), default=None):
+        rows.append(("Memory of the fullest device", f"{used / 2**30:.2f} GiB at most"))
     rows.append(("Model FLOPs utilization", utilization(run, speed)))
     return Facts(rows, "Last values")
 
 
+def _median(run: RunFolder, name: str) -> float | None:
+    known = [y for _, y in points(run, name) if y]
+    return statistics.median(known) if known else None
+
+
 def utilization(run: RunFolder, images_per_sec: float | None) -> str:
     """Returns the share of the published peak that the training reaches, or why it is not known."""
+    if share := _median(run, "mfu"):
+        return f"{share:.1%} (median of the rows){_recomputed(run)}"
     provenance = part(run.result("train").get("provenance"))
     found = re.fullmatch(r"([1-9]\d{0,8}) x (.+) \((\w+)\)", str(provenance.get("device")))
     if not found or not images_per_sec:
@@ -112,8 +129,11 @@ def utilization(run: RunFolder, images_per_sec: float | None) -> str:
     if dtype not in chip.flops:
         return f"unknown: there is no published peak of {chip.name} in {dtype}"
     share = images_per_sec * gflop * 1e9 / (int(found[1]) * chip.flops[dtype])
-    counted = "" if run.fields.get("model.remat", "none") == "none" else ", recomputation counted"
-    return f"{share:.1%} of {found[1]} × {chip.name} in {dtype}{counted}"
+    return f"{share:.1%} of {found[1]} × {chip.name} in {dtype}{_recomputed(run)}"
+
+
+def _recomputed(run: RunFolder) -> str:
+    return "" if run.fields.get("model.remat", "none") == "none" else ", recomputation counted"
 
 
 def _gflop_per_image(run: RunFolder) -> float | None:
