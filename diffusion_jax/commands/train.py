@@ -36,6 +36,7 @@ from diffusion_jax.experiment.training import (
     warn_of_the_optimizer,
 )
 from diffusion_jax.lifecycle import stopping
+from diffusion_jax.options.kinds import Steps
 from diffusion_jax.parallel import distributed, sharding
 from diffusion_jax.parallel.preemption import stop_point
 from diffusion_jax.reporting import classes, results
@@ -51,6 +52,7 @@ from diffusion_jax.training.hooks import (
     expected_hook,
     held_out_hook,
     pictures_hook,
+    profile_hook,
     snapshot_hook,
 )
 from diffusion_jax.training.loop import Hook, Plan, run_loop
@@ -215,6 +217,7 @@ def _hooks(
             after=store,
         ),
         checkpoint_hook(store, position, every=fields.checkpoint_every, after=snapshots),
+        profile_hook(fields.profile and Steps.ends(fields.profile), workdir, log),
         page_hook(workdir, report.runs, report.paper, every=report.every),
     ]
 

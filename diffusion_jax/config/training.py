@@ -11,7 +11,7 @@ from diffusion_jax.losses import LOSSES, TIME_SAMPLERS, WEIGHTINGS
 from diffusion_jax.models.inputs import INPUTS
 from diffusion_jax.models.networks import NETWORKS
 from diffusion_jax.models.preconditioning import PREDICTIONS
-from diffusion_jax.options.kinds import Bool, Choice, Either, FilePath, Float, Int, Tuple
+from diffusion_jax.options.kinds import Bool, Choice, Either, FilePath, Float, Int, Steps, Tuple
 from diffusion_jax.processes.registry import PROCESSES
 from diffusion_jax.training.averages import MAX_LENGTH
 from diffusion_jax.training.loggers import LOGGERS
@@ -128,6 +128,12 @@ _FIELDS = {
         None,
         Int(1, 2**31 - 1),
         "besides the newest, keep multiples of this; unset: none",
+        "on_resume",
+    ),
+    "train.profile": Field(
+        None,
+        Steps(),
+        "steps whose trace is written to WORKDIR/profile, for TensorBoard; unset: none",
         "on_resume",
     ),
     "train.sample_every": Field(

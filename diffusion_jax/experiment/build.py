@@ -19,6 +19,7 @@ from diffusion_jax.experiment.checks import (
     check_classifier,
     check_guidance,
     check_model_fits,
+    check_profile,
     check_sampler_options,
     check_solver_fits,
     check_times,
@@ -307,6 +308,7 @@ def validate(config: ConfigDict, *, trained: bool = False) -> None:
     check_solver_fits(config)
     check_guidance(config)
     check_classifier(config)
+    check_profile(config)
     check_variance(config)
     check_zero_snr(config)
     check_average(config.sample.ema, config.sample.ema_length)

@@ -12,6 +12,7 @@ from diffusion_jax import config as config_lib
 from diffusion_jax.errors import InputError
 from diffusion_jax.losses import LOSSES
 from diffusion_jax.models.preconditioning import PREDICTIONS
+from diffusion_jax.options.kinds import Steps
 from diffusion_jax.processes.grid import make_grid, outermost
 from diffusion_jax.processes.process import Grid, Process, are_counted, levels_of
 from diffusion_jax.processes.registry import PROCESSES
@@ -37,6 +38,15 @@ def check_sampler_options(config: ConfigDict) -> None:
     rule = SAMPLERS[config.sampler.name]
     if problem := rule.check(config_lib.options_of(config, "sampler")):
         raise InputError(problem)
+
+
+def check_profile(config: ConfigDict) -> None:
+    """Raises an InputError if train.profile is not of the training's steps."""
+    steps, num_steps = config.train.profile, config.train.num_steps
+    if steps is not None and Steps.ends(steps)[1] > num_steps:
+        raise InputError(
+            f"train.profile is {steps}, but train.num_steps is {num_steps}; name steps that the run has"
+        )
 
 
 def check_variance(config: ConfigDict) -> None:

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -149,6 +150,34 @@ class FilePath(Text):
     """Text that is a path, which a shell can complete; of a folder if `folder`."""
 
     folder: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps(Kind):
+    """A range of steps FIRST:LAST, both included, from step 2 on: the first step is compiled."""
+
+    python_type = str
+
+    @property
+    def allowed(self) -> str:
+        return "FIRST:LAST, steps from 2 on, such as 100:110"
+
+    def parse(self, text: str) -> str:
+        return text
+
+    def accepts(self, value: object) -> bool:
+        if not isinstance(value, str) or not re.fullmatch(
+            r"[1-9][0-9]{0,9}:[1-9][0-9]{0,9}", value
+        ):
+            return False
+        first, last = self.ends(value)
+        return 2 <= first <= last < 2**31
+
+    @staticmethod
+    def ends(value: str) -> tuple[int, int]:
+        """Returns the first and the last step of a range."""
+        first, _, last = value.partition(":")
+        return int(first), int(last)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Hooks that a run calls every n steps: metrics of held-out images, pictures, checkpoints."""
+"""Hooks that a run calls between steps: metrics of held-out images, pictures, checkpoints, a trace."""
 
 from __future__ import annotations
 
@@ -181,3 +181,29 @@ def snapshot_hook(
         store.save(step, {average_part(name): state.ema[name] for name in names}, meta)
 
     return Hook(run, every, resumed=True)
+
+
+def profile_hook(steps: tuple[int, int] | None, workdir: Path, log: RunLog) -> Hook:
+    """Writes a trace of some steps, of every process, to WORKDIR/profile; a signal ends it early.
+
+    Args:
+      steps: The first and the last of them, from 2 on; None: there are none, and the hook is never due.
+      workdir: Folder of the run.
+      log: The run's log, which says how to open it.
+    """
+    if steps is None:
+        return Hook(lambda state, step: None, 0)
+    first, last = steps
+    folder, begun = workdir / "profile", False
+
+    def run(state: TrainState, step: int) -> None:
+        nonlocal begun
+        if begun:
+            begun = False
+            jax.profiler.stop_trace()
+            log.say(f"trace of steps {first} to {step}: tensorboard --logdir={folder}")
+        elif step == first - 1:
+            begun = True
+            jax.profiler.start_trace(folder)
+
+    return Hook(run, 0, stopped=True, at=(first - 1, last))

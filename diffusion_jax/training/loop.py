@@ -1,4 +1,4 @@
-"""The training loop: dispatches steps to the devices, reads their metrics, and runs hooks every n steps."""
+"""The training loop: dispatches steps to the devices, reads their metrics, and runs hooks every n steps or at given ones."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Hook(NamedTuple):
       last: Whether it runs after the last step; if not, also not where that is a multiple of `every`.
       resumed: Whether it runs again at the step that a run resumes from: a kill may have come in between.
       stopped: Whether it runs when a signal stops the run.
+      at: Further steps to run at, whether or not one of them is the last.
     """
 
     run: Callable[[TrainState, int], None]
@@ -42,9 +43,12 @@ class Hook(NamedTuple):
     last: bool = False
     resumed: bool = False
     stopped: bool = False
+    at: tuple[int, ...] = ()
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether the step asks for it."""
+        if step in self.at:
+            return True
         return self.last if step == num_steps else bool(self.every) and step % self.every == 0
 
 
@@ -66,16 +70,21 @@ class Plan:
 
 
 def dispatch_sizes(
-    start: int, num_steps: int, per_dispatch: int, everys: tuple[int, ...]
+    start: int,
+    num_steps: int,
+    per_dispatch: int,
+    everys: tuple[int, ...],
+    at: tuple[int, ...] = (),
 ) -> Iterator[int]:
     """Yields the number of steps of each dispatch: `per_dispatch`, or 1 where an event is nearer.
 
-    A dispatch never crosses a multiple of `per_dispatch` or of one of `everys`, nor the end. The positions of the
+    A dispatch never crosses a multiple of `per_dispatch` or of one of `everys`, nor one of the steps `at`, nor the end. The positions of the
     dispatches depend on the step alone, so a resumed run repeats exactly the same programs.
     """
     step = start
     while step < num_steps:
         edges = [step // every * every + every for every in (per_dispatch, *everys) if every]
+        edges += [one for one in at if one > step]
         whole = min(num_steps, *edges) - step == per_dispatch
         size = per_dispatch if whole else 1
         yield size
@@ -141,10 +150,9 @@ def run_loop(
         with watchdog.paused():
             if _run_hooks(hooks, state, plan.start, plan, lambda hook: hook.resumed):
                 return state, plan.start, True
-    everys = (plan.log_every, *(hook.every for hook in hooks))
     pending: collections.deque[StepMetrics] = collections.deque()
     done, stop = plan.start, False
-    for size in dispatch_sizes(plan.start, plan.num_steps, plan.per_dispatch, everys):
+    for size in _sizes(plan, hooks):
         with meter.waiting():
             batch = _next_batch(batches, size, mesh)
         state, metrics = steps[size](state, batch)
@@ -165,6 +173,12 @@ def run_loop(
                 break
     # Once more, since a signal may have come during the last step's checkpoint.
     return state, done, stop or ask_stop()
+
+
+def _sizes(plan: Plan, hooks: Sequence[Hook]) -> Iterator[int]:
+    everys = (plan.log_every, *(hook.every for hook in hooks))
+    at = tuple(step for hook in hooks for step in hook.at)
+    return dispatch_sizes(plan.start, plan.num_steps, plan.per_dispatch, everys, at)
 
 
 def _run_hooks(

@@ -43,6 +43,7 @@ RESUMABLE = {
     "train.checkpoint_dir",
     "train.keep_last",
     "train.keep_every",
+    "train.profile",
     "train.sample_images",
     "train.sample_steps",
     "train.loggers",

@@ -71,7 +71,7 @@ class Run:
     meter: Meter = dataclasses.field(init=False)
     result: tuple[TrainState, int, bool] = dataclasses.field(init=False)
 
-    def hook(self, name: str, every: int, **flags: bool) -> Hook:
+    def hook(self, name: str, every: int, **flags: Any) -> Hook:
         def run(state: TrainState, step: int) -> None:
             assert state.step == step
             assert self.meter.step == step, "not all losses were read"
@@ -190,6 +190,17 @@ def test_several_steps_of_one_dispatch_have_the_batches_of_single_steps(tmp_path
     run.assert_ended(13, stopped=False)
     run = Run(tmp_path, 12, per_dispatch=PER_DISPATCH).go()
     assert run.sizes == [3] * 4
+    run.assert_ended(12, stopped=False)
+
+
+@single_or_several
+def test_a_hook_runs_at_given_steps_too_and_no_dispatch_crosses_them(
+    tmp_path: Path, per_dispatch: int
+):
+    run = Run(tmp_path, 12, per_dispatch=per_dispatch)
+    run.go(run.hook("some", 0, at=(7, 12)), run.hook("each", 6, at=(2,)))
+    assert run.trace == [("each", 2), ("each", 6), ("some", 7), ("some", 12)]
+    assert per_dispatch == 1 or run.sizes == [1, 1, 1, 3, 1, 1, 1, 3]
     run.assert_ended(12, stopped=False)
 
 
