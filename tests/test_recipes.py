@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,20 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_names_are_those_of_the_files_in_configs() -> None:
     assert recipes.names() == sorted(path.stem for path in CONFIGS.glob("*.py"))
     assert {"digits", "cifar10"} <= set(recipes.names())
+
+
+def test_a_recipe_for_more_chips_sees_the_same_images() -> None:
+    paper, pod = load_file("cifar10"), load_file("cifar10_v5e16")
+    times = pod.train.batch_size / paper.train.batch_size
+    assert times == 16 and pod.train.batch_size / 16 == 128
+    assert pod.train.num_steps * times == paper.train.num_steps
+    assert pod.optimizer.learning_rate == pytest.approx(paper.optimizer.learning_rate * times**0.5)
+    warm = [c.optimizer.warmup_steps * c.train.batch_size for c in (paper, pod)]
+    assert warm[0] <= warm[1] < warm[0] + pod.train.batch_size
+    # Images after which a parameter's share of the average has fallen to 1 / e.
+    lasts = [-c.train.batch_size / math.log(c.optimizer.ema_decay) for c in (paper, pod)]
+    assert lasts[0] == pytest.approx(lasts[1])
+    assert load_file("cifar10_h100").model.dtype == pod.model.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_subvp"])  # The second loads two others.
