@@ -98,21 +98,7 @@ def train(
     log = RunLog(workdir, start, num_steps, writes=writes, loggers=make_loggers(config))
     train_report.say_beginning(*work[:2], work.state, work.origin, mesh.size, log, workdir)
     warn_of_the_optimizer(config)
-    meter = Meter(
-        log,
-        start=start,
-        num_steps=num_steps,
-        log_every=config.train.log_every,
-        batch_size=config.train.batch_size,
-        started=started,
-        sums=meta.get("sums"),
-        figures=row_figures(
-            work.training,
-            batch_template(work.exp, mesh),
-            build.learning_rate_of(config),
-            config.model.dtype,
-        ),
-    )
+    meter = _meter(work, log, started, meta)
     draw = picture_sampler(work.exp, mesh)
     snapshots = snapshot_store(store)
     hooks = _hooks(work, store, snapshots, meter, log, workdir, draw)
@@ -180,6 +166,25 @@ def _begin(
     if (done := int(state.step)) > (last := config.train.num_steps):
         raise InputError(f"train.num_steps is {last}; this run has done {done} steps already")
     return _Work(exp, split, training, measures, state, meta.get("init_from")), meta
+
+
+def _meter(work: _Work, log: RunLog, started: float, meta: dict[str, Any]) -> Meter:
+    config, fields = work.config, work.config.train
+    return Meter(
+        log,
+        start=int(work.state.step),
+        num_steps=fields.num_steps,
+        log_every=fields.log_every,
+        batch_size=fields.batch_size,
+        started=started,
+        sums=meta.get("sums"),
+        figures=row_figures(
+            work.training,
+            batch_template(work.exp, work.training.mesh),
+            build.learning_rate_of(config),
+            config.model.dtype,
+        ),
+    )
 
 
 def _write_config(work: _Work, workdir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: dispatches steps to the devices, reads their metrics, and runs hooks every n steps or at given ones."""
+"""The training loop: dispatches steps to the devices, reads their metrics, and runs hooks between steps."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def dispatch_sizes(
 ) -> Iterator[int]:
     """Yields the number of steps of each dispatch: `per_dispatch`, or 1 where an event is nearer.
 
-    A dispatch never crosses a multiple of `per_dispatch` or of one of `everys`, nor one of the steps `at`, nor the end. The positions of the
-    dispatches depend on the step alone, so a resumed run repeats exactly the same programs.
+    A dispatch never crosses a multiple of `per_dispatch` or of one of `everys`, nor one of the steps `at`, nor the end.
+    The positions of the dispatches depend on the step alone, so a resumed run repeats exactly the same programs.
     """
     step = start
     while step < num_steps:

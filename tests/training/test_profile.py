@@ -55,8 +55,10 @@ def test_a_signal_ends_a_trace_and_begins_none(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("steps", ["10", "5:3", "1:4", "a:b", "2:3:4", "-2:4", "", "2:9999999999"])
 def test_a_range_that_is_none_is_one_line(steps: str):
+    config = default_config()
+    override(config, [("train.profile", steps)])
     with pytest.raises(InputError, match=r"^train.profile.*FIRST:LAST") as raised:
-        override(default_config(), [("train.profile", steps)])
+        validate(config)
     assert "\n" not in str(raised.value)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_jax.planning.chips import chip_of
 from diffusion_jax.report.blocks import Block, Facts, Note, Row
-from diffusion_jax.report.charts import Curve, Point, Strip, chart, shown
+from diffusion_jax.report.charts import Chart, Curve, Point, Strip, chart, shown
 from diffusion_jax.report.run_folder import RunFolder
 from diffusion_jax.report.sections.inputs import Inputs, entries, number, part
 from diffusion_jax.reporting.figures import PREFIX, figure_names
@@ -44,6 +44,22 @@ def training(inputs: Inputs) -> list[Block]:
             [Curve(text, points(run, n), i) for i, (n, text) in enumerate(_QUARTERS.items(), 2)],
         ),
         chart("Gradient norm", "step", [Curve("gradient norm", points(run, "grad_norm"), 0)]),
+        *_machine(run),
+    ]
+    for name in figure_names(run.rows):
+        if name != "eval_loss":
+            curve = Curve(name.removeprefix(PREFIX), points(run, name), HELD_OUT, True)
+            charts.append(chart(f"{curve.label} (EMA)", "step", [curve]))
+    blocks: list[Block] = [_speed(run), Row([c for c in charts if c is not None])]
+    if not points(run, "eval_loss"):
+        advice = "No held-out loss yet: train with it on."
+        blocks.append(Note(advice, run.training("train.eval_every=500")))
+    return blocks
+
+
+def _machine(run: RunFolder) -> list[Chart | None]:
+    """Returns the charts of what the devices did, and of the rate at which the network learned."""
+    return [
         chart(
             "Throughput (images/s)",
             "step",
@@ -58,15 +74,6 @@ def training(inputs: Inputs) -> list[Block]:
         ),
         chart("Learning rate", "step", [Curve("learning rate", points(run, "learning_rate"), 0)]),
     ]
-    for name in figure_names(run.rows):
-        if name != "eval_loss":
-            curve = Curve(name.removeprefix(PREFIX), points(run, name), HELD_OUT, True)
-            charts.append(chart(f"{curve.label} (EMA)", "step", [curve]))
-    blocks: list[Block] = [_speed(run), Row([c for c in charts if c is not None])]
-    if not points(run, "eval_loss"):
-        advice = "No held-out loss yet: train with it on."
-        blocks.append(Note(advice, run.training("train.eval_every=500")))
-    return blocks
 
 
 def points(run: RunFolder, name: str) -> list[Point]:
