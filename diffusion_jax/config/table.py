@@ -6,7 +6,7 @@ samplers, losses and other components are the options that they declare.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
 from diffusion_jax.config.field import Field, merge
@@ -60,6 +60,17 @@ class FieldTable(Mapping[str, Field]):
 
     def __len__(self) -> int:
         return len(self._now())
+
+    # Mapping's own views look each field up anew. Whoever chooses a component goes through all fields many times,
+    # which takes most of a config's time where annotations are checked, as in the tests.
+    def keys(self) -> KeysView[str]:
+        return self._now().keys()
+
+    def values(self) -> ValuesView[Field]:
+        return self._now().values()
+
+    def items(self) -> ItemsView[str, Field]:
+        return self._now().items()
 
 
 FIELDS = FieldTable()
