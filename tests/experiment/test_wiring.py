@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from ml_collections import ConfigDict
 from slow import slow
 
@@ -720,12 +721,12 @@ NETWORK_NEEDS: dict[str, dict[str, Any]] = {
 }
 
 
-def program(model: Model, conditional: bool) -> str:
-    """Returns the operations that make a model's parameters and output, while training, as text."""
+def program(network: nn.Module, conditional: bool) -> str:
+    """Returns the operations that make a network's parameters and output, while training, as text."""
     labels = jnp.zeros((2,), jnp.int32) if conditional else None
 
-    def run(key: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        return model.apply(model.init(key), x, t, labels, jax.random.split(key, len(x)))
+    def run(key: jax.Array, x: jax.Array, t: jax.Array) -> Any:
+        return network.init_with_output(key, x, t, labels, jax.random.split(key, len(x)))
 
     jaxpr = jax.make_jaxpr(run)(jax.random.key(0), jnp.zeros((2, *IMAGE)), jnp.zeros(2))
     return re.sub("0x[0-9a-f]+", "", str(jaxpr))  # Addresses of functions.
@@ -733,7 +734,7 @@ def program(model: Model, conditional: bool) -> str:
 
 @pytest.fixture(scope="module")
 def usual_program() -> str:
-    return program(as_functions(UNet(**UNET), IMAGE), False)
+    return program(UNet(**UNET), False)
 
 
 @pytest.mark.parametrize(
@@ -754,10 +755,9 @@ def test_a_field_of_the_model_reaches_the_network(name: str, usual_program: str)
         fields |= {f"model.{need}": str(value) for need, value in needs.items()} | {name: text}
         network = UNet(**UNET | needs | argument)
         if needs:
-            without = as_functions(UNet(**UNET | needs), IMAGE)
-            usual_program = program(without, "num_classes" in needs)
-    conditional = getattr(network, "num_classes", 0) > 0
-    expected = program(as_functions(network, IMAGE), conditional)
+            usual_program = program(UNet(**UNET | needs), "num_classes" in needs)
     exp = build.build(config_with(fields), IMAGE, 3)
-    assert program(exp.network, exp.conditional) == expected
-    assert expected != usual_program
+    # Of the image's channels, and the dtype by its name: as the field has it.
+    assert exp.module == network.clone(out_channels=1, dtype=jnp.dtype(network.dtype).name)
+    assert exp.conditional == (getattr(network, "num_classes", 0) > 0)
+    assert program(network, exp.conditional) != usual_program
