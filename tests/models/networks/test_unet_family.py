@@ -1,5 +1,6 @@
 """The options of the U-Net: what each changes, and its blocks written out in float64."""
 
+import functools
 from typing import Any
 
 import jax
@@ -47,10 +48,17 @@ def run(module: Any, params: Any, *arguments: Any) -> Any:
     return module.apply({"params": params}, *arguments)
 
 
+def flat(tree: Any) -> dict[str, Any]:
+    return traverse_util.flatten_dict(tree, sep="/")  # type: ignore[return-value]
+
+
 def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
-    tree: Any = jax.eval_shape(model.init, jax.random.key(0))
-    flat: Any = traverse_util.flatten_dict(tree, sep="/")
-    return {k: v.shape for k, v in flat.items()}
+    return {k: v.shape for k, v in flat(jax.eval_shape(model.init, jax.random.key(0))).items()}
+
+
+@functools.cache
+def usual_shapes() -> dict[str, tuple[int, ...]]:
+    return shapes_of(tiny())
 
 
 # Option: value -> parameters that it adds or reshapes, and those that it takes away.
@@ -96,28 +104,27 @@ CHANGES = {
 @pytest.fixture(scope="module")
 def base() -> Any:
     params = random(jax.eval_shape(tiny().init, jax.random.key(0)))
-    return params, np.asarray(jax.jit(tiny().apply)(params, X, T, LABELS))
+    return params, np.asarray(tiny().apply(params, X, T, LABELS))
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_each_option_changes_the_parameters_as_it_says_and_the_output(name, base):
     options, added, removed = CHANGES[name]
-    before, after = shapes_of(tiny()), shapes_of(tiny(**options))
+    model, before = tiny(**options), usual_shapes()
+    mine = flat(random(jax.eval_shape(model.init, jax.random.key(0))))
     expected = {k: v for k, v in before.items() if not k.startswith(tuple(removed) or ("-",))}
-    assert after == expected | added
+    assert {k: v.shape for k, v in mine.items()} == expected | added
     # The same numbers, wherever both have them, give another output: the option is not ignored.
-    flat: Any = traverse_util.flatten_dict(base[0], sep="/")
-    mine: Any = random(jax.eval_shape(tiny(**options).init, jax.random.key(0)))
-    mine = traverse_util.flatten_dict(mine, sep="/")
-    mine = {k: flat[k] if k in flat and flat[k].shape == v.shape else v for k, v in mine.items()}
-    params = traverse_util.unflatten_dict(mine, sep="/")
-    value = np.asarray(jax.jit(tiny(**options).apply)(params, X, T, LABELS))
+    same = {k: v for k, v in flat(base[0]).items() if k in mine and mine[k].shape == v.shape}
+    params = traverse_util.unflatten_dict(mine | same, sep="/")
+    # Op by op: a program of each option would be compiled anew, while most of the operations are those of another.
+    value = np.asarray(model.apply(params, X, T, LABELS))
     assert value.shape == base[1].shape and np.isfinite(value).all()
     assert np.abs(value - base[1]).max() > 1e-3 * np.abs(base[1]).max()
 
 
 def test_width_of_the_embedding_and_scale_shift_change_the_shapes_that_they_say():
-    before, wide = shapes_of(tiny()), shapes_of(tiny(embedding_width=20))
+    before, wide = usual_shapes(), shapes_of(tiny(embedding_width=20))
     changed = {k for k in before if before[k] != wide[k]}
     assert changed == {
         k
