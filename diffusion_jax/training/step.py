@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Float32, Int, Key, UInt8
 
 from diffusion_jax.data.transforms import drop_labels, random_flip, to_model_range
@@ -128,6 +129,7 @@ def make_train_step(
             labels = drop_labels(keys.labels, labels, label_dropout, no_label)
         inputs = x0, labels, noise, indexed(keys.dropout, jnp.arange(len(x0)))
         (losses, weighted), grads = gradients({"params": state.params, "aux": state.aux}, inputs)
+        grads = jax.tree.map(_in_order, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = _follow(state.ema, params, decays, state.step)
@@ -136,6 +138,17 @@ def make_train_step(
         return TrainState(state.step + 1, params, ema, opt_state, aux), metrics
 
     return train_step
+
+
+def _in_order(gradient: Array) -> Array:
+    """Asks for the gradient of a kernel in the order of its axes.
+
+    Some convolutions of XLA's TPU backend leave it in another one, in which XLA would then keep all of the state, and
+    turn parameters, moments and averages at the start and the end of each step.
+    """
+    if gradient.ndim != 4:
+        return gradient
+    return with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
 
 
 def _metrics(

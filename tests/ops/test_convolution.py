@@ -12,10 +12,11 @@ from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 from plain_conv import loops
 
-from diffusion_jax.ops import doubled
-from diffusion_jax.ops.convolution import conv, matmul
+from diffusion_jax.ops import convolution, doubled
+from diffusion_jax.ops.convolution import conv, matmul, pointwise
 from diffusion_jax.ops.cpu import convolution as cpu
 from diffusion_jax.ops.doubled import conv_of_doubled
+from diffusion_jax.ops.linear import linear_map
 from diffusion_jax.parallel.sharding import batch_sharding, make_mesh, replicated
 
 # (batch, height, width, channels in, channels out, kernel, stride)
@@ -326,3 +327,42 @@ def test_a_valid_convolution_adds_no_zeros(kernel, stride):
         x, w, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     np.testing.assert_allclose(conv(x, w, stride, "VALID"), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_of_parts_and_its_derivatives_are_those_of_the_parts_side_by_side(
+    rng, monkeypatch, on_cpu, kernel
+):
+    """Both ways: joined, as the CPU does, and as a sum over the parts."""
+    x, dx = (jnp.asarray(rng.normal(size=(2, 5, 4, 5)), jnp.float32) for _ in range(2))
+    w, dw = (jnp.asarray(rng.normal(size=(kernel, kernel, 5, 3)), jnp.float32) for _ in range(2))
+    if not on_cpu:
+        in_sum: Any = convolution._sum_of_parts
+        for name, default, transpose in (
+            ("_in_parts", in_sum, convolution._to_parts),
+            ("_in_kernel", lambda w, x, form: in_sum(x, w, form), convolution._to_kernels),
+        ):
+            monkeypatch.setattr(convolution, name, linear_map(name, default, transpose))
+
+    def all_of(function: Any) -> Any:
+        y, pullback = jax.vjp(function, x, w)
+        return y, jax.jvp(function, (x, w), (dx, dw))[1], pullback(jnp.cos(y))
+
+    value = jax.jit(lambda: all_of(lambda x, w: conv((x[..., :2], x[..., 2:]), w)))()
+    for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(all_of(conv)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # Other orders of summation.
+
+
+def test_the_product_over_channels_of_images_is_that_of_their_rows(rng):
+    x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 3, 4, 5), (5, 6)))
+    dy = jnp.asarray(rng.normal(size=(2, 3, 4, 6)), jnp.float32)
+
+    def all_of(function: Any) -> Any:
+        y, pullback = jax.vjp(function, x, w)
+        return y, *pullback(dy)
+
+    for a, b in zip(all_of(pointwise), all_of(matmul), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5)
+    lowered = jax.jit(pointwise).trace(x, w).lower(lowering_platforms=("tpu",)).as_text()
+    assert "stablehlo.convolution" in lowered and "dot_general" not in lowered

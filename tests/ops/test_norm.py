@@ -159,13 +159,34 @@ def test_bfloat16_images_are_read_and_written_so_and_computed_with_in_float32(sw
 def test_platforms_other_than_the_cpu_get_the_same_operations():
     """The mean of a group as a product, and a gradient that is not computed in parts, against the CPU's."""
     primals = arrays((3, 4, 5, 6), 3, 3)[:4]
-    fixed = norm._fixed(*primals, norm._Form(2, EPSILON, True))
+    fixed = norm._fixed((primals[0],), *primals[1:], norm._Form(2, EPSILON, True))
     (product,), (reshaped,) = (
         f((fixed.own,), (), 2) for f in (norm._by_product, norm._by_reshaping)
     )
     np.testing.assert_allclose(product, reshaped, rtol=1e-6, atol=1e-7)
     dy = jnp.cos(primals[0])
-    whole = norm._summed(norm._vjp_of_each)((dy,), tuple(fixed), norm._Form(2, EPSILON, True))
+    whole = norm._summed(norm._vjp_of_each)((dy,), fixed.arrays, norm._Form(2, EPSILON, True))
     _, pullback = jax.vjp(lambda *a: group_norm(*a, groups=2, swish=True), *primals)
     for a, b in zip(whole, pullback(dy), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_images_in_parts_are_normalized_and_differentiated_as_those_side_by_side(swish):
+    """Groups of three channels, of parts of four and eight: one group has channels of both."""
+    primals, tangents = arrays((3, 4, 5, 12), 1, 3)[:4], arrays((3, 4, 5, 12), 1, 3)[4:]
+
+    def in_parts(*primals: Any) -> Any:
+        x, scale, bias, shift = primals
+        parts = x[..., :4], x[..., 4:]
+        ys = norm.group_norm(parts, scale, bias, 4, EPSILON, swish, shift)
+        assert [y.shape[-1] for y in ys] == [4, 8]
+        return jnp.concatenate(ys, axis=-1)
+
+    def all_of(function: Any) -> Any:
+        y, pullback = jax.vjp(function, *primals)
+        return y, jax.jvp(function, primals, tangents)[1], pullback(jnp.cos(3 * y))
+
+    value = jax.jit(lambda: all_of(in_parts))()
+    whole = jax.jit(lambda: all_of(partial(group_norm, groups=4, swish=swish)))()
+    for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # Other orders of summation.

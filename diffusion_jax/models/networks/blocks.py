@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from diffusion_jax.models.networks.layers import (
     zero_init,
 )
 from diffusion_jax.ops.attention import attention
+from diffusion_jax.ops.parts import Parts, joined, sizes_of
 from diffusion_jax.ops.resample import blur, double, halve
 
 Resize = Literal["halve", "double"]
@@ -33,16 +34,17 @@ ALL_SIDES = ((1, 1), (1, 1))
 PIXELS_WORTH_MERGING = 4
 
 
-def resized(x: Float[Array, "b h w c"], resize: Resize | None, fir: Sequence[float | int]) -> Array:
+def resized(x: Parts, resize: Resize | None, fir: Sequence[float | int]) -> Any:
     """Returns images halved, doubled or as they are; see `ops.resample`.
 
     Args:
-      x: Images, NHWC.
+      x: Images, NHWC; in parts only if they stay as they are.
       resize: "halve", "double", or None for neither.
       fir: Taps of the filter; empty: none.
     """
     if resize is None:
         return x
+    assert not isinstance(x, tuple)
     return halve(x, fir) if resize == "halve" else double(x, fir)
 
 
@@ -76,7 +78,7 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b h w c"],
+        x: Parts,
         emb: Float[Array, "b e"],
         dropout_keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b oh ow d"]:
@@ -91,10 +93,10 @@ class ResBlock(nn.Module):
         h = Conv(self.features, kernel_init=zero_init, dtype=self.dtype, name="conv2")(h)
         # The linear map of a pixel may precede its repetition: a quarter of the work.
         x = x if doubled else resized(x, self.resize, self.fir)
-        if x.shape[-1] != self.features or self.project:
+        if sum(sizes_of(x)) != self.features or self.project:
             x = Dense(self.features, dtype=self.dtype, name="shortcut")(x)
-        x = resized(x, "double", ()) if doubled else x
-        return summed(x.astype(self.dtype), h, self.rescale)
+        shortcut: Array = resized(joined(x), "double", ()) if doubled else joined(x)
+        return summed(shortcut.astype(self.dtype), h, self.rescale)
 
     def _modulated(
         self, h: Float[Array, "b h w d"], bias: Float[Array, " d"], emb: Float[Array, "b e"]

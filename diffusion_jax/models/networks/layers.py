@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.ops import attention
-from diffusion_jax.ops.convolution import conv, matmul
+from diffusion_jax.ops.convolution import conv, matmul, pointwise
 from diffusion_jax.ops.doubled import conv_of_doubled
 from diffusion_jax.ops.hashing import random_bits
 from diffusion_jax.ops.norm import group_norm
+from diffusion_jax.ops.parts import Images, Parts, as_type, parts_of, sizes_of
 from diffusion_jax.ops.window import Padding
 
 Dtype = Any
@@ -81,11 +82,11 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b h w c"],
+        x: Images,
         shift: Float[Array, "#b c"] | None = None,
         modulation: tuple[Float[Array, "b c"], Float[Array, "b c"]] | None = None,
-    ) -> Float[Array, "b h w c"]:
-        channels = x.shape[-1]
+    ) -> Images:
+        channels = sum(sizes_of(x))
         scale = self.param("scale", nn.initializers.ones, (channels,))[None]
         bias = self.param("bias", nn.initializers.zeros, (channels,))[None]
         if modulation is not None:
@@ -112,17 +113,18 @@ class Affine(nn.Module):
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
-def affine(
-    x: Float[Array, "*b c"], kernel: Float[Array, "c d"], bias: Float[Array, " d"]
-) -> Float[Array, "*b d"]:
+def affine(x: Parts, kernel: Float[Array, "c d"], bias: Float[Array, " d"]) -> Float[Array, "*b d"]:
     """Returns x kernel + bias, computed in the type of x.
 
     Args:
-      x: Inputs.
+      x: Inputs; images perhaps in parts.
       kernel: Float32.
       bias: Float32.
     """
-    return add_bias(matmul(x, kernel.astype(x.dtype)), bias)
+    kernel = kernel.astype(parts_of(x)[0].dtype)
+    if isinstance(x, tuple) or x.ndim == 4:
+        return add_bias(pointwise(x, kernel), bias)
+    return add_bias(matmul(x, kernel), bias)
 
 
 class Dense(nn.Module):
@@ -133,10 +135,10 @@ class Dense(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+    def __call__(self, x: Parts) -> Float[Array, "*b d"]:
+        kernel = self.param("kernel", self.kernel_init, (sum(sizes_of(x)), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return affine(x.astype(self.dtype), kernel, bias)
+        return affine(as_type(x, self.dtype), kernel, bias)
 
 
 def add_bias(y: Float[Array, "*b c"], bias: Float[Array, " c"]) -> Float[Array, "*b c"]:
@@ -172,17 +174,16 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = default_init
     dtype: Dtype = jnp.float32
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
+    def __call__(self, x: Parts) -> Float[Array, "b oh ow d"]:
         return add_bias(*self.without_bias(x))
 
     @nn.compact
-    def without_bias(
-        self, x: Float[Array, "b h w c"]
-    ) -> tuple[Float[Array, "b oh ow d"], Float[Array, " d"]]:
-        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
+    def without_bias(self, x: Parts) -> tuple[Float[Array, "b oh ow d"], Float[Array, " d"]]:
+        kernel = self.param("kernel", self.kernel_init, (3, 3, sum(sizes_of(x)), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = x.astype(self.dtype)
+        x = as_type(x, self.dtype)
         if self.doubled:
+            assert not isinstance(x, tuple)
             y = conv_of_doubled(x, kernel)  # It sums the kernel's weights before rounding them.
         else:
             y = conv(x, kernel.astype(self.dtype), self.stride, self.padding)

@@ -29,6 +29,7 @@ from diffusion_jax.models.networks.embeddings import (
 )
 from diffusion_jax.models.networks.layers import Conv, Dense, Dtype, GroupNorm, zero_init
 from diffusion_jax.models.networks.shared_options import CHANNELS, DROPOUT, DTYPE, NUM_RES_BLOCKS
+from diffusion_jax.ops.parts import Parts, parts_of
 
 Block = TypeVar("Block", bound=nn.Module)
 
@@ -179,8 +180,8 @@ class UNet(nn.Module):
                 has_attention = self._has_attention(h)
                 if self.decoder_attention == "level":
                     has_attention &= block == self.num_res_blocks
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(h, emb, mult, f"up_{level}_{block}", keys, has_attention)
+                pair = h, skips.pop()
+                h = self._block(pair, emb, mult, f"up_{level}_{block}", keys, has_attention)
             if level == 0 or self.output_pyramid == "skip":
                 name = "out" if level == 0 else f"up_{level}_out"
                 norm = GroupNorm(self.norm_groups, self.norm_eps, swish=True, name=f"norm_{name}")
@@ -197,7 +198,7 @@ class UNet(nn.Module):
 
     def _block(
         self,
-        h: Array,
+        x: Parts,
         emb: Array,
         mult: int,
         name: str,
@@ -205,8 +206,8 @@ class UNet(nn.Module):
         attention: bool | None = None,
     ) -> Array:
         """A residual block, and attention where this resolution (or `attention`) asks for it."""
-        attention = self._has_attention(h) if attention is None else attention
-        h = self._res_block(self.channels * mult, name=f"{name}_res")(h, emb, keys)
+        attention = self._has_attention(parts_of(x)[0]) if attention is None else attention
+        h = self._res_block(self.channels * mult, name=f"{name}_res")(x, emb, keys)
         if attention:
             heads = self._heads(h.shape[-1])
             of_pixels = partial(

@@ -33,6 +33,10 @@ PIXELS_OF_A_CHANNEL = 16  # Per channel; up to this many, turning the kernel aro
 
 def convolve(x: Array, w: Array, window: Window) -> Array:
     """Returns the convolution of x with w."""
+    if _is_product(window):
+        rows = x.reshape(-1, x.shape[3])
+        product = jnp.matmul(rows, w[0, 0], preferred_element_type=jnp.float32)
+        return product.astype(x.dtype).reshape(*x.shape[:3], -1)
     if _transforms_pay(x, w.shape[3], window):
         return winograd.convolve(x, w, *window.padding)
     return plain(x, w, window)
@@ -58,7 +62,20 @@ def to_kernel(x: Array, dy: Array, window: Window) -> Array:
         return transpose(lambda w: _kernel_of_blocks(w, window), shape, dw)
     if _transforms_pay(x, dy.shape[3], window):
         return winograd.kernel_gradient(x, dy, window.kernel[1], *window.padding)
+    if _is_product(window):
+        # Otherwise XLA fuses the computation of dy into its transposition, against the order of memory.
+        rows, d_rows = (
+            x.reshape(-1, x.shape[3]),
+            lax.optimization_barrier(dy).reshape(-1, dy.shape[3]),
+        )
+        product = jnp.matmul(rows.T, d_rows, preferred_element_type=jnp.float32)
+        return product.astype(dy.dtype)[None, None]
     return _matrix_product(x, dy, window)
+
+
+def _is_product(window: Window) -> bool:
+    """Whether the convolution is a matrix product of each pixel."""
+    return window.kernel == (1, 1) and window.stride == 1 and window.padding == ((0, 0), (0, 0))
 
 
 def _transforms_pay(x: Array, features: int, window: Window) -> bool:

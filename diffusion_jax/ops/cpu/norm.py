@@ -14,24 +14,25 @@ ELEMENTS_AT_ONCE = 2**17  # 512 KiB in float32.
 
 
 def by_chunks(
-    gradients_of_each: Callable[[Array, Arrays, Any], Arrays],
-) -> Callable[[Array, Arrays, Any], Arrays]:
+    gradients_of_each: Callable[[Arrays, Arrays, Any], Arrays],
+) -> Callable[[Arrays, Arrays, Any], Arrays]:
     """Returns the same function, computed for a few images at a time.
 
     Args:
-      gradients_of_each: (dy, fixed, form) -> gradients of each image; arrays of `fixed` have a row per image, or one
-        for all.
+      gradients_of_each: (dys, fixed, form) -> gradients of each image, of images in parts; arrays of `fixed` have a row
+        per image, or one for all.
     """
 
-    def in_chunks(dy: Array, fixed: Arrays, form: Any) -> Arrays:
-        divided = [a.shape[0] == dy.shape[0] for a in fixed]
+    def in_chunks(dys: Arrays, fixed: Arrays, form: Any) -> Arrays:
+        divided = [a.shape[0] == dys[0].shape[0] for a in fixed]
 
-        def of_some(dy: Array, *some: Array) -> Arrays:
-            chosen = iter(some)
+        def of_some(*some: Array) -> Arrays:
+            chosen = iter(some[len(dys) :])
             arrays = [next(chosen) if d else a for a, d in zip(fixed, divided, strict=True)]
-            return gradients_of_each(dy, tuple(arrays), form)
+            return gradients_of_each(some[: len(dys)], tuple(arrays), form)
 
         of_images = [a for a, d in zip(fixed, divided, strict=True) if d]
-        return map_images(of_some, dy, *of_images, pixels=ELEMENTS_AT_ONCE // dy.shape[3])
+        pixels = ELEMENTS_AT_ONCE // sum(dy.shape[3] for dy in dys)
+        return map_images(of_some, *dys, *of_images, pixels=pixels)
 
     return in_chunks
