@@ -109,11 +109,26 @@ def run(argv: list[str], started: float) -> int:
       Stopped: A signal arrived.
     """
     flags, assignments = parse(argv)
-    if "://" in flags.workdir:
+    if "://" not in flags.workdir:
+        return _run(flags, assignments, Path(flags.workdir), started)
+    _import_jax()
+    from diffusion_jax.commands.bucket_workdir import checkpoints_of, local_folder
+    from diffusion_jax.data.loading import default_cache_dir
+
+    if MODES[flags.mode].makes_run:
         raise InputError(
-            f"--workdir is {flags.workdir!r}; it must be a folder of a file system, not a URL"
+            f"--mode={flags.mode} makes its run in a folder; copy that to {flags.workdir} afterwards"
         )
-    mode, workdir = MODES[flags.mode], Path(flags.workdir)
+    if flags.mode == "train":
+        assignments.insert(0, ("train.checkpoint_dir", checkpoints_of(flags.workdir)))
+    with local_folder(flags.workdir, default_cache_dir()) as folder:
+        return _run(flags, assignments, folder, started)
+
+
+def _run(
+    flags: argparse.Namespace, assignments: list[tuple[str, str]], workdir: Path, started: float
+) -> int:
+    mode = MODES[flags.mode]
     _prepare_jax()
     config, note = _config_of(mode, flags, assignments, workdir)
     _check_workdir(mode, workdir)
@@ -167,7 +182,14 @@ def _join(flags: argparse.Namespace, config: Any, note: str | None) -> None:
     _assert_same_command(flags, config)
     if note and _import_jax().process_index() == 0:
         print(note, file=sys.stderr)
-    jax_settings.keep_compiled_programs(config.data.cache_dir)
+    jax_settings.keep_compiled_programs(config.data.cache_dir, _compiled_programs(flags.workdir))
+
+
+def _compiled_programs(workdir: str) -> str | None:
+    """Returns where a run in a bucket keeps its compiled programs; None of any other run."""
+    from diffusion_jax.commands.bucket_workdir import COMPILED
+
+    return f"{workdir.rstrip('/')}/{COMPILED}" if "://" in workdir else None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,9 +26,9 @@ Commands:
 Required:
   --name NAME         the TPU slice
   --zone ZONE         its zone, such as us-central2-b
-  --workdir DIR       of run and resume: where the run is kept: an absolute path on a file system that all
-                      workers share, such as an NFS mount; a gs:// bucket will not do. With checkpoints in a
-                      bucket (--config.train.checkpoint_dir=gs://...) any folder of the workers will
+  --workdir DIR       of run and resume: where the run is kept: gs://BUCKET/PATH, or an absolute path on a file
+                      system that all workers share, such as an NFS mount. With checkpoints in a bucket
+                      (--config.train.checkpoint_dir=gs://...) any folder of the workers will
   --config FILE       of run and resume: config file, relative to the top of the repository, or a name, such as digits
   --accelerator TYPE  of create and resume: such as v5e-16, v5litepod-16 or v5e:4x4 (one slice), v4-16,
                       v5p-16 or v6e-16; the names of v4 and v5p count cores, two a chip
@@ -145,8 +145,8 @@ check_arguments() {
   done
   [[ $worker =~ ^([0-9]+|all)$ ]] || fail "--worker '$worker' is neither a number nor 'all'"
   [[ $options != *" accelerator "* ]] || check_accelerator
-  [[ $options != *" workdir "* ]] || [[ $workdir == /* ]] ||
-    fail "--workdir '$workdir' is not an absolute path on a file system that all workers share"
+  [[ $options != *" workdir "* ]] || [[ $workdir == /* || $workdir == gs://?* ]] ||
+    fail "--workdir '$workdir' is neither gs://BUCKET/PATH nor an absolute path on a file system that all workers share"
   [[ $options == *" workdir "* || ${#arguments[@]} -eq 0 ]] ||
     fail "'$command' takes no arguments after --; see --help"
   [[ $options != *" ref "* ]] || check_commit

@@ -87,10 +87,16 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, enum.Enum) else value
 
 
-def keep_compiled_programs(cache_dir: str | None) -> None:
-    """Turns on JAX's persistent compilation cache: a second start compiles next to nothing."""
+def keep_compiled_programs(cache_dir: str | None, bucket: str | None = None) -> None:
+    """Turns on JAX's persistent compilation cache: a second start compiles next to nothing.
+
+    Args:
+      cache_dir: Folder of prepared data and compiled programs; None: the default one.
+      bucket: Address in its place, where the machine's disk may be lost with the machine; None: there is none.
+    """
     if jax.config.values.get("jax_compilation_cache_dir"):
         return  # The user has chosen one.
     root = Path(expand(cache_dir)) if cache_dir else data.default_cache_dir()
-    jax.config.update("jax_compilation_cache_dir", str(root.absolute() / "compiled"))
+    folder = bucket or str(root.absolute() / "compiled")
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
