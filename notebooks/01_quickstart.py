@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 import diffusion_jax as dj
 from diffusion_jax.reporting import show
 
-num_steps = int(os.environ.get("NOTEBOOK_STEPS", 1500))  # Of training.
+num_steps = int(os.environ.get("NOTEBOOK_STEPS", 1200))  # Of training.
 
 # %% [markdown]
 # ## Data

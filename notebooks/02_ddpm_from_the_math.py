@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 import diffusion_jax as dj
 from diffusion_jax.reporting import show
 
-num_steps = int(os.environ.get("NOTEBOOK_STEPS", 1500))  # Of training.
+num_steps = int(os.environ.get("NOTEBOOK_STEPS", 1000))  # Of training.
 digits = dj.data.load("digits", "train")
 images = dj.data.to_model_range(digits.read(np.arange(64))["image"])  # uint8 to [-1, 1].
 

@@ -41,7 +41,7 @@ from tqdm.auto import tqdm
 import diffusion_jax as dj
 from diffusion_jax.samplers import SAMPLERS
 
-num_steps = int(os.environ.get("NOTEBOOK_STEPS", 1500))  # Of training.
+num_steps = int(os.environ.get("NOTEBOOK_STEPS", 1200))  # Of training.
 
 # %% [markdown]
 # ## A network that knows the digits, and also works without

@@ -40,7 +40,7 @@ from tqdm.auto import tqdm
 import diffusion_jax as dj
 from diffusion_jax.reporting import show
 
-num_steps = int(os.environ.get("NOTEBOOK_STEPS", 1500))  # Of training.
+num_steps = int(os.environ.get("NOTEBOOK_STEPS", 1000))  # Of training.
 
 # %% [markdown]
 # ## A model of digits
