@@ -29,6 +29,7 @@ def linear_map(
     *,
     on_cpu: Map | None = None,
     transpose_on_cpu: Map | None = None,
+    transpose_on_tpu: Map | None = None,
 ) -> Map:
     """Returns `function` as an operation with this transpose, which is such an operation too.
 
@@ -38,16 +39,17 @@ def linear_map(
       transpose: (u, fixed, options) -> v, its transpose.
       on_cpu: Implementation on the CPU; None: `function`.
       transpose_on_cpu: That of the transpose; None: `transpose`.
+      transpose_on_tpu: That of the transpose on TPUs; None: `transpose`.
     """
     first, second = Primitive(name), Primitive(f"{name}_transposed")
-    apply = _define(first, function, on_cpu)
-    apply_transposed = _define(second, transpose, transpose_on_cpu)
+    apply = _define(first, function, on_cpu, None)
+    apply_transposed = _define(second, transpose, transpose_on_cpu, transpose_on_tpu)
     ad.primitive_transposes[first] = _transposition(apply_transposed)
     ad.primitive_transposes[second] = _transposition(apply)
     return apply
 
 
-def _define(operation: Primitive, function: Map, on_cpu: Map | None) -> Map:
+def _define(operation: Primitive, function: Map, on_cpu: Map | None, on_tpu: Map | None) -> Map:
     operation.multiple_results = True
 
     def apply(v: Arrays, fixed: Arrays, options: Any) -> Arrays:
@@ -78,7 +80,7 @@ def _define(operation: Primitive, function: Map, on_cpu: Map | None) -> Map:
     operation.def_abstract_eval(result)
     ad.primitive_jvps[operation] = _derivative(function, apply)
     batching.primitive_batchers[operation] = batch
-    implement(operation, plain, on_cpu and flat(on_cpu))
+    implement(operation, plain, on_cpu and flat(on_cpu), on_tpu and flat(on_tpu))
     return apply
 
 

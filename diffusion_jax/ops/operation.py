@@ -1,4 +1,4 @@
-"""JAX primitives from given functions, optionally with another on the CPU; `bilinear` and `linear` add derivatives."""
+"""JAX primitives from given functions, or others on the CPU and TPUs; `bilinear` and `linear` add derivatives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from jaxtyping import Array
 
 
 def implement(
-    operation: Primitive, function: Callable[..., Any], on_cpu: Callable[..., Any] | None
+    operation: Primitive,
+    function: Callable[..., Any],
+    on_cpu: Callable[..., Any] | None = None,
+    on_tpu: Callable[..., Any] | None = None,
 ) -> None:
     """Registers the implementation of an operation, eager and compiled.
 
@@ -21,6 +24,7 @@ def implement(
       operation: It takes arrays, and the keyword `options`, which is hashable.
       function: (*arrays, options=...) -> one array, or several if the operation has `multiple_results`.
       on_cpu: Implementation on the CPU; None: `function`.
+      on_tpu: Implementation on TPUs; None: `function`.
     """
 
     def run(*arrays: Any, options: Hashable) -> Any:
@@ -35,8 +39,9 @@ def implement(
 
     operation.def_impl(jax.jit(run, static_argnames="options"))
     mlir.register_lowering(operation, lowering(function))
-    if on_cpu is not None:
-        mlir.register_lowering(operation, lowering(on_cpu), platform="cpu")
+    for platform, compute in (("cpu", on_cpu), ("tpu", on_tpu)):
+        if compute is not None:
+            mlir.register_lowering(operation, lowering(compute), platform=platform)
 
 
 def varying_alike(*arrays: Array) -> list[Array]:

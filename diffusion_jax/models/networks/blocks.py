@@ -20,16 +20,18 @@ from diffusion_jax.models.networks.layers import (
     Dtype,
     GroupNorm,
     Linear,
+    add_bias,
     affine,
     zero_init,
 )
 from diffusion_jax.ops.attention import attention
+from diffusion_jax.ops.merged_attention import merged_attention
 from diffusion_jax.ops.parts import Parts, joined, sizes_of
 from diffusion_jax.ops.resample import blur, double, halve
 
 Resize = Literal["halve", "double"]
 ALL_SIDES = ((1, 1), (1, 1))
-# Pixels of a batch per channel from which on `merged_attention` has less to do: on TPUs the products of kernels, in
+# Pixels of a batch per channel from which on `with_merged_maps` has less to do: on TPUs the products of kernels, in
 # full float32, take six times as long as others.
 PIXELS_WORTH_MERGING = 4
 
@@ -134,7 +136,7 @@ class SelfAttention(nn.Module):
         query, key, value = (Affine(c, name=name)(c) for name in ("query", "key", "value"))
         out = Affine(c, zero_init, name="out")(c)
         if self.heads == 1 and _worth_merging(b * h * w, c):
-            mixed = merged_attention(normed, query, key, value, out)
+            mixed = with_merged_maps(normed, query, key, value, out)
         else:
             q, k, v = (affine(normed, *of) for of in (query, key, value))
             mixed = affine(attention(q, k, v, self.heads), *out)
@@ -146,7 +148,7 @@ def _worth_merging(rows: int, channels: int) -> bool:
     return isinstance(rows, int) and rows >= PIXELS_WORTH_MERGING * channels
 
 
-def merged_attention(
+def with_merged_maps(
     x: Float[Array, "b n c"], query: Linear, key: Linear, value: Linear, out: Linear
 ) -> Float[Array, "b n c"]:
     """Returns attention of one head, output map included, with two maps of the pixels in place of four.
@@ -164,8 +166,8 @@ def merged_attention(
     (wq, bq), (wk, _), (wv, bv), (wo, bo) = query, key, value, out
     product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     scale = x.shape[-1] ** -0.5
-    q = affine(x, product(wq, wk.T) * scale, product(wk, bq) * scale)
-    return affine(attention(q, x, x, scale=1.0), product(wv, wo), product(bv, wo) + bo)
+    a, offset = product(wq, wk.T) * scale, product(wk, bq) * scale
+    return add_bias(merged_attention(x, a, offset, product(wv, wo)), product(bv, wo) + bo)
 
 
 class Downsample(nn.Module):

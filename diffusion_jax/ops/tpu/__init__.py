@@ -1,0 +1,1 @@
+"""What TPUs do in another way, as Pallas kernels."""
