@@ -25,6 +25,7 @@ def main() -> None:
     script = importlib.import_module("guided_diffusion.script_util")
     parser = argparse.ArgumentParser()
     script.add_dict_to_argparser(parser, script.model_and_diffusion_defaults())
+    script.add_dict_to_argparser(parser, {"use_ddim": False})
     flags = parser.parse_args(shlex.split(case["settings"]))
     model, diffusion = script.create_model_and_diffusion(
         **script.args_to_dict(flags, script.model_and_diffusion_defaults().keys())
@@ -41,8 +42,7 @@ def main() -> None:
     }
     index = [diffusion.num_timesteps]
     labels = torch.arange(case["batch"]) * 7
-    ddim = flags.timestep_respacing.startswith("ddim")
-    loop = diffusion.ddim_sample_loop if ddim else diffusion.p_sample_loop
+    loop = diffusion.ddim_sample_loop if flags.use_ddim else diffusion.p_sample_loop
 
     def drawn(x: torch.Tensor) -> torch.Tensor:  # Once in each step.
         index[0] -= 1

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import PyTree
 
 from diffusion_jax.errors import InputError
@@ -150,18 +151,24 @@ def scheduler_config(fields: Mapping[str, Any]) -> dict[str, Any]:
             )
     if fields.get("process.inputs", "unit") != "unit":
         raise InputError("process.inputs is not 'unit', as it is in diffusers")
+    variance = fields.get("sampler.variance") or fields["process.variance"]
     learned = {"learned": "learned_range"}
+    quantile = fields.get("sampler.dynamic_threshold")
     found = {
         "_class_name": "DDPMScheduler",
         "_diffusers_version": VERSION,
         "num_train_timesteps": steps,
         "beta_schedule": schedules[schedule],
         "prediction_type": predictions[prediction],
-        "variance_type": learned.get(fields["process.variance"], fields["process.variance"]),
+        "variance_type": learned.get(variance, variance),
         "clip_sample": bool(fields["sampler.clip"]),
         "rescale_betas_zero_snr": bool(fields.get("process.zero_snr")),
         "timestep_spacing": "leading",
     }
+    if quantile:
+        # Without a largest value, diffusers clips at 1, whatever the quantile.
+        found |= {"thresholding": True, "dynamic_thresholding_ratio": quantile}
+        found["sample_max_value"] = float(np.finfo(np.float32).max)
     if schedule != "cosine":
         found["beta_start"] = fields["process.beta_start"] or 0.1 / steps
         found["beta_end"] = fields["process.beta_end"] or 20 / steps

@@ -19,6 +19,15 @@ VARIANCES = {
 SAMPLERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim", "PNDMScheduler": "pndm"}
 SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "uniform"}
 NUM_STEPS = 50
+# Other schedulers of the same chain, beta_t and predictions; the rest (of consistency models, EDM, flows, VQ, ..) is of
+# other processes.
+OF_THE_CHAIN = (
+    "DDIMInverseScheduler DDIMParallelScheduler DDPMParallelScheduler DEISMultistepScheduler "
+    "DPMSolverMultistepInverseScheduler DPMSolverMultistepScheduler DPMSolverSDEScheduler DPMSolverSinglestepScheduler "
+    "EulerAncestralDiscreteScheduler EulerDiscreteScheduler HeunDiscreteScheduler IPNDMScheduler "
+    "KDPM2AncestralDiscreteScheduler KDPM2DiscreteScheduler LMSDiscreteScheduler RePaintScheduler SASolverScheduler "
+    "UniPCMultistepScheduler"
+).split()
 
 
 def process_fields(scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,6 +42,9 @@ def process_fields(scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> 
     """
     if scheduler.get("_class_name") == "ScoreSdeVeScheduler":
         return _exploding(scheduler, network)
+    kind = scheduler.get("_class_name", "DDPMScheduler")
+    if kind not in SAMPLERS and kind not in OF_THE_CHAIN:
+        raise InputError(f"{kind} is not read: its process is not that of DDPMScheduler")
     if network.get("center_input_sample"):
         raise InputError("center_input_sample is true; it is read with ScoreSdeVeScheduler alone")
 
@@ -159,4 +171,8 @@ def _exploding(scheduler: Mapping[str, Any], network: Mapping[str, Any]) -> dict
         "process.inputs": "ve",
         "process.variance": "fixed_small",
         "sampler.name": "predictor_corrector",
+        "sampler.predictor": "reverse_diffusion",
+        "sampler.snr": scheduler.get("snr", 0.15),
+        "sampler.corrector_steps": scheduler.get("correct_steps", 1),
+        "sampler.clip": False,
     }

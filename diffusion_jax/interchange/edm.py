@@ -114,7 +114,8 @@ def read(path: Path, settings: str = "") -> Foreign:
     named.pop("map_label.bias", None)
     unused = [name for name in named if name.endswith("resample_filter")] + [AUGMENT]
     params = imported(unet, image_shape, layout(unet, image_shape[0]), named, unused=unused)
-    process, notes = _process(flags, STEPS in found, unet.out_channels == 2 * image_shape[2])
+    steps = found.get(STEPS)
+    process, notes = _process(flags, steps, unet.out_channels == 2 * image_shape[2])
     notes = [*notes, "the tensors do not say the rate of dropout: model.dropout is 0"]
     if AUGMENT in tensors:
         notes.append("map_augment is left out: images are sampled without augmentation")
@@ -271,13 +272,13 @@ def layout(unet: UNet, height: int) -> Layout:
 
 
 def _process(
-    flags: Mapping[str, Any], has_steps: bool, is_double: bool
+    flags: Mapping[str, Any], steps: np.ndarray | None, is_double: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns our fields of the preconditioning and how it is sampled from, and what was assumed."""
     name, notes = flags["precond"], []
     if not name:
-        name = "iddpm" if has_steps else "edm"
-        if not has_steps:
+        name = "edm" if steps is None else "iddpm"
+        if steps is None:
             notes.append("the tensors do not say the preconditioning: EDM's is assumed (--precond)")
     if name not in PROCESSES:
         raise InputError(f"--precond is {name!r}; it must be one of {', '.join(PROCESSES)}")
@@ -286,7 +287,9 @@ def _process(
             f"--precond is {name}, but the network has {'twice as many' if is_double else 'as many'} outputs as inputs"
         )
     if name == "iddpm":
-        return {**PROCESSES[name], "sampler.name": "ancestral", "sampler.clip": False}, notes
+        number = 1000 if steps is None else len(steps) - 1
+        fields = {"process.num_timesteps": number, "sampler.name": "ancestral"}
+        return {**PROCESSES[name], **fields, "sampler.clip": False}, notes
     fields = {**PROCESSES[name], **HEUN, "sampler.clip": False}
     if name == "edm":
         fields["process.sigma_data"] = flags["sigma_data"]

@@ -26,7 +26,10 @@ def flags_of(
     Raises:
       InputError: A flag is unknown or its value has another type.
     """
-    found, words = dict(defaults), shlex.split(text.replace("=", " "))
+    try:
+        found, words = dict(defaults), shlex.split(text.replace("=", " "))
+    except ValueError as error:  # A quotation that does not end.
+        raise InputError(f"{owner} cannot be read: {error}") from error
     if len(words) % 2:
         raise InputError(f"{owner} must hold pairs, --FLAG VALUE; it has {len(words)} words")
     for flag, value in zip(words[::2], words[1::2], strict=True):

@@ -179,7 +179,7 @@ def upload(folder: Path, address: Address) -> str:
     api = _client(address).HfApi(library_name="diffusion_jax")
     try:
         with _refusals(address):
-            api.create_repo(address.repository, exist_ok=True)
+            api.create_repo(address.repository, exist_ok=True, private=True)
             commit = api.upload_folder(
                 repo_id=address.repository,
                 folder_path=folder,

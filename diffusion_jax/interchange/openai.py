@@ -37,6 +37,8 @@ IMPROVED: dict[str, Any] = dict(
     rescale_learned_sigmas=True,
     use_checkpoint=False,
     use_scale_shift_norm=True,
+    use_ddim=False,
+    clip_denoised=True,
 )
 GUIDED: dict[str, Any] = IMPROVED | dict(
     channel_mult="",
@@ -50,7 +52,7 @@ GUIDED: dict[str, Any] = IMPROVED | dict(
 del GUIDED["sigma_small"]
 # Flags of sampling and training, which say nothing of network and process.
 IGNORED = frozenset(
-    "model_path batch_size num_samples use_ddim clip_denoised lr data_dir microbatch log_interval save_interval "
+    "model_path batch_size num_samples lr data_dir microbatch log_interval save_interval "
     "ema_rate resume_checkpoint schedule_sampler fp16_scale_growth weight_decay lr_anneal_steps classifier_path "
     "classifier_scale classifier_depth".split()
 )
@@ -253,15 +255,14 @@ def process_fields(flags: Mapping[str, Any]) -> dict[str, Any]:
         "process.num_timesteps": flags["diffusion_steps"],
         "process.prediction": "x0" if flags["predict_xstart"] else "eps",
         "process.variance": "learned" if flags["learn_sigma"] else fixed,
-        "sampler.name": "ancestral",
+        "sampler.name": "ddim" if flags["use_ddim"] else "ancestral",
+        "sampler.clip": flags["clip_denoised"],
     }
     if flags["learn_sigma"]:
         fields["loss.name"] = "hybrid"
     if flags["timestep_respacing"]:
         times = respaced(flags["diffusion_steps"], flags["timestep_respacing"])
         fields["sampler.spacing"] = tuple(map(float, times))
-        if flags["timestep_respacing"].startswith("ddim"):
-            fields["sampler.name"] = "ddim"
     return fields
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import FIELDS, default_config, locate, validate
 from diffusion_jax.errors import InputError
-from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Kind, Text, Tuple
+from diffusion_jax.options.kinds import Bool, Choice, Either, Float, Int, Kind, Steps, Text, Tuple
 
 
 def edges(kind: Kind) -> tuple[list[Any], list[Any]]:
@@ -40,6 +40,8 @@ def edges(kind: Kind) -> tuple[list[Any], list[Any]]:
             return list(names), [f"{names[0]}x", ""]
         case Text():
             return ["x"], ["", 3]
+        case Steps():
+            return ["2:2", "100:110"], ["1:4", "5:3", "100", "a:b", 3]
         case Bool():
             return [True, False], [1, "true"]
     raise NotImplementedError(kind)

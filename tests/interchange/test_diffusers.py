@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.interchange import diffusers
+from diffusion_jax.interchange.diffusers_scheduler import process_fields
 from diffusion_jax.interchange.places import places, template
 from diffusion_jax.models.networks import UNet
 
@@ -234,3 +235,21 @@ def test_a_truncated_file_and_one_that_is_no_json_are_refused_by_name(folder):
     (folder / "unet/config.json").write_text("{")
     with pytest.raises(InputError, match="config.json"):
         diffusers.read(folder)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["CMStochasticIterativeScheduler", "ScoreSdeVpScheduler", "FlowMatchEulerDiscreteScheduler"],
+)
+def test_schedulers_of_other_processes_are_refused(folder, kind):
+    change(folder / "scheduler/scheduler_config.json", _class_name=kind)
+    with pytest.raises(InputError, match=f"{kind} is not read: its process is not"):
+        diffusers.read(folder)
+
+
+def test_the_corrector_of_the_exploding_sde_is_the_schedulers():
+    scheduler = {"_class_name": "ScoreSdeVeScheduler", "snr": 0.075, "correct_steps": 5}
+    network = {"center_input_sample": True, "time_embedding_type": "fourier"}
+    found = process_fields(scheduler, network)
+    assert (found["sampler.snr"], found["sampler.corrector_steps"]) == (0.075, 5)
+    assert found["sampler.clip"] is False and found["sampler.predictor"] == "reverse_diffusion"

@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.interchange import diffusers, diffusers_export
+from diffusion_jax.interchange.diffusers_scheduler import process_fields
 from diffusion_jax.models.networks import UNet
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -88,6 +89,14 @@ def test_processes_that_diffusers_has_not_are_refused_by_field(fields, message):
     with pytest.raises(InputError) as error:
         diffusers_export.scheduler_config({**FIELDS, **fields})
     assert message in str(error.value)
+
+
+def test_a_sampler_of_other_options_is_the_exported_one():
+    chosen = {"sampler.variance": "fixed_small", "sampler.dynamic_threshold": 0.99}
+    config = diffusers_export.scheduler_config({**FIELDS, **chosen, "sampler.clip": False})
+    assert config["variance_type"] == "fixed_small" and not config["clip_sample"]
+    again = process_fields(config, {"in_channels": 3, "out_channels": 3})
+    assert again["sampler.dynamic_threshold"] == 0.99 and again["sampler.clip"] is False
 
 
 def test_betas_that_are_not_set_are_those_of_the_chain():

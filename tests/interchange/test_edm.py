@@ -81,6 +81,9 @@ def test_settings_and_tensors_say_the_preconditioning():
     assert variance_exploding["process.sigma_max"] == 100
     assert edm.read(DDPMPP, "--precond vp").fields["process.beta_max"] == 20
     assert edm.read(ADM).fields["process.schedule"] == "cosine"
+    assert (
+        edm.read(ADM).fields["process.num_timesteps"] == 1000
+    )  # 1001 levels, of which the last is 0.
     assert not any("--precond" in note for note in edm.read(ADM).notes)
 
 

@@ -72,7 +72,9 @@ def test_respaced_chains(respacing, expected):
 
 
 def test_a_respaced_chain_is_that_of_the_sampler():
-    found = fields("--timestep_respacing ddim25")
+    found = fields("--use_ddim True --clip_denoised False --timestep_respacing ddim25")
+    assert found["sampler.clip"] is False
+    assert fields("--timestep_respacing ddim25")["sampler.name"] == "ancestral"  # As theirs.
     assert found["sampler.name"] == "ddim"
     np.testing.assert_array_equal(found["sampler.spacing"], np.arange(0, 1000, 40))
 
@@ -81,6 +83,7 @@ def test_a_respaced_chain_is_that_of_the_sampler():
     ("text", "message"),
     [
         ("--image_size", "must hold pairs"),
+        ("--image_size '64", "cannot be read: No closing quotation"),
         (
             "--image_sise 64",
             "unknown flag --image_sise in --source_settings. Did you mean 'image_size'?",

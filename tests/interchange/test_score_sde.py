@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from flax.serialization import msgpack_serialize
+from slow import slow_after
 
 from diffusion_jax.commands.import_checkpoint import configured
 from diffusion_jax.config import default_config
@@ -106,7 +107,7 @@ def flax_checkpoint(path: Path, name: str, **changes: Any) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", slow_after(2, SETTINGS))
 def test_both_formats_hold_the_same_parameters(tmp_path, name):
     file = flax_checkpoint(tmp_path, name)
     assert source_of(file) == "score_sde"
@@ -121,7 +122,7 @@ def test_both_formats_hold_the_same_parameters(tmp_path, name):
     assert np.abs(kernel).max() > 0.1
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_after(4, CONFIGS))
 def test_every_config_is_a_valid_run(name):
     config = config_of(name)
     shape = (config.image_size, config.image_size, 3)
