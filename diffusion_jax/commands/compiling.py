@@ -65,7 +65,9 @@ class Announcer:
 
         name = name.removeprefix("jit(").removesuffix(")")
         cache = jax.config.values.get("jax_compilation_cache_dir")
-        kept = f"; it is kept for the next start in {cache}" if thread in self._kept else ""
+        kept = (
+            f"; it is kept for the next start in {cache}" if cache and thread in self._kept else ""
+        )
         tqdm.write(f"compiling {NAMES.get(name, name)}, which takes a while{kept}", file=sys.stderr)
 
 

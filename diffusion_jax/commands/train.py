@@ -52,7 +52,7 @@ from diffusion_jax.training.hooks import (
     expected_hook,
     held_out_hook,
     pictures_hook,
-    profile_hook,
+    profile_hooks,
     snapshot_hook,
 )
 from diffusion_jax.training.loop import Hook, Plan, run_loop
@@ -202,6 +202,7 @@ def _hooks(
     draw: Draw,
 ) -> list[Hook]:
     fields, report = work.config.train, work.config.report
+    profile = fields.profile and Steps.ends(fields.profile)
     fingerprint = data.fingerprint(work.split)
     position = functools.partial(
         resume.describe,
@@ -222,7 +223,7 @@ def _hooks(
             after=store,
         ),
         checkpoint_hook(store, position, every=fields.checkpoint_every, after=snapshots),
-        profile_hook(fields.profile and Steps.ends(fields.profile), workdir, log),
+        *profile_hooks(profile, workdir, log, start=meter.step),
         page_hook(workdir, report.runs, report.paper, every=report.every),
     ]
 

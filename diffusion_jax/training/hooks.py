@@ -183,27 +183,38 @@ def snapshot_hook(
     return Hook(run, every, resumed=True)
 
 
-def profile_hook(steps: tuple[int, int] | None, workdir: Path, log: RunLog) -> Hook:
+def profile_hooks(
+    steps: tuple[int, int] | None, workdir: Path, log: RunLog, *, start: int
+) -> list[Hook]:
     """Writes a trace of some steps, of every process, to WORKDIR/profile; a signal ends it early.
 
     Args:
-      steps: The first and the last of them, from 2 on; None: there are none, and the hook is never due.
+      steps: The first and the last of them, from 2 on; None: there are none.
       workdir: Folder of the run.
       log: The run's log, which says how to open it.
+      start: Step that the run begins or goes on from: of steps before it there is no trace.
     """
     if steps is None:
-        return Hook(lambda state, step: None, 0)
-    first, last = steps
+        return []
+    first, last = max(steps[0], start + 1), steps[1]
+    if first > last:
+        log.say(f"train.profile: steps {steps[0]} to {last} are done already; no trace is written")
+        return []
     folder, begun = workdir / "profile", False
 
-    def run(state: TrainState, step: int) -> None:
+    def begin(state: TrainState, step: int) -> None:
+        nonlocal begun
+        begun = True
+        jax.profiler.start_trace(folder)
+
+    def end(state: TrainState, step: int) -> None:
         nonlocal begun
         if begun:
             begun = False
             jax.profiler.stop_trace()
             log.say(f"trace of steps {first} to {step}: tensorboard --logdir={folder}")
-        elif step == first - 1:
-            begun = True
-            jax.profiler.start_trace(folder)
 
-    return Hook(run, 0, stopped=True, at=(first - 1, last))
+    return [
+        Hook(begin, 0, resumed=True, at=(first - 1,)),
+        Hook(end, 0, stopped=True, at=(last,)),
+    ]
