@@ -15,6 +15,29 @@ def is_local(path: str | os.PathLike[str]) -> bool:
     return "://" not in str(path)
 
 
+# Local folders that stand for ones in a bucket while a command runs, and the addresses of these.
+_ORIGINS: dict[str, str] = {}
+
+
+def stand_in(folder: str | os.PathLike[str], address: str) -> None:
+    """Says that a local folder stands for one in a bucket.
+
+    Args:
+      folder: The local one.
+      address: That of the other.
+    """
+    _ORIGINS[os.fspath(folder)] = address.rstrip("/")
+
+
+def origin(folder: str | os.PathLike[str]) -> str | None:
+    """Returns the address of what a local folder stands for; None of any other folder.
+
+    Args:
+      folder: The local one.
+    """
+    return _ORIGINS.get(os.fspath(folder))
+
+
 def expand(path: str | os.PathLike[str]) -> str:
     """Expands a leading ~, which shells do not expand after an =.
 

@@ -112,15 +112,13 @@ def run(argv: list[str], started: float) -> int:
     if "://" not in flags.workdir:
         return _run(flags, assignments, Path(flags.workdir), started)
     _import_jax()
-    from diffusion_jax.commands.bucket_workdir import checkpoints_of, local_folder
+    from diffusion_jax.commands.bucket_workdir import local_folder
     from diffusion_jax.data.loading import default_cache_dir
 
     if MODES[flags.mode].makes_run:
         raise InputError(
             f"--mode={flags.mode} makes its run in a folder; copy that to {flags.workdir} afterwards"
         )
-    if flags.mode == "train":
-        assignments.insert(0, ("train.checkpoint_dir", checkpoints_of(flags.workdir)))
     with local_folder(flags.workdir, default_cache_dir()) as folder:
         return _run(flags, assignments, folder, started)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,18 +30,12 @@ from diffusion_jax.writing.atomic import UNFINISHED
 
 SECONDS = 30.0  # Between two looks for files that changed.
 CHECKPOINTS, COMPILED = "checkpoints", "compiled"  # Folders that are written there and not here.
-_TRIES = 3
+_PAUSES = (1.0, 5.0)  # Seconds between the tries at the end.
+_NOTE = "owner.txt"  # Process and address of a local folder, beside it.
+_MARK = ".copied"  # In the folder: without it, the folder is not what it was.
+_OF_EVERY_PROCESS = "profile"  # A folder whose files have other names in each process.
 
 _Stamp = tuple[int, int]  # Size and time of the last change in nanoseconds.
-
-
-def checkpoints_of(address: str) -> str:
-    """Returns the address of the checkpoints of a run whose workdir is in a bucket.
-
-    Args:
-      address: The workdir's.
-    """
-    return f"{address.rstrip('/')}/{CHECKPOINTS}"
 
 
 @contextlib.contextmanager
@@ -59,8 +55,7 @@ def local_folder(address: str, cache: Path) -> Iterator[Path]:
     """
     remote = addresses.resolve(address)
     try:
-        (cache / "workdirs").mkdir(parents=True, exist_ok=True)
-        parent = Path(tempfile.mkdtemp(prefix=f"{remote.name}-", dir=cache / "workdirs"))
+        parent = _new_folder(cache / "workdirs", remote.name, address)
     except OSError as error:
         raise InputError(f"cannot make a folder in {cache}: {reason(error)}") from error
     mirror = _Mirror(remote, parent / remote.name)
@@ -69,17 +64,44 @@ def local_folder(address: str, cache: Path) -> Iterator[Path]:
     except Exception as error:  # A library's own, of the bucket.
         shutil.rmtree(parent)
         raise InputError(f"cannot read --workdir={address}: {reason(error)}") from error
+    addresses.stand_in(mirror.folder, address)
     ended = threading.Event()
     thread = threading.Thread(target=mirror.push_until, args=(ended,), daemon=True)
     thread.start()
     try:
         with _named(str(mirror.folder), address.rstrip("/")):
             yield mirror.folder
-    finally:
+    except BaseException:
         ended.set()
         thread.join()
-        mirror.push_last(address)
-        shutil.rmtree(parent)
+        try:
+            mirror.push_last(address)
+        except RunError as failure:  # What stopped the command is what it reports.
+            warnings.warn(str(failure), stacklevel=1)
+        else:
+            shutil.rmtree(parent)
+        raise
+    ended.set()
+    thread.join()
+    mirror.push_last(address)
+    shutil.rmtree(parent)
+
+
+def _new_folder(folder: Path, name: str, address: str) -> Path:
+    """Makes a folder of this process, and warns of those that killed ones have left for the same address."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for note in folder.glob(f"*/{_NOTE}"):
+        with contextlib.suppress(OSError, ValueError):
+            process, _, of = note.read_text().partition(" ")
+            if of == address and not Path(f"/proc/{int(process)}").exists():
+                warnings.warn(
+                    f"a command that was killed has left {note.parent / name}, of which the last half minute may be "
+                    f"missing in {address}; it is not read, and may be deleted",
+                    stacklevel=1,
+                )
+    made = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
+    (made / _NOTE).write_text(f"{os.getpid()} {address}")
+    return made
 
 
 @contextlib.contextmanager
@@ -124,6 +146,7 @@ class _Mirror:
     def pull(self) -> None:
         """Makes the folder, a copy of the bucket's."""
         self.folder.mkdir()
+        (self.folder / _MARK).touch()
         if self._remote.exists():
             self._pull(self._remote, self.folder)
         self._pushed = self._stamps()
@@ -140,36 +163,54 @@ class _Mirror:
                 target.write_bytes(source.read_bytes())
 
     def _stamps(self) -> dict[str, _Stamp]:
+        """Returns the files and their stamps.
+
+        Raises:
+          OSError: The folder is not there, or cannot be listed: that says nothing of the bucket's files.
+        """
+        (self.folder / _MARK).stat()
         stamps = {}
-        for path in sorted(self.folder.rglob("*")):
-            name = path.relative_to(self.folder)
-            with contextlib.suppress(FileNotFoundError):  # Deleted in the meantime.
-                if (
-                    name.parts[0] not in (CHECKPOINTS, COMPILED)
-                    and path.is_file()
-                    and _counts(path)
-                ):
-                    stat = path.stat()
-                    stamps[name.as_posix()] = stat.st_size, stat.st_mtime_ns
-        return stamps
+        for folder, _, names in os.walk(self.folder, onerror=_reraise):
+            for name in names:
+                path = Path(folder) / name
+                inner = path.relative_to(self.folder)
+                with contextlib.suppress(FileNotFoundError):  # Deleted in the meantime.
+                    if inner.parts[0] not in (CHECKPOINTS, COMPILED) and _counts(path):
+                        stat = path.stat()
+                        stamps[inner.as_posix()] = stat.st_size, stat.st_mtime_ns
+        return dict(sorted(stamps.items()))
 
     def push(self) -> None:
-        """Copies what has changed since the last time, and deletes what is gone; the first process does it for all."""
-        if distributed.is_another_than_first():
-            return
-        now = self._stamps()
-        for name, stamp in now.items():
-            if self._pushed.get(name) == stamp:
+        """Copies what has changed since the last time, and deletes what is gone; the first process does it for all.
+
+        Raises:
+          Exception: The first one of those that single files raise; the other files are copied.
+        """
+        now, failures = self._stamps(), []
+        alone = distributed.is_another_than_first()
+        for name in sorted({*now, *self._pushed}):
+            if alone and not name.startswith(f"{_OF_EVERY_PROCESS}/"):
                 continue
-            with contextlib.suppress(FileNotFoundError):
-                contents = (self.folder / name).read_bytes()
-                target = self._remote / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(contents)
-                self._pushed[name] = stamp
-        for name in [name for name in self._pushed if name not in now]:
-            (self._remote / name).unlink(missing_ok=True)
+            if self._pushed.get(name) == now.get(name):
+                continue
+            try:
+                self._push(name, now.get(name))
+            except Exception as error:  # A library's own, of the bucket.
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def _push(self, name: str, stamp: _Stamp | None) -> None:
+        target = self._remote / name
+        if stamp is None:
+            target.unlink(missing_ok=True)
             del self._pushed[name]
+            return
+        with contextlib.suppress(FileNotFoundError):
+            contents = (self.folder / name).read_bytes()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(contents)
+            self._pushed[name] = stamp
 
     def push_until(self, ended: threading.Event) -> None:
         """Does so every `SECONDS`, and warns once of a failure; the next time may succeed."""
@@ -187,15 +228,20 @@ class _Mirror:
 
     def push_last(self, address: str) -> None:
         """Does so at the end, with a few tries; what stays here is named."""
-        for attempt in range(_TRIES):
+        for pause in (*_PAUSES, None):
             try:
                 return self.push()
             except Exception as error:
-                if attempt == _TRIES - 1:
+                if pause is None:
                     raise RunError(
                         f"cannot write to --workdir={address}: {reason(error)}; what is missing there is in "
                         f"{self.folder}"
                     ) from error
+                time.sleep(pause)
+
+
+def _reraise(error: OSError) -> None:
+    raise error
 
 
 def _counts(path: Path) -> bool:

@@ -14,7 +14,13 @@ from diffusion_jax.planning.chips import Chip
 from diffusion_jax.planning.costs import Cost, cost
 from diffusion_jax.planning.fit import Attempt
 from diffusion_jax.planning.program import Compiled
-from diffusion_jax.planning.roofline import Roofline, estimate, gflop_per_image, roofline
+from diffusion_jax.planning.roofline import (
+    Roofline,
+    estimate,
+    gflop_per_image,
+    kernel_seconds,
+    roofline,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +145,7 @@ def _figures(step: Compiled, planned: Planned) -> dict[str, Any]:
         "gflop_per_image": gflop_per_image(step, config.train.batch_size),
         "bytes_accessed": step.bytes_accessed,
         "cycles": step.cycles,
+        "kernels": step.kernels._asdict(),
         "expected_seconds": chip and estimate(step, chip),
         "collectives": {kind: moved._asdict() for kind, moved in step.collectives.items()},
         "unknown_loops": step.unknown_loops,
@@ -225,4 +232,11 @@ def _speed(step: Compiled, chip: Chip, config: ConfigDict) -> list[str]:
             f"the compiler expects {1e3 * seconds:.3f} ms, one operation after the other ({most}) and "
             f"without what is sent: {config.train.batch_size / seconds:.0f} images/s"
         )
+        if step.kernels.counted:
+            rows.append(
+                f"  of it {1e3 * kernel_seconds(step, chip):.3f} ms are {step.kernels.counted} kernels at the peak of "
+                "matrix products"
+            )
+        if step.kernels.uncounted:
+            rows.append(f"  without {step.kernels.uncounted} custom calls, whose work is not known")
     return rows

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import config as config_lib
+from diffusion_jax.addresses import origin
 from diffusion_jax.errors import InputError, reason
 from diffusion_jax.reading import json_text, metrics_rows
 from diffusion_jax.reading.npz import read_npz
@@ -55,7 +56,8 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         """Whether there can be a checkpoint to draw from."""
         folder = self.path / "checkpoints"
-        return bool(self.fields.get("train.checkpoint_dir")) or any(folder.glob("*"))
+        elsewhere = bool(self.fields.get("train.checkpoint_dir")) or origin(self.path) is not None
+        return elsewhere or any(folder.glob("*"))
 
     def result(self, mode: str) -> dict[str, Any]:
         """Returns results/<mode>.json; empty if there is none."""

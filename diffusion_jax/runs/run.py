@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as config_lib, data
-from diffusion_jax.addresses import expand, is_local
+from diffusion_jax.addresses import expand, is_local, origin
 from diffusion_jax.checkpoints.store import CheckpointStore
 from diffusion_jax.errors import InputError, RunError
 from diffusion_jax.experiment import build
@@ -102,7 +102,8 @@ def checkpoint_folder(workdir: Path, checkpoint_dir: str | None) -> str | Path:
       InputError: The path is relative, and so depends on where the command is started.
     """
     if checkpoint_dir is None:
-        return workdir / "checkpoints"
+        address = origin(workdir)
+        return f"{address}/checkpoints" if address else workdir / "checkpoints"
     checkpoint_dir = expand(checkpoint_dir)
     if not is_local(checkpoint_dir):
         return checkpoint_dir

@@ -32,6 +32,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     for module in ("addresses", "checkpoints.store", "commands.bucket_workdir.addresses"):
         monkeypatch.setattr(f"diffusion_jax.{module}.resolve", resolve)
+    monkeypatch.setattr(bucket_workdir, "_PAUSES", (0.0, 0.0))
     monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path / "cache"))
     folder.mkdir()
     return folder / "runs" / "tiny"
@@ -56,9 +57,12 @@ def test_a_run_is_trained_continued_and_sampled_on_machines_that_know_its_addres
     steps = [row["step"] for row in read_rows(bucket / "metrics.jsonl") if "loss" in row]
     assert steps == [3, 6, 9]
     new_machine(tmp_path)
-    drawn = run("--mode=sample", f"--workdir={ADDRESS}", "--config.sampler.num_steps=2")
+    # A copy of the bucket's folder is a run of its own.
+    bucket.rename(bucket.with_name("moved"))
+    moved = f"{ADDRESS.rpartition('/')[0]}/moved"
+    drawn = run("--mode=sample", f"--workdir={moved}", "--config.sampler.num_steps=2")
     assert drawn.status == 0, drawn.err
-    assert list((bucket / "samples").glob("*/grid.png"))
+    assert list((bucket.with_name("moved") / "samples").glob("*/grid.png"))
 
 
 def test_files_are_copied_whole_when_they_have_changed_and_deleted_when_they_are_gone(
@@ -69,7 +73,7 @@ def test_files_are_copied_whole_when_they_have_changed_and_deleted_when_they_are
     (bucket / "checkpoints").mkdir()
     (bucket / "checkpoints" / "large").write_text("large")
     with bucket_workdir.local_folder(ADDRESS, tmp_path / "cache") as folder:
-        assert {p.name for p in folder.rglob("*")} == {"deep", "old"}
+        assert {p.name for p in folder.rglob("*")} == {".copied", "deep", "old"}
         (folder / "deep" / "old").unlink()
         (folder / "new").write_text("new")
         for name in ("lock.json", ".probe-1", "grid.png.part"):
@@ -104,6 +108,54 @@ def test_a_bucket_that_cannot_be_written_is_an_error_that_says_where_the_files_a
         bucket.write_text("a file, where there should be a folder")
     (left,) = (tmp_path / "cache" / "workdirs").glob("*/*/new")
     assert left.read_text() == "new"
+
+
+def test_a_folder_that_is_gone_deletes_nothing_in_the_bucket(bucket: Path, tmp_path: Path):
+    bucket.mkdir(parents=True)
+    (bucket / "config.json").write_text("{}")
+    with (
+        pytest.raises(RunError, match="cannot write to"),
+        bucket_workdir.local_folder(ADDRESS, tmp_path / "cache") as folder,
+    ):
+        shutil.rmtree(folder)
+    assert (bucket / "config.json").read_text() == "{}"
+
+
+def test_what_stopped_a_command_is_reported_even_if_the_bucket_cannot_be_written(
+    bucket: Path, tmp_path: Path
+):
+    with (
+        pytest.warns(UserWarning, match=f"cannot write to --workdir={ADDRESS}"),
+        pytest.raises(KeyError, match="the command's own"),
+        bucket_workdir.local_folder(ADDRESS, tmp_path / "cache") as folder,
+    ):
+        (folder / "new").write_text("new")
+        bucket.parent.mkdir()
+        bucket.write_text("a file, where there should be a folder")
+        raise KeyError("the command's own")
+
+
+def test_one_file_that_cannot_be_written_keeps_no_other_from_it(bucket: Path, tmp_path: Path):
+    bucket.mkdir(parents=True)
+    with (
+        pytest.raises(RunError),
+        bucket_workdir.local_folder(ADDRESS, tmp_path / "cache") as folder,
+    ):
+        (bucket / "a").mkdir()
+        (folder / "a").write_text("where a folder is")
+        (folder / "b").write_text("whole")
+    assert (bucket / "b").read_text() == "whole"
+
+
+def test_a_folder_that_a_killed_command_left_is_named(bucket: Path, tmp_path: Path):
+    left = tmp_path / "cache" / "workdirs" / "tiny-old"
+    left.mkdir(parents=True)
+    (left / "owner.txt").write_text(f"999999999 {ADDRESS}")
+    with (
+        pytest.warns(UserWarning, match=f"has left {left / 'tiny'}"),
+        bucket_workdir.local_folder(ADDRESS, tmp_path / "cache"),
+    ):
+        pass
 
 
 def test_an_import_and_other_addresses_are_refused(bucket: Path):
