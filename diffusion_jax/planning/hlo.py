@@ -21,6 +21,10 @@ _ON_CHIP = re.compile(
 _REFERENCE = re.compile(r"%([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_KERNEL_FLOPS = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+# Custom calls of XLA's TPU backend that name memory or assert something, and do nothing.
+_DO_NOTHING = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast")
 
 
 class Instruction(NamedTuple):
@@ -202,6 +206,39 @@ def cycles(module: Module) -> dict[str, int]:
             if found := _CYCLES.search(instruction.attributes):
                 expected[instruction.opcode] += times[name] * int(found[1])
     return dict(expected.most_common())
+
+
+class Kernels(NamedTuple):
+    """Custom calls, of which the TPU compiler expects no cycles; those in loops as often as they run.
+
+    Attributes:
+      flops: Operations of those whose kernel states them.
+      counted: Number of these.
+      uncounted: Number of those that state nothing.
+    """
+
+    flops: int
+    counted: int
+    uncounted: int
+
+
+def kernels(module: Module) -> Kernels:
+    """Returns what a program's custom calls say of themselves.
+
+    Args:
+      module: A program.
+    """
+    times, _ = repeats(module)
+    found = Counter[str]()
+    for name, instructions in module.computations.items():
+        for instruction in instructions:
+            target = _TARGET.search(instruction.attributes)
+            if instruction.opcode != "custom-call" or (target and target[1] in _DO_NOTHING):
+                continue
+            stated = _KERNEL_FLOPS.search(instruction.attributes)
+            found["counted" if stated else "uncounted"] += times[name]
+            found["flops"] += times[name] * int(stated[1]) if stated else 0
+    return Kernels(found["flops"], found["counted"], found["uncounted"])
 
 
 def _fused(module: Module) -> set[str]:

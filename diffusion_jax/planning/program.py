@@ -41,6 +41,7 @@ class Compiled:
       flops: XLA's count of operations, including repetitions in loops.
       bytes_accessed: Bytes read and written, likewise, except for arrays that stay on the chip.
       cycles: Cycles by opcode that the TPU compiler expects, including repetitions; empty for other devices.
+      kernels: Custom calls of a TPU's program, of which no cycles are expected; of other devices nothing is counted.
       collectives: Traffic by kind of collective.
       unknown_loops: Number of loops with an unknown trip count, which are counted once.
       seconds: Seconds to trace and compile it, or to load it from JAX's cache.
@@ -62,6 +63,7 @@ class Compiled:
     unknown_loops: int
     seconds: float
     lowered: bool = False
+    kernels: hlo.Kernels = hlo.Kernels(0, 0, 0)
 
     @property
     def total(self) -> int:
@@ -99,7 +101,7 @@ def compile_step(training: Training, batch: DeviceBatch) -> Compiled:
     seconds = time.monotonic() - started
     template, memory = training.template, compiled.memory_analysis()
     costs, module = compiled.cost_analysis() or {}, hlo.parse(compiled.as_text())
-    again = hlo.factors(module)
+    again, cycles = hlo.factors(module), hlo.cycles(module)
     return Compiled(
         mesh=dict(training.mesh.shape),
         num_parameters=num_parameters(template),
@@ -111,10 +113,11 @@ def compile_step(training: Training, batch: DeviceBatch) -> Compiled:
         code=memory.generated_code_size_in_bytes,
         flops=costs.get("flops", 0.0) * again.flops,
         bytes_accessed=costs.get("bytes accessed", 0.0) * again.bytes,
-        cycles=hlo.cycles(module),
+        cycles=cycles,
         collectives=traffic(module),
         unknown_loops=again.unknown,
         seconds=seconds,
+        kernels=hlo.kernels(module) if cycles else hlo.Kernels(0, 0, 0),
     )
 
 

@@ -47,8 +47,23 @@ def roofline(step: Compiled, chip: Chip, dtype: str) -> Roofline:
 
 
 def estimate(step: Compiled, chip: Chip) -> float | None:
-    """Returns the TPU compiler's estimate of a step in seconds, with operations in sequence; None: unknown."""
-    return sum(step.cycles.values()) / chip.clock if step.cycles and chip.clock else None
+    """Returns the TPU compiler's estimate of a step in seconds, with operations in sequence; None: unknown.
+
+    Kernels, of which it expects nothing, are added at the peak of matrix products.
+    """
+    if not (step.cycles and chip.clock):
+        return None
+    return sum(step.cycles.values()) / chip.clock + kernel_seconds(step, chip)
+
+
+def kernel_seconds(step: Compiled, chip: Chip) -> float:
+    """Returns the least time of the kernels that state their operations.
+
+    Args:
+      step: The compiled step.
+      chip: Peak performance of each device.
+    """
+    return step.kernels.flops / chip.flops["bfloat16"]
 
 
 def gflop_per_image(step: Compiled, batch_size: int) -> float:

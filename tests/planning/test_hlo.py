@@ -113,6 +113,21 @@ def test_expected_cycles_count_as_often_as_their_loops_run_and_not_within_a_fusi
     assert hlo.cycles(hlo.parse(LOOPS)) == {}
 
 
+def test_kernels_are_counted_by_what_they_state_and_as_often_as_their_loops_run():
+    stated = (
+        ', custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"flops":"50"}}'
+    )
+    text = LOOPS.replace("all-reduce(%x)", f"custom-call(%x){stated}", 1)
+    unknown = 'custom-call(%y), custom_call_target="__flash"'
+    none = 'custom-call(), custom_call_target="AllocateBuffer"'
+    head, entry, tail = text.partition("ENTRY")
+    line, rest = tail.split("\n", 1)
+    added = f"\n  %k1 = f32[8] {unknown}\n  %k2 = f32[8] {none}\n"
+    found = hlo.kernels(hlo.parse(head + entry + line + added + rest))
+    assert found == hlo.Kernels(flops=3 * 5 * 50, counted=15, uncounted=1)
+    assert hlo.kernels(hlo.parse(LOOPS)) == hlo.Kernels(0, 0, 0)
+
+
 @pytest.mark.parametrize(
     "shape, size",
     [

@@ -9,6 +9,7 @@ from diffusion_jax.config import default_config
 from diffusion_jax.experiment.planning import planned_training
 from diffusion_jax.planning.chips import CHIPS, Chip
 from diffusion_jax.planning.collectives import Traffic
+from diffusion_jax.planning.hlo import Kernels
 from diffusion_jax.planning.program import Compiled, compile_step
 from diffusion_jax.planning.roofline import estimate, gflop_per_image, roofline
 
@@ -97,6 +98,9 @@ def test_expected_cycles_take_time_by_a_tpus_clock():
         is None
     )
     assert estimate(step_of(), CHIPS["TPU v5e"]) is None
+    # A kernel takes its operations at the peak, 197 TFLOP/s, at least.
+    step = step_of(cycles={"fusion": 3_000_000}, kernels=Kernels(197_000_000_000, 2, 0))
+    assert estimate(step, CHIPS["TPU v5e"]) == pytest.approx(3e-3, rel=0.01)
 
 
 def test_the_ridge_of_each_chip_is_where_its_makers_figures_put_it():
