@@ -20,8 +20,9 @@ from diffusion_jax.ops.linear import Arrays, linear_map
 from diffusion_jax.ops.operation import implement, varying_alike
 
 # Tiles of bfloat16 in the vector memory, of which the kernels' blocks are whole numbers; and pixels of an image whose
-# logits, weights and their gradients fit there.
-ROWS, LANES, MOST_PIXELS = 16, 128, 512
+# logits, weights and their gradients fit there, with channels whose matrices and gradients do. By libtpu's compiler for
+# v5e, 512 x 512 fits, and 256 x 768 does not.
+ROWS, LANES, MOST_PIXELS, MOST_CHANNELS = 16, 128, 512, 512
 
 
 def merged_attention(
@@ -49,7 +50,8 @@ def fits(x: Float[Array, "b n c"]) -> bool:
     """
     pixels, channels = x.shape[1:]
     whole = pixels % ROWS == 0 and channels % LANES == 0
-    return x.dtype == jnp.bfloat16 and whole and pixels <= MOST_PIXELS
+    small = pixels <= MOST_PIXELS and channels <= MOST_CHANNELS
+    return x.dtype == jnp.bfloat16 and whole and small
 
 
 def _by_products(x: Array, a: Array, offset: Array, u: Array) -> Array:

@@ -102,6 +102,7 @@ def test_tpus_get_the_kernels_and_other_platforms_products():
         (64, 96, jnp.bfloat16),
         (49, 128, jnp.bfloat16),
         (1024, 128, jnp.bfloat16),
+        (64, 640, jnp.bfloat16),
     ],
 )
 def test_what_the_kernels_do_not_take_goes_by_products(pixels, channels, dtype):
