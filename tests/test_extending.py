@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from slow import slow
+from slow import slow, slow_after
 
 import diffusion_jax as dj
 from diffusion_jax import data
@@ -248,7 +248,7 @@ OTHERS = (*OTHERS, "Metrics of images", "Features")
 
 @pytest.mark.parametrize(
     ("heading", "name"),
-    [("Flax Linen", "conv"), slow("Flax NNX", "nnx"), slow("Equinox", "equinox")],
+    [slow("Flax Linen", "conv"), slow("Flax NNX", "nnx"), slow("Equinox", "equinox")],
 )
 def test_all_of_them_together_are_choices_of_the_command(
     heading: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -317,7 +317,7 @@ CHECKS: dict[str, Callable[[Namespace], None]] = {
 }
 
 
-@pytest.mark.parametrize("heading", CHECKS)
+@pytest.mark.parametrize("heading", slow_after(4, CHECKS))
 def test_a_block_runs_and_does_what_the_page_says(heading: str) -> None:
     CHECKS[heading](run(heading))
 

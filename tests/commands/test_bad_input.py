@@ -474,6 +474,7 @@ def test_a_run_whose_learning_rate_decays_is_made_longer_only_by_allowing_it(
     assert train(3, "--allow_config_change").status == 0
 
 
+@pytest.mark.slow
 def test_a_resume_on_other_images_is_refused_unless_changes_are_allowed(
     tiny: Path, tmp_path: Path
 ) -> None:

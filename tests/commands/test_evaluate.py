@@ -143,6 +143,7 @@ def test_options_reach_the_bound_and_the_figures_before_them_stay(copied: Path) 
 ODE = ["--config.eval.metrics=ode_bpd", "--config.eval.num_images=5", "--config.eval.rtol=1e-3"]
 
 
+@pytest.mark.slow
 def test_exact_bits_are_those_of_the_library_whatever_the_batch_size(copied: Path) -> None:
     flags = ["--mode=evaluate", f"--workdir={copied}", *ODE, "--config.eval.num_dequantizations=2"]
     outcome = run(*flags, "--config.eval.batch_size=4", "--config.eval.num_probes=2")

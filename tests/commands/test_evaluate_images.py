@@ -320,6 +320,7 @@ def test_statistics_of_other_features_or_another_resize_are_refused(
 SWEEP = "sampler.name=ddim,ancestral; sample.seed=0,1"
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_every_combination_and_compiles_once_a_solver(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

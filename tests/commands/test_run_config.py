@@ -140,6 +140,7 @@ def sample(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return sample
 
 
+@pytest.mark.slow
 def test_the_workdir_alone_continues_a_run_with_its_own_config(
     trained: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from run_folders import PROVENANCE, write_json, write_rest, write_training
+from slow import slow_after
 
 from diffusion_jax import recipes
 from diffusion_jax.report.album import Album
@@ -87,7 +88,7 @@ def replaced(value: Any, path: tuple[Any, ...], by: Any) -> Any:
     return made
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "sweep", "plan", "config"])
+@pytest.mark.parametrize("name", slow_after(2, ["train", "evaluate", "sweep", "plan", "config"]))
 def test_no_value_of_a_result_keeps_the_page_from_being_written(name: str, run: Path) -> None:
     """Parts evenly over the file are of other kinds, of which a fifth are tried at each."""
     path = run / "config.json" if name == "config" else run / "results" / f"{name}.json"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from slow import slow_after
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.models.networks import PRESETS, UNet, as_functions, count_parameters, preset
@@ -107,7 +108,7 @@ def base() -> Any:
     return params, np.asarray(tiny().apply(params, X, T, LABELS))
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", slow_after(6, CHANGES))
 def test_each_option_changes_the_parameters_as_it_says_and_the_output(name, base):
     options, added, removed = CHANGES[name]
     model, before = tiny(**options), usual_shapes()
@@ -291,7 +292,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", slow_after(4, PRESETS))
 def test_presets_have_the_numbers_of_parameters_of_the_published_networks(name):
     size, classes, outputs, expected = SIZES[name]
     module = UNet(**preset(name), num_classes=classes, out_channels=outputs)
