@@ -208,6 +208,20 @@ def cycles(module: Module) -> dict[str, int]:
     return dict(expected.most_common())
 
 
+def product_flops(module: Module) -> int:
+    """Returns the operations of all matrix products and convolutions, two a multiplication, loops repeated.
+
+    Args:
+      module: A program, compiled or not.
+    """
+    times, total = repeats(module).times, 0
+    for name, instructions in module.computations.items():
+        shapes = {instruction.name: instruction.shape for instruction in instructions}
+        count = sum(_products(instruction, shapes) for instruction in instructions)
+        total += 2 * times[name] * count
+    return total
+
+
 class Kernels(NamedTuple):
     """Custom calls, of which the TPU compiler expects no cycles; those in loops as often as they run.
 
@@ -271,21 +285,39 @@ def _moved(instruction: Instruction, shapes: dict[str, str], in_memory: bool) ->
 
 
 def _products(instruction: Instruction, shapes: dict[str, str]) -> int:
-    """Returns the number of multiplications in a matrix product or convolution, including padding."""
+    """Returns the multiplications of a matrix product or convolution, without those by zeros that it puts in."""
     if instruction.opcode not in ("dot", "convolution"):
         return 0
     left, right = (
         arrays(shapes.get(name, ""))[0][1] for name in _REFERENCE.findall(instruction.operands)[:2]
     )
-    outputs = math.prod(arrays(instruction.shape)[0][1])
-    attributes = instruction.attributes
+    output, attributes = arrays(instruction.shape)[0][1], instruction.attributes
     if instruction.opcode == "dot":
-        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", attributes)
-        return outputs * math.prod(left[int(axis)] for axis in axes[1].split(",")) if axes else 0
-    labels = re.search(r"dim_labels=\w+_(\w+)->", attributes)
-    window = re.search(r"window=\{size=([\dx]+)", attributes)
-    pixels = math.prod(map(int, window[1].split("x"))) if window else 1
-    return outputs * pixels * (right[labels[1].index("i")] if labels else 1)
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]+)\}", attributes)
+        summed = [left[int(axis)] for axis in axes[1].split(",")] if axes else [0]
+        return math.prod(output) * math.prod(summed)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
+    if labels is None:
+        return 0
+    window = re.search(r"window=\{(.*?)\}", attributes)
+    fields = [part.partition("=")[::2] for part in window[1].split()] if window else []
+    products = right[labels[2].index("i")]
+    for size, label in zip(output, labels[3], strict=True):
+        if label.isdigit():
+            along = {name: values.split("x")[int(label)] for name, values in fields}
+            products *= _taps(left[labels[1].index(label)], size, along)
+        else:
+            products *= size
+    return products
+
+
+def _taps(inputs: int, outputs: int, window: dict[str, str]) -> int:
+    """Returns how many pairs of an output and a tap of the window meet an input, along one axis."""
+    size, stride = int(window.get("size", 1)), int(window.get("stride", 1))
+    spread, gap = int(window.get("lhs_dilate", 1)), int(window.get("rhs_dilate", 1))
+    low = int(window.get("pad", "0_0").rpartition("_")[0])
+    places = (output * stride + tap * gap - low for output in range(outputs) for tap in range(size))
+    return sum(place % spread == 0 and 0 <= place // spread < inputs for place in places)
 
 
 def _trips(module: Module, loop: Instruction) -> int | None:

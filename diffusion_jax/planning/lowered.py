@@ -58,12 +58,15 @@ def lower_step(training: Training, batch: DeviceBatch, mesh: jax.sharding.Abstra
 
 
 def count_flops(lowered: Any) -> tuple[float, int]:
-    """Returns the operations of a program, loops repeated, and the number of loops of unknown length, counted once.
+    """Returns the operations of a program's products, and the number of loops of unknown length, counted once.
+
+    They are those of matrix products, convolutions and kernels, which peaks of chips are for; loops are repeated. They
+    are read from the program, since JAX analyzes its cost for the CPU's backend alone.
 
     Args:
       lowered: A `jax.stages.Lowered`. Of a program for several devices, a part inside `jax.shard_map` counts as one
         device's.
     """
-    text = lowered.compiler_ir(dialect="hlo").as_hlo_module().to_string()
-    again = hlo.factors(hlo.parse(text))
-    return (lowered.cost_analysis() or {}).get("flops", 0.0) * again.flops, again.unknown
+    module = hlo.parse(lowered.compiler_ir(dialect="hlo").as_hlo_module().to_string())
+    flops = hlo.product_flops(module) + hlo.kernels(module).flops
+    return float(flops), hlo.repeats(module).unknown

@@ -14,8 +14,8 @@ class RowFigures:
 
     Attributes:
       learning_rate: k -> learning rate of step k, counted from 0.
-      count_flops: () -> operations of a step, over all devices; 0 where they cannot be counted. It is called once, for
-        the first row. None: they are not wanted.
+      count_flops: () -> operations of a step, over all devices. It is called once, for the first row. None: they are
+        not wanted.
       peak: FLOP/s that all devices have together.
     """
 
@@ -40,9 +40,9 @@ class RowFigures:
         if self.count_flops is not None:
             if self._flops is None:
                 self._flops = self.count_flops()
-            flops = steps_per_sec and self._flops and self._flops * steps_per_sec
-            figures["tflops"] = flops / 1e12 if flops else None
-            figures["mfu"] = flops / self.peak if flops else None
+            flops = steps_per_sec and self._flops * steps_per_sec
+            figures["tflops"] = flops and flops / 1e12
+            figures["mfu"] = flops and flops / self.peak
         if (used := peak_memory()) is not None:
             figures["device_memory"] = used
         return figures

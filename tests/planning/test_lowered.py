@@ -22,7 +22,31 @@ def test_loops_are_repeated_and_a_function_counts_at_each_call():
 
     lowered = jax.jit(function).lower(jax.ShapeDtypeStruct((SIZE, SIZE), jnp.float32))
     flops, unknown = count_flops(lowered)
-    assert unknown == 0 and flops == pytest.approx(10 * PRODUCT, rel=0.02)
+    assert unknown == 0 and flops == 10 * PRODUCT
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (-1, 3))])
+@pytest.mark.parametrize("spread, gap", [(1, 1), (2, 1), (1, 2)])
+def test_zeros_around_and_between_pixels_are_not_counted(stride, padding, spread, gap):
+    """As XLA's analysis of the CPU's programs counts convolutions."""
+    if isinstance(padding, str) and spread > 1:
+        padding = ((2, 2), (2, 2))  # JAX has no padding by name of spread images.
+
+    def gradients(x, w):
+        def convolve(x, w):
+            return jax.lax.conv_general_dilated(
+                *(x, w, (stride, stride), padding, (spread, spread), (gap, gap)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+
+        y, pullback = jax.vjp(convolve, x, w)
+        return pullback(y)
+
+    shapes = (2, 7, 6, 3), (3, 2, 3, 5)
+    lowered = jax.jit(gradients).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
+    expected = (lowered.cost_analysis() or {})["flops"]
+    assert count_flops(lowered) == (expected, 0)
 
 
 def test_gpus_share_the_operations_and_the_state_is_divided():
