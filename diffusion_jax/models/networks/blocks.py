@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -36,17 +36,14 @@ ALL_SIDES = ((1, 1), (1, 1))
 PIXELS_WORTH_MERGING = 4
 
 
-def resized(x: Parts, resize: Resize | None, fir: Sequence[float | int]) -> Any:
-    """Returns images halved, doubled or as they are; see `ops.resample`.
+def resized(x: Float[Array, "b h w c"], resize: Resize, fir: Sequence[float | int]) -> Array:
+    """Returns images halved or doubled; see `ops.resample`.
 
     Args:
-      x: Images, NHWC; in parts only if they stay as they are.
-      resize: "halve", "double", or None for neither.
+      x: Images, NHWC.
+      resize: "halve" or "double".
       fir: Taps of the filter; empty: none.
     """
-    if resize is None:
-        return x
-    assert not isinstance(x, tuple)
     return halve(x, fir) if resize == "halve" else double(x, fir)
 
 
@@ -87,17 +84,19 @@ class ResBlock(nn.Module):
         h = self.norm(swish=True, name="norm1")(x)
         # Repeating the pixels and the convolution after it are one operation.
         doubled = self.resize == "double" and not self.fir
-        if not doubled:
-            h = resized(h, self.resize, self.fir)
+        before = None if doubled else self.resize
+        if before is not None:
+            h = resized(joined(h), before, self.fir)
         conv1 = Conv(self.features, doubled=doubled, dtype=self.dtype, name="conv1")
         h = self._modulated(*conv1.without_bias(h), emb)
         h = Dropout(self.dropout, name="dropout")(h, dropout_keys)
         h = Conv(self.features, kernel_init=zero_init, dtype=self.dtype, name="conv2")(h)
         # The linear map of a pixel may precede its repetition: a quarter of the work.
-        x = x if doubled else resized(x, self.resize, self.fir)
+        if before is not None:
+            x = resized(joined(x), before, self.fir)
         if sum(sizes_of(x)) != self.features or self.project:
             x = Dense(self.features, dtype=self.dtype, name="shortcut")(x)
-        shortcut: Array = resized(joined(x), "double", ()) if doubled else joined(x)
+        shortcut = resized(joined(x), "double", ()) if doubled else joined(x)
         return summed(shortcut.astype(self.dtype), h, self.rescale)
 
     def _modulated(
