@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
-# "triple32" of Wellons's hash-prospector, an invertible mixer: each input bit flips each output bit with probability
-# 1/2 +- 0.0001. One of two multiplications showed correlations between rows of an image.
+# "triple32" of Wellons's hash-prospector, an invertible mixer. One of two multiplications showed correlations between
+# rows of an image.
 _SHIFTS, _FACTORS = (17, 11, 15, 14), (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB)
 
 

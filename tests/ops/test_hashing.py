@@ -54,7 +54,7 @@ def test_the_bits_of_an_array_depend_on_its_words_alone(words, bits):
 
 
 def test_it_is_the_published_mixer():
-    """triple32(1) by Wellons's own table of the first values, with a second word of zero."""
+    """Of a second word of zero, "triple32" as Wellons gives it, in integers of any length."""
     mixed = int(random_bits(jnp.asarray([[1, 0]], jnp.uint32), (1,))[0, 0])
     x = 1
     for shift, factor in ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB)):
