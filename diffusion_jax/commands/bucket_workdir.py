@@ -181,15 +181,17 @@ class _Mirror:
         return dict(sorted(stamps.items()))
 
     def push(self) -> None:
-        """Copies what has changed since the last time, and deletes what is gone; the first process does it for all.
+        """Copies what has changed since the last time, and deletes what is gone.
+
+        The first of several processes does it for all, but for files that each of them writes.
 
         Raises:
           Exception: The first one of those that single files raise; the other files are copied.
         """
         now, failures = self._stamps(), []
-        alone = distributed.is_another_than_first()
+        is_another = distributed.is_another_than_first()
         for name in sorted({*now, *self._pushed}):
-            if alone and not name.startswith(f"{_OF_EVERY_PROCESS}/"):
+            if is_another and not name.startswith(f"{_OF_EVERY_PROCESS}/"):
                 continue
             if self._pushed.get(name) == now.get(name):
                 continue
